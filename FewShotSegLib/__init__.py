@@ -1,0 +1,81 @@
+"""Few-shot segmentation of medical volumes: adapt a promptable model to a few annotated slices, on your own computer.
+
+    from FewShotSegLib import load_volume, load_exemplar, load_adapter
+
+Importing this package loads neither torch nor SimpleITK: Slicer imports every module at start, and torch may be absent.
+The names below are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .adapter import Adapter, load_adapter, save_adapter
+    from .errors import Cancelled, InputError
+    from .exemplar import Exemplar, load_exemplar
+    from .job import Job
+    from .pipeline import run
+    from .progress import Progress
+    from .prompt import Prompt, load_prompts
+    from .volume import Labelmap, Volume, load_labelmap, load_volume, save_labelmap, save_volume
+
+# Public name -> module that defines it.
+_HOME = {
+    "Adapter": "adapter",
+    "Cancelled": "errors",
+    "Exemplar": "exemplar",
+    "InputError": "errors",
+    "Job": "job",
+    "Labelmap": "volume",
+    "Progress": "progress",
+    "Prompt": "prompt",
+    "Volume": "volume",
+    "load_adapter": "adapter",
+    "load_exemplar": "exemplar",
+    "load_labelmap": "volume",
+    "load_prompts": "prompt",
+    "load_volume": "volume",
+    "run": "pipeline",
+    "save_adapter": "adapter",
+    "save_labelmap": "volume",
+    "save_volume": "volume",
+}
+
+__all__ = [
+    "Adapter",
+    "Cancelled",
+    "Exemplar",
+    "InputError",
+    "Job",
+    "Labelmap",
+    "Progress",
+    "Prompt",
+    "Volume",
+    "__version__",
+    "load_adapter",
+    "load_exemplar",
+    "load_labelmap",
+    "load_prompts",
+    "load_volume",
+    "run",
+    "save_adapter",
+    "save_labelmap",
+    "save_volume",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,230 @@
+"""The words of the command line, and the jobs they mean. No torch: help and mistakes are answered at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .exemplar import parse_exemplar
+from .job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
+from .version import __version__
+
+DEMO_OUT = "demo-output"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands but `benchmark`, whose words go to the benchmark itself."""
+    top = argparse.ArgumentParser(
+        prog="fewshotseg",
+        description="Adapt a promptable segmentation model to a few annotated slices, and segment with it.",
+        epilog="Exit codes: 0 done, 1 defect of this program, 2 bad input, 130 cancelled.",
+    )
+    top.add_argument("--version", action="version", version=f"fewshotseg {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print progress and result as JSON lines")
+    work = argparse.ArgumentParser(add_help=False, parents=[common])
+    work.add_argument("--seed", type=_whole, default=0, metavar="N", help="the same seed gives the same result (0)")
+    work.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one"
+    )
+    _add_adapt(commands, work)
+    _add_segment(commands, work)
+    _add_evaluate(commands, common)
+    job = commands.add_parser("job", parents=[common], help="run a job file (JSON)")
+    job.add_argument("file", metavar="JOB.json")
+    job.add_argument("--keep-best", action="store_true", help="Ctrl-C ends training and keeps the best so far")
+    _add_models(commands, common)
+    show = commands.add_parser("show", parents=[common], help="print what is in an adapter")
+    show.add_argument("adapter", metavar="ADAPTER")
+    demo = commands.add_parser("demo", parents=[common], help="synthetic patients, three annotated slices, a report")
+    demo.add_argument("--out", default=DEMO_OUT, metavar="DIR", help=f"where everything goes ({DEMO_OUT})")
+    demo.add_argument("--seed", type=_whole, default=0, metavar="N")
+    commands.add_parser("benchmark", help="accuracy | speed: measure on this computer; see benchmark accuracy --help")
+    return top
+
+
+def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
+    adapt = commands.add_parser(
+        "adapt", parents=[work], help="make an adapter from annotated slices",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='example: fewshotseg adapt --exemplar "ct.nrrd=ct.seg.nrrd@k:40,52,61" --out organs.safetensors',
+    )  # fmt: skip
+    adapt.add_argument("--method", default="lora", help="method of adaptation (lora)")
+    adapt.add_argument(
+        "--exemplar", action="append", required=True, metavar="IMAGE=LABELMAP[@AXIS:K,K,...]", dest="exemplars",
+        help="an annotated case; @k:12,14 says which slices are complete, @k:all that all are; may be repeated",
+    )  # fmt: skip
+    adapt.add_argument(
+        "--structures", type=structures_from, metavar="6=liver,1=spleen", help="labels to use, and names"
+    )
+    adapt.add_argument("--resample", action="store_true", help="bring labelmaps of another grid onto the image")
+    adapt.add_argument("--base", default="bundled", metavar="MODEL", help="bundled, vit_b, ..., or a file")
+    adapt.add_argument("--recipe", nargs="+", default=[], metavar="FILE|KEY=VALUE", help="options that differ")
+    adapt.add_argument("--warm-start", metavar="ADAPTER", help="an adapter to go on from")
+    adapt.add_argument("--max-seconds", type=float, metavar="N", help="stop then and keep the best")
+    adapt.add_argument("--keep-best", action="store_true", help="Ctrl-C ends training and keeps the best so far")
+    adapt.add_argument("--out", required=True, metavar="ADAPTER.safetensors")
+
+
+def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
+    segment = commands.add_parser("segment", parents=[work], help="segment images with an adapter, prompts, or both")
+    segment.add_argument("images", nargs="+", metavar="IMAGE")
+    segment.add_argument("--adapter", metavar="ADAPTER")
+    segment.add_argument("--base", metavar="MODEL", help="default: the one the adapter was made for")
+    segment.add_argument("--prompts", metavar="FILE.json", help="points, boxes and masks on slices of the image")
+    segment.add_argument("--axis", choices=("k", "j", "i"), help="slice axis; default: the adapter's")
+    segment.add_argument("--probabilities", action="store_true", help="also write a probability map per structure")
+    segment.add_argument("--largest-component", action="store_true", help="keep the largest part of each structure")
+    segment.add_argument("--min-island-ml", type=float, default=0.0, metavar="ML", help="remove smaller parts")
+    segment.add_argument("--processes", type=_positive, default=1, metavar="N", help="images at the same time (1)")
+    segment.add_argument("--dask", metavar="ADDRESS", help="address of a Dask scheduler to send the images to")
+    segment.add_argument("--out", required=True, metavar="DIR")
+
+
+def _add_evaluate(commands: Any, common: argparse.ArgumentParser) -> None:
+    evaluate = commands.add_parser("evaluate", parents=[common], help="compare segmentations to references")
+    evaluate.add_argument("--pred", required=True, metavar="DIR|FILE")
+    evaluate.add_argument("--ref", required=True, metavar="DIR|FILE")
+    evaluate.add_argument("--structures", type=structures_from, metavar="6=liver,1=spleen", help="default: all")
+    evaluate.add_argument("--tolerance-mm", type=float, default=2.0, metavar="MM", help="of the surface Dice (2)")
+    evaluate.add_argument("--out", required=True, metavar="METRICS.csv")
+
+
+def _add_models(commands: Any, common: argparse.ArgumentParser) -> None:
+    models = commands.add_parser("models", help="base models: list, download, verify, add")
+    actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", parents=[common], help="what there is and where it lies")
+    download = actions.add_parser("download", parents=[common], help="fetch models; nothing else uses the network")
+    download.add_argument("names", nargs="+", metavar="MODEL")
+    verify = actions.add_parser("verify", parents=[common], help="check files against their published checksums")
+    verify.add_argument("names", nargs="*", metavar="MODEL")
+    add = actions.add_parser("add", parents=[common], help="register a file of your own")
+    add.add_argument("file", metavar="FILE")
+    add.add_argument("--architecture", metavar="NAME", help="vit_b, vit_l, vit_h or compact")
+    add.add_argument("--name", metavar="NAME", help="how to call it; default: the file's name")
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number from 0 is needed, got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 is needed, got {text!r}")
+    return int(text)
+
+
+def structures_from(text: str) -> dict[int, str]:
+    """{6: "liver", 1: "spleen"} of "6=liver,1=spleen".
+
+    >>> structures_from("6=liver, 1=spleen")
+    {6: 'liver', 1: 'spleen'}
+    """
+    found: dict[int, str] = {}
+    for pair in text.split(","):
+        value, equals, name = (part.strip() for part in pair.partition("="))
+        if not equals or not value.isdecimal() or not name:
+            raise argparse.ArgumentTypeError(f'write structures as "6=liver,1=spleen", got "{text}"')
+        if int(value) in found:
+            raise argparse.ArgumentTypeError(f'label {value} occurs twice in "{text}"')
+        found[int(value)] = name
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------- jobs
+
+
+def adapt_job(chosen: argparse.Namespace) -> AdaptJob:
+    return AdaptJob(
+        out=chosen.out,
+        method=chosen.method,
+        exemplars=tuple(_exemplar(text, chosen) for text in chosen.exemplars),
+        base=chosen.base,
+        recipe=recipe_from(chosen.method, chosen.recipe),
+        warm_start=chosen.warm_start,
+        max_seconds=chosen.max_seconds,
+        seed=chosen.seed,
+        device=chosen.device,
+    )
+
+
+def _exemplar(text: str, chosen: argparse.Namespace) -> ExemplarFiles:
+    image, labelmap, axis, slices = parse_exemplar(text)
+    letter = None if axis is None else "kji"[axis]
+    return ExemplarFiles(str(image), str(labelmap), letter, slices, chosen.structures, chosen.resample)  # type: ignore[arg-type]
+
+
+def segment_job(chosen: argparse.Namespace) -> SegmentJob:
+    return SegmentJob(
+        images=tuple(chosen.images),
+        out=chosen.out,
+        adapter=chosen.adapter,
+        prompts=chosen.prompts,
+        base=chosen.base,
+        axis=chosen.axis,
+        probabilities=chosen.probabilities,
+        largest_component=chosen.largest_component,
+        min_island_ml=chosen.min_island_ml,
+        seed=chosen.seed,
+        device=chosen.device,
+    )
+
+
+def evaluate_job(chosen: argparse.Namespace) -> EvaluateJob:
+    return EvaluateJob(chosen.pred, chosen.ref, chosen.out, chosen.structures, chosen.tolerance_mm)
+
+
+def recipe_from(method_name: str, words: Sequence[str]) -> dict[str, Any]:
+    """What files and `key=value` words change in a method's recipe; later words win."""
+    if not words:
+        return {}
+    from .methods import method
+    from .recipe import from_dict, to_dict, with_overrides
+
+    cls = method(method_name).Recipe
+    recipe = cls()
+    for word in words:
+        if "=" in word and not Path(word).is_file():
+            recipe = with_overrides(recipe, [word])
+        else:
+            recipe = from_dict(cls, _merged(to_dict(recipe), _read_recipe(Path(word))))
+    return _differences(to_dict(recipe), to_dict(cls()))
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"Cannot read the recipe {path}: {error.strerror}.") from None
+    except ValueError as error:
+        raise InputError(f"The recipe {path} is not JSON ({error}).") from None
+    if not isinstance(values, dict):
+        raise InputError(f"The recipe {path} must hold a table of names and values.")
+    return values
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _merged(below[key], value) if both else value
+    return merged
+
+
+def _differences(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    changed = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(defaults[key], dict):
+            value = _differences(value, defaults[key])
+            if value:
+                changed[key] = value
+        elif value != defaults[key]:
+            changed[key] = value
+    return changed

@@ -1,0 +1,378 @@
+"""The promptable base models: what they are, where their files lie, and getting them, only when asked.
+
+Files are looked for in the folders of `search_folders`, then in the register of the user's own files (`models.json` in
+`user_folder`). Nothing here opens a connection except `download`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+from .files import sha256_of_file, write_text_whole
+from .progress import Progress, Report, silent
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
+ARCHITECTURES = ("compact", "vit_b", "vit_l", "vit_h")
+_CHUNK_BYTES = 1 << 20
+_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """One base model. `url` None: not downloadable. `sha256` None: there is no published value to check against."""
+
+    name: str
+    architecture: str
+    filename: str
+    url: str | None = None
+    sha256: str | None = None
+    size_bytes: int | None = None
+    licence: str = ""
+    note: str = ""
+
+
+_META = "https://dl.fbaipublicfiles.com/segment_anything/"
+_OFFICIAL = (
+    BaseModel(
+        "bundled", "compact", "bundled.safetensors",
+        licence="Apache-2.0",
+        note="small model that comes with FewShotSeg; runs on a laptop",
+    ),
+    BaseModel(
+        "vit_b", "vit_b", "sam_vit_b_01ec64.pth", _META + "sam_vit_b_01ec64.pth",
+        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375_042_383,
+        licence="Apache-2.0", note="Segment Anything ViT-B (Kirillov et al. 2023)",
+    ),
+    BaseModel(
+        "vit_l", "vit_l", "sam_vit_l_0b3195.pth", _META + "sam_vit_l_0b3195.pth",
+        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", 1_249_524_607,
+        licence="Apache-2.0", note="Segment Anything ViT-L",
+    ),
+    BaseModel(
+        "vit_h", "vit_h", "sam_vit_h_4b8939.pth", _META + "sam_vit_h_4b8939.pth",
+        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2_564_550_879,
+        licence="Apache-2.0", note="Segment Anything ViT-H",
+    ),
+    BaseModel(
+        "medsam", "vit_b", "medsam_vit_b.pth",
+        "https://zenodo.org/records/10689643/files/medsam_vit_b.pth?download=1",
+        "34b34b78c1d18cb8c6bf84cf9c00e135d6d6c965699f3c0e31ef1bc9dcb5be74", 375_049_145,
+        licence="Apache-2.0", note="ViT-B trained on medical images with box prompts, input 0..1 (Ma et al. 2024)",
+    ),
+)  # fmt: skip
+
+
+# --- where files lie ------------------------------------------------------------------------------------------------
+
+
+def user_folder() -> Path:
+    """Return the folder for this user's models: FEWSHOTSEG_HOME, else where the system keeps application data."""
+    chosen = os.environ.get("FEWSHOTSEG_HOME")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "FewShotSeg"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "FewShotSeg"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fewshotseg"
+
+
+def search_folders() -> list[Path]:
+    """Return the folders with model files, first match wins: FEWSHOTSEG_MODELS, checkout, installed package, user."""
+    chosen = [Path(p).expanduser() for p in os.environ.get("FEWSHOTSEG_MODELS", "").split(os.pathsep) if p]
+    package = Path(__file__).resolve().parent
+    return [*chosen, package.parent / "Resources" / "Models", package / "Models", user_folder() / "Models"]
+
+
+def download_folder() -> Path:
+    """Return where downloads go: the first folder of FEWSHOTSEG_MODELS, else the user's own."""
+    return search_folders()[0] if os.environ.get("FEWSHOTSEG_MODELS") else user_folder() / "Models"
+
+
+# --- what there is --------------------------------------------------------------------------------------------------
+
+
+def models() -> list[BaseModel]:
+    """Return the models in the table and those the user has added, whether their files are here or not."""
+    official = {model.name: model for model in _OFFICIAL}
+    return [*_OFFICIAL, *(model for model, _ in _register() if model.name not in official)]
+
+
+def location(model: BaseModel) -> Path | None:
+    """Return the model's file, or None when it is not on this computer."""
+    places = [path for entry, path in _register() if entry.name == model.name]
+    if model.name in {official.name for official in _OFFICIAL}:
+        places = [*(folder / model.filename for folder in search_folders()), *places]
+    return next((path for path in places if path.is_file()), None)
+
+
+def find(name_or_path: str | os.PathLike[str]) -> tuple[BaseModel, Path]:
+    """Return a model and its file, by the model's name or by the file itself."""
+    known = {model.name: model for model in models()}
+    model = known.get(str(name_or_path))
+    if model is None:
+        return _from_path(Path(name_or_path), known)
+    path = location(model)
+    if path is None:
+        raise InputError(_how_to_get(model))
+    return model, path
+
+
+def _how_to_get(model: BaseModel) -> str:
+    if model.url:
+        return (
+            f"The base model {model.name} is not on this computer yet: run `fewshotseg models download {model.name}`, "
+            f"or without a network put {model.filename} at {download_folder() / model.filename}, or run "
+            f"`fewshotseg models add FILE` with a copy you have."
+        )
+    registered = next((path for entry, path in _register() if entry.name == model.name), None)
+    if registered is not None:
+        return (
+            f"The base model {model.name} was added as {registered}, which is no longer there: put the file back, or "
+            f"run `fewshotseg models add FILE --name {model.name}` with its new place."
+        )
+    folders = ", ".join(map(str, search_folders()))
+    return f"The base model {model.name} ({model.filename}) is missing from this installation; looked in {folders}."
+
+
+def _from_path(path: Path, known: dict[str, BaseModel]) -> tuple[BaseModel, Path]:
+    path = path.expanduser()
+    if not path.is_file():
+        raise InputError(f"No base model or file is called {path}; known models: {', '.join(known)}.")
+    for entry, place in _register():
+        if place == path.absolute():
+            return entry, path
+    digest = _digest(path)
+    for model in _OFFICIAL:
+        if model.sha256 == digest:
+            return model, path
+    architecture = _architecture_from_name(path)
+    if architecture is None:
+        raise InputError(
+            f"The file name of {path} does not tell its architecture: run `fewshotseg models add {path} "
+            f"--architecture` with one of {', '.join(ARCHITECTURES)} first."
+        )
+    return BaseModel(path.stem, architecture, path.name, sha256=digest, size_bytes=path.stat().st_size), path
+
+
+def _architecture_from_name(path: Path) -> str | None:
+    if path.suffix == ".safetensors":
+        return "compact"
+    named = re.search(r"vit_?-?([blh])(?![a-z])", path.name.lower())
+    return f"vit_{named.group(1)}" if named else None
+
+
+# --- the user's own files -------------------------------------------------------------------------------------------
+
+
+def add(path: str | os.PathLike[str], architecture: str | None = None, name: str | None = None) -> BaseModel:
+    """Register a file that stays where it is. A known file (by SHA-256) is registered under its known name."""
+    path = Path(path).expanduser().absolute()
+    if not path.is_file():
+        raise InputError(f"There is no file {path}: give the path of a model file.")
+    digest = _digest(path)
+    same = next((model for model in _OFFICIAL if model.sha256 == digest), None)
+    if same is None:
+        same = _own_model(path, architecture, name)
+    model = replace(same, name=name or same.name, sha256=digest, size_bytes=path.stat().st_size)
+    _check_name(model)
+    entries = [(entry, place) for entry, place in _register() if entry.name != model.name]
+    _write_register([*entries, (model, path)])
+    return model
+
+
+def _own_model(path: Path, architecture: str | None, name: str | None) -> BaseModel:
+    architecture = architecture or _architecture_from_name(path)
+    if architecture not in ARCHITECTURES:
+        got = (
+            f"Architecture {architecture!r} is unknown" if architecture else f"The name of {path} tells no architecture"
+        )
+        raise InputError(f"{got}: give one of {', '.join(ARCHITECTURES)}.")
+    return BaseModel(name or path.stem, architecture, path.name, note="added by the user")
+
+
+def _check_name(model: BaseModel) -> None:
+    if not re.fullmatch(r"[\w.+-]+", model.name):
+        raise InputError(f"The model name {model.name!r} is not allowed: use letters, digits, dots, _, + and - only.")
+    official = next((m for m in _OFFICIAL if m.name == model.name), None)
+    if official is not None and official.sha256 != model.sha256:
+        raise InputError(
+            f"The name {model.name} belongs to a model with SHA-256 {official.sha256 or '(the one that comes along)'}, "
+            f"but this file has {model.sha256}: give it another name."
+        )
+
+
+def _register() -> list[tuple[BaseModel, Path]]:
+    file = user_folder() / "models.json"
+    if not file.is_file():
+        return []
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))["models"]
+        return [(BaseModel(**entry["model"]), Path(entry["path"])) for entry in entries]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"The list of your models, {file}, cannot be read ({error}): mend or delete it.") from error
+
+
+def _write_register(entries: list[tuple[BaseModel, Path]]) -> None:
+    content: dict[str, Any] = {"models": [{"path": str(path), "model": asdict(model)} for model, path in entries]}
+    write_text_whole(user_folder() / "models.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+# --- checksums ------------------------------------------------------------------------------------------------------
+
+
+def verify(name_or_path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a model's file; refuses a file that is not the published one."""
+    return checked_sha256(*find(name_or_path))
+
+
+def checked_sha256(model: BaseModel, path: Path) -> str:
+    """Return the SHA-256 of `path`; refuses it when the model has another one."""
+    digest = _digest(path)
+    if model.sha256 is not None and digest != model.sha256:
+        raise InputError(
+            f"{path} is not the base model {model.name}: its SHA-256 is {digest}, but {model.sha256} is expected. "
+            f"Delete the file and get it again; a file of your own needs a name of its own (`fewshotseg models add`)."
+        )
+    return digest
+
+
+def _digest(path: Path) -> str:
+    status = path.stat()
+    return _digest_of_state(path.absolute(), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=32)
+def _digest_of_state(path: Path, size_bytes: int, modified_ns: int) -> str:
+    # A file of 2.5 GB takes seconds: read once per process as long as size and time stay.
+    return sha256_of_file(path)
+
+
+# --- download -------------------------------------------------------------------------------------------------------
+
+
+def download(model: str | BaseModel, report: Report = silent, *, folder: Path | None = None) -> Path:
+    """Fetch a model file and return its path. Steps are bytes.
+
+    Bytes go to `<file>.part`, which stays after a cancel or a broken connection; the next call continues there. Only a
+    file with the published SHA-256 gets its name.
+    """
+    model = _named(model) if isinstance(model, str) else model
+    if model.url is None or model.sha256 is None:
+        raise InputError(f"The base model {model.name} cannot be downloaded: {_how_to_get(model)}")
+    target = (folder or download_folder()) / model.filename
+    if target.is_file() and _digest(target) == model.sha256:
+        return target
+    part = target.with_name(target.name + ".part")
+    with _as_input_error(f"Cannot write {part}"):
+        part.parent.mkdir(parents=True, exist_ok=True)
+    _fetch(model, part, target, report)
+    if sha256_of_file(part) != model.sha256:
+        found = sha256_of_file(part)
+        part.unlink()
+        raise InputError(
+            f"The download of {model.name} was discarded: its SHA-256 is {found}, but {model.sha256} is expected. "
+            f"Try again; a proxy or a sign-in page may have answered instead of {model.url}."
+        )
+    with _as_input_error(f"Cannot write {target}"):
+        part.replace(target)
+    return target
+
+
+def _named(name: str) -> BaseModel:
+    model = next((model for model in models() if model.name == name), None)
+    if model is None:
+        names = ", ".join(m.name for m in _OFFICIAL if m.url)
+        raise InputError(f"No base model is called {name!r}; these can be downloaded: {names}.")
+    return model
+
+
+def _fetch(model: BaseModel, part: Path, target: Path, report: Report) -> None:
+    """Bring `part` to its full length."""
+    done = part.stat().st_size if part.is_file() else 0
+    if model.size_bytes is not None and done > model.size_bytes:
+        part.unlink()
+        done = 0
+    if done and done == model.size_bytes:
+        return
+    with _open(model, done, target) as response:
+        if response.status != 206:  # the server sends the whole file
+            done = 0
+        length = response.headers.get("Content-Length")
+        total = done + int(length) if length else model.size_bytes or 0
+        _check_space(part, total - done)
+        with _as_input_error(f"Cannot write {part}"), part.open("r+b" if done else "wb") as stream:
+            stream.seek(done)
+            stream.truncate()
+            report(Progress(done, total, f"downloading {model.name}"))
+            while chunk := _read(response, model, target):
+                stream.write(chunk)
+                done += len(chunk)
+                report(Progress(done, total, f"downloading {model.name}"))
+    if done < total:
+        raise InputError(_broke_off(model, target, f"the connection broke off after {done} of {total} bytes"))
+
+
+@contextlib.contextmanager
+def _open(model: BaseModel, start: int, target: Path) -> Iterator[HTTPResponse]:
+    import urllib.error
+    import urllib.request
+
+    headers = {"User-Agent": "FewShotSeg"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    request = urllib.request.Request(model.url or "", headers=headers)
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        raise InputError(_broke_off(model, target, f"the server answered {error.code} {error.reason}")) from error
+    except (urllib.error.URLError, OSError) as error:
+        raise InputError(_broke_off(model, target, str(getattr(error, "reason", error)))) from error
+    with response:
+        yield response
+
+
+def _read(response: HTTPResponse, model: BaseModel, target: Path) -> bytes:
+    import http.client
+
+    try:
+        return response.read(_CHUNK_BYTES)
+    except (http.client.HTTPException, OSError) as error:
+        raise InputError(_broke_off(model, target, f"the connection broke off ({error})")) from error
+
+
+def _broke_off(model: BaseModel, target: Path, reason: str) -> str:
+    return (
+        f"Cannot download the base model {model.name}: {reason}. Run the command again when the network is back; it "
+        f"continues where it stopped. Without a network, get {model.url} elsewhere and put it at {target}."
+    )
+
+
+def _check_space(part: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if free < needed_bytes:
+        raise InputError(
+            f"The download needs {needed_bytes / 1e6:.0f} MB, but {part.parent} has {free / 1e6:.0f} MB free: make "
+            "room, or choose another folder with the environment variable FEWSHOTSEG_MODELS."
+        )
+
+
+@contextlib.contextmanager
+def _as_input_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what}: {error.strerror or error}. Choose a folder that can be written to.") from error

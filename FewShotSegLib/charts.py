@@ -1,0 +1,241 @@
+"""Pictures of numbers for evaluation and report: scores per structure, learning curve, base against adapted.
+
+Each is drawn twice, for light and for dark pages, straight on a canvas: no window system, no global plotting state.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .evaluation import Row
+
+DOTS_PER_INCH = 160
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One picture as two PNG files, on white and on near-black."""
+
+    light: bytes
+    dark: bytes
+
+
+@dataclass(frozen=True)
+class _Theme:
+    paper: str
+    ink: str
+    soft: str  # secondary text
+    line: str  # grid
+    first: str
+    second: str
+    third: str
+
+
+_LIGHT = _Theme("#ffffff", "#1d2733", "#667380", "#e6eaee", "#1f7a8c", "#e08e45", "#a9b4bf")
+_DARK = _Theme("#161b21", "#e7ecf1", "#93a0ad", "#2b333c", "#4fb3c6", "#f0a965", "#5c6873")
+_FONTS = ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"]
+
+
+def scores_chart(rows: Sequence[Row]) -> Chart:
+    """Dice, surface Dice (NSD) and HD95: a dot per case, a bar over the middle half, a tick at the median."""
+    if not rows:
+        raise InputError("There are no scores to draw.")
+    structures = list(dict.fromkeys(row.structure for row in rows))
+    scopes = [scope for scope in ("all_slices", "oracle_slices") if any(row.scope == scope for row in rows)]
+    height = 1.35 + len(structures) * (0.30 + 0.26 * len(scopes))
+    longest = max(len(name) for name in structures)
+    return _drawn((9.6, height), lambda figure, theme: _draw_scores(figure, theme, rows, structures, scopes, longest))
+
+
+def _draw_scores(
+    figure: Any, theme: _Theme, rows: Sequence[Row], structures: list[str], scopes: list[str], longest: int
+) -> None:
+    tolerance = f"{rows[0].tolerance_mm:g} mm"
+    metrics = (("dsc", "Dice"), ("nsd", f"Surface Dice ({tolerance})"), ("hd95_mm", "HD95 in mm"))
+    axes = figure.subplots(1, 3, sharey=True)
+    colors = dict(zip(scopes, (theme.first, theme.second), strict=False))
+    for ax, (name, title) in zip(axes, metrics, strict=True):
+        for at, structure in enumerate(structures):
+            for lane, scope in enumerate(scopes):
+                values = [getattr(r, name) for r in rows if r.structure == structure and r.scope == scope]
+                y = at + (lane - (len(scopes) - 1) / 2) * 0.36
+                _strip(ax, np.array(values), y, colors[scope], theme)
+        _quiet_axes(ax, theme, grid="x")
+        ax.set_title(title, loc="left", fontsize=10, color=theme.ink, pad=8)
+        ax.set_xlim(*((-0.02, 1.03) if name != "hd95_mm" else (0, _upper([r.hd95_mm for r in rows]))))
+    axes[0].set_yticks(range(len(structures)), structures, fontsize=10, color=theme.ink)
+    axes[0].set_ylim(len(structures) - 0.5, -0.5)
+    height = figure.get_size_inches()[1]
+    figure.subplots_adjust(
+        left=min(0.03 + 0.0088 * longest, 0.32), right=0.985, top=1 - 0.42 / height, bottom=0.72 / height, wspace=0.13
+    )
+    _legend(figure, theme, [(colors[s], s.replace("_", " ")) for s in scopes])
+
+
+def _strip(ax: Any, values: Any, y: float, color: str, theme: _Theme) -> None:
+    if not values.size:
+        return
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    ax.plot([low, high], [y, y], color=color, alpha=0.28, linewidth=9, solid_capstyle="round", zorder=2)
+    offsets = (np.arange(values.size) * 0.618034 % 1.0 - 0.5) * 0.14 if values.size > 1 else np.zeros(1)
+    ax.scatter(values, y + offsets, s=17, color=color, edgecolor=theme.paper, linewidth=0.6, zorder=3, clip_on=False)
+    ax.plot([middle, middle], [y - 0.15, y + 0.15], color=theme.ink, linewidth=1.8, solid_capstyle="round", zorder=4)
+
+
+def _upper(values: list[float]) -> float:
+    return max(values) * 1.06 or 1.0
+
+
+def learning_chart(
+    steps: Sequence[float],
+    loss: Sequence[float],
+    held_out: Sequence[tuple[float, float]] = (),
+    best: float | None = None,
+) -> Chart:
+    """Loss of every step, faint and smoothed, and below it Dice (step, value) on held-out samples; `best` is marked."""
+    if len(steps) != len(loss) or len(steps) == 0:
+        raise InputError(f"A learning curve needs as many losses as steps, got {len(loss)} and {len(steps)}.")
+    return _drawn((9.6, 3.4), lambda figure, theme: _draw_learning(figure, theme, steps, loss, held_out, best))
+
+
+def _draw_learning(
+    figure: Any,
+    theme: _Theme,
+    steps: Sequence[float],
+    loss: Sequence[float],
+    held_out: Sequence[tuple[float, float]],
+    best: float | None,
+) -> None:
+    axes = figure.subplots(1, 2 if len(held_out) else 1, squeeze=False)[0]
+    axes[0].plot(steps, loss, color=theme.first, alpha=0.3, linewidth=0.9)
+    axes[0].plot(steps, _smooth(np.asarray(loss, dtype=np.float64)), color=theme.first, linewidth=2.2)
+    axes[0].set_title("Training loss", loc="left", fontsize=10, color=theme.ink, pad=8)
+    axes[0].set_ylim(bottom=0)
+    if len(held_out):
+        at, dice = zip(*held_out, strict=True)
+        axes[1].plot(at, dice, color=theme.second, linewidth=2.2, marker="o", markersize=4.5, clip_on=False)
+        axes[1].set_title("Dice on held-out samples", loc="left", fontsize=10, color=theme.ink, pad=8)
+        axes[1].set_ylim(0, 1.02)
+        if best is not None:
+            value = float(np.interp(best, at, dice))
+            axes[1].scatter([best], [value], s=110, facecolor="none", edgecolor=theme.ink, linewidth=1.4, zorder=4)
+            axes[1].annotate(
+                f"kept: {value:.2f}",
+                (best, value),
+                (0, -18),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+                color=theme.ink,
+            )
+    for ax in axes:
+        _quiet_axes(ax, theme, grid="y")
+        ax.set_xlabel("step", fontsize=9, color=theme.soft)
+        ax.margins(x=0.02)
+    figure.subplots_adjust(left=0.05, right=0.985, top=0.88, bottom=0.17, wspace=0.13)
+
+
+def _smooth(values: Any) -> Any:
+    """Running mean over about a tenth of the curve, shorter at both ends."""
+    half = max(len(values) // 20, 1)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def bars_chart(groups: Mapping[str, Mapping[str, float]], label: str = "Dice") -> Chart:
+    """Bars side by side: {"base model": {"liver": 0.61, ...}, "adapted": {...}}; the last group stands out."""
+    structures = list(dict.fromkeys(name for group in groups.values() for name in group))
+    if not structures or len(groups) > 3:
+        raise InputError(f"Bars need one to three groups of at least one value, got {len(groups)} groups.")
+    return _drawn(
+        (9.6, 3.3 if len(structures) < 9 else 3.9),
+        lambda figure, theme: _draw_bars(figure, theme, groups, structures, label),
+    )
+
+
+def _draw_bars(
+    figure: Any, theme: _Theme, groups: Mapping[str, Mapping[str, float]], structures: list[str], label: str
+) -> None:
+    ax = figure.subplots()
+    colors = (theme.third, theme.second, theme.first)[-len(groups) :] if len(groups) > 2 else (theme.third, theme.first)
+    colors = colors[-len(groups) :]
+    width = 0.74 / len(groups)
+    for order, (group, color) in enumerate(zip(groups.values(), colors, strict=True)):
+        at = np.arange(len(structures)) + (order - (len(groups) - 1) / 2) * width
+        heights = [group.get(name, np.nan) for name in structures]
+        ax.bar(at, heights, width * 0.9, color=color, zorder=2)
+        for x, height in zip(at, heights, strict=True):
+            if np.isfinite(height):
+                text = f"{height:.2f}"
+                ax.text(x, height + 0.012, text, ha="center", va="bottom", fontsize=8.5, color=theme.ink)
+    tilt = {"rotation": 25, "ha": "right"} if max(map(len, structures)) * len(structures) > 95 else {}
+    ax.set_ylim(0, 1.08)
+    ax.set_xlim(-0.6, len(structures) - 0.4)
+    _quiet_axes(ax, theme, grid="y")
+    ax.set_xticks(range(len(structures)), structures, fontsize=10, color=theme.ink, **tilt)
+    ax.set_title(label, loc="left", fontsize=10, color=theme.ink, pad=8)
+    figure.subplots_adjust(left=0.045, right=0.985, top=0.89, bottom=0.36 if tilt else 0.22)
+    _legend(figure, theme, list(zip(colors, groups, strict=True)))
+
+
+def _quiet_axes(ax: Any, theme: _Theme, grid: str) -> None:
+    ax.set_facecolor(theme.paper)
+    ax.grid(axis=grid, color=theme.line, linewidth=0.9, zorder=0)
+    ax.set_axisbelow(True)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    ax.tick_params(length=0, labelsize=9, colors=theme.soft)
+
+
+def _legend(figure: Any, theme: _Theme, entries: Sequence[tuple[str, str]]) -> None:
+    from matplotlib.lines import Line2D
+
+    marks = [Line2D([], [], linestyle="none", marker="o", markersize=7, color=color) for color, _ in entries]
+    figure.legend(
+        marks,
+        [text for _, text in entries],
+        loc="lower right",
+        ncols=len(entries),
+        frameon=False,
+        fontsize=9.5,
+        labelcolor=theme.ink,
+        bbox_to_anchor=(0.99, 0.0),
+        handletextpad=0.2,
+        columnspacing=1.6,
+    )
+
+
+def _drawn(size_inches: tuple[float, float], draw: Callable[[Any, _Theme], None]) -> Chart:
+    return Chart(*(_png(size_inches, draw, theme) for theme in (_LIGHT, _DARK)))
+
+
+def _png(size_inches: tuple[float, float], draw: Callable[[Any, _Theme], None], theme: _Theme) -> bytes:
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    installed = _installed_fonts()
+    with rc_context({"font.family": [name for name in _FONTS if name in installed] or ["sans-serif"]}):
+        figure = Figure(figsize=size_inches, facecolor=theme.paper)
+        canvas = FigureCanvasAgg(figure)
+        draw(figure, theme)
+        stream = io.BytesIO()
+        # Without the version of the drawing library the same numbers give the same bytes.
+        canvas.figure.savefig(stream, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def _installed_fonts() -> set[str]:
+    from matplotlib import font_manager
+
+    return {font.name for font in font_manager.fontManager.ttflist}

@@ -1,0 +1,212 @@
+"""`fewshotseg`: the command line. It reads arguments, runs jobs, and shows progress; PyTorch is imported by the jobs.
+
+Exit codes: 0 done, 1 a defect of this program (traceback), 2 something the user can fix (one sentence on the error
+stream), 130 cancelled. The first Ctrl-C asks the work to stop at its next step and leave nothing behind; with
+`--keep-best` it ends training there and keeps the best adapter so far. The second one stops at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .arguments import adapt_job, evaluate_job, parser, segment_job
+from .control import Control
+from .display import Display, display_for
+from .errors import Cancelled, InputError
+
+OK, DEFECT, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["benchmark"]:
+        return _guarded(lambda: _benchmark(words[1:]), as_json=False)
+    try:
+        chosen = parser().parse_args(words)
+    except SystemExit as stop:  # --help and wrong words; argparse has said what
+        return int(stop.code or 0)
+    return _guarded(lambda: _COMMANDS[chosen.command](chosen), as_json=getattr(chosen, "json", False))
+
+
+def _guarded(command: Any, *, as_json: bool) -> int:
+    """The exit code of a command; what went wrong is said once, in the form that was asked for."""
+    try:
+        return int(command() or OK)
+    except InputError as error:
+        return _failed(BAD_INPUT, str(error), as_json)
+    except (Cancelled, KeyboardInterrupt):
+        return _failed(CANCELLED, "Cancelled.", as_json)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(__package__ or ""):
+            raise
+        return _failed(BAD_INPUT, f"The package {error.name} is not installed: pip install {error.name}", as_json)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        return DEFECT
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(DEFECT, f"{type(error).__name__}: {error}. This is a defect; please report it.", as_json)
+
+
+def _failed(code: int, sentence: str, as_json: bool) -> int:
+    if as_json:
+        kinds = {BAD_INPUT: "input", CANCELLED: "cancelled", DEFECT: "defect"}
+        print(json.dumps({"type": "error", "kind": kinds[code], "message": sentence}, ensure_ascii=False))
+    print(sentence, file=sys.stderr)
+    return code
+
+
+# --------------------------------------------------------------------------------------------------------------- jobs
+
+
+def _adapt(chosen: argparse.Namespace) -> None:
+    _run(adapt_job(chosen), chosen)
+
+
+def _segment(chosen: argparse.Namespace) -> None:
+    job = segment_job(chosen)
+    from .batch import segment_images
+
+    with _watched(chosen) as (control, display):
+        result = segment_images(job, processes=chosen.processes, dask=chosen.dask, report=control)
+        display.result(result)
+
+
+def _evaluate(chosen: argparse.Namespace) -> None:
+    _run(evaluate_job(chosen), chosen)
+
+
+def _job(chosen: argparse.Namespace) -> None:
+    from .job import load_job
+
+    _run(load_job(chosen.file), chosen)
+
+
+def _run(job: Any, chosen: argparse.Namespace) -> None:
+    with _watched(chosen) as (control, display):
+        from .pipeline import run
+
+        display.result(run(job, control))
+
+
+@contextlib.contextmanager
+def _watched(chosen: argparse.Namespace) -> Iterator[tuple[Control, Display]]:
+    """A report that Ctrl-C can stop, and what shows it."""
+    with display_for(chosen.json) as display:
+        control = Control(display.progress)
+        keep_best = bool(getattr(chosen, "keep_best", False))
+        with _ctrl_c(control, keep_best):
+            yield control, display
+
+
+@contextlib.contextmanager
+def _ctrl_c(control: Control, keep_best: bool) -> Iterator[None]:
+    def asked(number: int, frame: Any) -> None:
+        if control.cancelled or control.stopped:
+            raise KeyboardInterrupt
+        if keep_best:
+            control.stop_and_keep_best()
+        else:
+            control.cancel()
+
+    try:
+        before = signal.signal(signal.SIGINT, asked)
+    except ValueError:  # not the main thread: whoever runs us there handles Ctrl-C
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ---------------------------------------------------------------------------------------------------------- the others
+
+
+def _models(chosen: argparse.Namespace) -> None:
+    from . import base_models
+
+    if chosen.action == "list":
+        _list_models(chosen.json)
+    elif chosen.action == "verify":
+        for name in chosen.names or [m.name for m in base_models.models() if base_models.location(m)]:
+            print(f"{name}: {base_models.verify(name)} is right")
+    elif chosen.action == "add":
+        model = base_models.add(chosen.file, chosen.architecture, chosen.name)
+        print(f"{model.name} ({model.architecture}) is registered: use it with --base {model.name}")
+    else:
+        with _watched(chosen) as (control, display):
+            for name in chosen.names:
+                path = base_models.download(name, control)
+                display.line(f"{name}: {path}")
+
+
+def _list_models(as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from . import base_models
+
+    found = [(model, base_models.location(model)) for model in base_models.models()]
+    if as_json:
+        print(json.dumps([asdict(model) | {"path": path and str(path)} for model, path in found]))
+        return
+    for model, path in found:
+        where = str(path) if path else f"not here; fewshotseg models download {model.name}" if model.url else "not here"
+        size = f"{model.size_bytes / 1e6:.0f} MB" if model.size_bytes else ""
+        print(f"{model.name:10} {model.architecture:8} {size:>8}  {model.note}\n{'':10} {where}")
+    print(f"Downloads go to {base_models.download_folder()}")
+
+
+def _show(chosen: argparse.Namespace) -> None:
+    from .adapter import card, load_adapter
+    from .display import readable_card
+
+    adapter = load_adapter(chosen.adapter)
+    values = card(adapter)
+    if chosen.json:
+        print(json.dumps(values, ensure_ascii=False))
+        return
+    count = sum(int(tensor.size) for tensor in adapter.tensors.values())
+    print(readable_card(values, count, Path(chosen.adapter).stat().st_size))
+
+
+def _demo(chosen: argparse.Namespace) -> None:
+    with _watched(chosen) as (control, display):
+        from .demo import run_demo
+
+        display.lines(run_demo(Path(chosen.out), seed=chosen.seed, report=control))
+
+
+def _benchmark(words: list[str]) -> int:
+    kinds = ("accuracy", "speed")
+    if not words or words[0] not in kinds:
+        if words[:1] in (["-h"], ["--help"]):
+            print("usage: fewshotseg benchmark {accuracy,speed} [--data DIR] [--quick] ...; each has its own --help")
+            return OK
+        raise InputError(f"fewshotseg benchmark {' or '.join(kinds)}: say which, got {words[0] if words else 'none'}.")
+    module = importlib.import_module(f".benchmarks.{words[0]}", __package__)
+    return int(module.main(words[1:]))
+
+
+_COMMANDS = {
+    "adapt": _adapt,
+    "segment": _segment,
+    "evaluate": _evaluate,
+    "job": _job,
+    "models": _models,
+    "show": _show,
+    "demo": _demo,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

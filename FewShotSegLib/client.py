@@ -1,0 +1,269 @@
+"""The front end's side of a worker process. Standard library and numpy only: it runs in Slicer before torch is there.
+
+client = WorkerClient()
+number = client.submit({"op": "job", "job": job.to_dict(...)})
+for message in client.poll():          # from a timer; never waits
+    ...
+client.close()
+
+Use one client for prompts and another for jobs, so that clicks are answered during training. Threads here only move
+lines between pipes and queues; messages are handled where `poll` is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_ERROR_LINES = 30
+_FOLDER = Path(__file__).resolve().parent.parent  # holds the package; the worker's Python may not have it installed
+
+
+class WorkerClient:
+    """Starts a worker when there is something to do, and again when it has died.
+
+    `python` is the interpreter that has torch (default: this one; inside Slicer give PythonSlicer). `environment` is
+    added to this process's own.
+    """
+
+    def __init__(self, python: str | None = None, environment: Mapping[str, str] | None = None) -> None:
+        self._command = [python or sys.executable, "-u", "-m", "FewShotSegLib.worker"]
+        self._environment = dict(environment or {})
+        self._worker: _Process | None = None
+        self._open: set[int] = set()
+        self._number = 0
+        self._volumes: dict[str, _SentVolume] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._worker is not None and self._worker.popen.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        return self._worker.popen.pid if self._worker is not None else None
+
+    def submit(self, request: Mapping[str, Any]) -> int:
+        """Send a request and return its id; starts the worker if there is none."""
+        if self._worker is None:
+            self._start()
+        return self._send(request)
+
+    def poll(self) -> list[dict[str, Any]]:
+        """Messages that have arrived, in order; returns at once.
+
+        A worker that ended unasked is reported once: {"type": "dead", "ids": [unanswered requests], "returncode",
+        "stderr": its last lines}.
+        """
+        if self._worker is None:
+            return []
+        messages = self._worker.arrived()
+        for message in messages:
+            if message.get("type") in ("result", "error", "superseded"):
+                self._open.discard(message.get("id", 0))
+        if self._worker.ended():
+            messages += [self._obituary(self._worker)]
+        return messages
+
+    def cancel(self, number: int) -> None:
+        """Ask for a request to be given up; its answer is an error of kind "cancelled" (or its result, if faster)."""
+        if self._worker is not None:
+            self._send({"op": "cancel", "target": number})
+
+    def stop_and_keep_best(self, number: int) -> None:
+        """Ask a training job to end and keep the best so far."""
+        if self._worker is not None:
+            self._send({"op": "stop_and_keep_best", "target": number})
+
+    def send_volume(self, name: str, array: Array, affine: Array, intensity: Mapping[str, Any] | None = None) -> int:
+        """Make a volume (K, J, I) known to the worker under `name`; it is sent again when the worker had to be replaced."""
+        self._volumes[name] = _SentVolume(name, np.asarray(array), np.asarray(affine, np.float64), intensity)
+        return self.submit(self._volumes[name].request(self._files()))
+
+    def forget_volume(self, name: str) -> None:
+        if self._volumes.pop(name, None) is not None and self._worker is not None:
+            self._send({"op": "forget", "volume": name})
+
+    def _files(self) -> Path:
+        """A folder that only this user can read."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="fewshotseg-", ignore_cleanup_errors=True)
+        return Path(self._folder.name)
+
+    def close(self, patience_s: float = 2.0) -> None:
+        """End the worker: ask, then insist, then kill it with all its children. Waits at most 2 x `patience_s`."""
+        worker, self._worker = self._worker, None
+        self._open.clear()
+        if worker is not None:
+            worker.end(patience_s)
+        self._volumes.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def __enter__(self) -> WorkerClient:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        paths = [str(_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
+        changes = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1"}
+        self._worker = _Process(self._command, {**os.environ, **changes, **self._environment})
+        for sent in self._volumes.values():  # a new worker knows none of them
+            self._send(sent.request(self._files()))
+
+    def _send(self, request: Mapping[str, Any]) -> int:
+        assert self._worker is not None
+        self._number += 1
+        self._open.add(self._number)
+        self._worker.write({"id": self._number, **request})
+        return self._number
+
+    def _obituary(self, worker: _Process) -> dict[str, Any]:
+        lost, self._open, self._worker = sorted(self._open), set(), None
+        code, lines = worker.popen.wait(), worker.last_errors()
+        worker.end(0.0)
+        return {"type": "dead", "ids": lost, "returncode": code, "stderr": lines}
+
+
+@dataclass(frozen=True, eq=False)
+class _SentVolume:
+    """What the worker needs to know of a volume. It travels as a file, which the worker removes once it has read it.
+
+    Shared memory would save a copy, but Python watches over it with a process started from `sys.executable`, which
+    inside Slicer is Slicer.
+    """
+
+    name: str
+    array: Array
+    affine: Array
+    intensity: Mapping[str, Any] | None
+
+    def request(self, folder: Path) -> dict[str, Any]:
+        handle, path = tempfile.mkstemp(suffix=".npy", dir=folder)
+        with os.fdopen(handle, "wb") as stream:
+            np.save(stream, self.array)
+        values = {"op": "volume", "volume": self.name, "path": path, "delete": True}
+        return {**values, "affine": self.affine.tolist(), "intensity": self.intensity}
+
+
+class _Process:
+    """The process, and the threads that carry lines to and from it."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        options: dict[str, Any] = {"start_new_session": True}  # its children die with it, Ctrl-C does not reach it
+        if os.name == "nt":
+            options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}  # type: ignore[attr-defined]
+        try:
+            self.popen = subprocess.Popen(
+                command, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                encoding="utf-8", errors="replace", **options,
+            )  # fmt: skip
+        except OSError as error:
+            raise InputError(f"Cannot start {command[0]}: {error.strerror}. Give the path of a Python.") from error
+        self._incoming: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._outgoing: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._errors: deque[str] = deque(maxlen=_ERROR_LINES)
+        self._gone_since = 0.0
+        self._threads = [
+            threading.Thread(target=work, daemon=True, name=f"worker {self.popen.pid} {work.__name__}")
+            for work in (self._read, self._read_errors, self._write)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def write(self, request: Mapping[str, Any]) -> None:
+        self._outgoing.put(json.dumps(request, allow_nan=False) + "\n")
+
+    def arrived(self) -> list[dict[str, Any]]:
+        messages = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                messages.append(self._incoming.get_nowait())
+        return messages
+
+    def ended(self) -> bool:
+        """Whether the process has ended and everything it said has been taken."""
+        if self.popen.poll() is None:
+            return False
+        self._gone_since = self._gone_since or time.monotonic()
+        # A child that outlives the worker holds the pipe open; then waiting for its end would be for ever.
+        silent = not self._threads[0].is_alive() or time.monotonic() - self._gone_since > 1.0
+        return silent and self._incoming.empty()
+
+    def last_errors(self) -> list[str]:
+        self._threads[1].join(timeout=1.0)  # the pipe is closed; what is left of it is read at once
+        return list(self._errors)
+
+    def end(self, patience_s: float) -> None:
+        self._outgoing.put(None)  # closes its input, which it takes for the end
+        for by_force in (False, True):
+            if not self._gone_within(patience_s):
+                _end_tree(self.popen, by_force=by_force)
+        self.popen.wait()
+        for thread in self._threads:
+            thread.join(timeout=1.0)
+        for stream in (self.popen.stdout, self.popen.stderr):
+            if stream is not None:
+                stream.close()
+
+    def _gone_within(self, seconds: float) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(seconds)
+        return self.popen.poll() is not None
+
+    def _read(self) -> None:
+        for line in self.popen.stdout or ():
+            try:
+                self._incoming.put(json.loads(line))
+            except ValueError:  # not ours: something wrote to the pipe before the worker had guarded it
+                self._errors.append(line.rstrip())
+
+    def _read_errors(self) -> None:
+        for line in self.popen.stderr or ():
+            self._errors.append(line.rstrip())
+
+    def _write(self) -> None:
+        stream = self.popen.stdin
+        assert stream is not None
+        while (line := self._outgoing.get()) is not None:
+            try:
+                stream.write(line)
+                stream.flush()
+            except OSError:  # it is gone; the reader says so
+                break
+        with contextlib.suppress(OSError):
+            stream.close()
+
+
+def _end_tree(process: subprocess.Popen[str], *, by_force: bool) -> None:
+    """End a running process and its children; ending the process alone leaves the children behind."""
+    if process.poll() is not None:
+        return  # its number may belong to somebody else by now
+    if os.name == "nt":
+        force = ["/F"] if by_force else []
+        subprocess.run(["taskkill", *force, "/T", "/PID", str(process.pid)], check=False, capture_output=True)
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL if by_force else signal.SIGTERM)

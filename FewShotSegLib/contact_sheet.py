@@ -1,0 +1,74 @@
+"""Pictures of synthesized samples, for a user to judge before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import InputError
+from .files import written_whole
+
+if TYPE_CHECKING:
+    from .synthesis import Sample
+
+
+def contact_sheet(samples: Sequence[Sample], path: Path | str, columns: int = 6) -> None:
+    """Write a PNG with every sample, its structures outlined and named, and how it was made, for a user to judge."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not samples or columns < 1:
+        raise InputError(f"A contact sheet needs samples and columns, got {len(samples)} and {columns}.")
+    columns = min(columns, len(samples))
+    rows = -(-len(samples) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.95 * rows + 0.5), dpi=110, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for number, (axis, sample) in enumerate(zip(axes, samples, strict=False)):
+        _draw_sample(axis, sample)
+        axis.set_title(f"{number}: {_caption(sample)}", fontsize=6.5)
+    _legend(figure, samples)
+    with written_whole(Path(path)) as part:
+        FigureCanvasAgg(figure).print_png(part)
+
+
+def _draw_sample(axis: Any, sample: Sample) -> None:
+    axis.imshow(sample.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    for value in np.unique(sample.labels[sample.labels != 0]):
+        axis.contour(sample.labels == value, levels=[0.5], colors=[_colour(int(value))], linewidths=0.7)
+    if sample.known is not None:
+        veil = np.zeros((*sample.known.shape, 4))
+        veil[~sample.known] = (0.1, 0.2, 0.6, 0.35)
+        axis.imshow(veil, interpolation="nearest")
+
+
+def _caption(sample: Sample) -> str:
+    plan = sample.provenance["plan"]
+    how = plan["kind"] if plan["kind"] != "pasted" else f"pasted on {plan['background_kind'].replace('_', ' ')}"
+    marks = " !" if plan["own_places"] else ""
+    turned = f"{plan['scene']['scale']:.2f}x {plan['scene']['rotation_deg']:+.0f} deg"
+    return f"{how}{marks}, {turned}\n" + " on ".join(plan["sources"])
+
+
+def _legend(figure: Any, samples: Sequence[Sample]) -> None:
+    from matplotlib.lines import Line2D
+
+    names: dict[int, str] = {}
+    for sample in samples:
+        names.update({int(value): name for value, name in sample.provenance["structures"].items()})
+    handles = [Line2D([], [], color=_colour(value), label=names[value]) for value in sorted(names)]
+    if handles:
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8, frameon=False
+        )
+
+
+def _colour(value: int) -> tuple[float, float, float, float]:
+    from matplotlib import colormaps
+
+    red, green, blue, alpha = colormaps["tab20"]((2 * value - 1) % 20 if value > 10 else (2 * value - 2) % 20)
+    return red, green, blue, alpha

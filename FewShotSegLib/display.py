@@ -1,0 +1,223 @@
+"""Progress and results on a terminal, in a log file, or as JSON lines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TextIO
+
+from .progress import Progress
+
+_SHARE = 0.1  # of the work between two lines in a log
+
+
+class Display:
+    """Plain lines on the error stream, about every tenth of the work; results on the output stream."""
+
+    def __init__(self, out: TextIO, err: TextIO) -> None:
+        self.out, self.err = out, err
+        self._stage: tuple[str, int] | None = None
+        self._next = 0.0
+
+    def progress(self, progress: Progress) -> None:
+        if not progress.total or (not progress.step and not progress.metrics):
+            self.line(progress.message)
+            return
+        stage = (_stage_of(progress.message), progress.total)
+        if stage != self._stage:
+            self._stage, self._next = stage, 0.0
+        fraction = progress.fraction or 0.0
+        if fraction >= self._next or progress.step == progress.total:
+            self._next = (int(fraction / _SHARE) + 1) * _SHARE
+            self.line(f"{100 * fraction:3.0f} %  {progress.message}{_numbers(progress.metrics)}")
+
+    def line(self, text: str) -> None:
+        if text:
+            self.err.write(text + "\n")
+            self.err.flush()
+
+    def lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.out.write(line + "\n")
+        self.out.flush()
+
+    def result(self, result: Mapping[str, Any]) -> None:
+        self.lines(summary(result))
+
+    def close(self) -> None:
+        pass
+
+
+class Bar(Display):
+    """A progress bar, where somebody is watching."""
+
+    def __init__(self, out: TextIO, err: TextIO) -> None:
+        super().__init__(out, err)
+        self._bar: Any = None
+
+    def progress(self, progress: Progress) -> None:
+        if not progress.total or (not progress.step and not progress.metrics):
+            self.line(progress.message)
+            return
+        stage = (_stage_of(progress.message), progress.total)
+        if stage != self._stage or self._bar is None:
+            self._start(stage)
+        self._bar.set_description_str(progress.message, refresh=False)
+        self._bar.set_postfix_str(_numbers(progress.metrics).strip(), refresh=False)
+        self._bar.update(progress.step - self._bar.n)
+
+    def _start(self, stage: tuple[str, int]) -> None:
+        from tqdm import tqdm
+
+        self.close()
+        self._stage = stage
+        layout = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining} {postfix}"
+        self._bar = tqdm(total=stage[1], file=self.err, bar_format=layout, dynamic_ncols=True)
+
+    def line(self, text: str) -> None:
+        self.close()
+        super().line(text)
+
+    def lines(self, lines: Iterable[str]) -> None:
+        self.close()
+        super().lines(lines)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class JsonLines(Display):
+    """One JSON object per line on the output stream: type "progress", then "result" (errors come from the caller)."""
+
+    def progress(self, progress: Progress) -> None:
+        values = {"step": progress.step, "total": progress.total, "message": progress.message}
+        self._write({"type": "progress", **values, "metrics": dict(progress.metrics)})
+
+    def line(self, text: str) -> None:
+        self._write({"type": "message", "message": text})
+
+    def lines(self, lines: Iterable[str]) -> None:
+        self._write({"type": "result", "lines": list(lines)})
+
+    def result(self, result: Mapping[str, Any]) -> None:
+        self._write({"type": "result", "result": result})
+
+    def _write(self, values: Mapping[str, Any]) -> None:
+        self.out.write(json.dumps(values, ensure_ascii=False) + "\n")
+        self.out.flush()
+
+
+@contextlib.contextmanager
+def display_for(as_json: bool) -> Iterator[Display]:
+    """The display that fits the streams there are."""
+    kind = JsonLines if as_json else Bar if sys.stderr.isatty() else Display
+    display = kind(sys.stdout, sys.stderr)
+    try:
+        yield display
+    finally:
+        display.close()
+
+
+def _stage_of(message: str) -> str:
+    """A message without what changes at every step: its numbers.
+
+    >>> _stage_of("slice 3 of 40") == _stage_of("slice 17 of 40")
+    True
+    """
+    return "".join(letter for letter in message if not letter.isdigit())
+
+
+def _numbers(metrics: Mapping[str, float]) -> str:
+    shown = [f"{name} {metrics[name]:.3g}" for name in ("loss", "score") if name in metrics]
+    return "  " + ", ".join(shown) if shown else ""
+
+
+def summary(result: Mapping[str, Any]) -> list[str]:
+    """What a person wants to know of a job's record."""
+    lines = [*_adapter_lines(result), *_image_lines(result), *_score_lines(result)]
+    lines += [f"Warning: {warning}" for warning in result.get("warnings", [])]
+    folder_or_file = result["job"]["out"]
+    seconds = sum(result.get("timings_s", {}).values())
+    return [*lines, f"{folder_or_file}  ({seconds:.0f} s on {result['device']})"]
+
+
+def _adapter_lines(result: Mapping[str, Any]) -> list[str]:
+    if "adapter" not in result:
+        return []
+    metrics = result["metrics"]
+    lines = [f"{metrics.get('steps')} steps, stopped by {metrics.get('stopped_by')}"]
+    estimate = metrics.get("estimated_dice")
+    scores = ", ".join(f"{name} {dice:.2f}" for name, dice in estimate.items()) if estimate else ""
+    return [*lines, f"Estimated Dice: {scores + '; ' if scores else ''}{metrics.get('estimate', '')}"]
+
+
+def _image_lines(result: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for record in result.get("images", []):
+        name = record["image"]
+        if "error" in record:
+            rows.append((name, "failed", "", record["error"]["message"]))
+        for structure, row in record.get("metrics", {}).get("structures", {}).items():
+            rows.append((name, structure, f"{row['volume_ml']:.1f} mL", ", ".join(row["flags"])))
+    return table(rows)
+
+
+def _score_lines(result: Mapping[str, Any]) -> list[str]:
+    groups = result.get("metrics", {}).get("summary", [])
+    rows = [
+        (
+            g["structure"],
+            g["scope"],
+            f"n={g['n']}",
+            f"Dice {g['dsc']['mean']:.3f}",
+            f"HD95 {g['hd95_mm']['mean']:.1f} mm",
+        )
+        for g in groups
+    ]
+    return table(rows)
+
+
+def table(rows: Iterable[Iterable[str]]) -> list[str]:
+    """Lines with columns as wide as they must be.
+
+    >>> table([("liver", "0.9"), ("left kidney", "0.85")])
+    ['liver        0.9', 'left kidney  0.85']
+    """
+    filled = [list(row) for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*filled, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in filled]
+
+
+def readable_card(values: Mapping[str, Any], parameters: int, size_bytes: int) -> str:
+    """An adapter's card for a person to read."""
+    metrics = values["metrics"]
+    exemplars = [
+        f"{e['name']}: slices {'kji'[e['axis']]}={','.join(map(str, e['annotated_slices']))}"
+        for e in values["provenance"].get("exemplars", [])
+    ]
+    intensity = values["intensity"]
+    rows = [
+        ("structures", ", ".join(f"{value} = {name}" for value, name in values["structures"].items())),
+        ("base model", f"{values['base_model']} (sha256 {values['base_sha256'][:12]})"),
+        ("method", f"{values['method']}, seed {values['seed']}"),
+        ("slices", f"along {'kji'[values['axis']]}, {values['image_size']} px"),
+        ("intensity", f"{intensity['kind']} {intensity['low']:g} to {intensity['high']:g}, scale {intensity['scale']}"),
+        ("weights", f"{parameters:,} numbers, {size_bytes / 1e6:.1f} MB"),
+        *(("exemplar", text) for text in exemplars),
+        *((name.replace("_", " "), _value(metrics[name])) for name in sorted(metrics)),
+        ("recipe", ", ".join(f"{k}={_value(v)}" for k, v in values["recipe"].items() if not isinstance(v, Mapping))),
+        ("digest", values["digest"]),
+    ]
+    return "\n".join(table(rows))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_value(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_value, value)) or "none"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,314 @@
+"""Score predicted labelmaps against references: one row per case, structure and scope; CSV, JSON and a picture.
+
+Two scopes, because papers use both and the difference is large. `all_slices`: the whole volume, so that false
+positives anywhere count. `oracle_slices`: only the slices along `axis` in which the reference holds the structure, as
+protocols do that place a click in each of these; the prediction elsewhere is taken as empty, distances stay
+three-dimensional.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+from .files import known_suffix, write_text_whole, written_whole
+from .image_files import SAVE_SUFFIXES, VOLUME_SUFFIXES
+from .metrics import Scores, compare
+from .progress import Progress, Report, silent
+from .volume import Labelmap, Volume, as_labels, label_values, load_labelmap, reindexed
+
+log = logging.getLogger(__name__)
+
+SCOPES = ("all_slices", "oracle_slices")
+METRICS = tuple(field.name for field in fields(Scores))
+
+
+@dataclass(frozen=True)
+class Row(Scores):
+    """The scores of one structure of one case in one scope; `slices` is how many slices the scope holds."""
+
+    case: str
+    structure: str
+    scope: str
+    slices: int
+    tolerance_mm: float
+
+
+_KEYS = ("case", "structure", "scope")
+COLUMNS = (*_KEYS, *METRICS, "slices", "tolerance_mm")
+
+
+# ---------------------------------------------------------------------------------------------------------- one case
+
+
+def evaluate_case(
+    pred: Labelmap | Volume,
+    ref: Labelmap | Volume,
+    structures: Mapping[int, str] | None = None,
+    *,
+    axis: int | None = None,
+    tolerance_mm: float = 2.0,
+    case: str = "case",
+) -> list[Row]:
+    """Return the rows of one case, in order of structure and scope.
+
+    `structures` names the reference's labels to score (default: all it lists). In the prediction a structure is the
+    segment of that name, or, where names do not say, the same label. `axis` is the array axis of the oracle slices
+    (default: the reference's acquisition axis). A structure that the reference does not hold has no oracle slices and
+    so no such row; in `all_slices` it scores 1 when nothing was predicted, else 0.
+    """
+    pred, ref = _as_labelmap(pred, f"{case}: the prediction"), _as_labelmap(ref, f"{case}: the reference")
+    pred_array, grid = _on_one_grid(pred.volume, ref.volume, case)
+    axis = grid.acquisition_axis if axis is None else axis
+    if axis not in (0, 1, 2):
+        raise InputError(f"The slice axis is 0 (k), 1 (j) or 2 (i), got {axis!r}.")
+    wanted = ref.structures if structures is None else structures
+    if not wanted:
+        raise InputError(f"{case}: the reference holds no structure; name the ones to score (structures).")
+    rows: list[Row] = []
+    for value, pred_value in _pred_values(wanted, pred.structures, case).items():
+        mask = pred_array == pred_value if pred_value else np.zeros(grid.shape, dtype=bool)
+        rows += _rows_of(mask, grid.array == value, grid.spacing_mm, axis, tolerance_mm, case, wanted[value])
+    return rows
+
+
+def _rows_of(
+    pred: Any, ref: Any, spacing_mm: Any, axis: int, tolerance_mm: float, case: str, structure: str
+) -> list[Row]:
+    def row(scope: str, slices: int, scores: Scores) -> Row:
+        return Row(
+            **scores.to_dict(), case=case, structure=structure, scope=scope, slices=slices, tolerance_mm=tolerance_mm
+        )
+
+    everywhere = compare(pred, ref, spacing_mm, tolerance_mm)
+    rows = [row("all_slices", ref.shape[axis], everywhere)]
+    held = ref.any(axis=tuple(a for a in range(3) if a != axis))
+    if held.any():
+        inside = pred & np.expand_dims(held, tuple(a for a in range(3) if a != axis))
+        same = np.count_nonzero(inside) == np.count_nonzero(pred)
+        scores = everywhere if same else compare(inside, ref, spacing_mm, tolerance_mm)
+        rows.append(row("oracle_slices", int(held.sum()), scores))
+    return rows
+
+
+def _as_labelmap(labelmap: Labelmap | Volume, name: str) -> Labelmap:
+    if isinstance(labelmap, Labelmap):
+        return labelmap
+    labels = as_labels(labelmap.array, name)
+    return Labelmap(labelmap.like(labels), {value: str(value) for value in label_values(labels)})
+
+
+def _on_one_grid(pred: Volume, ref: Volume, case: str) -> tuple[Any, Volume]:
+    """The prediction's labels and the reference on one grid: voxels may be listed in another order, or a part only.
+
+    Slicer turns left-handed files around and may store only the part of a segmentation that holds segments.
+    """
+    if pred.same_geometry(ref):
+        return pred.array, ref
+    if (exact := reindexed(pred, ref, crop=True)) is not None:
+        return exact.array, ref
+    if (exact := reindexed(ref, pred, crop=True)) is not None:
+        return pred.array, exact
+    raise InputError(
+        f"{case}: prediction and reference do not cover the same voxels: shapes {pred.shape} and {ref.shape} "
+        f"(K, J, I), spacings {_text_mm(pred.spacing_mm)} and {_text_mm(ref.spacing_mm)} mm, first voxels at RAS "
+        f"{_text_mm(pred.affine[:3, 3])} and {_text_mm(ref.affine[:3, 3])}. Compare volumes of the same grid."
+    )
+
+
+def _text_mm(values: Any) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
+
+
+def _pred_values(wanted: Mapping[int, str], named: Mapping[int, str], case: str) -> dict[int, int | None]:
+    """Return {label in the reference: label in the prediction, None where another structure has taken that label}."""
+    by_name = {_plain(name): value for value, name in named.items()}
+    result: dict[int, int | None] = {}
+    for value, name in wanted.items():
+        other = named.get(value, str(value))
+        unnamed = _is_number(other) or _is_number(name)
+        result[value] = by_name.get(_plain(name), value if unnamed else None)
+    if all(value is None for value in result.values()):
+        raise InputError(
+            f"{case}: the prediction holds {_listed(named.values())}, none of {_listed(wanted.values())}. "
+            "Give the structures the same names in both, or files without names and the same labels."
+        )
+    return result
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.split(r"[\s_-]+", name.casefold().strip()))
+
+
+def _is_number(name: str) -> bool:
+    return name.strip().isdigit()
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+# --------------------------------------------------------------------------------------------------------- one folder
+
+
+def evaluate_folder(
+    pred_dir: str | Path,
+    ref_dir: str | Path,
+    structures: Mapping[int, str] | None = None,
+    *,
+    axis: int | None = None,
+    tolerance_mm: float = 2.0,
+    report: Report = silent,
+) -> list[Row]:
+    """Return the rows of every predicted case; files belong together when their names agree up to known endings.
+
+    References without a prediction are reported, not scored: exemplars often lie in the same folder. Where no
+    `structures` are given, every case is scored for every structure that any of the references holds.
+    """
+    pairs, not_predicted = paired_files(Path(pred_dir), Path(ref_dir))
+    if not_predicted:
+        message = f"{len(not_predicted)} references have no prediction and are not scored: {', '.join(not_predicted)}"
+        log.warning(message)
+        report(Progress(0, len(pairs), message))
+    wanted = dict(structures) if structures is not None else _structures_of([ref for _, ref in pairs.values()])
+    rows: list[Row] = []
+    for step, (case, (pred, ref)) in enumerate(pairs.items(), start=1):
+        maps = load_labelmap(pred), load_labelmap(ref)
+        rows += evaluate_case(*maps, wanted, axis=axis, tolerance_mm=tolerance_mm, case=case)
+        report(Progress(step, len(pairs), case))
+    return rows
+
+
+def _structures_of(references: Sequence[Path]) -> dict[int, str]:
+    """Every label and name that occurs; a label with two names is a contradiction the user has to solve."""
+    found: dict[int, str] = {}
+    for path in references:
+        for value, name in load_labelmap(path).structures.items():
+            if _plain(found.setdefault(value, name)) != _plain(name):
+                raise InputError(
+                    f'Label {value} is "{found[value]}" in one reference and "{name}" in {path.name}. '
+                    "Give all references the same labels."
+                )
+    return dict(sorted(found.items()))
+
+
+def paired_files(pred_dir: Path, ref_dir: Path) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+    """Return {case: (prediction, reference)} and the cases that have a reference only, both in order of name."""
+    predictions, references = _labelmaps_in(pred_dir, "predictions"), _labelmaps_in(ref_dir, "references")
+    lonely = sorted(set(predictions) - set(references))
+    if lonely:
+        raise InputError(
+            f"No reference in {ref_dir} for {', '.join(predictions[case].name for case in lonely)}. "
+            f"There are {', '.join(sorted(path.name for path in references.values())[:6])}."
+        )
+    pairs = {case: (predictions[case], references[case]) for case in sorted(predictions)}
+    return pairs, sorted(set(references) - set(predictions))
+
+
+_ENDING = re.compile(
+    r"[ _.-](?P<word>img|image|lab|labels?|seg|segmentation|mask|pred|prediction|gt|ref|reference)$", re.I
+)
+_IMAGE_WORDS = {"img", "image"}
+_PROBABILITY = re.compile(r"[ _.-]prob(abilit(y|ies))?s?$", re.IGNORECASE)
+
+
+def case_name(path: Path) -> str:
+    """Return the name of the case a file belongs to: without format suffix and without endings like _img or _seg.
+
+    >>> [case_name(Path(name)) for name in ("case_00_img.seg.nrrd", "case_00_lab.nii.gz", "v1.2-seg.mha")]
+    ['case_00', 'case_00', 'v1.2']
+    """
+    stem = path.name[: len(path.name) - len(known_suffix(path))]
+    while (match := _ENDING.search(stem)) and match.start() > 0:
+        stem = stem[: match.start()]
+    return stem
+
+
+def _labelmaps_in(folder: Path, what: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError(f"The folder of {what}, {folder}, is not there.")
+    suffixes = set(VOLUME_SUFFIXES) | set(SAVE_SUFFIXES)
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and known_suffix(p).lower() in suffixes]
+    found: dict[str, list[Path]] = {}
+    for path in files:
+        if not path.name.startswith(".") and not _PROBABILITY.search(_stem(path)):
+            found.setdefault(case_name(path), []).append(path)
+    if not found:
+        raise InputError(f"{folder} holds no {what}. Labelmaps are files like {', '.join(sorted(suffixes))}.")
+    return {case: _the_labelmap(case, paths, what) for case, paths in found.items()}
+
+
+def _the_labelmap(case: str, paths: list[Path], what: str) -> Path:
+    """Data sets keep image and labels side by side: the image steps back, anything else is ambiguous."""
+    candidates = [path for path in paths if not _is_image(path)] or paths
+    if len(candidates) > 1:
+        names = ", ".join(path.name for path in candidates)
+        raise InputError(f'{len(candidates)} {what} belong to the case "{case}": {names}. Keep one of them.')
+    return candidates[0]
+
+
+def _is_image(path: Path) -> bool:
+    match = _ENDING.search(_stem(path))
+    return match is not None and match["word"].lower() in _IMAGE_WORDS and known_suffix(path).lower() != ".seg.nrrd"
+
+
+def _stem(path: Path) -> str:
+    return path.name[: len(path.name) - len(known_suffix(path))]
+
+
+# ------------------------------------------------------------------------------------------------------------- output
+
+
+def write_rows(rows: Sequence[Row], path: str | Path) -> None:
+    """Write one line per row as CSV with the columns `COLUMNS`, numbers with 6 significant digits."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        values = asdict(row)
+        writer.writerow([f"{v:.6g}" if isinstance(v := values[name], float) else v for name in COLUMNS])
+    write_text_whole(path, stream.getvalue())
+
+
+def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return, per structure and scope in order of appearance, mean, sd, median and n of every metric over the cases.
+
+    sd is that of a sample (n - 1), None for a single case.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.structure, row.scope), []).append(row)
+    return [
+        {"structure": structure, "scope": scope, "n": len(group)}
+        | {name: _statistics([getattr(row, name) for row in group]) for name in METRICS}
+        for (structure, scope), group in groups.items()
+    ]
+
+
+def _statistics(values: list[float]) -> dict[str, float | None]:
+    array = np.array(values, dtype=np.float64)
+    sd = float(array.std(ddof=1)) if array.size > 1 else None
+    return {"mean": float(array.mean()), "sd": sd, "median": float(np.median(array))}
+
+
+def write_summary(rows: Sequence[Row], path: str | Path) -> None:
+    """Write `summarize(rows)` as JSON."""
+    write_text_whole(path, json.dumps({"summary": summarize(rows)}, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_plot(rows: Sequence[Row], path: str | Path) -> None:
+    """Write Dice, surface Dice and HD95 of every case as a PNG."""
+    from .charts import scores_chart
+
+    with written_whole(path) as part:
+        part.write_bytes(scores_chart(rows).light)

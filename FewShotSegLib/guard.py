@@ -1,0 +1,197 @@
+"""Honest numbers about an adapter: what can be estimated from few exemplars, and whether it became worse than its base.
+
+Dice on the training slices says nothing about the next patient, so it is never shown as accuracy. With two exemplars or
+more each is left out in turn; with one, only other slices of the same patient can be left out, and the estimate says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.files import sha256_of_array
+from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.sam.adaptation import Adaptation, target_of
+from FewShotSegLib.sam.clicks import FIRST_PROMPT, centre_click, random_click
+from FewShotSegLib.sam.network import PADDING, POSITIVE, Embedding, PromptableNetwork, PromptBatch
+from FewShotSegLib.slices import LabelledSlice, labelled_slices
+
+Fold = tuple[list[Exemplar], Exemplar]
+
+WORSE_BY = 0.05  # loss of Dice against the base model, on the exemplars themselves, that is worth a warning
+SAME_MASK = 0.8  # IoU of the answers to clicks on different things from which on clicks count as ignored
+MOST_SLICES = 12
+
+
+def leave_out(exemplars: Sequence[Exemplar], most: int) -> list[Fold]:
+    """Pairs of (exemplars to train with, exemplar to test on), at most `most`; empty when nothing can be left out."""
+    if most < 1:
+        return []
+    if len(exemplars) > 1:
+        chosen = np.linspace(0, len(exemplars) - 1, min(most, len(exemplars))).round().astype(int)
+        return [([*exemplars[:i], *exemplars[i + 1 :]], exemplars[i]) for i in chosen]
+    only = exemplars[0]
+    slices = only.annotated_slices
+    if len(slices) < 2:
+        return []
+    # Neighbouring slices look alike: leaving out blocks is less flattering than leaving out every other slice.
+    blocks = np.array_split(np.array(slices), min(max(most, 2), len(slices)))[:most]
+    return [(_with_slices(only, set(slices) - set(b.tolist())), _one(only, set(b.tolist()))) for b in blocks]
+
+
+def describe(folds: Sequence[Fold]) -> str:
+    """How an estimate came about, for the adapter's card."""
+    kept, held_out = folds[0]
+    if len(kept) == 1 and kept[0].name == held_out.name:
+        return f"left-out slices of the same patient ({len(folds)} folds): optimistic for other patients"
+    return f"left-out exemplars ({len(folds)} folds), shorter training than the adapter itself"
+
+
+def held_out_dice(
+    network: PromptableNetwork, adaptation: Adaptation, exemplar: Exemplar, intensity: IntensitySpec
+) -> dict[int, float]:
+    """Dice per structure, without clicks, over the annotated slices of an exemplar the adaptation has not seen."""
+    slices = labelled_slices(exemplar, intensity, network.image_size)[:MOST_SLICES]
+    structures = adaptation.structures
+    overlap, total = np.zeros(len(structures)), np.zeros(len(structures))
+    with adaptation.applied(network), torch.inference_mode():
+        tokens = adaptation.tokens_of(structures)
+        coords = torch.zeros(len(structures), FIRST_PROMPT, 2, device=network.device)
+        labels = torch.full((len(structures), FIRST_PROMPT), PADDING, device=network.device)
+        for piece in slices:
+            answers = _answers(network, _encoded(network, piece, intensity), PromptBatch(coords, labels, tokens=tokens))
+            truth = np.stack([_at(piece.labels == v, answers.shape[-1]) for v in structures])
+            overlap += (answers & truth).sum((1, 2))
+            total += answers.sum((1, 2)) + truth.sum((1, 2))
+    return {v: float(2 * o / t) for v, o, t in zip(structures, overlap, total, strict=True) if t > 0}
+
+
+def compare(
+    network: PromptableNetwork,
+    adaptation: Adaptation,
+    exemplars: Sequence[Exemplar],
+    intensity: IntensitySpec,
+    *,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Base against adapted model on the exemplars' own slices, clicked in the middle and anywhere.
+
+    Returns Dice of both, `click_sensitivity` (1 - IoU of the adapted answers to clicks on different things), and
+    `warnings`: sentences, none when all is well. These are checks for damage, not estimates of accuracy.
+    """
+    pieces = [p for e in exemplars for p in labelled_slices(e, intensity, network.image_size) if p.labels.any()]
+    keep = np.linspace(0, len(pieces) - 1, min(MOST_SLICES, len(pieces))).round().astype(int)
+    pieces = [pieces[i] for i in keep]
+    asked = [_clicks(piece, rng) for piece in pieces]
+    base = [_clicked(network, p, intensity, a[0]) for p, a in zip(pieces, asked, strict=True)]
+    with adaptation.applied(network):
+        adapted = [_clicked(network, p, intensity, a[0]) for p, a in zip(pieces, asked, strict=True)]
+    truths = [
+        np.stack([_at(p.labels == v, b.shape[-1]) for v in a[1]]) for p, a, b in zip(pieces, asked, base, strict=True)
+    ]
+    base_dice = float(np.mean([_dice(b, t) for b, t in zip(base, truths, strict=True)]))
+    adapted_dice = float(np.mean([_dice(b, t) for b, t in zip(adapted, truths, strict=True)]))
+    sensitivity = float(np.mean([_sensitivity(answers, a[1]) for answers, a in zip(adapted, asked, strict=True)]))
+    verdict = {"base_dice": base_dice, "adapted_dice": adapted_dice, "click_sensitivity": sensitivity}
+    return {**verdict, "warnings": _warnings(base_dice, adapted_dice, sensitivity)}
+
+
+def provenance(exemplar: Exemplar) -> dict[str, Any]:
+    """Where an adapter's knowledge comes from; the digest covers image, labels and geometry."""
+    parts = (exemplar.volume.array, exemplar.labelmap, exemplar.volume.affine)
+    return {
+        "name": exemplar.name,
+        "axis": exemplar.axis,
+        "annotated_slices": list(exemplar.annotated_slices),
+        "empty_slices": len(exemplar.empty_slices),
+        "sha256": "-".join(sha256_of_array(np.asarray(part))[:16] for part in parts),
+    }
+
+
+def _warnings(base_dice: float, adapted_dice: float, sensitivity: float) -> list[str]:
+    warnings = []
+    if adapted_dice < base_dice - WORSE_BY:
+        warnings.append(
+            f"With clicks the adapter is worse than the base model on its own exemplars (Dice {adapted_dice:.2f} "
+            f"against {base_dice:.2f}); train with more exemplars or a lower learning rate."
+        )
+    if sensitivity < 1 - SAME_MASK:
+        warnings.append(
+            "The adapter answers clicks on different places with nearly the same mask; "
+            "train for fewer steps or with more click prompts."
+        )
+    return warnings
+
+
+def _with_slices(exemplar: Exemplar, slices: set[int]) -> Exemplar:
+    return replace(exemplar, annotated_slices=tuple(sorted(slices)))
+
+
+def _one(exemplar: Exemplar, slices: set[int]) -> Exemplar:
+    return replace(exemplar, annotated_slices=tuple(sorted(slices)), empty_slices=())
+
+
+def _clicks(piece: LabelledSlice, rng: np.random.Generator) -> tuple[PromptBatch, tuple[int, ...]]:
+    """A centre click and a random click on every structure, and one click on the background (value -1)."""
+    coords, values = [], []
+    for value in (int(v) for v in np.unique(piece.labels) if v):
+        mask = piece.labels == value
+        coords += [centre_click(mask), random_click(mask, rng)]
+        values += [value, value]
+    outside = (piece.labels == 0) & (piece.image > 0.02)
+    if outside.any():
+        coords.append(random_click(outside, rng))
+        values.append(-1)
+    points = torch.zeros(len(coords), FIRST_PROMPT, 2)
+    points[:, 0] = torch.tensor(coords, dtype=torch.float32)
+    labels = torch.full((len(coords), FIRST_PROMPT), PADDING)
+    labels[:, 0] = POSITIVE
+    return PromptBatch(points, labels), tuple(values)
+
+
+def _clicked(
+    network: PromptableNetwork, piece: LabelledSlice, intensity: IntensitySpec, prompts: PromptBatch
+) -> NDArray[np.bool_]:
+    prompts = PromptBatch(prompts.coords.to(network.device), prompts.labels.to(network.device))
+    with torch.inference_mode():
+        return _answers(network, _encoded(network, piece, intensity), prompts)
+
+
+def _encoded(network: PromptableNetwork, piece: LabelledSlice, intensity: IntensitySpec) -> Embedding:
+    image = torch.from_numpy(piece.image)[None].to(network.device)
+    return network.encode(network.normalize(image, intensity.scale))
+
+
+def _answers(network: PromptableNetwork, embedding: Embedding, prompts: PromptBatch) -> NDArray[np.bool_]:
+    logits, _ = target_of(*network.decode(embedding, prompts))
+    return np.asarray((logits > 0).cpu().numpy())
+
+
+def _at(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    stride = mask.shape[0] // side
+    return np.asarray(mask.reshape(side, stride, side, stride).mean((1, 3)) >= 0.5)
+
+
+def _dice(answers: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """Mean over the clicks on structures; the click on the background, with its empty truth, is left out."""
+    asked = truth.any((1, 2))
+    overlap = (answers & truth).sum((1, 2))[asked]
+    total = (answers.sum((1, 2)) + truth.sum((1, 2)))[asked]
+    return float(np.mean(2 * overlap / np.maximum(total, 1))) if asked.any() else 1.0
+
+
+def _sensitivity(answers: NDArray[np.bool_], values: Sequence[int]) -> float:
+    """1 - mean IoU of answers to clicks on different things; 1 where there is only one thing."""
+    ious = []
+    for i, first in enumerate(values):
+        for j in range(i):
+            if values[j] != first:
+                union = (answers[i] | answers[j]).sum()
+                ious.append((answers[i] & answers[j]).sum() / union if union else 1.0)
+    return 1.0 - float(np.mean(ious)) if ious else 1.0

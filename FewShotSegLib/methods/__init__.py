@@ -1,0 +1,17 @@
+"""The methods of adaptation, one file each. Adding one: write the file, add its name here."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from FewShotSegLib.errors import InputError
+
+METHODS = ("lora",)
+
+
+def method(name: str) -> ModuleType:
+    """The module of a method; it offers LABEL, NEEDS, Recipe and adapt()."""
+    if name not in METHODS:
+        raise InputError(f"Unknown method {name!r}; allowed are {', '.join(METHODS)}.")
+    return importlib.import_module(f"FewShotSegLib.methods.{name}")

@@ -1,0 +1,429 @@
+"""LoRA on a promptable model, taught by samples synthesized from a few exemplars.
+
+Feng, Zhu and Yu, "Cheap Lunch for Medical Image Segmentation by Fine-tuning SAM on Few Exemplars" (2023): paste the
+exemplars' structures, transformed, onto backgrounds; train low-rank updates of image encoder and mask decoder on the
+result with point prompts. Departures, each an option: structure tokens, so that the adapter also works without clicks;
+whole transformed exemplar slices among the pasted ones; boxes and corrective clicks among the prompts.
+
+When to use it: from one annotated slice on. Cost: a minute on a laptop with the bundled model, minutes on a GPU with SAM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.checkpoint
+
+from FewShotSegLib import guard
+from FewShotSegLib.adapter import Adapter
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.exemplar import Exemplar, check_exemplars
+from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.progress import Progress, Report
+from FewShotSegLib.recipe import check, option, to_dict
+from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec
+from FewShotSegLib.sam.lora import LoraSpec
+from FewShotSegLib.sam.network import Embedding, PromptableNetwork
+from FewShotSegLib.sam.samples import Query, batch_dice, click_query, images_of, on_device, query_loss, token_query
+from FewShotSegLib.slices import background_slices, labelled_slices, neighbour_slices
+from FewShotSegLib.synthesis import Sample, SynthesisRecipe, Synthesizer
+from FewShotSegLib.training import FitResult, Schedule, fit, step_rng
+
+LABEL = "LoRA with synthesized exemplars"
+NEEDS = frozenset({"exemplars"})
+ALL_BLOCKS = -1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults for the bundled model on a CPU; `preset` adjusts SAM ViT models to the memory there is."""
+
+    preset: str = option("auto", "Size of the work, by free GPU memory", choices=("auto", "cpu", "8GB", "12GB", "24GB"))
+    steps: int = option(400, "Most optimization steps", min=1, max=100_000)
+    learning_rate: float = option(1e-3, "Peak learning rate (Cheap Lunch: 1e-3)", min=1e-6, max=0.1)
+    synthesis: bool = option(True, "Train on synthesized samples; off: on the exemplar slices as they are")
+    estimate_folds: int = option(2, "Exemplars left out in turn to estimate Dice; 0: no estimate", min=0, max=10)
+    guard: str = option("warn", "If the adapter is worse than the base model", choices=("warn", "refuse", "off"))
+    rank: int = option(4, "LoRA rank (Cheap Lunch: 4)", min=1, max=256, advanced=True)
+    alpha: float | None = option(None, "LoRA scale is alpha / rank; none: alpha = rank", advanced=True)
+    encoder_blocks: int | None = option(
+        None, "Last encoder blocks that get LoRA; -1 all, 0 none, none: as the preset says", min=-1, advanced=True
+    )
+    mlp: bool = option(False, "LoRA on the encoder's MLPs too", advanced=True)
+    full_decoder: bool = option(False, "Train the whole mask decoder instead of LoRA on it", advanced=True)
+    tokens: int = option(4, "Tokens learned per structure", min=1, max=64, advanced=True)
+    image_size: int | None = option(None, "Pixels of the network's square; none: as the preset says", advanced=True)
+    batch_size: int | None = option(None, "Slices per step; none: as the preset says", min=1, max=256, advanced=True)
+    accumulate: int = option(1, "Batches per optimizer step", min=1, max=64, advanced=True)
+    click_prompts: int = option(3, "Clicks and boxes per slice", min=0, max=32, advanced=True)
+    token_prompts: int = option(6, "Structure tokens per slice", min=0, max=64, advanced=True)
+    token_click_probability: float = option(
+        0.35, "Share of tokens that come with a click", min=0.0, max=1.0, advanced=True
+    )
+    correction_probability: float = option(
+        0.25, "Share of steps with a corrective click", min=0.0, max=1.0, advanced=True
+    )
+    cross_entropy_weight: float = option(1.0, "Weight of cross-entropy (Cheap Lunch: 1)", min=0.0, advanced=True)
+    dice_weight: float = option(0.8, "Weight of the Dice loss (Cheap Lunch: 0.8)", min=0.0, advanced=True)
+    weight_decay: float = option(0.1, "AdamW weight decay (SAMed: 0.1)", min=0.0, max=1.0, advanced=True)
+    warmup_steps: int = option(20, "Steps until the peak learning rate", min=0, max=10_000, advanced=True)
+    validate_every: int = option(40, "Steps between looks at held-back samples", min=0, advanced=True)
+    patience: int = option(0, "Looks without gain before stopping; 0: never", min=0, advanced=True)
+    pool_size: int | None = option(
+        None, "Samples drawn once and reused; 0: endless; none: as the preset says", min=0, advanced=True
+    )
+    checkpointing: bool | None = option(
+        None, "Recompute activations to save memory; none: as the preset says", advanced=True
+    )
+    synthesizer: SynthesisRecipe = field(default_factory=SynthesisRecipe, metadata={"help": "How samples are drawn"})
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.click_prompts + self.token_prompts == 0:
+            raise InputError("A recipe needs click_prompts or token_prompts above 0.")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What fits a machine. Blocks are the last ones of the encoder."""
+
+    encoder_blocks: int
+    image_size: int
+    batch_size: int
+    checkpointing: bool
+    pool_size: int = 0
+    free_gib: float = 0.0
+
+
+# SAM ViT models, from the largest need to the smallest; figures from micro-sam's and peft-sam's memory tables.
+PRESETS = {
+    "24GB": Preset(ALL_BLOCKS, 512, 8, False, free_gib=20.0),
+    "12GB": Preset(6, 512, 4, False, free_gib=10.0),
+    "8GB": Preset(3, 512, 2, True, free_gib=6.0),
+    # A frozen encoder sees each pooled sample once; its embedding is kept.
+    "cpu": Preset(0, 512, 2, False, pool_size=64),
+}
+COMPACT = Preset(ALL_BLOCKS, 256, 4, False)
+
+
+def resolve(recipe: Recipe, architecture: str, device: torch.device) -> Recipe:
+    """The recipe with everything the preset decides filled in; what the user set stays."""
+    name = recipe.preset
+    if name == "auto":
+        name = best_preset(device)
+    preset = COMPACT if architecture == "compact" else PRESETS[name]
+    return replace(
+        recipe,
+        preset=name,
+        encoder_blocks=preset.encoder_blocks if recipe.encoder_blocks is None else recipe.encoder_blocks,
+        image_size=recipe.image_size or preset.image_size,
+        batch_size=recipe.batch_size or preset.batch_size,
+        checkpointing=preset.checkpointing if recipe.checkpointing is None else recipe.checkpointing,
+        pool_size=preset.pool_size if recipe.pool_size is None else recipe.pool_size,
+    )
+
+
+def best_preset(device: torch.device) -> str:
+    """The largest preset that fits the *free* memory of the device."""
+    if device.type != "cuda":
+        return "cpu"
+    free_gib = torch.cuda.mem_get_info(device)[0] / 2**30
+    return next((name for name, preset in PRESETS.items() if free_gib >= preset.free_gib), "cpu")
+
+
+def smaller_preset(name: str) -> str | None:
+    """The preset to try when memory ran out; None when there is none."""
+    names = list(PRESETS)
+    after = names.index(name) + 1
+    return names[after] if after < len(names) else None
+
+
+def adapt(
+    base: PromptableNetwork,
+    exemplars: Sequence[Exemplar],
+    targets: Sequence[Any] = (),
+    auxiliary: Sequence[Any] = (),
+    recipe: Recipe | None = None,
+    *,
+    rng: np.random.Generator,
+    report: Report,
+    intensity: IntensitySpec | None = None,
+    max_seconds: float | None = None,
+    checkpoint: Path | None = None,
+    start: Adapter | None = None,
+) -> Adapter:
+    """Trains an adapter for the exemplars' structures on `base`, which is bit-identical afterwards.
+
+    `intensity` defaults to what suits the first exemplar's volume. `start` continues from an earlier adapter of the same
+    base and structures. `checkpoint` makes the run resumable; the caller removes it once the adapter is saved.
+    """
+    recipe = resolve(recipe or Recipe(), architecture_of(base), base.device)
+    structures = check_exemplars(exemplars)
+    intensity = intensity or IntensitySpec.auto(exemplars[0].volume)
+    seed = int(rng.integers(2**31))
+    run = functools.partial(
+        _train, base, structures=structures, intensity=intensity, recipe=recipe, seed=seed, start=start
+    )
+    folds = guard.leave_out(exemplars, recipe.estimate_folds)
+    # Estimating may take a third of the time; the final run gets the rest.
+    fold_seconds = max_seconds / 3 / len(folds) if max_seconds and folds else None
+    fold_recipe = replace(recipe, steps=max(recipe.steps // 3, 1))
+    scores: list[dict[int, float]] = []
+    for number, (kept, held_out) in enumerate(folds):
+        adaptation, _ = run(
+            exemplars=kept, recipe=fold_recipe, max_seconds=fold_seconds, report=report,
+            checkpoint=None, message=f"estimating {number + 1}/{len(folds)}",
+        )  # fmt: skip
+        scores.append(guard.held_out_dice(base, adaptation, held_out, intensity))
+    rest = max_seconds - (fold_seconds or 0) * len(folds) if max_seconds else None
+    adaptation, fitted = run(
+        exemplars=exemplars, max_seconds=rest, report=report, checkpoint=checkpoint, message="adapting"
+    )
+    metrics = _metrics(fitted, scores, folds, structures)
+    if recipe.guard != "off":
+        verdict = guard.compare(base, adaptation, exemplars, intensity, rng=step_rng(seed, 2**31 - 1))
+        metrics["guard"] = verdict
+        _speak(verdict, recipe, report)
+    return Adapter(
+        tensors=adaptation.tensors(base),
+        method="lora",
+        recipe=to_dict(recipe),
+        base_model=base.name,
+        base_sha256=base.sha256,
+        structures=structures,
+        intensity=intensity,
+        image_size=base.image_size,
+        seed=seed,
+        axis=exemplars[0].axis,
+        provenance={"exemplars": [guard.provenance(exemplar) for exemplar in exemplars]},
+        metrics=metrics,
+        architecture={"lora": to_dict(adaptation.spec.lora), "tokens": recipe.tokens, "full_decoder": recipe.full_decoder},
+    )
+
+
+def architecture_of(network: PromptableNetwork) -> str:
+    """"compact" or "sam"."""
+    return "compact" if hasattr(network.mask_decoder, "upscale") else "sam"
+
+
+def adaptation_spec(recipe: Recipe, network: PromptableNetwork) -> AdaptationSpec:
+    """What is trained in this network."""
+    depth = len(network.image_encoder.blocks)
+    last = depth if recipe.encoder_blocks in (None, ALL_BLOCKS) else min(recipe.encoder_blocks or 0, depth)
+    lora = LoraSpec(
+        rank=recipe.rank,
+        alpha=recipe.alpha,
+        encoder_blocks=tuple(range(depth - last, depth)) or None,
+        encoder=last > 0,
+        # Something must carry LoRA; beside a frozen encoder that is the decoder even where it is trained fully.
+        decoder=not recipe.full_decoder or last == 0,
+        mlp=recipe.mlp,
+    )
+    return AdaptationSpec(lora, recipe.tokens, recipe.full_decoder)
+
+
+def synthesizer_of(
+    exemplars: Sequence[Exemplar], intensity: IntensitySpec, image_size: int, recipe: Recipe, structures: dict[int, str]
+) -> Synthesizer:
+    """The source of training samples."""
+    slices = [s for exemplar in exemplars for s in labelled_slices(exemplar, intensity, image_size)]
+    empty = [s for exemplar in exemplars for s in background_slices(exemplar, intensity, image_size, limit=16)]
+    synthesis = recipe.synthesizer
+    if not recipe.synthesis:
+        synthesis = replace(synthesis, original_probability=1.0, empty_probability=0.0)
+    near = []
+    if synthesis.background in ("neighbour", "mixed"):
+        near = [s for exemplar in exemplars for s in neighbour_slices(exemplar, intensity, image_size)]
+    return Synthesizer(slices, empty, near, synthesis, structures)
+
+
+def _train(
+    network: PromptableNetwork,
+    *,
+    exemplars: Sequence[Exemplar],
+    structures: dict[int, str],
+    intensity: IntensitySpec,
+    recipe: Recipe,
+    seed: int,
+    start: Adapter | None,
+    max_seconds: float | None,
+    report: Report,
+    checkpoint: Path | None,
+    message: str,
+) -> tuple[Adaptation, FitResult]:
+    generator = torch.Generator().manual_seed(seed)
+    adaptation = Adaptation(network, adaptation_spec(recipe, network), sorted(structures), generator=generator)
+    if start is not None:
+        adaptation.load(network, dict(start.tensors))
+    source = synthesizer_of(exemplars, intensity, network.image_size, recipe, structures)
+    for note in source.notes:
+        report(Progress(0, recipe.steps, note))
+    lesson = _Lesson(network, adaptation, source, recipe, intensity.scale, seed)
+    schedule = Schedule(
+        steps=recipe.steps,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        warmup_steps=recipe.warmup_steps,
+        max_seconds=max_seconds,
+        validate_every=recipe.validate_every,
+        patience=recipe.patience,
+        accumulate=recipe.accumulate,
+        checkpoint_seconds=20.0,
+    )
+    with adaptation.applied(network) as parameters, _checkpointing(network, bool(recipe.checkpointing)):
+        fitted = fit(
+            parameters,
+            lesson.loss_at,
+            schedule,
+            report=report,
+            validate=lesson.validate if recipe.validate_every else None,
+            checkpoint=checkpoint,
+            identity=_identity(network, exemplars, recipe, seed),
+            amp=_amp(network.device),
+            message=message,
+        )
+        with torch.no_grad():
+            for name, value in fitted.best.items():
+                parameters[name].copy_(value)
+    return adaptation, fitted
+
+
+class _Lesson:
+    """Draws the samples and prompts of each step and answers with their loss."""
+
+    HELD_BACK = 12  # samples that training never sees
+
+    def __init__(
+        self,
+        network: PromptableNetwork,
+        adaptation: Adaptation,
+        source: Synthesizer,
+        recipe: Recipe,
+        scale: str,
+        seed: int,
+    ) -> None:
+        self.network, self.adaptation, self.source = network, adaptation, source
+        self.recipe, self.scale, self.seed = recipe, scale, seed
+        self.pool: dict[int, tuple[Sample, Embedding | None]] = {}
+        self.held_back: list[tuple[torch.Tensor, list[Query]]] = []
+
+    def loss_at(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng, recipe = step_rng(self.seed, step), self.recipe
+        samples, embedding = self._batch(rng)
+        correction = rng if rng.random() < recipe.correction_probability else None
+        weights = (recipe.cross_entropy_weight, recipe.dice_weight)
+        losses = [
+            query_loss(self.network, self.adaptation, embedding, query, weights, correction)
+            for query in self._queries(samples, rng)
+        ]
+        return torch.stack(losses).mean(), {}
+
+    def _queries(self, samples: list[Sample], rng: np.random.Generator) -> list[Query]:
+        recipe, queries = self.recipe, []
+        if recipe.click_prompts:
+            queries.append(click_query(samples, recipe.click_prompts, rng))
+        if recipe.token_prompts:
+            count = min(recipe.token_prompts, max(2, len(self.adaptation.structures)))
+            structures = self.adaptation.structures
+            queries.append(token_query(samples, structures, count, rng, recipe.token_click_probability))
+        return [on_device(query, self.network.device) for query in queries]
+
+    def _batch(self, rng: np.random.Generator) -> tuple[list[Sample], Embedding]:
+        batch_size = self.recipe.batch_size or 1
+        if not self.recipe.pool_size:
+            samples = [self.source.draw(rng) for _ in range(batch_size)]
+            return samples, self.network.encode(images_of(samples, self.network, self.scale))
+        drawn = [self._pooled(int(rng.integers(self.recipe.pool_size))) for _ in range(batch_size)]
+        samples = [sample for sample, _ in drawn]
+        embeddings = [embedding for _, embedding in drawn if embedding is not None]
+        if len(embeddings) == len(samples):
+            return samples, joined(embeddings)
+        return samples, self.network.encode(images_of(samples, self.network, self.scale))
+
+    def _pooled(self, number: int) -> tuple[Sample, Embedding | None]:
+        """Sample `number` of the pool; with a frozen encoder its embedding, made once."""
+        if number not in self.pool:
+            sample = self.source.draw(step_rng(self.seed + 1, number))
+            embedding = None
+            if self.recipe.encoder_blocks == 0:
+                with torch.no_grad():
+                    embedding = self.network.encode(images_of([sample], self.network, self.scale))
+            self.pool[number] = sample, embedding
+        return self.pool[number]
+
+    def validate(self) -> float:
+        """Mean Dice over held-back samples and all kinds of prompts."""
+        if not self.held_back:
+            for number in range(0, self.HELD_BACK, 4):
+                rng = step_rng(self.seed + 2, number)
+                samples = [self.source.draw(rng) for _ in range(4)]
+                self.held_back.append((images_of(samples, self.network, self.scale), self._queries(samples, rng)))
+        scores = []
+        for images, queries in self.held_back:
+            with torch.inference_mode():
+                embedding = self.network.encode(images)
+            scores += [batch_dice(self.network, self.adaptation, embedding, query) for query in queries]
+        return float(np.mean(scores))
+
+
+def joined(embeddings: Sequence[Embedding]) -> Embedding:
+    """One batch of the embeddings of several images."""
+    skips = zip(*(e.skips for e in embeddings), strict=True)
+    return Embedding(torch.cat([e.features for e in embeddings]), tuple(torch.cat(s) for s in skips))
+
+
+@contextlib.contextmanager
+def _checkpointing(network: PromptableNetwork, wanted: bool) -> Iterator[None]:
+    """Transformer blocks forget their activations and recompute them in the backward pass."""
+    blocks = list(network.image_encoder.blocks) if wanted else []
+    for block in blocks:
+        block.forward = functools.partial(torch.utils.checkpoint.checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _amp(device: torch.device) -> torch.dtype | None:
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _identity(network: PromptableNetwork, exemplars: Sequence[Exemplar], recipe: Recipe, seed: int) -> str:
+    """What must be equal for a checkpoint to be continued."""
+    digests = [guard.provenance(exemplar)["sha256"] for exemplar in exemplars]
+    return repr((network.name, network.sha256, network.image_size, digests, to_dict(recipe), seed))
+
+
+def _metrics(
+    fitted: FitResult, scores: list[dict[int, float]], folds: Sequence[Any], structures: dict[int, str]
+) -> dict[str, Any]:
+    metrics: dict[str, Any] = {
+        "steps": fitted.steps,
+        "stopped_by": fitted.stopped_by,
+        "held_back_dice": fitted.best_score,
+        "best_step": fitted.best_step,
+    }
+    if not folds:
+        return {**metrics, "estimated_dice": None, "estimate": "not estimable with one exemplar"}
+    names = {v: [s[v] for s in scores if v in s] for v in structures}
+    estimated = {structures[v]: float(np.mean(values)) for v, values in names.items() if values}
+    return {**metrics, "estimated_dice": estimated, "estimate": guard.describe(folds)}
+
+
+def _speak(verdict: dict[str, Any], recipe: Recipe, report: Report) -> None:
+    if not verdict["warnings"]:
+        return
+    sentence = " ".join(verdict["warnings"])
+    if recipe.guard == "refuse":
+        raise InputError(f"{sentence} The recipe says to refuse such an adapter (guard=refuse).")
+    report(Progress(recipe.steps, recipe.steps, f"Warning: {sentence}"))

@@ -1,0 +1,405 @@
+"""`run(job)`: the only place where loading, seeding, adapting, segmenting, evaluating and saving are put in order.
+
+Randomness has one origin: `SeedSequence(job.seed)` is spawned once per stage, in the order of `STAGES`, so a stage
+draws the same numbers whatever the others do. PyTorch's and numpy's global generators are left as they were.
+
+Outputs are whole or absent. A killed adaptation goes on from `<out>.checkpoint.pt` when the same job is run again, and
+gives the same bytes on a CPU; cancelling is giving up and removes the checkpoint. A segmentation that is there already,
+made by the same job from the same image and adapter, is not made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import base_models
+from .adapter import Adapter, card, check_base, load_adapter, save_adapter
+from .errors import Cancelled, InputError
+from .evaluation import evaluate_case, evaluate_folder, summarize, write_plot, write_rows, write_summary
+from .exemplar import AXES, Exemplar, load_exemplar, preflight
+from .files import known_suffix, sha256_of_array
+from .job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
+from .methods import method
+from .progress import Progress, Report, silent
+from .prompt import Prompt, load_prompts
+from .quality import CUT_OFF, quality
+from .recipe import from_dict
+from .record import (
+    Notes,
+    check_writable,
+    checksums,
+    digest_of,
+    is_complete,
+    read_record,
+    record_of,
+    result_path,
+    timed,
+    write_record,
+)
+from .sam.loading import load_base
+from .sam.predictor import Predictor
+from .segmentation import Segmentation, SegmentOptions, _axis, segment
+from .version import __version__
+from .volume import Volume, load_labelmap, load_volume, save_labelmap, save_volume
+
+STAGES = ("adapt", "segment", "evaluate")
+
+
+class SomeImagesFailed(InputError):  # noqa: N818 - named as what happened
+    """Some images could not be segmented; `result` holds what was done with all of them."""
+
+    def __init__(self, sentence: str, result: dict[str, Any]) -> None:
+        super().__init__(sentence)
+        self.result = result
+
+
+def run(job: Job, report: Report = silent) -> dict[str, Any]:
+    """Do the job and return its record, which also lies beside the outputs as `<name>.result.json`.
+
+    `report` may raise `Cancelled` or, in training, `StopAndKeepBest`.
+    """
+    notes = Notes(report)
+    if isinstance(job, EvaluateJob):
+        return _evaluate(job, notes)
+    device = choose_device(job.device, notes)
+    with _own_randomness(job.seed, device):
+        return _adapt(job, device, notes) if isinstance(job, AdaptJob) else _segment(job, device, notes)
+
+
+def stage_rng(seed: int, stage: str) -> np.random.Generator:
+    """The generator of one stage of a job."""
+    return np.random.default_rng(np.random.SeedSequence(seed).spawn(len(STAGES))[STAGES.index(stage)])
+
+
+def choose_device(wanted: str, notes: Notes) -> torch.device:
+    """The device for "auto", "cpu" or "cuda"; what "auto" came to is said."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise InputError("No GPU that PyTorch can use was found; choose --device auto or cpu.")
+    if wanted == "auto" and not available:
+        notes.say("Working on the CPU: no GPU that PyTorch can use was found.")
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+
+
+@contextlib.contextmanager
+def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Whatever draws from PyTorch's global generator gets the job's seed, and the caller's state comes back."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+# -------------------------------------------------------------------------------------------------------------- adapt
+
+
+def _adapt(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, Any]:
+    timings: dict[str, float] = {}
+    out = Path(job.out)
+    check_writable(out)
+    module = method(job.method)
+    recipe = from_dict(module.Recipe, job.recipe)
+    with timed(timings, "load"):
+        exemplars = [_exemplar(files) for files in job.exemplars]
+        start = load_adapter(job.warm_start) if job.warm_start else None
+    for warning in preflight(exemplars):
+        notes.warn(warning)
+    with timed(timings, "adapt"):
+        adapter = _fitting_adapter(job, module, recipe, exemplars, start, device, notes)
+    save_adapter(adapter, out)
+    for leftover in _checkpoints(out):
+        leftover.unlink(missing_ok=True)
+    record = record_of(job, device.type, timings, notes.warnings)
+    record |= {"adapter": card(adapter), "metrics": dict(adapter.metrics), "outputs": checksums([out])}
+    write_record(record, result_path(out.parent, out.stem))
+    return record
+
+
+def _exemplar(files: ExemplarFiles) -> Exemplar:
+    axis = AXES[files.axis] if files.axis else None
+    return load_exemplar(
+        files.image,
+        files.labelmap,
+        axis=axis,
+        slices=files.slices,
+        structures=files.structures,
+        resample=files.resample,
+    )
+
+
+def _fitting_adapter(
+    job: AdaptJob,
+    module: ModuleType,
+    recipe: Any,
+    exemplars: Sequence[Exemplar],
+    start: Adapter | None,
+    device: torch.device,
+    notes: Notes,
+) -> Adapter:
+    """Adapt, with the next smaller preset each time the GPU runs out of memory."""
+    model, _ = base_models.find(job.base)
+    architecture = "compact" if model.architecture == "compact" else "sam"
+    while True:
+        chosen = module.resolve(recipe, architecture, device)
+        adapter = _attempt(job, module, chosen, exemplars, start, device, notes)
+        if adapter is not None:
+            return adapter
+        # Here, not in the handler: the exception holds every tensor of the failed attempt.
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        recipe = _smaller(module, recipe, chosen, architecture, device)
+        notes.warn(
+            f"Out of GPU memory with the preset {chosen.preset}; starting again with the preset {recipe.preset}."
+        )
+
+
+def _attempt(
+    job: AdaptJob,
+    module: ModuleType,
+    recipe: Any,
+    exemplars: Sequence[Exemplar],
+    start: Adapter | None,
+    device: torch.device,
+    notes: Notes,
+) -> Adapter | None:
+    """Adapt with a resolved recipe; None when the GPU ran out of memory."""
+    checkpoint = _checkpoint(Path(job.out), recipe, device)
+    try:
+        network = load_base(job.base, image_size=recipe.image_size, device=str(device))
+        if start is not None:
+            check_base(start, network.name, network.sha256)
+        if checkpoint.exists():
+            notes.say(f"Going on from {checkpoint.name}.")
+        return module.adapt(
+            network,
+            exemplars,
+            [load_volume(path) for path in job.targets] if "targets" in module.NEEDS else (),
+            (),
+            recipe,
+            rng=stage_rng(job.seed, "adapt"),
+            report=notes,
+            intensity=start.intensity if start else None,
+            max_seconds=job.max_seconds,
+            checkpoint=checkpoint,
+            start=start,
+        )
+    except torch.cuda.OutOfMemoryError:
+        checkpoint.unlink(missing_ok=True)
+        return None
+    except Cancelled:
+        checkpoint.unlink(missing_ok=True)
+        raise
+
+
+def _smaller(module: ModuleType, recipe: Any, chosen: Any, architecture: str, device: torch.device) -> Any:
+    """The recipe with the next preset that asks for less than `chosen`."""
+    name = module.smaller_preset(chosen.preset)
+    while name is not None:
+        smaller = replace(recipe, preset=name)
+        if replace(module.resolve(smaller, architecture, device), preset=chosen.preset) != chosen:
+            return smaller
+        name = module.smaller_preset(name)
+    raise InputError(
+        "The GPU has too little free memory for this run, also with the smallest preset: close other programs, lower "
+        "batch_size or image_size in the recipe, or choose --device cpu."
+    )
+
+
+def _checkpoint(out: Path, recipe: Any, device: torch.device) -> Path:
+    # On a GPU the preset may differ from run to run, with the memory that is free; each goes on from its own.
+    preset = f".{recipe.preset}" if device.type == "cuda" else ""
+    return out.with_name(f"{out.stem}{preset}.checkpoint.pt")
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    pattern = re.compile(rf"{re.escape(out.stem)}(\.(cpu|\d+GB))?\.checkpoint(\.part)?\.pt")
+    return [path for path in out.parent.iterdir() if pattern.fullmatch(path.name)]
+
+
+# ------------------------------------------------------------------------------------------------------------ segment
+
+
+def _segment(job: SegmentJob, device: torch.device, notes: Notes) -> dict[str, Any]:
+    timings: dict[str, float] = {}
+    out = Path(job.out)
+    names = output_names(job.images)
+    check_writable(result_path(out, names[0]))
+    with timed(timings, "load"):
+        predictor = load_predictor(job.adapter, job.base, device)
+    records, failed = [], {}
+    for number, (image, name) in enumerate(zip(job.images, names, strict=True)):
+        part = replace(job, images=(image,))
+        with timed(timings, "segment"):
+            record, error = _tried(part, name, predictor, notes.part(number, len(names), name))
+        records.append(record)
+        if error is not None:
+            failed[image] = error
+            notes.warn(f"{image} failed: {error}")
+        notes.warnings.extend(w for w in record["warnings"] if len(names) == 1 and w not in notes.warnings)
+    result = record_of(job, device.type, timings, notes.warnings)
+    result |= {"images": records, "outputs": {k: v for r in records for k, v in r.get("outputs", {}).items()}}
+    if failed:
+        _raise_failures(failed, result, len(names))
+    return result
+
+
+def output_names(images: Sequence[str]) -> list[str]:
+    """The name of each image without its format; outputs are called after it."""
+    seen: dict[str, str] = {}
+    for image in images:
+        path = Path(image)
+        name = path.name if path.is_dir() else path.name[: len(path.name) - len(known_suffix(path))]
+        if name in seen:
+            raise InputError(f"{seen[name]} and {image} would both be written as {name}.seg.nrrd; use two jobs.")
+        seen[name] = image
+    return list(seen)
+
+
+def load_predictor(adapter_path: str | None, base: str | None, device: torch.device) -> Predictor:
+    """An adapter on the base model it was made for (or on `base`), or a base model alone (default: the bundled one)."""
+    adapter = load_adapter(adapter_path) if adapter_path else None
+    if adapter is None:
+        return Predictor(load_base(base or "bundled", device=str(device)))
+    name = base or adapter.base_model
+    known = {model.name for model in base_models.models()}
+    if base is None and name not in known:
+        raise InputError(f"{adapter_path} was made for the base model {name}, which is not registered; give its file.")
+    return Predictor(load_base(name, image_size=adapter.image_size, device=str(device)), adapter)
+
+
+def _tried(job: SegmentJob, name: str, predictor: Predictor, notes: Notes) -> tuple[dict[str, Any], Exception | None]:
+    """The record of one image, and what went wrong with it; the record of a failed image is written too."""
+    try:
+        return _segment_image(job, name, predictor, notes), None
+    except Cancelled:
+        raise
+    except Exception as error:
+        kind = "input" if isinstance(error, InputError) else "bug"
+        record = record_of(job, predictor.network.device.type, {}, notes.warnings)
+        record |= {"image": job.images[0], "error": {"kind": kind, "message": str(error)}}
+        write_record(record, result_path(Path(job.out), name))
+        return record, error
+
+
+def _segment_image(job: SegmentJob, name: str, predictor: Predictor, notes: Notes) -> dict[str, Any]:
+    timings: dict[str, float] = {}
+    out, image = Path(job.out), job.images[0]
+    with timed(timings, "load"):
+        volume = load_volume(image)
+        prompts = load_prompts(job.prompts, volume) if job.prompts else []
+    digest = _digest(job, volume, prompts, predictor)
+    target = result_path(out, name)
+    known = read_record(target)
+    if known is not None and known.get("digest") == digest and is_complete(known, out):
+        notes.say(f"{name}.seg.nrrd is there already, from the same image and adapter; not made again.")
+        return {**known, "skipped": True}
+    _check_not_the_input(image, out / f"{name}.seg.nrrd")
+    with timed(timings, "segment"):
+        found = _segmentation(job, volume, prompts, predictor, notes)
+    with timed(timings, "save"):
+        paths = _save(found, out, name, volume)
+    axis = _axis(volume, predictor, prompts, _options(job))
+    structures = quality(found, axis)
+    for structure, row in structures.items():
+        # Volumes are often cut through an organ: worth a flag in the table, not a warning each time.
+        notes.warnings.extend(f"{name}: {structure} {flag}." for flag in row["flags"] if flag != CUT_OFF)
+    record = record_of(job, predictor.network.device.type, timings, notes.warnings)
+    record |= {"image": image, "digest": digest, "axis": "kji"[axis], "outputs": checksums(paths)}
+    record["metrics"] = {"structures": structures}
+    write_record(record, target)
+    return record
+
+
+def _segmentation(
+    job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predictor: Predictor, notes: Notes
+) -> Segmentation:
+    options = _options(job)
+    try:
+        return segment(volume, predictor, prompts=prompts, options=options, report=notes)
+    except torch.cuda.OutOfMemoryError:
+        notes.warn("Out of GPU memory; going on with one slice at a time.")
+    torch.cuda.empty_cache()
+    try:
+        return segment(volume, predictor, prompts=prompts, options=replace(options, batch_slices=1), report=notes)
+    except torch.cuda.OutOfMemoryError:
+        raise InputError("The GPU has too little free memory for one slice: choose --device cpu.") from None
+
+
+def _options(job: SegmentJob) -> SegmentOptions:
+    return SegmentOptions(
+        axis=AXES[job.axis] if job.axis else None,
+        probabilities=job.probabilities,
+        largest_component=job.largest_component,
+        min_island_ml=job.min_island_ml,
+    )
+
+
+def _digest(job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predictor: Predictor) -> str:
+    """Equal for everything that decides the output."""
+    network, adapter = predictor.network, predictor.adapter
+    asked = [_options(job).__dict__, [prompt.to_dict() for prompt in prompts]]
+    made_by = [__version__, network.sha256, network.image_size, adapter.digest if adapter else ""]
+    return digest_of(asked, made_by, sha256_of_array(volume.array), sha256_of_array(volume.affine))
+
+
+def _check_not_the_input(image: str, target: Path) -> None:
+    if target.exists() and target.samefile(image):
+        raise InputError(f"{target} is the image itself and would be overwritten; choose another output folder.")
+
+
+def _save(found: Segmentation, out: Path, name: str, volume: Volume) -> list[Path]:
+    paths = []
+    for value, probability in found.probabilities.items():
+        structure = re.sub(r"[^\w .+-]", "_", found.labelmap.structures[value])
+        paths.append(out / f"{name}.{structure}.probability.nrrd")
+        save_volume(volume.like(probability.astype(np.float32)), paths[-1])
+    paths.append(out / f"{name}.seg.nrrd")
+    save_labelmap(found.labelmap, paths[-1])
+    return paths
+
+
+def _raise_failures(failed: dict[str, Exception], result: dict[str, Any], count: int) -> None:
+    bug = next((error for error in failed.values() if not isinstance(error, InputError)), None)
+    if bug is not None:
+        raise bug
+    if count == 1:
+        raise next(iter(failed.values()))
+    sentences = "; ".join(f"{image}: {error}" for image, error in failed.items())
+    raise SomeImagesFailed(f"{len(failed)} of {count} images were not segmented. {sentences}", result)
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluate
+
+
+def _evaluate(job: EvaluateJob, notes: Notes) -> dict[str, Any]:
+    timings: dict[str, float] = {}
+    pred, ref, out = Path(job.pred), Path(job.ref), Path(job.out)
+    check_writable(out)
+    with timed(timings, "evaluate"):
+        if pred.is_dir() and ref.is_dir():
+            rows = evaluate_folder(pred, ref, job.structures, tolerance_mm=job.tolerance_mm, report=notes)
+        elif pred.is_dir() or ref.is_dir():
+            raise InputError(f"{pred} and {ref} must both be folders, or both be files.")
+        else:
+            pair = load_labelmap(pred), load_labelmap(ref)
+            rows = evaluate_case(*pair, job.structures, tolerance_mm=job.tolerance_mm, case=pred.name)
+            notes(Progress(1, 1, pred.name))
+    write_rows(rows, out)
+    write_summary(rows, out.with_suffix(".json"))
+    write_plot(rows, out.with_suffix(".png"))
+    record = record_of(job, "cpu", timings, notes.warnings)
+    files = [out, out.with_suffix(".json"), out.with_suffix(".png")]
+    record |= {"metrics": {"summary": summarize(rows)}, "outputs": checksums(files)}
+    write_record(record, result_path(out.parent, out.stem))
+    return record

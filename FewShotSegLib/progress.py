@@ -1,0 +1,36 @@
+"""How long work tells its caller where it stands, and how the caller stops it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One report: `step` of `total` units of the current stage are done.
+
+    `total` 0 means that the length is not known. `metrics` holds plain numbers, for example a loss.
+    """
+
+    step: int
+    total: int
+    message: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def fraction(self) -> float | None:
+        """Share of the work done, in [0, 1]; None when the length is not known.
+
+        >>> Progress(step=3, total=12).fraction
+        0.25
+        """
+        return min(max(self.step / self.total, 0.0), 1.0) if self.total > 0 else None
+
+
+# The call is the cancellation point: a report may raise Cancelled, so it is made at least once per step or slice.
+Report = Callable[[Progress], None]
+
+
+def silent(progress: Progress) -> None:
+    """Report nothing and never cancel: the default where nobody is watching."""

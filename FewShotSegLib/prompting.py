@@ -1,0 +1,152 @@
+"""Answers to prompts on single slices: volumes by name, and predictors that stay loaded between clicks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .files import written_whole
+from .intensity import IntensitySpec
+from .prompt import Prompt
+from .slices import SliceFrame, frame_of, to_network
+from .volume import AXES, Volume
+
+if TYPE_CHECKING:
+    from .sam.predictor import Predictor
+
+_KEPT_PREDICTORS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A volume, the intensity rule the user chose for it (None: the adapter's, or automatic), and ranges worked out."""
+
+    volume: Volume
+    intensity: IntensitySpec | None
+    ranges: dict[IntensitySpec, tuple[float, float] | None]
+
+
+class PromptSession:
+    """Volumes and predictors of one worker. Methods take a request and return its result; see `worker`."""
+
+    def __init__(self) -> None:
+        self._volumes: dict[str, _Known] = {}
+        self._predictors: dict[tuple[Any, ...], Predictor] = {}
+
+    def add_volume(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep a copy of a volume under its name."""
+        affine = np.array(request.get("affine", np.eye(4)), dtype=np.float64)
+        volume = Volume(_array_from(request), affine)
+        spec = request.get("intensity")
+        self._volumes[_name(request)] = _Known(volume, IntensitySpec.from_dict(spec) if spec else None, {})
+        return {"shape": list(volume.shape)}
+
+    def forget_volume(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"known": self._volumes.pop(_name(request), None) is not None}
+
+    def encode(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Fill the cache with one slice."""
+        started = time.perf_counter()
+        known, predictor = self._volume(request), self._predictor(request)
+        axis = AXES[request["axis"]] if request.get("axis") in AXES else known.volume.acquisition_axis
+        predictor.encode([self._square(known, predictor, _whole(request, "index"), axis)[0]])
+        return {"seconds": time.perf_counter() - started}
+
+    def predict(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Mask and predicted IoU of one prompt; coordinates may be `points_ras` and `box_ras`."""
+        started = time.perf_counter()
+        known, predictor = self._volume(request), self._predictor(request)
+        prompt = Prompt.from_dict(request.get("prompt", {}), known.volume)
+        prompt.check_inside(known.volume)
+        value = _value_of(prompt.structure, predictor)
+        if value is None and not len(prompt.points_ijk) and prompt.box_ijk is None and prompt.mask is None:
+            raise InputError(f"The adapter knows no structure {prompt.structure!r}; give points or a box.")
+        square, frame = self._square(known, predictor, prompt.index, prompt.axis)
+        embedding = predictor.encode([square])[0]
+        masks = predictor.decode(embedding, predictor.user_prompt(prompt, frame, value))
+        mask = predictor.on_voxels(masks, frame)[0] > 0
+        if request.get("mask_path"):
+            _save(mask, Path(request["mask_path"]))
+        answer = Prompt(prompt.axis, prompt.index, mask=mask).to_dict()
+        return {**answer, "iou": float(masks.iou[0]), "seconds": time.perf_counter() - started}
+
+    def _volume(self, request: Mapping[str, Any]) -> _Known:
+        known = self._volumes.get(_name(request))
+        if known is None:
+            raise InputError(f"No volume is called {_name(request)!r} here; send it first.")
+        return known
+
+    def _predictor(self, request: Mapping[str, Any]) -> Predictor:
+        """The predictor for base, adapter and device, loaded once; an adapter file that has changed is loaded again."""
+        import torch
+
+        from .pipeline import choose_device, load_predictor
+        from .progress import silent
+        from .record import Notes
+
+        adapter = request.get("adapter")
+        path = Path(adapter) if adapter else None
+        stamp = path.stat().st_mtime_ns if path is not None and path.is_file() else 0
+        key = (request.get("base"), adapter, stamp, request.get("device", "auto"))
+        if key not in self._predictors:
+            device = choose_device(request.get("device", "auto"), Notes(silent))
+            with torch.random.fork_rng(devices=[]):
+                self._predictors[key] = load_predictor(adapter, request.get("base"), device)
+            while len(self._predictors) > _KEPT_PREDICTORS:
+                self._predictors.pop(next(iter(self._predictors)))
+        self._predictors[key] = self._predictors.pop(key)  # the last used is the last to go
+        return self._predictors[key]
+
+    @staticmethod
+    def _square(known: _Known, predictor: Predictor, index: int, axis: int) -> tuple[NDArray[np.float32], SliceFrame]:
+        volume, adapter = known.volume, predictor.adapter
+        intensity = known.intensity or (adapter.intensity if adapter else IntensitySpec.auto(volume))
+        if intensity not in known.ranges:
+            known.ranges[intensity] = intensity.range_of(volume.array)
+        frame = frame_of(volume, axis, index, predictor.image_size)
+        image = intensity.apply(volume.array.take(index, axis), known.ranges[intensity])
+        return to_network(image, frame), frame
+
+
+def _array_from(request: Mapping[str, Any]) -> NDArray[Any]:
+    """The array in an .npy file; with "delete" the file is removed, so that no image stays behind."""
+    path = Path(str(request.get("path", "")))
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read the volume {path} ({error}).") from None
+    finally:
+        if request.get("delete"):
+            path.unlink(missing_ok=True)
+
+
+def _value_of(structure: str | None, predictor: Predictor) -> int | None:
+    """The label of a structure that the adapter has learned, None for any other name."""
+    known = predictor.adapter.structures if predictor.adapter else {}
+    return next((value for value, name in known.items() if name == structure), None)
+
+
+def _name(request: Mapping[str, Any]) -> str:
+    name = request.get("volume")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"The name of the volume is missing, got {name!r}.")
+    return name
+
+
+def _whole(request: Mapping[str, Any], key: str) -> int:
+    value = request.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError(f"{key} must be a whole number, got {value!r}.")
+    return value
+
+
+def _save(mask: NDArray[np.bool_], path: Path) -> None:
+    with written_whole(path) as part, part.open("wb") as stream:
+        np.save(stream, mask)

@@ -1,0 +1,281 @@
+"""Hyperparameters as frozen dataclasses: checked, strict, and the same after JSON.
+
+@dataclass(frozen=True)
+class Recipe:
+    rank: int = option(4, "Size of the low-rank update", min=1, max=64)
+
+    def __post_init__(self) -> None:
+        check(self)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from .errors import InputError
+
+R = TypeVar("R")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    choices: Iterable[Any] | None = None,
+    advanced: bool = False,
+) -> Any:
+    """Return a dataclass field with a default, a sentence for the user, and what is allowed.
+
+    `min` and `max` are inclusive and hold for every element of a tuple, as do `choices`. `advanced` options are shown
+    by the form only on request.
+    """
+    allowed = tuple(choices) if choices is not None else None
+    metadata = {"help": help, "min": min, "max": max, "choices": allowed, "advanced": advanced}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check(recipe: Any) -> None:
+    """Raise `InputError` naming the first option whose value has the wrong type or is out of range.
+
+    Whole floats given for an int, ints given for a float, and lists given for a tuple are turned into the declared
+    type, so that a recipe that went through JSON or a form equals the one that was sent.
+    """
+    hints = typing.get_type_hints(type(recipe))
+    for field in dataclasses.fields(recipe):
+        given = getattr(recipe, field.name)
+        value = _as_type(field.name, given, hints[field.name])
+        _check_allowed(field.name, value, field.metadata)
+        if value is not given:
+            object.__setattr__(recipe, field.name, value)
+
+
+def to_dict(recipe: Any) -> dict[str, Any]:
+    """Return the recipe as JSON types (tuples become lists, nested recipes dictionaries)."""
+    return {field.name: _to_json(getattr(recipe, field.name)) for field in dataclasses.fields(recipe)}
+
+
+def from_dict(cls: type[R], values: Mapping[str, Any]) -> R:
+    """Return a recipe of class `cls`; missing keys keep their defaults, unknown ones are refused."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"A recipe must be a table of names and values, got {type(values).__name__}.")
+    _check_keys(cls, values)
+    return cls(**values)
+
+
+def with_overrides(recipe: R, overrides: Iterable[str]) -> R:
+    """Return a copy with `"key=value"` texts applied, each value read by the type of its option.
+
+    Nested recipes are reached with dots (`"synthesis.max_angle=20"`), tuples are comma separated, `none` is None.
+    """
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f'A recipe option must look like "key=value", got "{text}".')
+        recipe = _override(recipe, key.strip(), value.strip())
+    return recipe
+
+
+def _override(recipe: Any, key: str, value: str) -> Any:
+    head, dot, rest = key.partition(".")
+    _check_keys(type(recipe), [head])
+    if dot:
+        inner = getattr(recipe, head)
+        if not _is_recipe(inner):
+            raise InputError(f'Recipe option "{head}" has no parts, got "{key}".')
+        return dataclasses.replace(recipe, **{head: _override(inner, rest, value)})
+    hint = typing.get_type_hints(type(recipe))[head]
+    return dataclasses.replace(recipe, **{head: _parse(head, value, hint)})
+
+
+def _check_keys(cls: Any, keys: Iterable[str]) -> None:
+    names = [field.name for field in dataclasses.fields(cls)]
+    for key in keys:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            hint = f'; did you mean "{near[0]}"?' if near else "."
+            raise InputError(f'Unknown recipe option "{key}"{hint} Allowed: {", ".join(sorted(names))}.')
+
+
+def _is_recipe(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _to_json(value: Any) -> Any:
+    if _is_recipe(value):
+        return to_dict(value)
+    return [_to_json(element) for element in value] if isinstance(value, tuple) else value
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the type itself."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _as_type(key: str, value: Any, hint: Any) -> Any:
+    """Return `value` as the declared type, or raise `InputError` naming what is allowed."""
+    for alternative in _alternatives(hint):
+        matched, converted = _match(key, value, alternative)
+        if matched:
+            return converted
+    raise InputError(f'Recipe option "{key}" must be {_describe(hint)}, got {value!r}.')
+
+
+def _match(key: str, value: Any, hint: Any) -> tuple[bool, Any]:
+    """Return (whether `value` fits `hint`, `value` in the declared type)."""
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return True, value
+    if hint is None or hint is type(None):
+        return value is None, None
+    if origin is typing.Literal:
+        return value in typing.get_args(hint), value
+    if origin is tuple or hint is tuple:
+        return _match_tuple(key, value, typing.get_args(hint))
+    if dataclasses.is_dataclass(hint):
+        return _match_recipe(value, hint)
+    return _match_scalar(value, hint)
+
+
+def _match_scalar(value: Any, hint: Any) -> tuple[bool, Any]:
+    if hint is bool:
+        return isinstance(value, bool), value
+    if isinstance(value, bool):  # bool is an int in Python, but True is not a learning rate
+        return False, value
+    if hint is int:
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        return whole, int(value) if whole and not isinstance(value, int) else value
+    if hint is float:
+        number = isinstance(value, int | float) and math.isfinite(value)
+        return number, float(value) if number and not isinstance(value, float) else value
+    return isinstance(value, hint), value
+
+
+def _match_recipe(value: Any, hint: Any) -> tuple[bool, Any]:
+    if isinstance(value, Mapping):
+        return True, from_dict(hint, value)
+    return isinstance(value, hint), value
+
+
+def _match_tuple(key: str, value: Any, hints: tuple[Any, ...]) -> tuple[bool, Any]:
+    if not isinstance(value, tuple | list):
+        return False, value
+    if not hints:
+        return True, tuple(value)
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        hints = (hints[0],) * len(value)
+    if hints == ((),):  # tuple[()] up to Python 3.10
+        hints = ()
+    if len(hints) != len(value):
+        return False, value
+    converted = tuple(_as_type(key, element, hint) for element, hint in zip(value, hints, strict=True))
+    same = isinstance(value, tuple) and all(a is b for a, b in zip(value, converted, strict=True))
+    return True, value if same else converted
+
+
+def _check_allowed(key: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    if value is None:
+        return
+    low, high, choices = metadata.get("min"), metadata.get("max"), metadata.get("choices")
+    for element in value if isinstance(value, tuple) else (value,):
+        if choices is not None and element not in choices:
+            allowed = ", ".join(str(choice) for choice in choices)
+            raise InputError(f'Recipe option "{key}" must be one of {allowed}, got {element!r}.')
+        outside = (low is not None and element < low) or (high is not None and element > high)
+        if outside:
+            raise InputError(f'Recipe option "{key}" must be {_describe_range(low, high)}, got {element!r}.')
+
+
+def _describe_range(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f"at most {high}"
+    return f"at least {low}" if high is None else f"between {low} and {high}"
+
+
+_WORDS = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "a text",
+    type(None): "none",
+    None: "none",
+}
+
+
+def _describe(hint: Any) -> str:
+    alternatives = _alternatives(hint)
+    if len(alternatives) > 1:
+        return " or ".join(_describe(alternative) for alternative in alternatives)
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(str(choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"a list ({', '.join(_describe(part) for part in typing.get_args(hint) if part is not Ellipsis)})"
+    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _parse(key: str, text: str, hint: Any) -> Any:
+    """Read command line text by the declared type; `check` judges the result."""
+    alternatives = _alternatives(hint)
+    if type(None) in alternatives and text.lower() in ("none", "null"):
+        return None
+    for alternative in alternatives:
+        read, value = _read(key, text, alternative)
+        if read:
+            return value
+    raise InputError(f'Recipe option "{key}" must be {_describe(hint)}, got "{text}".')
+
+
+def _read(key: str, text: str, hint: Any) -> tuple[bool, Any]:
+    if hint is str:
+        return True, text
+    if hint is bool:
+        return _read_bool(text)
+    if hint in (int, float):
+        return _read_number(text, hint)
+    if typing.get_origin(hint) is typing.Literal:
+        matching = [choice for choice in typing.get_args(hint) if str(choice) == text]
+        return bool(matching), matching[0] if matching else None
+    if typing.get_origin(hint) is tuple:
+        return True, _read_tuple(key, text, typing.get_args(hint))
+    return _read_json(text)
+
+
+def _read_bool(text: str) -> tuple[bool, Any]:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    return text.lower() in words, words.get(text.lower())
+
+
+def _read_number(text: str, hint: Any) -> tuple[bool, Any]:
+    try:
+        number = float(text)
+    except ValueError:
+        return False, None
+    if hint is float:
+        return True, number
+    return number.is_integer(), int(number) if number.is_integer() else None
+
+
+def _read_tuple(key: str, text: str, hints: tuple[Any, ...]) -> tuple[Any, ...]:
+    words = [word.strip() for word in text.strip("()[] ").split(",") if word.strip()]
+    if hints[1:] == (Ellipsis,):
+        hints = (hints[0],) * len(words)
+    if len(hints) != len(words):
+        raise InputError(f'Recipe option "{key}" takes {len(hints)} values separated by commas, got "{text}".')
+    return tuple(_parse(key, word, hint) for word, hint in zip(words, hints, strict=True))
+
+
+def _read_json(text: str) -> tuple[bool, Any]:
+    try:
+        return True, json.loads(text)
+    except json.JSONDecodeError:
+        return False, None

@@ -1,0 +1,155 @@
+"""What is written beside the outputs of a job: what was asked, with which versions, what came out, and every warning.
+
+An adapter is the same bytes for the same job; its record is not, because it holds times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .files import part_path, sha256_of_file, write_text_whole
+from .job import Job, to_dict, with_paths_from
+from .progress import Progress, Report
+from .version import __version__
+
+# Progress messages that begin so are kept in the record.
+WARNING = "Warning: "
+_PACKAGES = ("numpy", "scipy", "torch", "SimpleITK", "safetensors")
+
+
+class Notes:
+    """A report that remembers the warnings that went through it."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self.warnings: list[str] = []
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.message.startswith(WARNING):
+            self._keep(progress.message.removeprefix(WARNING))
+        self._report(progress)
+
+    def say(self, sentence: str) -> None:
+        """Tell the user; not kept."""
+        self._report(Progress(0, 0, sentence))
+
+    def warn(self, sentence: str) -> None:
+        """Tell the user and keep it."""
+        self._keep(sentence)
+        self._report(Progress(0, 0, WARNING + sentence))
+
+    def _keep(self, sentence: str) -> None:
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
+
+    def part(self, number: int, count: int, name: str) -> Notes:
+        """Notes of one of `count` equal parts of the work, with warnings of its own; `number` counts from 0."""
+
+        def report(progress: Progress) -> None:
+            total = progress.total or 1
+            message = f"{name}: {progress.message}" if count > 1 and not progress.message.startswith(WARNING) else ""
+            step = number * total + min(progress.step, total)
+            whole = replace(progress, step=step, total=total * count) if progress.total else progress
+            self._report(replace(whole, message=message or progress.message))
+
+        return Notes(report)
+
+
+@contextlib.contextmanager
+def timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds the block takes to `timings[name]`."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        timings[name] = round(timings.get(name, 0.0) + time.perf_counter() - started, 3)
+
+
+def record_of(job: Job, device: str, timings: Mapping[str, float], warnings: Iterable[str]) -> dict[str, Any]:
+    """The part of a record that every job has; outputs and metrics are added."""
+    return {
+        "job": to_dict(with_paths_from(job, Path.cwd())),
+        "versions": versions(),
+        "device": device,
+        "threads": _threads(),
+        "seed": job.seed,
+        "timings_s": dict(timings),
+        "warnings": list(warnings),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of this library, of what it computes with, and of Python and the system."""
+    found = {"FewShotSegLib": __version__, "python": platform.python_version(), "system": platform.platform()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _threads() -> int | None:
+    import sys
+
+    torch = sys.modules.get("torch")  # sums in another order differ in the last bit; not worth an import
+    return int(torch.get_num_threads()) if torch is not None else None
+
+
+def result_path(out: Path, stem: str) -> Path:
+    return out / f"{stem}.result.json"
+
+
+def write_record(record: Mapping[str, Any], path: Path) -> None:
+    write_text_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record, or None when there is none that can be read: it is then written anew."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def checksums(paths: Iterable[Path]) -> dict[str, str]:
+    """{file name: sha256}."""
+    return {path.name: sha256_of_file(path) for path in paths}
+
+
+def is_complete(record: Mapping[str, Any] | None, folder: Path) -> bool:
+    """Whether every output a record names is in the folder, unchanged."""
+    outputs = record.get("outputs") if record else None
+    if not isinstance(outputs, dict) or not outputs:
+        return False
+    return all((folder / name).is_file() and sha256_of_file(folder / name) == sha for name, sha in outputs.items())
+
+
+def digest_of(*parts: Any) -> str:
+    """SHA-256 over JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def check_writable(path: Path) -> None:
+    """Raise `InputError` now rather than after minutes of work when `path` cannot be written."""
+    part = part_path(path)
+    existed = part.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.open("ab").close()
+        if not existed:
+            part.unlink()
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {os.strerror(error.errno or 0)}. Choose another place.") from error
+    if path.is_dir():
+        raise InputError(f"Cannot write {path}: it is a folder. Choose a file name.")

@@ -1,0 +1,330 @@
+"""A report a person wants to look at: one HTML file with numbers, charts and overlays, nothing loaded from outside.
+
+report = Report("Adapted to 3 slices", "What was done, in one sentence.")
+report.numbers([("Dice, adapted", "0.91")])
+report.table(["Structure", "Dice"], [["liver", 0.95]])
+report.gallery([(overlay_png(slice01, pred, ref, colors), "Patient 4, slice 18")], "Prediction and reference")
+report.write("report.html")
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .charts import Chart
+from .errors import InputError
+from .files import write_text_whole
+
+Array = NDArray[Any]
+Color = tuple[float, float, float]
+Cell = str | int | float | None
+
+# Distinct on grey, also for red-green blind readers; anatomical table colours are too alike to tell organs apart.
+PALETTE: tuple[Color, ...] = (
+    (0.92, 0.49, 0.28),
+    (0.22, 0.66, 0.86),
+    (0.16, 0.74, 0.60),
+    (0.77, 0.50, 0.86),
+    (0.96, 0.79, 0.26),
+    (0.93, 0.42, 0.58),
+    (0.60, 0.80, 0.35),
+    (0.42, 0.52, 0.94),
+)
+
+
+def overlay_colors(structures: Mapping[int, str]) -> dict[int, Color]:
+    """Return {label: (r, g, b) in 0..1} from `PALETTE`, in order of label."""
+    return {value: PALETTE[order % len(PALETTE)] for order, value in enumerate(sorted(structures))}
+
+
+# ------------------------------------------------------------------------------------------------------------ overlays
+
+
+def upright(image: Array, affine: Array, axis: int) -> Array:
+    """Return a slice (H, W) across array axis `axis` turned as radiologists look at it.
+
+    Front or head up, the patient's right on the left side; seen from the side, the front is on the left. Oblique slices
+    are turned to the nearest of these.
+    """
+    columns = [affine[:3, 2 - a] / np.linalg.norm(affine[:3, 2 - a]) for a in range(3) if a != axis]  # RAS per row, col
+    named = _nearest_axes(columns)
+    if named[0] < named[1]:  # rows must run along the later of R, A, S
+        image, named, columns = image.T, named[::-1], columns[::-1]
+    # Rows run down: towards the back or the feet. Columns run to the patient's left or to the back. All RAS minus.
+    if columns[0][named[0]] > 0:
+        image = image[::-1]
+    if columns[1][named[1]] > 0:
+        image = image[:, ::-1]
+    return image
+
+
+def _nearest_axes(directions: Sequence[Array]) -> list[int]:
+    first = int(np.argmax(np.abs(directions[0])))
+    other = np.abs(directions[1]).copy()
+    other[first] = -1.0
+    return [first, int(np.argmax(other))]
+
+
+def overlay_png(
+    slice01: Array,
+    pred: Array,
+    ref: Array | None,
+    colors: Mapping[int, Color],
+    upscale: int = 3,
+    *,
+    pixel_mm: tuple[float, float] = (1.0, 1.0),
+) -> bytes:
+    """Return a PNG of a slice (H, W) in [0, 1] with the prediction as a coloured veil and the reference as a line.
+
+    `pred`, `ref`: integer labels (H, W); labels without a colour are not drawn. `pixel_mm`: height and width of a
+    pixel, so that anatomy keeps its shape; the finer side is enlarged by `upscale`.
+    """
+    image = np.asarray(slice01, dtype=np.float32)
+    if image.ndim != 2 or np.shape(pred) != image.shape or (ref is not None and np.shape(ref) != image.shape):
+        raise InputError(
+            f"An overlay needs a slice and labels of one shape (H, W), got {image.shape}, {np.shape(pred)} and "
+            f"{None if ref is None else np.shape(ref)}."
+        )
+    finest = min(pixel_mm)
+    size = tuple(max(round(n * upscale * mm / finest), 1) for n, mm in zip(image.shape, pixel_mm, strict=True))
+    shown = np.repeat(np.clip(_resized(image, size), 0, 1)[:, :, None], 3, axis=2)
+    for value, color in colors.items():
+        shown = _mixed(shown, 0.36 * _coverage(np.asarray(pred) == value, size), color)
+    for value, color in colors.items() if ref is not None else ():
+        shown = _outlined(shown, np.asarray(ref) == value, color, upscale)
+    return png_bytes(np.rint(shown * 255).astype(np.uint8))
+
+
+def _outlined(shown: Array, mask: Array, color: Color, upscale: int) -> Array:
+    """A light line of the colour over a thin dark one, so that it shows on bright and on dark ground."""
+    if not mask.any():
+        return shown
+    from scipy.ndimage import distance_transform_edt
+
+    inside = _resized(mask.astype(np.float32), shown.shape[:2])
+    core = inside > 0.5
+    if core.all() or not core.any():
+        return shown
+    to_line = np.where(core, distance_transform_edt(core), distance_transform_edt(~core)) - 0.5
+    half = 0.22 * upscale + 0.25
+    shown = _mixed(shown, 0.5 * np.clip(half + 1.6 - to_line, 0, 1), (0.0, 0.0, 0.0))
+    light = tuple(0.35 + 0.65 * part for part in color)
+    return _mixed(shown, np.clip(half + 0.5 - to_line, 0, 1), light)
+
+
+def _mixed(shown: Array, share: Array, color: Sequence[float]) -> Array:
+    share = share[:, :, None].astype(np.float32)
+    return shown * (1 - share) + np.asarray(color, dtype=np.float32) * share
+
+
+def _coverage(mask: Array, size: tuple[int, ...]) -> Array:
+    """Share of each enlarged pixel inside the mask; the soft edge of interpolation becomes one pixel wide."""
+    smooth = _resized(mask.astype(np.float32), size)
+    return np.clip((smooth - 0.5) * 2.5 * max(size[0] / mask.shape[0], 1) / 3 + 0.5, 0, 1)
+
+
+def _resized(image: Array, size: tuple[int, ...]) -> Array:
+    """Bilinear, pixel centres aligned as areas."""
+    from scipy.ndimage import map_coordinates
+
+    rows, columns = (
+        (np.arange(new, dtype=np.float32) + 0.5) * old / new - 0.5 for new, old in zip(size, image.shape, strict=True)
+    )
+    return map_coordinates(image, np.meshgrid(rows, columns, indexing="ij"), order=1, mode="nearest")
+
+
+def png_bytes(rgb: NDArray[np.uint8]) -> bytes:
+    """Return an RGB image (H, W, 3) as PNG."""
+    from matplotlib.image import imsave
+
+    stream = io.BytesIO()
+    metadata: dict[str, Any] = {"Software": None}  # without a version the same pixels give the same bytes
+    imsave(stream, np.ascontiguousarray(rgb), format="png", metadata=metadata)
+    return stream.getvalue()
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+
+class Report:
+    """Collects blocks in order; `write` makes one HTML file. All text is escaped."""
+
+    def __init__(self, title: str, intro: str = "") -> None:
+        self.title = title
+        self._blocks: list[str] = [f"<h1>{escape(title)}</h1>"]
+        if intro:
+            self._blocks.append(f'<p class="intro">{escape(intro)}</p>')
+
+    def heading(self, text: str) -> Report:
+        self._blocks.append(f"<h2>{escape(text)}</h2>")
+        return self
+
+    def text(self, text: str) -> Report:
+        """A paragraph; an empty line starts another."""
+        self._blocks += [f"<p>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip()]
+        return self
+
+    def note(self, text: str) -> Report:
+        """A remark that must not be overlooked: a warning, a limit."""
+        self._blocks.append(f'<p class="note">{escape(text)}</p>')
+        return self
+
+    def numbers(self, items: Iterable[tuple[str, str]]) -> Report:
+        """The few numbers that matter, large: (what, value)."""
+        tiles = (f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for what, value in items)
+        self._blocks.append(f'<div class="numbers">{"".join(tiles)}</div>')
+        return self
+
+    def table(self, headers: Sequence[str], rows: Iterable[Sequence[Cell]], caption: str = "") -> Report:
+        """Numbers are set right, floats with three decimals, None as a dash; the header row stays visible."""
+        body = [list(row) for row in rows]
+        for row in body:
+            if len(row) != len(headers):
+                raise InputError(f"A table row needs {len(headers)} cells like its headers, got {len(row)}: {row}.")
+        numeric = [
+            any(_is_number(r[c]) for r in body) and not any(isinstance(r[c], str) for r in body)
+            for c in range(len(headers))
+        ]
+        head = "".join(f"<th{_right(right)}>{escape(text)}</th>" for text, right in zip(headers, numeric, strict=True))
+        lines = "".join(
+            "<tr>" + "".join(f"<td{_right(n)}>{_cell(v)}</td>" for v, n in zip(row, numeric, strict=True)) + "</tr>"
+            for row in body
+        )
+        title = f"<caption>{escape(caption)}</caption>" if caption else ""
+        self._blocks.append(
+            f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+        )
+        return self
+
+    def figure(self, picture: bytes | Chart, caption: str) -> Report:
+        """A picture over the full width. A `Chart` follows the reader's light or dark setting."""
+        self._blocks.append(_figure(picture, caption))
+        return self
+
+    def gallery(self, pictures: Iterable[tuple[bytes, str]], caption: str = "") -> Report:
+        """Pictures (PNG, caption) side by side, as many as the window holds."""
+        if caption:
+            self._blocks.append(f'<p class="caption">{escape(caption)}</p>')
+        self._blocks.append(f'<div class="gallery">{"".join(_figure(png, text) for png, text in pictures)}</div>')
+        return self
+
+    def legend(self, structures: Mapping[int, str], colors: Mapping[int, Color]) -> Report:
+        """What the colours of the overlays mean."""
+        chips = "".join(
+            f'<span><i style="background:{_css(colors[value])}"></i>{escape(name)}</span>'
+            for value, name in structures.items()
+            if value in colors
+        )
+        how = '<span><i class="veil"></i>prediction</span><span><i class="line"></i>reference</span>'
+        self._blocks.append(f'<div class="legend">{chips}<em></em>{how}</div>')
+        return self
+
+    def html(self) -> str:
+        """Return the whole page."""
+        return (
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            '<meta name="color-scheme" content="light dark">\n'
+            f"<title>{escape(self.title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
+            + "\n".join(self._blocks)
+            + "\n</main>\n</body>\n</html>\n"
+        )
+
+    def write(self, path: str | Path) -> None:
+        """Write the page as one self-contained file."""
+        write_text_whole(path, self.html())
+
+
+def _is_number(value: Cell) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+        return "&ndash;"
+    return f"{value:.3f}" if isinstance(value, float | np.floating) else escape(str(value))
+
+
+def _right(numeric: bool) -> str:
+    return ' class="n"' if numeric else ""
+
+
+def _css(color: Color) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in color)
+
+
+def _figure(picture: bytes | Chart, caption: str) -> str:
+    light, dark = (picture.light, picture.dark) if isinstance(picture, Chart) else (picture, None)
+    width, height = _png_size(light)
+    text = escape(caption)
+    image = f'<img src="{_data_url(light)}" alt="{text}" width="{width}" height="{height}">'
+    if dark is not None:
+        source = f'<source srcset="{_data_url(dark)}" media="(prefers-color-scheme: dark)">'
+        image = f"<picture>{source}{image}</picture>"
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+
+
+def _data_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _png_size(png: bytes) -> tuple[int, int]:
+    """Width and height from the header, which also shows that it is a PNG."""
+    if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 24:
+        raise InputError("A figure of a report must be a PNG picture.")
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height
+
+
+_CSS = """
+:root { --paper:#ffffff; --ink:#1d2733; --soft:#667380; --line:#e3e8ed; --tint:#f5f7f9;
+  --mark:#1f7a8c; --warn:#b7791f; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper:#161b21; --ink:#e7ecf1; --soft:#93a0ad; --line:#2b333c; --tint:#1c232b;
+    --mark:#4fb3c6; --warn:#e0ac55; }
+}
+* { box-sizing:border-box; }
+body { margin:0; background:var(--paper); color:var(--ink); -webkit-font-smoothing:antialiased;
+  font:16px/1.6 Inter,system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif; }
+main { max-width:1080px; margin:0 auto; padding:56px 28px 96px; }
+h1 { font-size:2.1rem; line-height:1.2; font-weight:650; letter-spacing:-.02em; margin:0 0 .5rem; text-wrap:balance; }
+h2 { font-size:1.25rem; font-weight:620; letter-spacing:-.01em; margin:3.2rem 0 .8rem; padding-top:1.4rem;
+  border-top:1px solid var(--line); }
+p { max-width:72ch; margin:.7rem 0; }
+.intro { font-size:1.12rem; color:var(--soft); max-width:66ch; }
+.note { border-left:3px solid var(--warn); background:var(--tint); border-radius:0 8px 8px 0; padding:.7rem 1rem; }
+.caption { color:var(--soft); font-size:.92rem; }
+.numbers { display:grid; grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); gap:14px; margin:1.8rem 0; }
+.numbers div { background:var(--tint); border-radius:12px; padding:18px 20px; }
+.numbers b { display:block; font-size:1.9rem; line-height:1.15; font-weight:620; letter-spacing:-.02em;
+  font-variant-numeric:tabular-nums; color:var(--mark); }
+.numbers span { display:block; color:var(--soft); font-size:.88rem; margin-top:.25rem; }
+.scroll { overflow-x:auto; margin:1.2rem 0; }
+table { border-collapse:collapse; width:100%; font-size:.95rem; }
+caption { text-align:left; color:var(--soft); font-size:.92rem; padding-bottom:.5rem; }
+th { text-align:left; color:var(--soft); font-weight:560; font-size:.84rem; white-space:nowrap; }
+th, td { padding:.5rem .9rem .5rem 0; border-bottom:1px solid var(--line); }
+td.n, th.n { text-align:right; font-variant-numeric:tabular-nums; }
+tbody tr:hover { background:var(--tint); }
+figure { margin:1.4rem 0; }
+figure img { display:block; width:100%; height:auto; border-radius:10px; }
+figcaption { color:var(--soft); font-size:.88rem; margin-top:.5rem; }
+.gallery { display:grid; grid-template-columns:repeat(auto-fill,minmax(300px,1fr)); gap:18px; margin:1rem 0; }
+.gallery figure { margin:0; }
+.legend { display:flex; flex-wrap:wrap; gap:.4rem 1.2rem; font-size:.92rem; margin:1rem 0; align-items:center; }
+.legend span { display:inline-flex; align-items:center; gap:.45rem; }
+.legend i { width:.85rem; height:.85rem; border-radius:50%; display:inline-block; }
+.legend em { flex:1 1 1rem; }
+.legend .veil { border-radius:3px; background:var(--soft); opacity:.45; width:1.2rem; }
+.legend .line { border-radius:3px; border:2px solid var(--soft); width:1.2rem; }
+@media print { main { max-width:none; padding:0; } figure, .numbers, table { break-inside:avoid; } }
+"""

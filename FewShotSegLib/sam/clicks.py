@@ -1,0 +1,102 @@
+"""Simulated users: first clicks and boxes from a mask, corrections from an error."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.sam.network import (
+    BOX_CORNER_HIGH,
+    BOX_CORNER_LOW,
+    NEGATIVE,
+    PADDING,
+    POSITIVE,
+    PromptableNetwork,
+    PromptBatch,
+)
+
+FIRST_PROMPT = 3  # points of a first prompt: click, box corner low, box corner high
+
+
+def centre_click(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """(x, y) of the pixel deepest inside the mask; the first one where several are.
+
+    >>> centre_click(np.pad(np.ones((5, 7), bool), 2))
+    (4, 4)
+    """
+    if not mask.any():
+        raise InputError("An empty mask has no inside to click on.")
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    row, column = divmod(int(np.argmax(depth)), mask.shape[1])
+    return column, row
+
+
+def random_click(mask: NDArray[np.bool_], rng: np.random.Generator, central: float = 0.0) -> tuple[int, int]:
+    """(x, y) of a pixel of the mask, all alike; with probability `central` one of those deepest inside."""
+    candidates = np.flatnonzero(mask)
+    if central and rng.random() < central:
+        depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+        candidates = np.flatnonzero(depth >= 0.9 * depth.max())
+    row, column = divmod(int(rng.choice(candidates)), mask.shape[1])
+    return column, row
+
+
+def tight_box(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Corners (2, 2) x, y of the first and last pixel that belong to the mask.
+
+    >>> mask = np.zeros((30, 30), bool); mask[10:20, 12:22] = True; tight_box(mask).tolist()
+    [[12.0, 10.0], [21.0, 19.0]]
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]], np.float32)
+
+
+def jittered_box(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float32]:
+    """The box a person would drag: up to a tenth of its side too large, a little less too small."""
+    low, high = tight_box(mask)
+    jitter = np.minimum(0.1 * (high - low) + 1, 0.05 * mask.shape[0])
+    return np.stack([low + rng.uniform(-1, 0.5, 2) * jitter, high + rng.uniform(-0.5, 1, 2) * jitter]).astype(np.float32)
+
+
+def first_prompt(
+    mask: NDArray[np.bool_], kind: str, rng: np.random.Generator, central: float = 0.0
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Coordinates (3, 2) and labels (3,) of a "click", a "box" or "both"; what is not meant is padding."""
+    coords = np.zeros((FIRST_PROMPT, 2), np.float32)
+    labels = np.full(FIRST_PROMPT, PADDING, np.int64)
+    if kind != "box":
+        coords[0], labels[0] = random_click(mask, rng, central), POSITIVE
+    if kind != "click":
+        coords[1:], labels[1:] = jittered_box(mask, rng), (BOX_CORNER_LOW, BOX_CORNER_HIGH)
+    return coords, labels
+
+
+def corrected(
+    prompts: PromptBatch, logits: Tensor, target: Tensor, network: PromptableNetwork, rng: np.random.Generator
+) -> PromptBatch:
+    """The prompts with one click more inside the error of each mask, and the mask itself as a prompt.
+
+    logits and target (N, h, w) cover the network's square.
+    """
+    truth = target > 0.5
+    wrong = ((logits > 0) != truth).flatten(1).cpu().numpy()
+    chosen = [int(rng.choice(np.flatnonzero(row))) if row.any() else -1 for row in wrong]
+    index = torch.tensor(chosen, device=logits.device)
+    side = logits.shape[-1]
+    where = index.clamp(min=0)
+    # The middle of a logit's area, in network pixels.
+    xy = (torch.stack([where % side, where // side], -1).float() + 0.5) * (network.image_size / side) - 0.5
+    inside = truth.flatten(1).gather(1, where[:, None])[:, 0]
+    label = torch.where(index < 0, PADDING, torch.where(inside, POSITIVE, NEGATIVE))
+    mask = F.interpolate(logits[:, None], (network.mask_input_size,) * 2, mode="bilinear")
+    return PromptBatch(
+        torch.cat([prompts.coords, xy[:, None]], 1),
+        torch.cat([prompts.labels, label[:, None]], 1),
+        mask.clamp(-16, 16),
+        tokens=prompts.tokens,
+    )

@@ -1,0 +1,142 @@
+"""Checkpoint files -> networks: the official SAM ViT-B/L/H files, MedSAM, and the bundled compact model."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from FewShotSegLib import base_models
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.sam.attention import use_fused_attention
+from FewShotSegLib.sam.compact import CompactArchitecture, build_compact, set_image_size
+from FewShotSegLib.sam.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from FewShotSegLib.sam.network import PromptableNetwork
+
+# Width, depth, heads and blocks with global attention, from segment_anything's own table.
+VIT = {
+    "vit_b": (768, 12, 12, (2, 5, 8, 11)),
+    "vit_l": (1024, 24, 16, (5, 11, 17, 23)),
+    "vit_h": (1280, 32, 16, (7, 15, 23, 31)),
+}
+PATCH, WINDOW, PROMPT_DIM = 16, 14, 256
+
+
+def load_base(name_or_path: str | Path, *, image_size: int | None = None, device: str = "cpu") -> PromptableNetwork:
+    """The base model of that name or file, frozen, in evaluation mode.
+
+    `image_size` defaults to the model's own (1024 for SAM, 256 for the bundled model). Another size interpolates the
+    position embeddings.
+    """
+    model, path = base_models.find(name_or_path)
+    sha256 = base_models.checked_sha256(model, path)
+    if model.architecture == "compact":
+        network = _load_compact(path, image_size)
+    else:
+        network = _load_sam(path, model.architecture, image_size or 1024)
+    network.name, network.sha256 = model.name, sha256
+    return network.to(device).eval().requires_grad_(False)
+
+
+def build_sam(architecture: str, image_size: int = 1024) -> PromptableNetwork:
+    """An untrained SAM with fused attention; parameter names as in the official checkpoints."""
+    if architecture not in VIT:
+        raise InputError(f"Unknown architecture {architecture!r}; allowed are {', '.join(VIT)} and compact.")
+    if image_size % PATCH or image_size < 4 * PATCH:
+        raise InputError(f"SAM works on image sizes that are multiples of {PATCH}, from 64; got {image_size}.")
+    width, depth, heads, global_blocks = VIT[architecture]
+    return assemble_sam(
+        ImageEncoderViT(
+            depth=depth, embed_dim=width, img_size=image_size, mlp_ratio=4, norm_layer=functools.partial(nn.LayerNorm, eps=1e-6), num_heads=heads,
+            patch_size=PATCH, qkv_bias=True, use_rel_pos=True, global_attn_indexes=global_blocks, window_size=WINDOW,
+            out_chans=PROMPT_DIM,
+        ),
+        image_size=image_size, patch=PATCH, prompt_dim=PROMPT_DIM, mlp_dim=2048, iou_hidden=256, name=architecture,
+    )  # fmt: skip
+
+
+def assemble_sam(
+    encoder: ImageEncoderViT, *, image_size: int, patch: int, prompt_dim: int, mlp_dim: int, iou_hidden: int, name: str
+) -> PromptableNetwork:
+    """SAM around any ViT encoder of its kind; a miniature one makes the tests fast."""
+    grid = image_size // patch
+    use_fused_attention(encoder)
+    return PromptableNetwork(
+        encoder,
+        PromptEncoder(
+            embed_dim=prompt_dim, image_embedding_size=(grid, grid), input_image_size=(image_size, image_size),
+            mask_in_chans=16,
+        ),
+        MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=prompt_dim, mlp_dim=mlp_dim, num_heads=8),
+            transformer_dim=prompt_dim, iou_head_depth=3, iou_head_hidden_dim=iou_hidden,
+        ),
+        name=name, image_size=image_size,
+    )  # fmt: skip
+
+
+def _load_sam(path: Path, architecture: str, image_size: int) -> PromptableNetwork:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path} is not a readable PyTorch checkpoint ({error}); download it again.") from error
+    state = state.get("model", state) if isinstance(state, dict) else {}
+    with torch.device("meta"):
+        network = build_sam(architecture, image_size)
+    expected = network.state_dict()
+    missing = sorted(set(expected) - set(state))
+    if missing:
+        raise InputError(
+            f"{path} is no {architecture} checkpoint: {len(missing)} parameters are missing, first {missing[0]}. "
+            "Choose the architecture the file was made for."
+        )
+    fitted = {name: _fitted(name, state[name].float(), expected[name].shape, path) for name in expected}
+    network = build_sam(architecture, image_size)
+    network.load_state_dict(fitted)
+    return network
+
+
+def _fitted(name: str, value: Tensor, shape: torch.Size, path: Path) -> Tensor:
+    """Position embeddings of another image size are interpolated, everything else must fit."""
+    if value.shape == shape:
+        return value
+    if name == "image_encoder.pos_embed":  # 1 h w C
+        grid = F.interpolate(value.permute(0, 3, 1, 2), shape[1:3], mode="bilinear", align_corners=False)
+        return grid.permute(0, 2, 3, 1)
+    if ".rel_pos_" in name and value.shape[1:] == shape[1:]:  # (2 size - 1) head_dim, of the global blocks
+        return F.interpolate(value.T[None], int(shape[0]), mode="linear", align_corners=False)[0].T.contiguous()
+    raise InputError(f"{path}: {name} has shape {tuple(value.shape)}, this architecture needs {tuple(shape)}.")
+
+
+def _load_compact(path: Path, image_size: int | None) -> PromptableNetwork:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = json.loads((file.metadata() or {}).get("fewshotseg", "{}"))
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable model file ({error}).") from error
+    if card.pop("kind", None) != "compact":
+        raise InputError(f"{path} holds no compact model of FewShotSeg.")
+    card["widths"] = tuple(card["widths"])
+    architecture = CompactArchitecture(**card)
+    network = build_compact(architecture)
+    network.load_state_dict(state)
+    set_image_size(network, image_size or architecture.image_size)
+    return network
+
+
+def sha256_of_network(network: PromptableNetwork) -> str:
+    """Digest of all parameters, to prove that a lent network came back unchanged."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,191 @@
+"""The promptable network: SAM's image encoder, prompt encoder and mask decoder behind `encode` and `decode`.
+
+Stock SAM (ViT-B/L/H, MedSAM) and the bundled compact model run through the same two calls, so LoRA, structure tokens,
+prompts and training are written once. Parameter names equal those of the official checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from FewShotSegLib.sam.modeling import PromptEncoder
+
+# Labels of the points in a PromptBatch. Box corners are points too, as in SAM's own prompt encoder.
+PADDING, NEGATIVE, POSITIVE, BOX_CORNER_LOW, BOX_CORNER_HIGH = -1, 0, 1, 2, 3
+
+SAM_PIXEL_MEAN = (123.675, 116.28, 103.53)  # of 0..255 RGB, as SAM was trained
+SAM_PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """What `encode` returns: features (B, C, h, w) and skips, high-resolution maps from coarse to fine (none for SAM)."""
+
+    features: Tensor
+    skips: tuple[Tensor, ...] = ()
+
+    def one(self, index: int) -> Embedding:
+        """The embedding of one image of the batch, batch size kept at 1."""
+        return Embedding(self.features[index : index + 1], tuple(skip[index : index + 1] for skip in self.skips))
+
+    def to(self, *args: object, **kwargs: object) -> Embedding:
+        return Embedding(self.features.to(*args, **kwargs), tuple(s.to(*args, **kwargs) for s in self.skips))  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptBatch:
+    """N prompts in network pixels.
+
+    coords (N, T, 2): x right, y down, pixel centres at integers. labels (N, T): see the constants above.
+    masks (N, 1, 4h, 4w): logits of a previous mask, four times as fine as the features. has_mask (N,) bool tells which rows are meant.
+    tokens (N, n, C): learned structure tokens, appended to the sparse prompt.
+    """
+
+    coords: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+    has_mask: Tensor | None = None
+    tokens: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.coords.shape[0]
+
+    def with_masks(self, masks: Tensor, has_mask: Tensor | None = None) -> PromptBatch:
+        return replace(self, masks=masks, has_mask=has_mask)
+
+
+class PromptableNetwork(nn.Module):
+    """Image encoder, prompt encoder and mask decoder.
+
+    `image_encoder(images)` returns features, or (features, skips); `mask_decoder` is SAM's MaskDecoder or one with the
+    same parts plus `upscale(source, skips, prompt_map)`.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        prompt_encoder: PromptEncoder,
+        mask_decoder: nn.Module,
+        *,
+        name: str,
+        image_size: int,
+        pixel_mean: tuple[float, float, float] = SAM_PIXEL_MEAN,
+        pixel_std: tuple[float, float, float] = SAM_PIXEL_STD,
+    ) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+        self.name = name
+        self.image_size = image_size
+        self.sha256 = ""
+        self.padding_points = 1  # that follow clicks without a box, as in the model's training
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    @property
+    def embed_dim(self) -> int:
+        """Width C of prompt tokens and image features."""
+        return int(self.prompt_encoder.embed_dim)
+
+    @property
+    def mask_input_size(self) -> int:
+        """Side length of a mask prompt in pixels."""
+        return int(self.prompt_encoder.mask_input_size[0])
+
+    def normalize(self, images: Tensor, scale: str = "sam") -> Tensor:
+        """Grey images (B, S, S) in [0, 1] -> network input (B, 3, S, S). `scale="unit"` feeds 0..1 as SAMed does."""
+        rgb = images[:, None].expand(-1, 3, -1, -1)
+        return rgb if scale == "unit" else (rgb * 255.0 - self.pixel_mean) / self.pixel_std
+
+    def encode(self, images: Tensor) -> Embedding:
+        """Network input (B, 3, S, S) -> Embedding."""
+        encoded = self.image_encoder(images)
+        return Embedding(*encoded) if isinstance(encoded, tuple) else Embedding(encoded)
+
+    def decode(self, embedding: Embedding, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
+        """Logits (N, M, h', w') of all M mask tokens and their predicted IoU (N, M).
+
+        The embedding holds B images and the prompts come grouped by image, N / B for each. The decoder of
+        segment_anything takes one image at a time, so its forward pass is spelled out here with its own layers.
+        """
+        decoder, count = self.mask_decoder, len(prompts)
+        sparse = self._sparse(prompts)  # N T C
+        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = torch.cat([output_tokens.expand(count, -1, -1), sparse], dim=1)
+        features = embedding.features.repeat_interleave(count // len(embedding.features), 0)
+        source = features + self._dense(prompts, features)
+        grid = self.prompt_encoder.pe_layer(source.shape[-2:])[None].expand(count, -1, -1, -1)
+        hidden, attended = decoder.transformer(source, grid, tokens)
+        attended = attended.transpose(1, 2).reshape(source.shape)
+        if embedding.skips:
+            upscaled = decoder.upscale(attended, embedding.skips, self.prompt_map(prompts))
+        else:
+            upscaled = decoder.output_upscaling(attended)
+        mask_count = decoder.mask_tokens.num_embeddings
+        weights = torch.stack(
+            [mlp(hidden[:, 1 + m]) for m, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
+        )
+        logits = torch.einsum("nmc,nchw->nmhw", weights, upscaled)
+        return logits, decoder.iou_prediction_head(hidden[:, 0])[:, :mask_count]
+
+    def _sparse(self, prompts: PromptBatch) -> Tensor:
+        encoder = self.prompt_encoder
+        extent = (self.image_size, self.image_size)
+        table = torch.cat([encoder.not_a_point_embed.weight, *(e.weight for e in encoder.point_embeddings)])
+        position = encoder.pe_layer.forward_with_coords(prompts.coords + 0.5, extent)
+        position = position * (prompts.labels != PADDING)[..., None]
+        sparse = position + table[prompts.labels + 1]
+        return sparse if prompts.tokens is None else torch.cat([sparse, prompts.tokens], dim=1)
+
+    def _dense(self, prompts: PromptBatch, features: Tensor) -> Tensor:
+        encoder = self.prompt_encoder
+        absent = encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+        if prompts.masks is None:
+            dense = absent.expand(len(prompts), -1, *features.shape[-2:])
+        else:
+            dense = encoder.mask_downscaling(prompts.masks)
+            if prompts.has_mask is not None:
+                dense = torch.where(prompts.has_mask.view(-1, 1, 1, 1), dense, absent)
+        if hasattr(self.mask_decoder, "embed_prompt_map"):
+            dense = dense + self.mask_decoder.embed_prompt_map(self.prompt_map(prompts))
+        return dense
+
+    def prompt_map(self, prompts: PromptBatch) -> Tensor:
+        """Clicks and boxes drawn as an image (N, 3, m, m): positive clicks, negative clicks, box interior."""
+        size = self.mask_input_size
+        ruler = (torch.arange(size, device=self.device) + 0.5) * (self.image_size / size) - 0.5
+        x, y = prompts.coords[..., 0, None], prompts.coords[..., 1, None]  # N T 1
+        # The spot is about one decoder pixel wide, whatever the image size.
+        width = 2 * (self.image_size / size) ** 2
+        spot_x, spot_y = torch.exp(-((ruler - x) ** 2) / width), torch.exp(-((ruler - y) ** 2) / width)
+        spots = []
+        for label in (POSITIVE, NEGATIVE):
+            chosen = (prompts.labels == label).to(spot_x.dtype)[..., None]
+            spots.append(torch.einsum("nty,ntx->nyx", spot_y * chosen, spot_x).clamp(max=1))
+        box = torch.zeros_like(spots[0])
+        for low, high in zip(*self._box_corners(prompts), strict=True):
+            inside_x = (ruler >= low[:, :1]) & (ruler <= high[:, :1])
+            inside_y = (ruler >= low[:, 1:]) & (ruler <= high[:, 1:])
+            box = torch.maximum(box, (inside_y[:, :, None] & inside_x[:, None, :]).to(box.dtype))
+        return torch.stack([*spots, box], dim=1)
+
+    @staticmethod
+    def _box_corners(prompts: PromptBatch) -> tuple[list[Tensor], list[Tensor]]:
+        """Low and high corners (N, 2) per column pair; rows without a box get an empty one."""
+        lows, highs = [], []
+        for column in range(prompts.labels.shape[1] - 1):
+            is_box = prompts.labels[:, column] == BOX_CORNER_LOW
+            if is_box.any():
+                far = torch.full_like(prompts.coords[:, column], 1e9)
+                lows.append(torch.where(is_box[:, None], prompts.coords[:, column], far))
+                highs.append(torch.where(is_box[:, None], prompts.coords[:, column + 1], -far))
+        return lows, highs

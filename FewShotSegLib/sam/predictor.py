@@ -1,0 +1,201 @@
+"""From slices and prompts to masks: encode once, decode often, never encode the same slice twice."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from FewShotSegLib.adapter import Adapter, check_base
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.files import sha256_of_array
+from FewShotSegLib.prompt import Prompt
+from FewShotSegLib.recipe import from_dict
+from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec, target_of
+from FewShotSegLib.sam.lora import LoraSpec
+from FewShotSegLib.sam.network import (
+    BOX_CORNER_HIGH,
+    BOX_CORNER_LOW,
+    NEGATIVE,
+    PADDING,
+    POSITIVE,
+    Embedding,
+    PromptableNetwork,
+    PromptBatch,
+)
+from FewShotSegLib.slices import SliceFrame, mask_from_network, to_network, xy_from_ijk
+
+# SAM clamps nothing, but a mask prompt was a network output: logits beyond this say no more.
+MASK_LOGIT = 8.0
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """Logits (N, h, w) float32 over the padded network square, and predicted IoU (N,)."""
+
+    logits: NDArray[np.float32]
+    iou: NDArray[np.float32]
+
+
+class EmbeddingCache:
+    """Least recently used embeddings within a byte budget. Keys name slice content, base model and adapter."""
+
+    def __init__(self, capacity_bytes: int = 512 * 2**20) -> None:
+        self.capacity_bytes = capacity_bytes
+        self._entries: OrderedDict[tuple[str, ...], Embedding] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: tuple[str, ...]) -> Embedding | None:
+        found = self._entries.get(key)
+        if found is not None:
+            self._entries.move_to_end(key)
+        return found
+
+    def put(self, key: tuple[str, ...], embedding: Embedding) -> None:
+        if key in self._entries:
+            return
+        self._entries[key] = embedding
+        self._bytes += _size(embedding)
+        while self._bytes > self.capacity_bytes and len(self._entries) > 1:
+            _, oldest = self._entries.popitem(last=False)
+            self._bytes -= _size(oldest)
+
+
+def _size(embedding: Embedding) -> int:
+    return sum(t.numel() * t.element_size() for t in (embedding.features, *embedding.skips))
+
+
+class Predictor:
+    """A network with, or without, an adapter. Cheap to make: several can share one network and one cache.
+
+    `encode` and `decode` put the adapter in place for the call only, so predictors of base and adapter can be used in turn.
+    """
+
+    def __init__(
+        self,
+        network: PromptableNetwork,
+        adapter: Adapter | None = None,
+        *,
+        scale: str = "sam",
+        cache: EmbeddingCache | None = None,
+    ) -> None:
+        self.network = network
+        self.adapter = adapter
+        self.scale = adapter.intensity.scale if adapter else scale
+        self.cache = cache or EmbeddingCache()
+        self.adaptation: Adaptation | None = None
+        self._digest = ""
+        self._depth = 0
+        if adapter is not None:
+            check_base(adapter, network.name, network.sha256)
+            self.adaptation = restored_adaptation(network, adapter)
+            self._digest = adapter.digest
+
+    @property
+    def image_size(self) -> int:
+        """Side length in pixels of the square the network works on."""
+        return self.network.image_size
+
+    @contextmanager
+    def ready(self) -> Iterator[PromptableNetwork]:
+        """The network with the adapter in place; nests freely."""
+        if self.adaptation is None or self._depth:
+            yield self.network
+            return
+        with self.adaptation.applied(self.network):
+            self._depth += 1
+            try:
+                yield self.network
+            finally:
+                self._depth -= 1
+
+    def encode(self, images01: Sequence[NDArray[np.float32]]) -> list[Embedding]:
+        """Embeddings of network squares (S, S) in [0, 1]; known ones come from the cache."""
+        keys = [(sha256_of_array(image), self.network.sha256, self._digest, self.scale) for image in images01]
+        found = [self.cache.get(key) for key in keys]
+        missing = [i for i, embedding in enumerate(found) if embedding is None]
+        if missing:
+            with self.ready() as network, torch.inference_mode():
+                batch = torch.from_numpy(np.stack([images01[i] for i in missing])).to(network.device)
+                encoded = network.encode(network.normalize(batch, self.scale))
+            for row, i in enumerate(missing):
+                found[i] = encoded.one(row)
+                self.cache.put(keys[i], encoded.one(row))
+        return [embedding for embedding in found if embedding is not None]
+
+    def decode(self, embedding: Embedding, prompts: PromptBatch) -> Masks:
+        """Target logits of N prompts on one slice, or on B slices with N / B prompts each."""
+        with self.ready() as network, torch.inference_mode():
+            logits, iou = target_of(*network.decode(embedding, prompts))
+        return Masks(logits.float().cpu().numpy(), iou.float().cpu().numpy())
+
+    def token_prompts(self, structures: Sequence[int], repeat: int = 1) -> PromptBatch:
+        """Prompts that ask for structures by their learned tokens alone, for `repeat` slices in a row."""
+        if self.adaptation is None:
+            raise InputError("A base model knows no structures: give points, a box or an adapter.")
+        count = len(structures) * repeat
+        device = self.network.device
+        tokens = self.adaptation.tokens_of(structures).detach().repeat(repeat, 1, 1)
+        return PromptBatch(
+            torch.zeros(count, 1, 2, device=device), torch.full((count, 1), PADDING, device=device), tokens=tokens
+        )
+
+    def user_prompt(self, prompt: Prompt, frame: SliceFrame, structure: int | None = None) -> PromptBatch:
+        """One user prompt as a batch of one; with a structure the adapter knows, its token goes along."""
+        coords, labels = _coords_and_labels(prompt, frame, self.network.padding_points)
+        device = self.network.device
+        batch = PromptBatch(torch.from_numpy(coords)[None].to(device), torch.from_numpy(labels)[None].to(device))
+        if prompt.mask is not None:
+            batch = batch.with_masks(self.mask_prompt(prompt.mask, frame))
+        if structure is not None and self.adaptation is not None and structure in self.adaptation.structures:
+            tokens = self.adaptation.tokens_of([structure]).detach()
+            batch = PromptBatch(batch.coords, batch.labels, batch.masks, batch.has_mask, tokens)
+        return batch
+
+    def mask_prompt(self, mask: NDArray[np.bool_], frame: SliceFrame) -> torch.Tensor:
+        """A mask (H, W) on the voxel grid as mask prompt logits (1, 1, m, m)."""
+        side = self.network.mask_input_size
+        square = to_network(mask.astype(np.float32), frame)
+        soft = square.reshape(side, frame.image_size // side, side, -1).mean((1, 3))
+        logits = torch.from_numpy((2 * soft - 1) * np.float32(MASK_LOGIT))
+        return logits[None, None].to(self.network.device)
+
+    def on_voxels(self, masks: Masks, frame: SliceFrame) -> NDArray[np.float32]:
+        """Logits (N, H, W) on the slice's own voxel grid."""
+        return np.stack([mask_from_network(logits, frame) for logits in masks.logits])
+
+
+def restored_adaptation(network: PromptableNetwork, adapter: Adapter) -> Adaptation:
+    """The adaptation an adapter was saved from."""
+    spec = AdaptationSpec(
+        from_dict(LoraSpec, adapter.architecture["lora"]) if adapter.architecture else LoraSpec(),
+        adapter.architecture["tokens"] if adapter.architecture else 4,
+        adapter.architecture["full_decoder"] if adapter.architecture else False,
+    )
+    adaptation = Adaptation(network, spec, sorted(adapter.structures), generator=torch.Generator().manual_seed(0))
+    adaptation.load(network, adapter.tensors)
+    return adaptation
+
+
+def _coords_and_labels(
+    prompt: Prompt, frame: SliceFrame, padding_points: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Network coordinates (T, 2) and labels (T,). Without a box padding points follow, as in the model's training."""
+    coords = [xy_from_ijk(prompt.points_ijk, frame).astype(np.float32).reshape(-1, 2)]
+    labels = [np.where(np.asarray(prompt.point_labels) > 0, POSITIVE, NEGATIVE).astype(np.int64).reshape(-1)]
+    if prompt.box_ijk is not None:
+        corners = xy_from_ijk(prompt.box_ijk, frame)
+        coords.append(np.stack([corners.min(0), corners.max(0)]).astype(np.float32))
+        labels.append(np.array([BOX_CORNER_LOW, BOX_CORNER_HIGH]))
+    else:
+        coords.append(np.zeros((padding_points, 2), np.float32))
+        labels.append(np.full(padding_points, PADDING))
+    return np.concatenate(coords), np.concatenate(labels)

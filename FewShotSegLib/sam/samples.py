@@ -1,0 +1,191 @@
+"""Synthesized slices -> batches a promptable network learns from, and the loss of such a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from FewShotSegLib.losses import cross_entropy, soft_dice_loss
+from FewShotSegLib.sam.adaptation import Adaptation, target_of
+from FewShotSegLib.sam.clicks import FIRST_PROMPT, corrected, first_prompt
+from FewShotSegLib.sam.network import PADDING, Embedding, PromptableNetwork, PromptBatch
+from FewShotSegLib.synthesis import Sample
+
+KINDS, SHARES = ("click", "box", "both"), (0.7, 0.2, 0.1)
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """P prompts for each of B images, grouped by image; N = B P.
+
+    prompts without structure tokens; structures (N,) label values whose tokens go along, or None for prompts of clicks
+    alone; targets (N, S, S) bool; known (N, S, S) bool; weight (N,) 0 where a prompt had nothing to point at.
+    """
+
+    prompts: PromptBatch
+    structures: tuple[int, ...] | None
+    targets: NDArray[np.bool_]
+    known: NDArray[np.bool_]
+    weight: NDArray[np.float32]
+
+
+def click_query(samples: Sequence[Sample], count: int, rng: np.random.Generator) -> Query:
+    """Class-agnostic prompts as a clicking user gives them: one random structure each, a point or a box on it."""
+    drawn = [_one_click(sample, value, rng) for sample in samples for value in _present(sample, count, rng)]
+    return _query(drawn, None)
+
+
+def token_query(
+    samples: Sequence[Sample], structures: Sequence[int], count: int, rng: np.random.Generator, with_click: float
+) -> Query:
+    """Structure tokens, for present and absent structures alike; a share of the present ones with a click as well."""
+    drawn, asked = [], []
+    for sample in samples:
+        for value in _asked(sample, structures, count, rng):
+            asked.append(value)
+            click = bool((sample.labels == value).any()) and rng.random() < with_click
+            drawn.append(_one_click(sample, value, rng) if click else _no_click(sample, value))
+    return _query(drawn, tuple(asked))
+
+
+def query_loss(
+    network: PromptableNetwork,
+    adaptation: Adaptation,
+    embedding: Embedding,
+    query: Query,
+    weights: tuple[float, float],
+    correction: np.random.Generator | None = None,
+) -> Tensor:
+    """Mean over prompts of `weights` x (cross-entropy, Dice) at the decoder's own resolution.
+
+    With `correction` a second answer is asked for after one corrective click, and both are learned from.
+    """
+    prompts = query.prompts
+    if query.structures is not None:
+        prompts = PromptBatch(prompts.coords, prompts.labels, tokens=adaptation.tokens_of(query.structures))
+    logits, iou = network.decode(embedding, prompts)
+    answer, _ = target_of(logits, iou)
+    side = answer.shape[-1]
+    target = _shrunk(query.targets, side, network.device)
+    known = _shrunk(query.known, side, network.device)
+    weight = torch.from_numpy(query.weight).to(network.device)
+    loss = _masked_loss(answer, iou, target, known, weight, weights)
+    if correction is not None:
+        prompts = corrected(prompts, answer.detach().float(), target, network, correction)
+        logits, iou = network.decode(embedding, prompts)
+        again, _ = target_of(logits, iou)
+        loss = 0.5 * (loss + _masked_loss(again, iou, target, known, weight, weights))
+    return loss
+
+
+def _masked_loss(
+    answer: Tensor, iou: Tensor, target: Tensor, known: Tensor, weight: Tensor, weights: tuple[float, float]
+) -> Tensor:
+    answer = answer.float()
+    probability = torch.sigmoid(answer) * known
+    # Outside what is known both sides are made to agree, so the pixel costs nothing.
+    agreed = torch.where(known > 0, answer, torch.where(target > 0.5, 30.0, -30.0))
+    per_mask = weights[0] * cross_entropy(agreed, target) + weights[1] * soft_dice_loss(
+        probability, target * known, squared=True
+    )
+    with torch.no_grad():
+        hard = (answer > 0) & (known > 0)
+        truth = (target > 0.5) & (known > 0)
+        union = (hard | truth).sum((-2, -1))
+        true_iou = torch.where(union > 0, (hard & truth).sum((-2, -1)) / union.clamp(min=1), 1.0)
+    quality = (iou.float()[:, -1] - true_iou) ** 2
+    return ((per_mask + quality) * weight).sum() / weight.sum().clamp(min=1)
+
+
+def batch_dice(network: PromptableNetwork, adaptation: Adaptation, embedding: Embedding, query: Query) -> float:
+    """Mean Dice of the answers to a query; an absent structure left empty counts 1."""
+    prompts = query.prompts
+    with torch.inference_mode():
+        if query.structures is not None:
+            prompts = PromptBatch(prompts.coords, prompts.labels, tokens=adaptation.tokens_of(query.structures))
+        answer, _ = target_of(*network.decode(embedding, prompts))
+    hard = (answer > 0).cpu().numpy()
+    side = hard.shape[-1]
+    known = _shrunk(query.known, side, torch.device("cpu")).numpy() > 0
+    truth = (_shrunk(query.targets, side, torch.device("cpu")).numpy() > 0.5) & known
+    hard &= known
+    overlap, total = (hard & truth).sum((1, 2)), hard.sum((1, 2)) + truth.sum((1, 2))
+    dice = np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0)
+    return float((dice * query.weight).sum() / max(query.weight.sum(), 1))
+
+
+def images_of(samples: Sequence[Sample], network: PromptableNetwork, scale: str) -> Tensor:
+    """Network input (B, 3, S, S)."""
+    images = torch.from_numpy(np.stack([sample.image for sample in samples])).to(network.device)
+    return network.normalize(images, scale)
+
+
+def _present(sample: Sample, count: int, rng: np.random.Generator) -> list[int]:
+    """`count` structures of the sample, each once before any comes twice; 0 where there is none."""
+    values = [int(v) for v in np.unique(sample.labels) if v]
+    if not values:
+        return [0] * count
+    order: list[int] = []
+    while len(order) < count:
+        order.extend(int(v) for v in rng.permutation(values))
+    return order[:count]
+
+
+def _asked(sample: Sample, structures: Sequence[int], count: int, rng: np.random.Generator) -> list[int]:
+    """Structures to ask for: all in turn when they fit, else present ones first and a third of absent ones."""
+    if count >= len(structures):
+        return [*structures, *(int(rng.choice(structures)) for _ in range(count - len(structures)))]
+    present = [v for v in _present(sample, len(structures), rng) if v]
+    absent = [int(v) for v in rng.permutation([v for v in structures if v not in set(present)])]
+    wanted = min(len(set(present)), max(count - min(len(absent), count // 3), 1))
+    chosen = list(dict.fromkeys(present))[:wanted]
+    chosen += absent[: count - len(chosen)]
+    while len(chosen) < count:
+        chosen.append(int(rng.choice(structures)))
+    return chosen
+
+
+_Drawn = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_], float]
+
+
+def _one_click(sample: Sample, value: int, rng: np.random.Generator) -> _Drawn:
+    target = (sample.labels == value) & (value > 0)
+    if not target.any():
+        return (*_no_click(sample, value)[:4], 0.0)
+    coords, labels = first_prompt(target, str(rng.choice(KINDS, p=SHARES)), rng, central=0.3)
+    return coords, labels, target, _known(sample), 1.0
+
+
+def _no_click(sample: Sample, value: int) -> _Drawn:
+    coords, labels = np.zeros((FIRST_PROMPT, 2), np.float32), np.full(FIRST_PROMPT, PADDING, np.int64)
+    return coords, labels, (sample.labels == value) & (value > 0), _known(sample), 1.0
+
+
+def _known(sample: Sample) -> NDArray[np.bool_]:
+    return np.ones(sample.labels.shape, bool) if sample.known is None else sample.known
+
+
+def _query(drawn: list[_Drawn], structures: tuple[int, ...] | None) -> Query:
+    coords, labels, targets, known, weight = (np.stack(column) for column in zip(*drawn, strict=True))
+    prompts = PromptBatch(torch.from_numpy(coords), torch.from_numpy(labels))
+    return Query(prompts, structures, targets, known, weight.astype(np.float32))
+
+
+def on_device(query: Query, device: torch.device) -> Query:
+    """The query with its prompts on the device; masks follow at the decoder's resolution."""
+    prompts = PromptBatch(query.prompts.coords.to(device), query.prompts.labels.to(device))
+    return Query(prompts, query.structures, query.targets, query.known, query.weight)
+
+
+def _shrunk(masks: NDArray[np.bool_], side: int, device: torch.device) -> Tensor:
+    """Masks (N, S, S) at the decoder's resolution: 1 where at least half of the area is covered."""
+    stride = masks.shape[-1] // side
+    tensor = torch.from_numpy(masks).to(device).float()
+    if stride > 1:
+        tensor = torch.nn.functional.avg_pool2d(tensor[:, None], stride)[:, 0]
+    return (tensor >= 0.5).float()

@@ -1,0 +1,275 @@
+"""`segment`: a volume, an adapter or prompts -> a labelmap. Works slice by slice; only labels are kept for the volume.
+
+Three ways, freely mixed: structure tokens of an adapter on every slice; prompts on the slices where the user gave them;
+propagation from prompted slices to their neighbours, each mask guiding the next one until confidence falls.
+
+Where structures overlap the higher logit wins; this is the only place where that is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.progress import Progress, Report, silent
+from FewShotSegLib.prompt import Prompt
+from FewShotSegLib.sam.clicks import centre_click
+from FewShotSegLib.sam.predictor import Predictor
+from FewShotSegLib.slices import SliceFrame, frame_of, to_network
+from FewShotSegLib.volume import Labelmap, Volume
+
+Logits = NDArray[np.float32]
+NOTHING = np.float32(-np.inf)
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """How to segment. `axis` None: the adapter's, or the acquisition axis."""
+
+    axis: int | None = None
+    propagate: bool = True
+    max_propagation: int = 40
+    min_confidence: float = 0.5  # predicted IoU below which propagation stops
+    max_growth: float = 2.0  # change of area between neighbouring slices at which propagation stops
+    probabilities: bool = False
+    largest_component: bool = False
+    min_island_ml: float = 0.0
+    batch_slices: int = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """labelmap on the volume's grid; probabilities {value: (K, J, I) float16} where asked for; confidence {value: {slice: predicted IoU}}."""
+
+    labelmap: Labelmap
+    probabilities: dict[int, NDArray[np.float16]]
+    confidence: dict[int, dict[int, float]]
+
+
+def segment(
+    volume: Volume,
+    predictor: Predictor,
+    *,
+    intensity: IntensitySpec | None = None,
+    prompts: Sequence[Prompt] = (),
+    options: SegmentOptions | None = None,
+    report: Report = silent,
+) -> Segmentation:
+    """Segments a volume.
+
+    With an adapter and no prompts, all of its structures on all slices. With prompts, the prompted structures on the
+    prompted slices and, by propagation, around them; the adapter's other structures everywhere. Without an adapter
+    every structure named in the prompts gets the next label value, in order of first mention ("object" without a name).
+    """
+    options = options or SegmentOptions()
+    adapter = predictor.adapter
+    axis = _axis(volume, predictor, prompts, options)
+    if intensity is None:
+        intensity = adapter.intensity if adapter else IntensitySpec.auto(volume)
+    structures = _structures(predictor, prompts)
+    by_structure = _prompts_by_structure(prompts, structures, volume)
+    job = _Slices(volume, predictor, intensity, axis, report, options)
+    with predictor.ready():
+        for value, wanted in by_structure.items():
+            job.prompted(value, wanted)
+        if adapter is not None:
+            job.prompt_free([value for value in adapter.structures if value not in by_structure])
+        labels = job.labels(sorted(structures))
+    labels = cleaned(labels, volume.spacing_mm, options)
+    return Segmentation(Labelmap(volume.like(labels), structures), job.probabilities, job.confidence)
+
+
+class _Slices:
+    """The slices of one volume, their encoded forms, and the logits decided so far."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        predictor: Predictor,
+        intensity: IntensitySpec,
+        axis: int,
+        report: Report,
+        options: SegmentOptions,
+    ) -> None:
+        self.volume, self.predictor, self.intensity, self.axis = volume, predictor, intensity, axis
+        self.report, self.options = report, options
+        self.range = intensity.range_of(volume.array)
+        self.count = volume.shape[axis]
+        # Only masks of prompted structures are kept for the whole volume, cut to the slices they occur on.
+        self.decided: dict[int, dict[int, Logits]] = {}
+        self.confidence: dict[int, dict[int, float]] = {}
+        self.probabilities: dict[int, NDArray[np.float16]] = {}
+        self.free: list[int] = []
+
+    def frame(self, index: int) -> SliceFrame:
+        return frame_of(self.volume, self.axis, index, self.predictor.image_size)
+
+    def square(self, index: int) -> NDArray[np.float32]:
+        image = self.intensity.apply(self.volume.array.take(index, self.axis), self.range)
+        return np.asarray(to_network(image, self.frame(index)))
+
+    def prompt_free(self, structures: Sequence[int]) -> None:
+        self.free = list(structures)
+
+    def prompted(self, value: int, prompts: Sequence[Prompt]) -> None:
+        """Decides a structure on its prompted slices, then outwards from them."""
+        decided, confidence = self.decided.setdefault(value, {}), self.confidence.setdefault(value, {})
+        for prompt in prompts:
+            logits, iou = self._answer(prompt, value)
+            seen = decided.get(prompt.index)
+            decided[prompt.index] = logits if seen is None else np.maximum(seen, logits)
+            confidence[prompt.index] = iou
+            self.report(Progress(prompt.index + 1, self.count, f"slice {prompt.index}"))
+        if self.options.propagate:
+            asked = sorted({prompt.index for prompt in prompts})
+            for index in asked:
+                for direction in (1, -1):
+                    self._propagate(value, index, direction, asked)
+
+    def _answer(self, prompt: Prompt, value: int) -> tuple[Logits, float]:
+        frame = self.frame(prompt.index)
+        embedding = self.predictor.encode([self.square(prompt.index)])[0]
+        masks = self.predictor.decode(embedding, self.predictor.user_prompt(prompt, frame, value))
+        return self.predictor.on_voxels(masks, frame)[0], float(masks.iou[0])
+
+    def _propagate(self, value: int, start: int, direction: int, asked: Sequence[int]) -> None:
+        """Walks away from a prompted slice; the mask of each slice, and a click in its middle, prompt the next."""
+        decided, confidence = self.decided[value], self.confidence[value]
+        mask = decided[start] > 0
+        for step in range(1, self.options.max_propagation + 1):
+            index = start + direction * step
+            # Half way to the next prompted slice its own walk takes over.
+            if not 0 <= index < self.count or any(abs(index - other) < step for other in asked) or index in asked:
+                return
+            if not mask.any():
+                return
+            logits, iou = self._answer(self._guided(index, mask), value)
+            area, before = int((logits > 0).sum()), int(mask.sum())
+            if iou < self.options.min_confidence or not 1 / self.options.max_growth <= area / before <= (
+                self.options.max_growth
+            ):
+                return
+            seen = decided.get(index)
+            if seen is None or confidence[index] < iou:
+                decided[index], confidence[index] = logits, iou
+            mask = logits > 0
+            self.report(Progress(index + 1, self.count, f"slice {index}"))
+
+    def _guided(self, index: int, mask: NDArray[np.bool_]) -> Prompt:
+        column, row = centre_click(mask)
+        rows, columns = self.frame(index).source_axes
+        point = np.full((1, 3), float(index))
+        point[0, rows], point[0, columns] = row, column
+        return Prompt(self.axis, index, points_ijk=point, point_labels=np.array([1]), mask=mask)
+
+    def labels(self, structures: Sequence[int]) -> NDArray[Any]:
+        """Labels (K, J, I): per voxel the structure with the highest positive logit."""
+        labels = np.zeros(self.volume.shape, np.uint8 if max(structures, default=0) < 256 else np.uint16)
+        if self.options.probabilities:
+            self.probabilities = {v: np.zeros(self.volume.shape, np.float16) for v in structures}
+        for index, found in self._per_slice():
+            self._write(labels, index, found)
+            self.report(Progress(index + 1, self.count, f"slice {index + 1} of {self.count}"))
+        return labels
+
+    def _per_slice(self) -> Iterator[tuple[int, dict[int, Logits]]]:
+        """Slice index and {value: logits (H, W)}, a few slices at a time."""
+        for first in range(0, self.count, self.options.batch_slices):
+            indices = range(first, min(first + self.options.batch_slices, self.count))
+            found = self._by_token(indices) if self.free else {}
+            for index in indices:
+                known = {v: logits[index] for v, logits in self.decided.items() if index in logits}
+                yield index, {**found.get(index, {}), **known}
+
+    def _by_token(self, indices: Sequence[int]) -> dict[int, dict[int, Logits]]:
+        embeddings = self.predictor.encode([self.square(index) for index in indices])
+        found: dict[int, dict[int, Logits]] = {}
+        for index, embedding in zip(indices, embeddings, strict=True):
+            masks = self.predictor.decode(embedding, self.predictor.token_prompts(self.free))
+            logits = self.predictor.on_voxels(masks, self.frame(index))
+            found[index] = dict(zip(self.free, logits, strict=True))
+            for value, iou in zip(self.free, masks.iou, strict=True):
+                self.confidence.setdefault(value, {})[index] = float(iou)
+        return found
+
+    def _write(self, labels: NDArray[Any], index: int, found: Mapping[int, Logits]) -> None:
+        at: list[Any] = [slice(None)] * 3
+        at[self.axis] = index
+        if found:
+            values = np.array([0, *found], labels.dtype)
+            stack = np.stack([np.zeros(next(iter(found.values())).shape, np.float32), *found.values()])
+            labels[tuple(at)] = values[np.argmax(stack, axis=0)]
+        for value, logits in found.items():
+            if self.options.probabilities:
+                self.probabilities[value][tuple(at)] = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
+
+
+def cleaned(labels: NDArray[Any], spacing_mm: NDArray[Any], options: SegmentOptions) -> NDArray[Any]:
+    """Removes islands per structure: all but the largest, or those below a volume in mL."""
+    if not options.largest_component and options.min_island_ml <= 0:
+        return labels
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    labels = labels.copy()
+    for value in np.unique(labels[labels > 0]):
+        boxes = ndimage.find_objects(labels == value)
+        window = boxes[0]
+        islands, number = ndimage.label(labels[window] == value)
+        if number < 2 and not options.min_island_ml:
+            continue
+        sizes = np.bincount(islands.ravel())
+        sizes[0] = 0
+        keep = sizes * voxel_ml >= options.min_island_ml
+        if options.largest_component:
+            keep &= np.arange(len(sizes)) == int(np.argmax(sizes))
+        keep[0] = True
+        labels[window][~keep[islands]] = 0
+    return labels
+
+
+def _axis(volume: Volume, predictor: Predictor, prompts: Sequence[Prompt], options: SegmentOptions) -> int:
+    axes = {prompt.axis for prompt in prompts}
+    if len(axes) > 1:
+        raise InputError("The prompts lie on slices of different axes; segment with those of one axis at a time.")
+    wanted = options.axis
+    if axes and wanted is not None and wanted not in axes:
+        raise InputError(f"The prompts lie on axis {'kji'[axes.pop()]}, the axis asked for is {'kji'[wanted]}.")
+    if axes:
+        return axes.pop()
+    if wanted is not None:
+        return wanted
+    # An adapter's axis is an array axis of its exemplars; another volume may be stored in another order, but what
+    # was annotated across its acquisition plane is best read across the acquisition plane again.
+    return predictor.adapter.axis if predictor.adapter and volume.acquisition_axis == 0 else volume.acquisition_axis
+
+
+def _structures(predictor: Predictor, prompts: Sequence[Prompt]) -> dict[int, str]:
+    known = dict(predictor.adapter.structures) if predictor.adapter else {}
+    if predictor.adapter is None and not prompts:
+        raise InputError("Without an adapter there is nothing to segment: give prompts, or an adapter.")
+    for prompt in prompts:
+        name = prompt.structure or "object"
+        if name not in known.values():
+            known[max(known, default=0) + 1] = name
+    return known
+
+
+def _prompts_by_structure(
+    prompts: Sequence[Prompt], structures: Mapping[int, str], volume: Volume
+) -> dict[int, list[Prompt]]:
+    """{value: prompts}; a prompt that only names a structure asks for it on every slice, which is what tokens do."""
+    values = {name: value for value, name in structures.items()}
+    grouped: dict[int, list[Prompt]] = {}
+    for prompt in prompts:
+        prompt.check_inside(volume)
+        if len(prompt.points_ijk) or prompt.box_ijk is not None or prompt.mask is not None:
+            grouped.setdefault(values[prompt.structure or "object"], []).append(replace(prompt))
+    return grouped
+
+

@@ -1,0 +1,255 @@
+"""Volume <-> network slices: square pixels, resize, pad, and the exact way back.
+
+A slice of a volume is `array.take(index, axis)`, shape (H, W): the two remaining array axes in their order. The network
+sees it in a square of `image_size` pixels whose pixels are square in mm; the longest side fills the square and the rest
+is zero padding at the bottom or on the right.
+
+Pixel centres are at integers and pixel areas reach half a pixel beyond them (the "half pixel" or `align_corners=False`
+convention), for voxels as for network pixels: `x = (c + 0.5) * sx - 0.5`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .exemplar import Exemplar
+    from .intensity import IntensitySpec
+    from .volume import Volume
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class SliceFrame:
+    """Where a slice lies in its volume and in the network's square; it depends on geometry only, never on content."""
+
+    axis: int
+    """Array axis of (K, J, I) that is cut."""
+    index: int
+    shape: tuple[int, int]
+    """(H, W) of the slice in voxels."""
+    scale: tuple[float, float]
+    """(sy, sx) network pixels per voxel."""
+    image_size: int
+    content: tuple[int, int]
+    """(h, w) network pixels in use; the rest is padding at the bottom and on the right."""
+
+    @property
+    def source_axes(self) -> tuple[int, int]:
+        """Columns of a (N, 3) array of I, J, K coordinates that hold the slice's (row, column)."""
+        rows, columns = (2 - axis for axis in range(3) if axis != self.axis)
+        return rows, columns
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSlice:
+    """One slice as the network sees it, with what is known about it."""
+
+    image: Array = field(repr=False)
+    """(S, S) float32 in [0, 1]."""
+    labels: Array = field(repr=False)
+    """(S, S) int32; 0 where nothing is labelled."""
+    frame: SliceFrame
+    source: str
+    """Exemplar name, axis letter and index, for provenance."""
+    annotated: bool
+    """Whether the labels are known; if not, every pixel may belong to any structure."""
+
+
+def frame_of(volume: Volume, axis: int, index: int, image_size: int) -> SliceFrame:
+    """Return the frame of slice `index` along array axis `axis` (0: K, 1: J, 2: I).
+
+    Both sides are rounded to whole network pixels, so the pixels are square up to half a pixel over the whole side.
+    """
+    if axis not in (0, 1, 2):
+        raise InputError(f"The slice axis must be 0 (k), 1 (j) or 2 (i), got {axis!r}.")
+    if image_size < 1:
+        raise InputError(f"The image size must be at least 1 pixel, got {image_size}.")
+    shape = volume.array.shape
+    if not 0 <= index < shape[axis]:
+        letter, last = "kji"[axis], shape[axis] - 1
+        raise InputError(f"Slice {letter}={index} is outside the volume, which has {letter}=0 to {last}.")
+    spacing_mm = tuple(volume.spacing_mm)[::-1]  # array order
+    (height, height_mm), (width, width_mm) = ((shape[a], shape[a] * spacing_mm[a]) for a in range(3) if a != axis)
+    pixels_per_mm = image_size / max(height_mm, width_mm)
+    h, w = (min(image_size, max(1, round(side_mm * pixels_per_mm))) for side_mm in (height_mm, width_mm))
+    return SliceFrame(axis, int(index), (height, width), (h / height, w / width), int(image_size), (h, w))
+
+
+def to_network(image: Array, frame: SliceFrame) -> Array:
+    """Return a slice (H, W) as the network's (S, S) float32: bilinear, antialiased where it shrinks, zero padded."""
+    _check_shape(image, frame)
+    (height, width), (h, w) = frame.shape, frame.content
+    content = _resize(image, _weights(h, height, height / h), _weights(w, width, width / w))
+    return _padded(content, frame)
+
+
+def labels_to_network(labels: Array, frame: SliceFrame) -> Array:
+    """Return integer labels (H, W) as the network's (S, S) int32.
+
+    Enlarging takes the nearest voxel, which `labels_from_network` undoes exactly. Shrinking lets the voxels vote with
+    the weights that `to_network` gives them: the nearest voxel would sit half a voxel off centre at every even factor,
+    a shift of label against image. A pixel that is half structure is structure, and a structure that would get no pixel
+    at all keeps the one where its share is largest.
+    """
+    _check_shape(labels, frame)
+    (height, width), (h, w) = frame.shape, frame.content
+    if h >= height and w >= width:
+        content = labels[_nearest(h, height, height / h)][:, _nearest(w, width, width / w)]
+    else:
+        content = _vote(labels, _weights(h, height, height / h), _weights(w, width, width / w))
+    return _padded(content.astype(np.int32), frame)
+
+
+def mask_from_network(logits: Array, frame: SliceFrame) -> Array:
+    """Return logits (or probabilities) on the voxel grid, (H, W) float32.
+
+    `logits` (h', w') may have any resolution as long as they cover the whole padded square. One bilinear step from
+    there to the voxels, antialiased where voxels are larger than logits.
+    """
+    step_y, step_x = (scale * n / frame.image_size for scale, n in zip(frame.scale, logits.shape, strict=True))
+    rows = _weights(frame.shape[0], logits.shape[0], step_y)
+    columns = _weights(frame.shape[1], logits.shape[1], step_x)
+    return _resize(logits, rows, columns)
+
+
+def labels_from_network(labels: Array, frame: SliceFrame) -> Array:
+    """Return labels (S, S) on the voxel grid (H, W) by the nearest pixel, the dtype kept."""
+    rows, columns = (_nearest(n, labels.shape[i], frame.scale[i]) for i, n in enumerate(frame.shape))
+    return labels[rows][:, columns]
+
+
+def xy_from_ijk(points_ijk: Array, frame: SliceFrame) -> Array:
+    """Return (N, 3) voxel coordinates as (N, 2) network pixel coordinates, x to the right and y down."""
+    points_ijk = np.asarray(points_ijk, dtype=np.float64).reshape(-1, 3)
+    rows, columns = frame.source_axes
+    sy, sx = frame.scale
+    return np.stack([(points_ijk[:, columns] + 0.5) * sx - 0.5, (points_ijk[:, rows] + 0.5) * sy - 0.5], axis=1)
+
+
+def ijk_from_xy(points_xy: Array, frame: SliceFrame) -> Array:
+    """Return (N, 2) network pixel coordinates as (N, 3) voxel coordinates in the frame's slice."""
+    points_xy = np.asarray(points_xy, dtype=np.float64).reshape(-1, 2)
+    rows, columns = frame.source_axes
+    sy, sx = frame.scale
+    points_ijk = np.full((len(points_xy), 3), float(frame.index))
+    points_ijk[:, columns] = (points_xy[:, 0] + 0.5) / sx - 0.5
+    points_ijk[:, rows] = (points_xy[:, 1] + 0.5) / sy - 0.5
+    return points_ijk
+
+
+def labelled_slices(exemplar: Exemplar, intensity: IntensitySpec, image_size: int) -> list[LabelledSlice]:
+    """Return the exemplar's annotated slices, in its order."""
+    return _slices(exemplar, intensity, image_size, exemplar.annotated_slices, annotated=True)
+
+
+def background_slices(
+    exemplar: Exemplar, intensity: IntensitySpec, image_size: int, limit: int | None = None
+) -> list[LabelledSlice]:
+    """Return the slices the user vouches hold none of the structures; at most `limit`, evenly spread."""
+    indices = list(exemplar.empty_slices)
+    if limit is not None and len(indices) > limit:
+        indices = [indices[i] for i in np.linspace(0, len(indices) - 1, limit).round().astype(int)] if limit > 0 else []
+    return _slices(exemplar, intensity, image_size, indices, annotated=True)
+
+
+def neighbour_slices(
+    exemplar: Exemplar, intensity: IntensitySpec, image_size: int, per_side: int = 2
+) -> list[LabelledSlice]:
+    """Return the unknown slices next to the annotated ones, up to `per_side` on each side, nearest first.
+
+    Nothing is known about them: they may hold any of the structures.
+    """
+    count = exemplar.volume.array.shape[exemplar.axis]
+    known = {*exemplar.annotated_slices, *exemplar.empty_slices}
+    distances: dict[int, int] = {}
+    for index in exemplar.annotated_slices:
+        for side in (range(index + 1, count), range(index - 1, -1, -1)):
+            unknown = [other for other in side if other not in known]
+            for other in unknown[:per_side]:
+                distances[other] = min(abs(other - index), distances.get(other, count))
+    nearest_first = sorted(distances, key=lambda other: (distances[other], other))
+    return _slices(exemplar, intensity, image_size, nearest_first, annotated=False)
+
+
+def _slices(
+    exemplar: Exemplar, intensity: IntensitySpec, image_size: int, indices: Iterable[int], *, annotated: bool
+) -> list[LabelledSlice]:
+    volume, axis = exemplar.volume, exemplar.axis
+    intensity_range = intensity.range_of(volume.array)
+    slices = []
+    for index in indices:
+        frame = frame_of(volume, axis, int(index), image_size)
+        image = to_network(intensity.apply(volume.array.take(index, axis), intensity_range), frame)
+        labels = exemplar.labelmap.take(index, axis) if annotated else np.zeros(frame.shape, np.int32)
+        source = f"{exemplar.name} {'kji'[axis]}={index}"
+        slices.append(LabelledSlice(image, labels_to_network(labels, frame), frame, source, annotated))
+    return slices
+
+
+@functools.lru_cache(maxsize=256)
+def _weights(n_out: int, n_in: int, step: float) -> Any:
+    """Return the sparse (n_out, n_in) float32 matrix that interpolates linearly along one axis.
+
+    Output i sits at input coordinate `(i + 0.5) * step - 0.5`. The triangle is one input pixel wide on each side, or
+    `step` where it shrinks (antialiasing); rows sum to 1, so values are repeated beyond the ends.
+    """
+    support = max(1.0, step)
+    centres = np.minimum((np.arange(n_out) + 0.5) * step - 0.5, n_in - 1.0)
+    first = np.floor(centres - support).astype(int)
+    taps = first[:, None] + np.arange(int(np.ceil(2 * support)) + 2)
+    values = np.maximum(0.0, 1.0 - np.abs(taps - centres[:, None]) / support)
+    values[(taps < 0) | (taps >= n_in)] = 0.0
+    values /= values.sum(axis=1, keepdims=True)
+    rows, columns = np.nonzero(values)
+    entries = (values[rows, columns].astype(np.float32), (rows, taps[rows, columns]))
+    return sparse.csr_array(entries, shape=(n_out, n_in))
+
+
+def _nearest(n_out: int, n_in: int, step: float) -> Array:
+    """Return for each output the index of the input pixel that its centre lies in."""
+    # A centre on the edge of two pixels must not change sides by the last bit of a product.
+    return np.clip(np.floor((np.arange(n_out) + 0.5) * step + 1e-9).astype(int), 0, n_in - 1)
+
+
+def _resize(image: Array, rows: Any, columns: Any) -> Array:
+    """Return `rows @ image @ columns.T` as float32; sparse, since a row has two to four weights."""
+    half = rows @ np.ascontiguousarray(image, dtype=np.float32)
+    return np.ascontiguousarray((columns @ np.ascontiguousarray(half.T)).T)
+
+
+def _vote(labels: Array, rows: Any, columns: Any) -> Array:
+    """Return the label with the largest share of each output pixel, where structures hold at least half of it."""
+    values = np.unique(labels)
+    values = values[values != 0]
+    result = np.zeros((rows.shape[0], columns.shape[0]), np.int32)
+    if not len(values):
+        return result
+    shares = np.stack([_resize(labels == value, rows, columns) for value in values])
+    winner = values[shares.argmax(axis=0)]
+    inside = shares.sum(axis=0) >= 0.5 - 1e-6
+    result[inside] = winner[inside]
+    for value, share in zip(values, shares, strict=True):
+        if not (result == value).any():
+            result[np.unravel_index(share.argmax(), share.shape)] = value
+    return result
+
+
+def _padded(content: Array, frame: SliceFrame) -> Array:
+    square = np.zeros((frame.image_size, frame.image_size), content.dtype)
+    square[: content.shape[0], : content.shape[1]] = content
+    return square
+
+
+def _check_shape(image: Array, frame: SliceFrame) -> None:
+    if image.shape != frame.shape:
+        raise InputError(f"A slice of {frame.shape[0]} x {frame.shape[1]} voxels is expected here, got {image.shape}.")

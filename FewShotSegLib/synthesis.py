@@ -1,0 +1,547 @@
+"""Exemplars -> synthesized training slices (section 2.1 of "Cheap Lunch", Feng et al. 2023), without any network.
+
+A sample is drawn (`Synthesizer.sample`, all random numbers) apart from being made (`Synthesizer.apply`, none), so that
+it can be stored, shown, vetoed and made again. Three kinds:
+
+- *pasted*, the paper's: every structure is cut out of an annotated slice, transformed about its own centroid and
+  painted, larger before smaller, onto a background slice; its position stays roughly what it was.
+- *original* (our departure): the annotated slice as a whole, transformed. A pasted organ never has its true
+  surroundings; with one to three exemplars nothing else shows them to the network.
+- *empty* (our departure): a slice vouched to hold no structure, transformed, so that absence is learned on real images.
+
+Backgrounds. "known_empty" slices are the paper's. A user with one annotated slice has none: "inpaint" then takes the
+annotated slice with its structures removed (harmonic fill). "neighbour" takes unlabelled slices next to the annotated
+ones. Those may hold any of the structures, so nothing but what was pasted is known about them: `Sample.known` marks the
+structures and their rim, and the loss must leave out the rest. It is used only when asked for.
+
+Rim. `composite="mask"` replaces exactly the label's pixels, and outside them lays a soft rim of the structure's own
+surroundings (`rim`, `feather_px`; our departure, 0 turns it off), limited to what is background in the exemplar. A hard
+seam exactly on the label's edge teaches a network to look for seams; the rim moves the seam off the edge, and in
+"neighbour" samples it supplies the only certain background. `composite="paper"` is Eq. 1 to the letter: what is > 0
+after the transform is structure. Both agree where the structure is > 0 everywhere and interpolation is "nearest".
+
+Backgrounds from the structures' own place in the patient (inpaint, neighbour) carry the structures along: half of each
+range is drawn for the slice and half for each structure, so that the total stays within the recipe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from scipy import ndimage
+
+from .contact_sheet import contact_sheet
+from .errors import InputError
+from .inpainting import without_structures
+from .pasting import (
+    Pasted,
+    Placement,
+    Transform,
+    bordered,
+    centre_of,
+    content_window,
+    cutouts_of,
+    displacement,
+    grid,
+    hidden,
+    interpolated,
+    moved,
+    paste,
+)
+from .recipe import check, option
+from .slices import LabelledSlice
+
+__all__ = [
+    "Placement",
+    "Plan",
+    "Sample",
+    "SynthesisRecipe",
+    "Synthesizer",
+    "Transform",
+    "contact_sheet",
+    "is_lateralised",
+]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class SynthesisRecipe:
+    """How samples are drawn. The paper names the transforms but publishes no ranges; these are ours."""
+
+    scale: tuple[float, float] = option((0.8, 1.2), "Smallest and largest size factor", min=0.1, max=10.0)
+    rotation_deg: float = option(15.0, "Largest rotation either way; 180 for tumours", min=0.0, max=180.0)
+    shift: float = option(0.05, "Largest shift either way, as a share of the field of view", min=0.0, max=0.5)
+    # Above 0.05 the field could fold; see `displacement`.
+    elastic: float = option(0.01, "Largest smooth deformation, as a share of the field of view", min=0.0, max=0.05)
+    flip: Literal["never", "horizontal", "vertical", "both"] = option(
+        "never", "Mirroring; never done where a structure is named left or right"
+    )
+    gain: tuple[float, float] = option((0.9, 1.1), "Smallest and largest factor on intensities", min=0.0, max=10.0)
+    bias: float = option(0.1, "Largest offset of intensities either way, on a scale of 0 to 1", min=0.0, max=1.0)
+    # 1 is the paper's. Of a 400 HU window +-0.1 is 40 HU, more than what tells a liver from a spleen.
+    structure_intensity: float = option(
+        0.3, "Share of gain and bias that each structure draws for itself", min=0.0, max=1.0, advanced=True
+    )
+    blur_sigma_px: float = option(1.0, "Largest blur", min=0.0, max=10.0)
+    noise_sd: float = option(0.02, "Largest noise, on a scale of 0 to 1", min=0.0, max=1.0)
+    composite: Literal["mask", "paper"] = option("mask", "What is pasted: the label's pixels, or those above 0 (Eq. 1)")
+    interpolation: Literal["linear", "nearest"] = option("linear", "How pixels are transformed", advanced=True)
+    rim: float = option(0.03, "Widest rim of own surroundings, as a share of the field of view", min=0.0, max=0.2)
+    feather_px: float = option(1.5, "Width over which the rim fades out", min=0.0, max=20.0, advanced=True)
+    background: Literal["auto", "known_empty", "inpaint", "mixed", "neighbour"] = option(
+        "auto", "What structures are pasted on; auto: slices known to be empty, or inpainted where there are none"
+    )
+    original_probability: float = option(0.5, "Share of samples that are whole annotated slices", min=0.0, max=1.0)
+    empty_probability: float = option(
+        0.1, "Share of samples without any structure, if there are such", min=0.0, max=1.0
+    )
+    keep_structure_probability: float = option(0.9, "Chance that a structure is pasted", min=0.0, max=1.0)
+    min_visible: float = option(0.5, "Share of each pasted structure that must stay visible", min=0.0, max=0.9)
+    max_tries: int = option(10, "Draws before structures are left in their own places", min=1, max=1000, advanced=True)
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("scale", "gain"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise InputError(
+                    f'Recipe option "{name}" must be the smaller, then the larger number, got {low}, {high}.'
+                )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that was drawn for one sample; JSON there and back gives the same sample."""
+
+    kind: Literal["pasted", "original", "empty"]
+    exemplar: int | None
+    """Index of the annotated slice; None for an empty sample."""
+    background: int | None
+    """Index among the slices of `background_kind`; None where the exemplar is its own background."""
+    background_kind: Literal["exemplar", "known_empty", "inpaint", "neighbour"]
+    sources: tuple[str, ...]
+    """Names of the slices used, so that a plan is not applied to other slices by mistake."""
+    scene: Transform = field(default_factory=Transform)
+    """Of the background or of the whole slice, about the centre of the content."""
+    placements: tuple[Placement, ...] = ()
+    left_out: tuple[int, ...] = ()
+    elastic_px: float = 0.0
+    elastic_seed: int = 0
+    gain: float = 1.0
+    bias: float = 0.0
+    blur_sigma_px: float = 0.0
+    noise_sd: float = 0.0
+    noise_seed: int = 0
+    tries: int = 1
+    own_places: bool = False
+    """No draw kept enough of every structure visible, so they were pasted where they were."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return _to_json(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """Return the plan that `to_dict` described."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != known:
+            raise InputError(f"A sample's plan must have the keys {', '.join(sorted(known))}.")
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        plain["placements"] = tuple(
+            Placement(**{**placement, "transform": _transform(placement["transform"])})
+            for placement in values["placements"]
+        )
+        plain["scene"] = _transform(values["scene"])
+        return cls(**plain)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One training slice."""
+
+    image: Array = field(repr=False)
+    """(S, S) float32 in [0, 1]; padding is 0."""
+    labels: Array = field(repr=False)
+    """(S, S) int32."""
+    known: Array | None = field(repr=False)
+    """(S, S) bool, where `labels` can be relied upon, None for everywhere. The loss must leave out the rest."""
+    provenance: dict[str, Any]
+    """JSON: the plan, the pixels of each structure, and remarks in words where a fallback was used."""
+
+
+class Synthesizer:
+    """Draws and makes samples from annotated slices.
+
+    `structures` maps label values to names. `notes` holds one sentence for each thing the user should know: a fallback
+    in use, a refused mirroring, a background that was dropped.
+    """
+
+    def __init__(
+        self,
+        slices: Sequence[LabelledSlice],
+        backgrounds: Sequence[LabelledSlice] = (),
+        neighbours: Sequence[LabelledSlice] = (),
+        recipe: SynthesisRecipe | None = None,
+        structures: Mapping[int, str] | None = None,
+    ) -> None:
+        self.recipe = recipe or SynthesisRecipe()
+        self.notes: list[str] = []
+        self.slices = [piece for piece in slices if piece.annotated and piece.labels.any()]
+        self.backgrounds = self._with_content(backgrounds, "known to be empty")
+        self.neighbours = self._with_content(neighbours, "neighbouring")
+        self._check_slices()
+        values = sorted({int(v) for piece in self.slices for v in np.unique(piece.labels) if v})
+        self.structures = {value: (structures or {}).get(value, str(value)) for value in values}
+        self.background_kinds = self._background_kinds()
+        self.mirrors = self._mirrors()
+        self._cutouts = [cutouts_of(piece, self.recipe) for piece in self.slices]
+        self._check_cutouts()
+        self._filled: dict[int, Array] = {}
+        self._last: tuple[Plan, dict[int, Pasted]] | None = None  # made while drawing, wanted again when applying
+
+    # ------------------------------------------------------------------------------------------------- drawing
+
+    def sample(self, rng: np.random.Generator) -> Plan:
+        """Draw a sample; every random number it needs comes from `rng` here."""
+        recipe, kind = self.recipe, self._draw_kind(rng)
+        exemplar = None if kind == "empty" else int(rng.integers(len(self.slices)))
+        background_kind, background = self._draw_background(kind, rng)
+        own_place = kind == "pasted" and background_kind in ("inpaint", "neighbour")
+        largest_elastic_px = recipe.elastic * self.image_size
+        plan = Plan(
+            kind=kind,
+            exemplar=exemplar,
+            background=background,
+            background_kind=background_kind,
+            sources=self._sources(exemplar, background_kind, background),
+            scene=self._draw_transform(rng, share=0.5 if own_place else 1.0),
+            elastic_px=float(rng.uniform(0, largest_elastic_px)),
+            elastic_seed=int(rng.integers(2**32)),
+            gain=float(rng.uniform(*recipe.gain)),
+            bias=float(rng.uniform(-recipe.bias, recipe.bias)),
+            blur_sigma_px=float(rng.uniform(0, recipe.blur_sigma_px)),
+            noise_sd=float(rng.uniform(0, recipe.noise_sd)),
+            noise_seed=int(rng.integers(2**32)),
+        )
+        return self._with_placements(plan, rng) if kind == "pasted" else plan
+
+    def apply(self, plan: Plan) -> Sample:
+        """Make the sample of a plan; the same plan gives the same sample, to the byte."""
+        self._check_plan(plan)
+        if plan.kind == "pasted":
+            image, labels, known = self._pasted(plan)
+        else:
+            image, labels, known = self._whole(plan)
+        image = self._intensities(image, plan)
+        return Sample(image, labels, known, self._provenance(plan, labels))
+
+    def draw(self, rng: np.random.Generator) -> Sample:
+        """Draw a sample and make it."""
+        return self.apply(self.sample(rng))
+
+    def original(self, index: int) -> Sample:
+        """Return annotated slice `index` as it is."""
+        return self.apply(Plan("original", index, None, "exemplar", self._sources(index, "exemplar", None)))
+
+    @property
+    def image_size(self) -> int:
+        """Side S of every sample in pixels."""
+        return int(self.slices[0].image.shape[0])
+
+    def _draw_kind(self, rng: np.random.Generator) -> Literal["pasted", "original", "empty"]:
+        empty, original = rng.random(2)
+        if self.backgrounds and empty < self.recipe.empty_probability:
+            return "empty"
+        return "original" if original < self.recipe.original_probability else "pasted"
+
+    def _draw_background(self, kind: str, rng: np.random.Generator) -> tuple[Any, int | None]:
+        if kind == "original":
+            return "exemplar", None
+        chosen = "known_empty" if kind == "empty" else str(rng.choice(self.background_kinds))
+        if chosen == "inpaint":
+            return chosen, None
+        return chosen, int(rng.integers(len(self._background_slices(chosen))))
+
+    def _draw_transform(self, rng: np.random.Generator, share: float = 1.0) -> Transform:
+        recipe = self.recipe
+        low, high = _narrowed(recipe.scale, share)
+        largest_deg, largest_shift = recipe.rotation_deg * share, recipe.shift * share
+        return Transform(
+            scale=float(rng.uniform(low, high)),
+            rotation_deg=float(rng.uniform(-largest_deg, largest_deg)),
+            shift=(
+                float(rng.uniform(-largest_shift, largest_shift)),
+                float(rng.uniform(-largest_shift, largest_shift)),
+            ),
+            mirrored=(rng.random() < 0.5 and self.mirrors[0], rng.random() < 0.5 and self.mirrors[1]),
+        )
+
+    def _draw_placement(self, value: int, plan: Plan, rng: np.random.Generator) -> Placement:
+        recipe, share = self.recipe, self.recipe.structure_intensity
+        transform = self._draw_transform(rng, share=0.5 if _follows(plan) else 1.0)
+        if _follows(plan):  # mirrored with the slice, or a half-mirrored patient comes out
+            transform = dataclasses.replace(transform, mirrored=(False, False))
+        # Where nothing else is certain, there is always some rim to learn the outside of a structure from.
+        narrowest = 0.5 * recipe.rim if plan.background_kind == "neighbour" else 0.0
+        return Placement(
+            value=value,
+            transform=transform,
+            gain=float(rng.uniform(*_narrowed(recipe.gain, share))),
+            bias=float(rng.uniform(-recipe.bias, recipe.bias)) * share,
+            rim_px=float(rng.uniform(narrowest, recipe.rim)) * self.image_size,
+        )
+
+    def _with_placements(self, plan: Plan, rng: np.random.Generator) -> Plan:
+        """Draw the placements, again for those of which too little would be seen."""
+        assert plan.exemplar is not None
+        values = list(self._cutouts[plan.exemplar])
+        kept = [value for value in values if rng.random() < self.recipe.keep_structure_probability]
+        kept = kept or [int(rng.choice(values))]
+        left_out = tuple(value for value in values if value not in kept)
+        placements: dict[int, Placement] = {}
+        pasted: dict[int, Pasted] = {}
+        redraw, tries = kept, 0
+        while redraw and tries < self.recipe.max_tries:
+            placements.update({value: self._draw_placement(value, plan, rng) for value in redraw})
+            pasted.update(self._paste(plan, [placements[value] for value in redraw]))
+            redraw = hidden(pasted, self.recipe.min_visible, self._content(plan))
+            tries += 1
+        if redraw:
+            placements = {v: dataclasses.replace(p, transform=Transform()) for v, p in placements.items()}
+            plan = dataclasses.replace(plan, scene=Transform() if _follows(plan) else plan.scene, elastic_px=0.0)
+            pasted = self._paste(plan, placements.values())
+        # Larger structures first, so that a smaller one is never buried; the order is part of the plan.
+        order = sorted(kept, key=lambda value: (-pasted[value].area, value))
+        plan = dataclasses.replace(
+            plan,
+            placements=tuple(placements[value] for value in order),
+            left_out=left_out,
+            tries=tries,
+            own_places=bool(redraw),
+        )
+        self._last = plan, pasted
+        return plan
+
+    # ------------------------------------------------------------------------------------------------- making
+
+    def _whole(self, plan: Plan) -> tuple[Array, Array, None]:
+        piece = self._background(plan)[1]
+        rows, columns = self._scene_coordinates(plan, piece)
+        image = interpolated(bordered([piece.image]), rows, columns, self.recipe.interpolation)[0]
+        labels = interpolated(bordered([piece.labels]), rows, columns, "nearest")[0].astype(np.int32)
+        return self._clipped(plan, image), self._clipped(plan, labels), None
+
+    def _pasted(self, plan: Plan) -> tuple[Array, Array, Array | None]:
+        """Paint the rims, then the structures, on the background."""
+        image = self._transformed_background(plan)
+        labels = np.zeros(image.shape, np.int32)
+        known = np.zeros(image.shape, bool) if plan.background_kind == "neighbour" else None
+        last = self._last
+        pasted = last[1] if last and last[0] == plan else self._paste(plan, plan.placements)
+        for placement in plan.placements:
+            cut = pasted[placement.value]
+            image[cut.window] += cut.opacity * (cut.image - image[cut.window])
+            if known is not None:
+                known[cut.window] |= cut.opacity == 1
+        for placement in plan.placements:
+            cut = pasted[placement.value]
+            image[cut.window][cut.mask] = cut.image[cut.mask]
+            labels[cut.window][cut.mask] = placement.value
+        return self._clipped(plan, image), self._clipped(plan, labels), known
+
+    def _transformed_background(self, plan: Plan) -> Array:
+        pixels, piece = self._background(plan)
+        rows, columns = self._scene_coordinates(plan, piece)
+        return interpolated(bordered([pixels]), rows, columns, self.recipe.interpolation)[0]
+
+    def _paste(self, plan: Plan, placements: Iterable[Placement]) -> dict[int, Pasted]:
+        """Transform the plan's structures, each within the window it can reach."""
+        assert plan.exemplar is not None
+        cutouts, bounds = self._cutouts[plan.exemplar], (plan.elastic_px, self._content(plan))
+        coordinates = self._coordinates(plan)
+        follow = None
+        if _follows(plan):
+            follow = plan.scene.inverse(centre_of(self._background(plan, pixels=False)[1]), self.image_size)
+        return {
+            placement.value: paste(cutouts[placement.value], placement, follow, coordinates, bounds, self.recipe)
+            for placement in placements
+        }
+
+    def _coordinates(self, plan: Plan) -> tuple[Array, Array]:
+        """Return where each output pixel looks before any transform: itself, or a little off."""
+        rows, columns = grid(self.image_size)
+        if plan.elastic_px <= 0:
+            return rows, columns
+        down, right = displacement(plan.elastic_seed, plan.elastic_px, self.image_size)
+        return rows + down, columns + right
+
+    def _scene_coordinates(self, plan: Plan, piece: LabelledSlice) -> tuple[Array, Array]:
+        """Return where each output pixel looks in the background or the whole slice."""
+        matrix, offset = plan.scene.inverse(centre_of(piece), self.image_size)
+        return moved(matrix, offset, *self._coordinates(plan))
+
+    def _intensities(self, image: Array, plan: Plan) -> Array:
+        if plan.blur_sigma_px > 0.2:  # a smaller one leaves its neighbours less than 4e-6
+            image = ndimage.gaussian_filter(image, plan.blur_sigma_px, truncate=3.0)
+        image = image * np.float32(plan.gain) + np.float32(plan.bias)
+        if plan.noise_sd > 0:
+            rng = np.random.default_rng(plan.noise_seed)
+            image += np.float32(plan.noise_sd) * rng.standard_normal(image.shape, dtype=np.float32)
+        return self._clipped(plan, np.clip(image, 0.0, 1.0, out=image))
+
+    def _clipped(self, plan: Plan, array: Array) -> Array:
+        """Keep the padding zero, as it is in every slice the network will see."""
+        h, w = self._content(plan)
+        array[h:] = 0
+        array[:, w:] = 0
+        return array
+
+    def _provenance(self, plan: Plan, labels: Array) -> dict[str, Any]:
+        counts = np.bincount(labels.ravel(), minlength=max(self.structures) + 1)
+        areas = {name: int(counts[value]) for value, name in self.structures.items() if counts[value]}
+        remarks = []
+        if plan.background_kind == "inpaint":
+            remarks.append("background inpainted: no slice known to be empty was used")
+        if plan.background_kind == "neighbour":
+            remarks.append("background unlabelled: only the structures and their rims are known")
+        if plan.own_places:
+            remarks.append("no draw kept every structure visible: structures left in their own places")
+        names = {str(value): name for value, name in self.structures.items()}
+        return {"plan": plan.to_dict(), "structures": names, "area_px": areas, "remarks": remarks}
+
+    # ------------------------------------------------------------------------------------------------- inputs
+
+    def _background_slices(self, kind: str) -> list[LabelledSlice]:
+        return self.neighbours if kind == "neighbour" else self.backgrounds
+
+    def _background(self, plan: Plan, *, pixels: bool = True) -> tuple[Array, LabelledSlice]:
+        """Return the pixels that stand behind everything, and the slice they come from."""
+        if plan.background is not None:
+            piece = self._background_slices(plan.background_kind)[plan.background]
+            return piece.image, piece
+        assert plan.exemplar is not None
+        piece = self.slices[plan.exemplar]
+        if plan.background_kind != "inpaint" or not pixels:
+            return piece.image, piece
+        if plan.exemplar not in self._filled:
+            self._filled[plan.exemplar] = without_structures(piece)
+        return self._filled[plan.exemplar], piece
+
+    def _content(self, plan: Plan) -> tuple[int, int]:
+        """Return (h, w) of the sample: what the exemplar's frame uses."""
+        if plan.exemplar is not None:
+            return self.slices[plan.exemplar].frame.content
+        return self._background(plan)[1].frame.content
+
+    def _sources(self, exemplar: int | None, kind: str, background: int | None) -> tuple[str, ...]:
+        used = [] if exemplar is None else [self.slices[exemplar].source]
+        return (*used, *([] if background is None else [self._background_slices(kind)[background].source]))
+
+    def _check_plan(self, plan: Plan) -> None:
+        try:
+            sources = self._sources(plan.exemplar, plan.background_kind, plan.background)
+        except IndexError:
+            sources = ()
+        if sources != plan.sources:
+            raise InputError(f"This sample was drawn from other slices ({', '.join(plan.sources)}); draw it again.")
+
+    def _with_content(self, pieces: Sequence[LabelledSlice], what: str) -> list[LabelledSlice]:
+        """Drop constant slices: structures on plain black teach nothing."""
+        kept = [piece for piece in pieces if np.ptp(piece.image[content_window(piece)]) > 0]
+        if len(kept) < len(pieces):
+            self.notes.append(
+                f"{len(pieces) - len(kept)} of {len(pieces)} {what} slices are constant and are not used."
+            )
+        return kept
+
+    def _check_slices(self) -> None:
+        if not self.slices:
+            raise InputError(
+                "No annotated slice holds a structure, so there is nothing to synthesize from; annotate one."
+            )
+        shapes = {piece.image.shape for piece in (*self.slices, *self.backgrounds, *self.neighbours)}
+        if len(shapes) > 1:
+            raise InputError(f"All slices must have the same image size, got {sorted(shapes)}.")
+        for piece in self.backgrounds:
+            if not piece.annotated or piece.labels.any():
+                raise InputError(f"{piece.source} cannot be a background known to be empty: it is unknown or labelled.")
+
+    def _check_cutouts(self) -> None:
+        for piece, cutouts in zip(self.slices, self._cutouts, strict=True):
+            black = [self.structures[int(v)] for v in np.unique(piece.labels) if v and int(v) not in cutouts]
+            if black and not cutouts:
+                raise InputError(f'{piece.source}: its structures are all black, composite="paper" cannot paste them.')
+            if black:
+                self.notes.append(f"{piece.source}: {', '.join(black)} is black and cannot be pasted as in the paper.")
+
+    def _background_kinds(self) -> tuple[str, ...]:
+        wanted, empty = self.recipe.background, bool(self.backgrounds)
+        if wanted == "known_empty" and not empty:
+            raise InputError('background="known_empty" needs slices without structures; name one or choose "auto".')
+        if wanted == "neighbour" and not self.neighbours:
+            raise InputError('background="neighbour" needs unlabelled slices beside the annotated ones; choose "auto".')
+        if wanted in ("auto", "mixed") and not empty:
+            self.notes.append("No slice is known to be empty: structures are pasted on their own slice, inpainted.")
+            return ("inpaint",)
+        return {"auto": ("known_empty",), "mixed": ("known_empty", "inpaint")}.get(wanted, (wanted,))
+
+    def _mirrors(self) -> tuple[bool, bool]:
+        """Return whether rows and columns may be mirrored."""
+        flip = self.recipe.flip
+        sided = [name for name in self.structures.values() if is_lateralised(name)]
+        if flip != "never" and sided:
+            self.notes.append(f'Nothing is mirrored although flip="{flip}": {", ".join(sided)} is named by its side.')
+            return False, False
+        return flip in ("vertical", "both"), flip in ("horizontal", "both")
+
+
+_SIDES = re.compile(
+    "left.*|right.*|link(s|e[nrms]?)?|recht(s|e[nrms]?)?|gauches?|droite?s?|izquierd[oa]s?|derech[oa]s?|"
+    "sinist.*|destr[oaie]|dext(er|r.*)|esquerd[oa]s?|direit[oa]s?|l|r|li|re|lt|rt|lh|rh|lv|rv|la|ra"
+)
+
+
+def is_lateralised(name: str) -> bool:
+    """Return whether a structure is named by its side, so that a mirror image of it would be a wrong label.
+
+    Abbreviations count when they stand alone ("kidney_l", "LV"). The heart's chambers count: a mirrored heart has
+    another orientation. A word taken for a side by mistake only costs the mirroring, which is optional.
+
+    >>> [is_lateralised(name) for name in ("left kidney", "KidneyR", "Niere links", "LV", "liver", "cleft lip")]
+    [True, True, True, True, False, False]
+    """
+    words = re.findall(r"([A-Z]+(?![a-z])|[^\W\d_][a-zà-ÿ]*)(\d*)", name)
+    vertebrae = {(letter, digit) for letter in ("L", "l") for digit in "123456"}
+    return any(_SIDES.fullmatch(word.lower()) and (word, number) not in vertebrae for word, number in words)
+
+
+def _narrowed(limits: tuple[float, float], share: float) -> tuple[float, float]:
+    """Return a range of factors drawn towards 1."""
+    return 1 + (limits[0] - 1) * share, 1 + (limits[1] - 1) * share
+
+
+def _follows(plan: Plan) -> bool:
+    """Return whether the background shows the structures' own place, so that they move along with it."""
+    return plan.background_kind in ("inpaint", "neighbour")
+
+
+# ------------------------------------------------------------------------------------------------- JSON
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to_json(item) for key, item in value.items()}
+    return [_to_json(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _transform(values: Mapping[str, Any]) -> Transform:
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Transform(**plain)

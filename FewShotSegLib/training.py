@@ -1,0 +1,247 @@
+"""`fit`: the one optimization loop. It knows nothing of images or networks, only of parameters and a loss per step.
+
+What belongs to a step is drawn from the step's own number (`step_rng`), so a run that is killed and resumed from its
+checkpoint takes the same steps as one that was not, to the same bytes on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from FewShotSegLib.errors import InputError, StopAndKeepBest
+from FewShotSegLib.files import written_whole
+from FewShotSegLib.progress import Progress, Report
+
+LossAt = Callable[[int], tuple[Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to learn.
+
+    The learning rate climbs linearly over `warmup_steps` to `learning_rate` and then falls as (1 - done)^power, where
+    `done` is the share of steps or, when it runs ahead, of `max_seconds` that is used up.
+    """
+
+    steps: int
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    warmup_steps: int = 50
+    power: float = 0.9
+    max_seconds: float | None = None
+    validate_every: int = 0
+    patience: int = 0
+    accumulate: int = 1
+    clip_norm: float = 1.0
+    ema_decay: float = 0.0
+    checkpoint_seconds: float = 60.0
+
+    def learning_rate_at(self, step: int, elapsed_seconds: float = 0.0) -> float:
+        """Learning rate of a step counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
+        if self.max_seconds:
+            done = max(done, elapsed_seconds / self.max_seconds)
+        return self.learning_rate * max(1.0 - done, 0.0) ** self.power
+
+
+@dataclass
+class FitResult:
+    """`best` holds the parameters to keep: of the best validation, or the last ones where there is no validation."""
+
+    best: dict[str, Tensor]
+    best_score: float | None
+    best_step: int
+    steps: int
+    seconds: float
+    stopped_by: str  # "steps", "time", "plateau", "user"
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def step_rng(seed: int, step: int) -> np.random.Generator:
+    """The generator of one step: the same whether or not the run was interrupted before it."""
+    return np.random.default_rng([seed, step])
+
+
+def fit(
+    parameters: Mapping[str, Tensor],
+    loss_at: LossAt,
+    schedule: Schedule,
+    *,
+    report: Report,
+    validate: Callable[[], float] | None = None,
+    checkpoint: Path | None = None,
+    identity: str = "",
+    amp: torch.dtype | None = None,
+    message: str = "training",
+) -> FitResult:
+    """Minimizes `loss_at(step)` over `parameters` in place and returns the best state seen.
+
+    validate() scores the current parameters, higher is better. `checkpoint` is read when it exists and belongs to the
+    same `identity` (a digest of everything that determines the run), and removed by the caller when the result is safe.
+    `report` is called once per step and may raise `Cancelled` (propagates) or `StopAndKeepBest` (ends the run well).
+    """
+    if schedule.steps < 1:
+        raise InputError(f"Training needs at least 1 step, got {schedule.steps}.")
+    run = _Run(dict(parameters), schedule, identity)
+    if checkpoint is not None and checkpoint.exists():
+        run.restore(checkpoint)
+    started = time.monotonic() - run.seconds
+    last_saved = time.monotonic()
+    stopped_by = "steps"
+    while run.step < schedule.steps:
+        run.seconds = time.monotonic() - started
+        if schedule.max_seconds and run.seconds >= schedule.max_seconds:
+            stopped_by = "time"
+            break
+        metrics = run.advance(loss_at, amp)
+        if validate and schedule.validate_every and run.step % schedule.validate_every == 0:
+            with run.averaged():
+                metrics["score"] = run.note_score(validate())
+            if schedule.patience and run.stale >= schedule.patience:
+                stopped_by = "plateau"
+                run.history.append({"step": run.step, **metrics})
+                break
+        run.history.append({"step": run.step, **metrics})
+        if checkpoint is not None and time.monotonic() - last_saved >= schedule.checkpoint_seconds:
+            run.seconds = time.monotonic() - started
+            run.save(checkpoint)
+            last_saved = time.monotonic()
+        try:
+            report(Progress(run.step, schedule.steps, message, metrics))
+        except StopAndKeepBest:
+            stopped_by = "user"
+            break
+    if validate and run.best_step != run.step and stopped_by != "plateau":
+        with run.averaged():
+            run.note_score(validate())
+    run.seconds = time.monotonic() - started
+    return run.result(stopped_by)
+
+
+class _Run:
+    """Everything a checkpoint must hold, and nothing else."""
+
+    def __init__(self, parameters: dict[str, Tensor], schedule: Schedule, identity: str) -> None:
+        self.parameters = parameters
+        self.schedule = schedule
+        self.identity = identity
+        decayed = [p for p in parameters.values() if p.ndim > 1]
+        others = [p for p in parameters.values() if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=schedule.learning_rate,
+        )
+        on_gpu = any(p.is_cuda for p in parameters.values())
+        self.scaler = torch.amp.GradScaler("cuda", enabled=on_gpu)
+        self.ema = {k: p.detach().clone() for k, p in parameters.items()} if schedule.ema_decay else {}
+        self.best: dict[str, Tensor] = {}
+        self.best_score: float | None = None
+        self.best_step = -1
+        self.stale = 0
+        self.step = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+
+    def advance(self, loss_at: LossAt, amp: torch.dtype | None) -> dict[str, float]:
+        """One optimizer step over `accumulate` micro-batches."""
+        schedule = self.schedule
+        rate = schedule.learning_rate_at(self.step, self.seconds)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics: dict[str, float] = {}
+        device = next(iter(self.parameters.values())).device.type
+        for micro in range(schedule.accumulate):
+            with torch.autocast(device, amp, enabled=amp is not None):
+                loss, metrics = loss_at(self.step * schedule.accumulate + micro)
+            self.scaler.scale(loss / schedule.accumulate).backward()
+            metrics["loss"] = float(loss.detach())
+        self.scaler.unscale_(self.optimizer)
+        if schedule.clip_norm:
+            torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), schedule.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        self._follow()
+        return {**metrics, "learning_rate": rate}
+
+    def _follow(self) -> None:
+        # The average starts short, so that the first hundred steps do not drag the random start along.
+        decay = min(self.schedule.ema_decay, (1 + self.step) / (10 + self.step))
+        for name, average in self.ema.items():
+            average.lerp_(self.parameters[name].detach(), 1 - decay)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Swaps the averaged parameters in, where an average is kept."""
+        if not self.ema:
+            yield
+            return
+        current = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._load(self.ema)
+        try:
+            yield
+        finally:
+            self._load(current)
+
+    def _load(self, values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in values.items():
+                self.parameters[name].copy_(value)
+
+    def note_score(self, score: float) -> float:
+        if self.best_score is None or score > self.best_score:
+            self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+            self.best_score, self.best_step, self.stale = score, self.step, 0
+        else:
+            self.stale += 1
+        return score
+
+    def result(self, stopped_by: str) -> FitResult:
+        best = self.best or {n: v.clone() for n, v in (self.ema or self.parameters).items()}
+        best = {name: value.detach() for name, value in best.items()}
+        return FitResult(best, self.best_score, self.best_step, self.step, self.seconds, stopped_by, self.history)
+
+    def save(self, path: Path) -> None:
+        state = {
+            "identity": self.identity,
+            "parameters": {name: p.detach() for name, p in self.parameters.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema,
+            "best": self.best,
+            "best_score": self.best_score,
+            "counters": [self.best_step, self.stale, self.step],
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+        with written_whole(path) as part:
+            torch.save(state, part)
+
+    def restore(self, path: Path) -> None:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise InputError(f"The checkpoint {path} is damaged ({error}); delete it to start this run anew.") from error
+        if not isinstance(state, dict) or state.get("identity") != self.identity:
+            raise InputError(f"The checkpoint {path} belongs to another run; delete it or choose another output.")
+        self._load(state["parameters"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        device = next(iter(self.parameters.values())).device
+        self.ema = {k: v.to(device) for k, v in state["ema"].items()}
+        self.best = {k: v.to(device) for k, v in state["best"].items()}
+        self.best_score = state["best_score"]
+        self.best_step, self.stale, self.step = state["counters"]
+        self.seconds = state["seconds"]
+        self.history = state["history"]

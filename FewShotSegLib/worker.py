@@ -1,0 +1,242 @@
+"""A resident process that runs jobs and answers prompts: `python -m FewShotSegLib.worker`. JSON lines, no sockets.
+
+One request per line on the input, {"id": 1, "op": ...}:
+
+    hello                               versions of this process
+    job      job                        run a job; sends {"type": "progress", "step", "total", "message", "metrics"}
+    volume   volume, path, affine, intensity       the array (K, J, I) in an .npy file, under a name; "delete": the file
+                                        is removed; intensity as in an adapter, or null for its own
+    forget   volume
+    encode   volume, axis, index        prepare a slice, so that its first click is answered fast
+    predict  volume, prompt, view       mask of one prompt (as in a prompt file) on one slice; "mask_path": also as .npy
+    cancel   target                     give up the request of that id, waiting or running
+    stop_and_keep_best  target          end the training of that job well
+    shutdown
+
+encode and predict take "view", "base", "adapter" and "device" too. Each request is answered by one line {"id", "type"}: type
+"result" with "result"; "error" with "kind" (input, cancelled, defect) and "message"; "superseded" for a prediction when
+a newer one for the same view is waiting: the newest click wins. When the input ends, so does the process.
+
+Masks travel in the answer as run lengths, as in prompt files: a few hundred numbers, and nobody has to clean up memory
+that two processes share.
+
+One thread reads requests, so that cancelling works during a job; all torch work is done by the main thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from .control import Control
+from .errors import Cancelled, InputError
+from .progress import Progress
+
+_GRACE_S = 5.0  # for the main thread to reach its next report after the input has ended
+
+
+class Requests:
+    """The waiting requests, filled by the reading thread and emptied by the main one."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._changed = threading.Condition()
+        self._running: tuple[Any, Control] | None = None
+        self._closed = False
+
+    def add(self, request: dict[str, Any]) -> bool:
+        """Take a request in; returns whether a cancel or stop found what it was meant for (True for the others)."""
+        with self._changed:
+            if request["op"] in ("cancel", "stop_and_keep_best"):
+                return self._interrupt(request["op"], request.get("target"))
+            self._waiting.append(request)
+            self._changed.notify()
+            return True
+
+    def close(self) -> None:
+        """No more will come; what runs is cancelled, what waits is dropped."""
+        with self._changed:
+            self._closed = True
+            if self._running is not None:
+                self._running[1].cancel()
+            self._changed.notify()
+
+    def next(self) -> dict[str, Any] | None:
+        """Wait for a request; None at the end. What a newer one has made useless is marked superseded."""
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return None
+            request = self._waiting.popleft()
+            if any(_replaces(other, request) for other in self._waiting):
+                request["superseded"] = True
+            return request
+
+    def start(self, request: Mapping[str, Any], control: Control) -> None:
+        with self._changed:
+            self._running = request.get("id"), control
+            if self._closed:
+                control.cancel()
+
+    def finish(self) -> None:
+        with self._changed:
+            self._running = None
+
+    def _interrupt(self, op: str, target: Any) -> bool:
+        if self._running is not None and self._running[0] == target:
+            running = self._running[1]
+            running.cancel() if op == "cancel" else running.stop_and_keep_best()
+            return True
+        for waiting in self._waiting:
+            if waiting.get("id") == target and op == "cancel":
+                waiting["cancelled"] = True
+                return True
+        return False
+
+
+def _replaces(newer: Mapping[str, Any], older: Mapping[str, Any]) -> bool:
+    """Whether nobody needs the older answer any more."""
+    replaced = {"predict": ("predict", "encode"), "encode": ("encode",)}.get(newer["op"], ())
+    return older["op"] in replaced and newer.get("view", "") == older.get("view", "")
+
+
+class Channel:
+    """The way out; several threads may write."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def send(self, number: Any, kind: str, **values: Any) -> None:
+        line = json.dumps({"id": number, "type": kind, **values}, ensure_ascii=False, default=str)
+        with self._lock:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+
+class Worker:
+    """Does the requests one by one."""
+
+    def __init__(self, channel: Channel, requests: Requests) -> None:
+        from .prompting import PromptSession  # numpy and, at the first prompt, torch
+
+        self.channel, self.requests = channel, requests
+        self.session = PromptSession()
+        self._does = {
+            "hello": self._hello,
+            "job": self._job,
+            "volume": self.session.add_volume,
+            "forget": self.session.forget_volume,
+            "encode": self.session.encode,
+            "predict": self.session.predict,
+        }
+
+    def run(self) -> None:
+        """Work until the input ends or a shutdown comes."""
+        while (request := self.requests.next()) is not None:
+            if request["op"] == "shutdown":
+                self.channel.send(request.get("id"), "result", result={})
+                return
+            self._answer(request)
+
+    def _answer(self, request: dict[str, Any]) -> None:
+        number = request.get("id")
+        if request.pop("superseded", False):
+            self.channel.send(number, "superseded", superseded=True)
+            return
+        try:
+            if request.pop("cancelled", False):
+                raise Cancelled
+            if request["op"] not in self._does:
+                raise InputError(f"Unknown request {request['op']!r}; allowed are {', '.join(self._does)}.")
+            result = self._does[request["op"]](request)
+        except Cancelled:
+            self.channel.send(number, "error", kind="cancelled", message="Cancelled.")
+        except InputError as error:
+            extra = {"result": error.result} if hasattr(error, "result") else {}
+            self.channel.send(number, "error", kind="input", message=str(error), **extra)
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            self.channel.send(number, "error", kind="defect", message=text, traceback=traceback.format_exc())
+        else:
+            self.channel.send(number, "result", result=result)
+
+    def _hello(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        from .record import versions
+
+        return {"pid": os.getpid(), "versions": versions()}
+
+    def _job(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        number = request.get("id")
+
+        def report(progress: Progress) -> None:
+            self.channel.send(
+                number, "progress", step=progress.step, total=progress.total, message=progress.message,
+                metrics=dict(progress.metrics),
+            )  # fmt: skip
+
+        control = Control(report)
+        self.requests.start(request, control)
+        try:
+            from .job import from_dict
+            from .pipeline import run
+
+            return run(from_dict(request.get("job", {})), control)
+        finally:
+            self.requests.finish()
+
+
+def read(stream: TextIO, channel: Channel, requests: Requests, finished: threading.Event) -> None:
+    """Read requests until the input ends; then give the main thread a moment, and end the process."""
+    for line in stream:
+        if not line.strip():
+            continue
+        try:
+            request = json.loads(line)
+            number, op = request.get("id"), request["op"]
+        except (ValueError, KeyError, AttributeError):
+            channel.send(None, "error", kind="input", message=f"Not a request: {line.strip()[:200]}")
+            continue
+        found = requests.add(request)
+        if op in ("cancel", "stop_and_keep_best"):
+            channel.send(number, "result", result={"found": found})
+    requests.close()
+    if not finished.wait(_GRACE_S):
+        os._exit(1)  # outputs are whole or absent: nothing can be half written
+
+
+def guarded_streams() -> tuple[TextIO, TextIO]:
+    """Input and output for the protocol; whatever else is printed, also from C++, goes to the error stream."""
+    sys.stdout.flush()
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="\n")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout = sys.stderr
+    requests = os.fdopen(os.dup(sys.stdin.fileno()), "r", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, sys.stdin.fileno())
+    return requests, output
+
+
+def main() -> int:
+    stream, output = guarded_streams()
+    channel, requests, finished = Channel(output), Requests(), threading.Event()
+    reader = threading.Thread(target=read, args=(stream, channel, requests, finished), daemon=True)
+    reader.start()
+    try:
+        Worker(channel, requests).run()
+    except BrokenPipeError:  # the front end is gone
+        return 1
+    finally:
+        finished.set()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

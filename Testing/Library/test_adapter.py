@@ -1,0 +1,229 @@
+"""An adapter is one file that says where it belongs, and notices when it was changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+
+from FewShotSegLib.adapter import Adapter, card, check_base, load_adapter, save_adapter
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.intensity import IntensitySpec
+
+
+def an_adapter(**changes):
+    rng = np.random.default_rng(0)
+    tensors = {
+        "blocks.1.lora_a": rng.normal(size=(4, 32)).astype(np.float32),
+        "blocks.0.lora_b": rng.normal(size=(32, 4)).astype(np.float16),
+        "tokens": rng.normal(size=(2, 2, 32)),
+        "steps": np.array(7),
+        "mask": np.array([True, False]),
+        "nothing": np.zeros((0, 3), np.float32),
+    }
+    values = {
+        "tensors": tensors,
+        "method": "lora",
+        "recipe": {"rank": 4, "blocks": (1, 2), "alpha": None},
+        "base_model": "vit_b",
+        "base_sha256": "ab" * 32,
+        "structures": {6: "Leber", 1: "spleen"},
+        "intensity": IntensitySpec("window", -125, 275),
+        "image_size": 256,
+        "seed": 3,
+        "axis": 0,
+        "provenance": {"exemplars": ["Fall é 1.nrrd"], "seconds": 12.5},
+        "metrics": {"dice": {"Leber": 0.9}, "left_out": None},
+    }
+    return Adapter(**(values | changes))
+
+
+def test_an_adapter_survives_a_file(tmp_path):
+    path = tmp_path / "für Fall 1.safetensors"
+    adapter = an_adapter()
+    save_adapter(adapter, path)
+    again = load_adapter(path)
+    assert card(again) == card(adapter)
+    assert again.structures == {1: "spleen", 6: "Leber"}
+    assert again.recipe == {"rank": 4, "blocks": [1, 2], "alpha": None}
+    assert again.intensity == adapter.intensity
+    assert list(again.tensors) == sorted(adapter.tensors)
+    for name, tensor in adapter.tensors.items():
+        assert again.tensors[name].dtype == tensor.dtype
+        assert np.array_equal(again.tensors[name], tensor)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_file_is_plain_safetensors_with_a_readable_card(tmp_path):
+    save_adapter(an_adapter(), tmp_path / "a.safetensors")
+    content = (tmp_path / "a.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    values = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["fewshotseg"])
+    assert values == card(an_adapter())
+    assert values["structures"] == {"1": "spleen", "6": "Leber"}
+    assert len(values["digest"]) == 64
+    assert set(load(content)) == set(an_adapter().tensors)
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    one = an_adapter()
+    backwards = an_adapter(
+        tensors=dict(reversed([(name, np.array(array, order="F")) for name, array in one.tensors.items()])),
+        recipe={"alpha": None, "blocks": [1, 2], "rank": 4},
+        structures={1: "spleen", 6: "Leber"},
+    )
+    for number, adapter in enumerate((one, backwards)):
+        save_adapter(adapter, tmp_path / f"{number}.safetensors")
+    assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
+    assert one.digest == backwards.digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 4},
+        {"structures": {6: "liver", 1: "spleen"}},
+        {"intensity": IntensitySpec("window", -125, 275, "unit")},
+        {"recipe": {"rank": 8}},
+        {"base_sha256": "cd" * 32},
+        {"axis": 1},
+        {"tensors": {"a": np.zeros(3)}},
+    ],
+)
+def test_the_digest_sees_every_change(change):
+    assert replace(an_adapter(), **change).digest != an_adapter().digest
+
+
+def test_the_digest_sees_names_types_shapes_and_values_of_tensors():
+    tensors = [
+        {"a": np.zeros((2, 3), np.float32)},
+        {"b": np.zeros((2, 3), np.float32)},
+        {"a": np.zeros((3, 2), np.float32)},
+        {"a": np.zeros((2, 3), np.int32)},
+        {"a": np.full((2, 3), -0.0, np.float32)},
+        {},
+    ]
+    assert len({an_adapter(tensors=each).digest for each in tensors}) == len(tensors)
+
+
+# -------------------------------------------------------------------------------------------------------- bad files
+
+
+@pytest.mark.parametrize("keep", [0, 5, 8, 300, -1])
+def test_a_truncated_adapter_is_refused(tmp_path, keep):
+    path = tmp_path / "a.safetensors"
+    save_adapter(an_adapter(), path)
+    os.truncate(path, keep if keep >= 0 else path.stat().st_size - 1)
+    with pytest.raises(InputError, match=r"a\.safetensors is not a readable adapter file"):
+        load_adapter(path)
+
+
+def test_one_changed_bit_anywhere_in_the_tensors_is_noticed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_adapter(an_adapter(), path)
+    content = path.read_bytes()
+    start = 8 + struct.unpack("<Q", content[:8])[0]
+    for position in np.linspace(start, len(content) - 1, 15).astype(int):
+        changed = bytearray(content)
+        changed[position] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(InputError, match="changed or damaged"):
+            load_adapter(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"Leber", b"Niere"), (b"spleen", b"kidney"), (b'\\"seed\\":3', b'\\"seed\\":4')]
+)
+def test_a_changed_card_is_noticed(tmp_path, old, new):
+    path = tmp_path / "a.safetensors"
+    save_adapter(an_adapter(), path)
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+    with pytest.raises(InputError, match="changed or damaged"):
+        load_adapter(path)
+
+
+def test_tensors_with_swapped_names_are_noticed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_adapter(an_adapter(tensors={"aa": np.zeros(3), "bb": np.ones(3)}), path)
+    content = path.read_bytes().replace(b'"aa"', b'"cc"')
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="changed or damaged"):
+        load_adapter(path)
+
+
+def test_other_safetensors_files_are_refused(tmp_path):
+    for number, metadata in enumerate([None, {"format": "pt"}, {"fewshotseg": "{"}, {"fewshotseg": "[]"}]):
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(save({"weight": np.zeros(3)}, metadata=metadata))
+        with pytest.raises(InputError, match="no adapter of this program"):
+            load_adapter(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a pickled checkpoint", b"\x80\x04\x95" * 40])
+def test_a_file_of_another_kind_is_refused(tmp_path, content):
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(InputError, match="not a readable adapter file"):
+        load_adapter(tmp_path / "a.pt")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        load_adapter(tmp_path / "nowhere.safetensors")
+    with pytest.raises(InputError, match="does not exist"):
+        load_adapter(tmp_path)
+
+
+def test_a_card_of_another_version_or_without_fields_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("FewShotSegLib.adapter.FORMAT", 99)
+    save_adapter(an_adapter(), tmp_path / "a.safetensors")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="another version"):
+        load_adapter(tmp_path / "a.safetensors")
+
+
+def test_an_adapter_file_needs_its_suffix_and_a_folder(tmp_path):
+    with pytest.raises(InputError, match=r'ends with "\.safetensors"'):
+        save_adapter(an_adapter(), tmp_path / "a.pt")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="Cannot write"):
+        save_adapter(an_adapter(), tmp_path / "file" / "a.safetensors")
+
+
+# ---------------------------------------------------------------------------------------------------------- content
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tensors": {"a": np.array([{}])}}, 'Tensor "a" has the type object'),
+        ({"tensors": {"a": np.zeros(2, complex)}}, "complex128"),
+        ({"structures": {0: "background"}}, "from 1 to 65535"),
+        ({"metrics": {"dice": float("nan")}}, "metrics must be texts, finite numbers"),
+        ({"provenance": {"when": {1, 2}}}, "provenance must be texts"),
+        ({"base_model": ""}, "needs the name of its base model, or an architecture"),
+        ({"axis": 5}, "slice axis is 0"),
+    ],
+)
+def test_an_adapter_without_sense_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        an_adapter(**changes)
+
+
+def test_an_adapter_for_another_base_is_refused_with_both_names():
+    check_base(an_adapter(), "any name", "ab" * 32)
+    with pytest.raises(InputError, match=r"made for the base model vit_b \(sha256 abab.*got medsam \(sha256 cdcd"):
+        check_base(an_adapter(), "medsam", "cd" * 32)
+
+
+def test_a_network_of_its_own_fits_every_base(tmp_path):
+    adapter = an_adapter(base_model="", base_sha256="", architecture={"name": "unet", "channels": [8, 16]})
+    check_base(adapter, "medsam", "cd" * 32)
+    save_adapter(adapter, tmp_path / "a.safetensors")
+    assert load_adapter(tmp_path / "a.safetensors").architecture == {"name": "unet", "channels": [8, 16]}

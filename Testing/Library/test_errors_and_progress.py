@@ -1,0 +1,66 @@
+"""The exceptions and the report that every caller relies on, and an import that costs nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import FewShotSegLib
+from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.progress import Progress, silent
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_input_errors_are_value_errors_and_cancelling_is_not():
+    assert issubclass(InputError, ValueError)
+    assert not issubclass(Cancelled, ValueError)
+
+
+def test_progress_of_unknown_length_has_no_fraction():
+    assert Progress(3, 0).fraction is None
+    assert Progress(3, 4).fraction == 0.75
+    assert Progress(9, 4).fraction == 1.0
+    assert Progress(1, 2).metrics == {}
+    assert silent(Progress(1, 2)) is None
+
+
+def test_importing_the_package_loads_neither_torch_nor_simpleitk_nor_numpy():
+    code = (
+        "import sys, time; start = time.perf_counter(); import FewShotSegLib; took = time.perf_counter() - start\n"
+        "loaded = {'torch', 'SimpleITK', 'numpy', 'scipy', 'monai'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+        "assert took < 0.2, took"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+
+
+def test_the_data_modules_load_without_torch_and_simpleitk():
+    modules = "errors progress files volume intensity prompt exemplar recipe adapter"
+    code = (
+        f"import importlib, sys\nfor name in '{modules}'.split(): importlib.import_module('FewShotSegLib.' + name)\n"
+        "loaded = {'torch', 'SimpleITK', 'scipy', 'safetensors'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize("name", sorted(set(FewShotSegLib.__all__) - {"__version__"}))
+def test_every_public_name_is_there(name):
+    assert getattr(FewShotSegLib, name) is not None
+    assert name in dir(FewShotSegLib)
+
+
+def test_the_list_of_public_names_is_the_table_of_their_homes():
+    assert set(FewShotSegLib.__all__) == {"__version__", *FewShotSegLib._HOME}
+    assert FewShotSegLib.__version__.count(".") >= 1
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nonsense"):
+        FewShotSegLib.nonsense  # noqa: B018

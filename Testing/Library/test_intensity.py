@@ -1,0 +1,118 @@
+"""One recorded rule turns raw values into [0, 1], at training and prediction alike."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.volume import Volume
+
+
+def volume_of(array):
+    return Volume(np.asarray(array), np.eye(4))
+
+
+def test_a_window_maps_its_ends_to_0_and_1_and_clips():
+    spec = IntensitySpec("window", -125, 275)
+    image = np.array([[-1000, -125, 75, 275, 3000]], np.int16)
+    result = spec.apply(image, spec.range_of(image))
+    assert result.dtype == np.float32
+    assert result.tolist() == [[0, 0, 0.5, 1, 1]]
+    assert np.array_equal(spec.apply(image), result)
+
+
+def test_percentiles_are_those_of_the_whole_volume():
+    array = np.random.default_rng(0).normal(50, 20, (3, 8, 9))
+    spec = IntensitySpec("percentile", 5, 95)
+    ordered = np.sort(array.ravel())
+    position = 0.05 * (array.size - 1)
+    low = np.interp(position, np.arange(array.size), ordered)
+    assert spec.range_of(array)[0] == pytest.approx(low)
+    low, high = spec.range_of(array)
+    assert spec.apply(array[1], (low, high)) == pytest.approx(np.clip((array[1] - low) / (high - low), 0, 1), abs=1e-6)
+
+
+def test_percentiles_need_the_range_of_the_volume():
+    with pytest.raises(ValueError, match="range of the whole volume"):
+        IntensitySpec("percentile", 1, 99).apply(np.zeros((2, 2)))
+
+
+def test_minmax_is_of_each_slice():
+    spec = IntensitySpec("minmax", 0, 0)
+    assert spec.range_of(np.arange(8)) is None
+    assert spec.apply(np.array([[10, 20], [15, 10]]), None).tolist() == [[0, 1], [0.5, 0]]
+
+
+@pytest.mark.parametrize("kind", ["percentile", "minmax"])
+@pytest.mark.parametrize("value", [-1000, 0, 7.5])
+def test_a_constant_slice_becomes_zero(kind, value):
+    spec = IntensitySpec(kind, 1, 99)
+    array = np.full((2, 3, 4), value)
+    result = spec.apply(array[0], spec.range_of(array))
+    assert result.dtype == np.float32
+    assert not result.any()
+
+
+@given(
+    values=st.lists(st.integers(-32768, 65535), min_size=1, max_size=30),
+    low=st.integers(-2000, 2000),
+    width=st.integers(1, 4000),
+)
+def test_the_result_is_monotonic_and_within_0_and_1(values, low, width):
+    image = np.sort(np.array(values, np.int32))
+    for spec in (IntensitySpec("window", low, low + width), IntensitySpec("minmax", 0, 0)):
+        result = spec.apply(image, spec.range_of(image))
+        assert ((result >= 0) & (result <= 1)).all()
+        assert (np.diff(result) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "kind"),
+    [
+        (np.array([[[-1024, 40, 1500]]], np.int16), "window"),
+        (np.array([[[-3024.0, -50, 400]]]), "window"),
+        (np.array([[[-125.0, 40, 275]]]), "window"),
+        (np.array([[[0, 200, 900]]], np.uint16), "percentile"),  # MR
+        (np.array([[[-2.5, 0, 6.0]]]), "percentile"),  # standardized
+        (np.array([[[0.0, 0.4, 1.0]]]), "percentile"),  # CT that somebody windowed before
+        (np.array([[[0, 128, 255]]], np.uint8), "percentile"),
+    ],
+)
+def test_the_rule_is_chosen_by_what_the_values_look_like(array, kind):
+    spec = IntensitySpec.auto(volume_of(array))
+    expected = {"window": (-125, 275), "percentile": (0.5, 99.5)}[kind]
+    assert (spec.kind, (spec.low, spec.high)) == (kind, expected)
+    assert spec.scale == "sam"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("gamma", 0, 1), 'kind must be one of window, percentile, minmax, got "gamma"'),
+        (("window", 5, 5), "low < high, got low 5 and high 5"),
+        (("window", 5, -5), "low < high"),
+        (("percentile", -1, 99), "between 0 and 100"),
+        (("percentile", 1, 101), "between 0 and 100"),
+        (("window", float("nan"), 1), "low must be a finite number"),
+        (("window", 0, "1"), "high must be a finite number, got '1'"),
+        (("window", 0, 1, "imagenet"), "scale must be one of sam, unit"),
+    ],
+)
+def test_a_rule_without_sense_is_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        IntensitySpec(*values)
+
+
+def test_a_rule_survives_json():
+    spec = IntensitySpec("percentile", 0.5, 99, "unit")
+    assert IntensitySpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    with pytest.raises(InputError, match="keys kind, low, high and scale"):
+        IntensitySpec.from_dict({"kind": "window", "low": 0, "high": 1, "gamma": 2})
+    with pytest.raises(InputError, match="keys"):
+        IntensitySpec.from_dict({"kind": "window"})
