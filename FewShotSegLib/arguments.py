@@ -11,6 +11,7 @@ from typing import Any
 from .errors import InputError
 from .exemplar import parse_exemplar
 from .job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
+from .recipe import from_dict, to_dict, with_overrides
 from .version import __version__
 
 DEMO_OUT = "demo-output"
@@ -141,13 +142,13 @@ def structures_from(text: str) -> dict[int, str]:
 # --------------------------------------------------------------------------------------------------------------- jobs
 
 
-def adapt_job(chosen: argparse.Namespace) -> AdaptJob:
+def adapt_job(chosen: argparse.Namespace, recipe: dict[str, Any]) -> AdaptJob:
     return AdaptJob(
         out=chosen.out,
         method=chosen.method,
         exemplars=tuple(_exemplar(text, chosen) for text in chosen.exemplars),
         base=chosen.base,
-        recipe=recipe_from(chosen.method, chosen.recipe),
+        recipe=recipe,
         warm_start=chosen.warm_start,
         max_seconds=chosen.max_seconds,
         seed=chosen.seed,
@@ -181,14 +182,8 @@ def evaluate_job(chosen: argparse.Namespace) -> EvaluateJob:
     return EvaluateJob(chosen.pred, chosen.ref, chosen.out, chosen.structures, chosen.tolerance_mm)
 
 
-def recipe_from(method_name: str, words: Sequence[str]) -> dict[str, Any]:
-    """What files and `key=value` words change in a method's recipe; later words win."""
-    if not words:
-        return {}
-    from .methods import method
-    from .recipe import from_dict, to_dict, with_overrides
-
-    cls = method(method_name).Recipe
+def recipe_from(cls: type[Any], words: Sequence[str]) -> dict[str, Any]:
+    """What files and `key=value` words change in a method's recipe, of class `cls`; later words win."""
     recipe = cls()
     for word in words:
         if "=" in word and not Path(word).is_file():

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .arguments import adapt_job, evaluate_job, parser, segment_job
+from .arguments import adapt_job, evaluate_job, parser, recipe_from, segment_job
 from .control import Control
 from .display import Display, display_for
 from .errors import Cancelled, InputError
@@ -69,7 +69,15 @@ def _failed(code: int, sentence: str, as_json: bool) -> int:
 
 
 def _adapt(chosen: argparse.Namespace) -> None:
-    _run(adapt_job(chosen), chosen)
+    _run(adapt_job(chosen, _recipe(chosen)), chosen)
+
+
+def _recipe(chosen: argparse.Namespace) -> dict[str, Any]:
+    if not chosen.recipe:
+        return {}
+    from .methods import method
+
+    return recipe_from(method(chosen.method).Recipe, chosen.recipe)
 
 
 def _segment(chosen: argparse.Namespace) -> None:

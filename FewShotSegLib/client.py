@@ -95,7 +95,7 @@ class WorkerClient:
             self._send({"op": "stop_and_keep_best", "target": number})
 
     def send_volume(self, name: str, array: Array, affine: Array, intensity: Mapping[str, Any] | None = None) -> int:
-        """Make a volume (K, J, I) known to the worker under `name`; it is sent again when the worker had to be replaced."""
+        """Make a volume (K, J, I) known to the worker under `name`; it is sent again to a new worker."""
         self._volumes[name] = _SentVolume(name, np.asarray(array), np.asarray(affine, np.float64), intensity)
         return self.submit(self._volumes[name].request(self._files()))
 

@@ -48,7 +48,7 @@ def leave_out(exemplars: Sequence[Exemplar], most: int) -> list[Fold]:
 def describe(folds: Sequence[Fold]) -> str:
     """How an estimate came about, for the adapter's card."""
     kept, held_out = folds[0]
-    if len(kept) == 1 and kept[0].name == held_out.name:
+    if len(kept) == 1 and kept[0].volume is held_out.volume:  # names repeat: every folder has its image.nrrd
         return f"left-out slices of the same patient ({len(folds)} folds): optimistic for other patients"
     return f"left-out exemplars ({len(folds)} folds), shorter training than the adapter itself"
 
@@ -57,15 +57,16 @@ def held_out_dice(
     network: PromptableNetwork, adaptation: Adaptation, exemplar: Exemplar, intensity: IntensitySpec
 ) -> dict[int, float]:
     """Dice per structure, without clicks, over the annotated slices of an exemplar the adaptation has not seen."""
-    slices = labelled_slices(exemplar, intensity, network.image_size)[:MOST_SLICES]
+    slices = _spread(labelled_slices(exemplar, intensity, network.image_size))
     structures = adaptation.structures
     overlap, total = np.zeros(len(structures)), np.zeros(len(structures))
     with adaptation.applied(network), torch.inference_mode():
-        tokens = adaptation.tokens_of(structures)
         coords = torch.zeros(len(structures), FIRST_PROMPT, 2, device=network.device)
         labels = torch.full((len(structures), FIRST_PROMPT), PADDING, device=network.device)
         for piece in slices:
-            answers = _answers(network, _encoded(network, piece, intensity), PromptBatch(coords, labels, tokens=tokens))
+            embedding = _encoded(network, piece, intensity)
+            asked = adaptation.structure_prompts(network, embedding, PromptBatch(coords, labels), structures)
+            answers = _answers(network, embedding, asked)
             truth = np.stack([_at(piece.labels == v, answers.shape[-1]) for v in structures])
             overlap += (answers & truth).sum((1, 2))
             total += answers.sum((1, 2)) + truth.sum((1, 2))
@@ -86,8 +87,7 @@ def compare(
     `warnings`: sentences, none when all is well. These are checks for damage, not estimates of accuracy.
     """
     pieces = [p for e in exemplars for p in labelled_slices(e, intensity, network.image_size) if p.labels.any()]
-    keep = np.linspace(0, len(pieces) - 1, min(MOST_SLICES, len(pieces))).round().astype(int)
-    pieces = [pieces[i] for i in keep]
+    pieces = _spread(pieces)
     asked = [_clicks(piece, rng) for piece in pieces]
     base = [_clicked(network, p, intensity, a[0]) for p, a in zip(pieces, asked, strict=True)]
     with adaptation.applied(network):
@@ -127,6 +127,12 @@ def _warnings(base_dice: float, adapted_dice: float, sensitivity: float) -> list
             "train for fewer steps or with more click prompts."
         )
     return warnings
+
+
+def _spread(pieces: Sequence[LabelledSlice]) -> list[LabelledSlice]:
+    """At most MOST_SLICES of them, from the first to the last."""
+    keep = np.linspace(0, len(pieces) - 1, min(MOST_SLICES, len(pieces))).round().astype(int)
+    return [pieces[i] for i in keep]
 
 
 def _with_slices(exemplar: Exemplar, slices: set[int]) -> Exemplar:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +29,7 @@ from .exemplar import AXES, Exemplar, load_exemplar, preflight
 from .files import known_suffix, sha256_of_array
 from .job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
 from .methods import method
+from .opening import choose_device, load_predictor
 from .progress import Progress, Report, silent
 from .prompt import Prompt, load_prompts
 from .quality import CUT_OFF, quality
@@ -70,7 +71,7 @@ def run(job: Job, report: Report = silent) -> dict[str, Any]:
     notes = Notes(report)
     if isinstance(job, EvaluateJob):
         return _evaluate(job, notes)
-    device = choose_device(job.device, notes)
+    device = choose_device(job.device, notes.say)
     with _own_randomness(job.seed, device):
         return _adapt(job, device, notes) if isinstance(job, AdaptJob) else _segment(job, device, notes)
 
@@ -78,16 +79,6 @@ def run(job: Job, report: Report = silent) -> dict[str, Any]:
 def stage_rng(seed: int, stage: str) -> np.random.Generator:
     """The generator of one stage of a job."""
     return np.random.default_rng(np.random.SeedSequence(seed).spawn(len(STAGES))[STAGES.index(stage)])
-
-
-def choose_device(wanted: str, notes: Notes) -> torch.device:
-    """The device for "auto", "cpu" or "cuda"; what "auto" came to is said."""
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise InputError("No GPU that PyTorch can use was found; choose --device auto or cpu.")
-    if wanted == "auto" and not available:
-        notes.say("Working on the CPU: no GPU that PyTorch can use was found.")
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
 @contextlib.contextmanager
@@ -266,18 +257,6 @@ def output_names(images: Sequence[str]) -> list[str]:
     return list(seen)
 
 
-def load_predictor(adapter_path: str | None, base: str | None, device: torch.device) -> Predictor:
-    """An adapter on the base model it was made for (or on `base`), or a base model alone (default: the bundled one)."""
-    adapter = load_adapter(adapter_path) if adapter_path else None
-    if adapter is None:
-        return Predictor(load_base(base or "bundled", device=str(device)))
-    name = base or adapter.base_model
-    known = {model.name for model in base_models.models()}
-    if base is None and name not in known:
-        raise InputError(f"{adapter_path} was made for the base model {name}, which is not registered; give its file.")
-    return Predictor(load_base(name, image_size=adapter.image_size, device=str(device)), adapter)
-
-
 def _tried(job: SegmentJob, name: str, predictor: Predictor, notes: Notes) -> tuple[dict[str, Any], Exception | None]:
     """The record of one image, and what went wrong with it; the record of a failed image is written too."""
     try:
@@ -400,6 +379,7 @@ def _evaluate(job: EvaluateJob, notes: Notes) -> dict[str, Any]:
     write_plot(rows, out.with_suffix(".png"))
     record = record_of(job, "cpu", timings, notes.warnings)
     files = [out, out.with_suffix(".json"), out.with_suffix(".png")]
-    record |= {"metrics": {"summary": summarize(rows)}, "outputs": checksums(files)}
+    metrics = {"summary": summarize(rows), "rows": [asdict(row) for row in rows]}
+    record |= {"metrics": metrics, "outputs": checksums(files)}
     write_record(record, result_path(out.parent, out.stem))
     return record

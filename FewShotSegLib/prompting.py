@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ from .slices import SliceFrame, frame_of, to_network
 from .volume import AXES, Volume
 
 if TYPE_CHECKING:
-    from .sam.predictor import Predictor
+    from .sam.network import Embedding
+    from .sam.predictor import Masks, Predictor
+
+log = logging.getLogger(__name__)
 
 _KEPT_PREDICTORS = 3
 
@@ -65,12 +69,8 @@ class PromptSession:
         known, predictor = self._volume(request), self._predictor(request)
         prompt = Prompt.from_dict(request.get("prompt", {}), known.volume)
         prompt.check_inside(known.volume)
-        value = _value_of(prompt.structure, predictor)
-        if value is None and not len(prompt.points_ijk) and prompt.box_ijk is None and prompt.mask is None:
-            raise InputError(f"The adapter knows no structure {prompt.structure!r}; give points or a box.")
         square, frame = self._square(known, predictor, prompt.index, prompt.axis)
-        embedding = predictor.encode([square])[0]
-        masks = predictor.decode(embedding, predictor.user_prompt(prompt, frame, value))
+        masks = _answer(prompt, predictor, predictor.encode([square])[0], frame)
         mask = predictor.on_voxels(masks, frame)[0] > 0
         if request.get("mask_path"):
             _save(mask, Path(request["mask_path"]))
@@ -87,16 +87,14 @@ class PromptSession:
         """The predictor for base, adapter and device, loaded once; an adapter file that has changed is loaded again."""
         import torch
 
-        from .pipeline import choose_device, load_predictor
-        from .progress import silent
-        from .record import Notes
+        from .opening import choose_device, load_predictor
 
         adapter = request.get("adapter")
         path = Path(adapter) if adapter else None
         stamp = path.stat().st_mtime_ns if path is not None and path.is_file() else 0
         key = (request.get("base"), adapter, stamp, request.get("device", "auto"))
         if key not in self._predictors:
-            device = choose_device(request.get("device", "auto"), Notes(silent))
+            device = choose_device(request.get("device", "auto"), log.info)
             with torch.random.fork_rng(devices=[]):
                 self._predictors[key] = load_predictor(adapter, request.get("base"), device)
             while len(self._predictors) > _KEPT_PREDICTORS:
@@ -127,10 +125,15 @@ def _array_from(request: Mapping[str, Any]) -> NDArray[Any]:
             path.unlink(missing_ok=True)
 
 
-def _value_of(structure: str | None, predictor: Predictor) -> int | None:
-    """The label of a structure that the adapter has learned, None for any other name."""
-    known = predictor.adapter.structures if predictor.adapter else {}
-    return next((value for value, name in known.items() if name == structure), None)
+def _answer(prompt: Prompt, predictor: Predictor, embedding: Embedding, frame: SliceFrame) -> Masks:
+    """Logits of the prompt; a structure that the adapter has learned takes part, any other name is just a name."""
+    learned = predictor.adapter.structures if predictor.adapter else {}
+    values = [value for value, name in learned.items() if name == prompt.structure]
+    if len(prompt.points_ijk) or prompt.box_ijk is not None or prompt.mask is not None:
+        return predictor.decode(embedding, predictor.user_prompt(prompt, frame), values)
+    if not values:
+        raise InputError(f"The adapter knows no structure {prompt.structure!r}; give points or a box.")
+    return predictor.decode_structures(embedding, values)
 
 
 def _name(request: Mapping[str, Any]) -> str:

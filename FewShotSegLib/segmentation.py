@@ -136,7 +136,8 @@ class _Slices:
     def _answer(self, prompt: Prompt, value: int) -> tuple[Logits, float]:
         frame = self.frame(prompt.index)
         embedding = self.predictor.encode([self.square(prompt.index)])[0]
-        masks = self.predictor.decode(embedding, self.predictor.user_prompt(prompt, frame, value))
+        known = [value] if self.predictor.knows(value) else []
+        masks = self.predictor.decode(embedding, self.predictor.user_prompt(prompt, frame), known)
         return self.predictor.on_voxels(masks, frame)[0], float(masks.iou[0])
 
     def _propagate(self, value: int, start: int, direction: int, asked: Sequence[int]) -> None:
@@ -192,7 +193,7 @@ class _Slices:
         embeddings = self.predictor.encode([self.square(index) for index in indices])
         found: dict[int, dict[int, Logits]] = {}
         for index, embedding in zip(indices, embeddings, strict=True):
-            masks = self.predictor.decode(embedding, self.predictor.token_prompts(self.free))
+            masks = self.predictor.decode_structures(embedding, self.free)
             logits = self.predictor.on_voxels(masks, self.frame(index))
             found[index] = dict(zip(self.free, logits, strict=True))
             for value, iou in zip(self.free, masks.iou, strict=True):
@@ -218,8 +219,7 @@ def cleaned(labels: NDArray[Any], spacing_mm: NDArray[Any], options: SegmentOpti
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     labels = labels.copy()
     for value in np.unique(labels[labels > 0]):
-        boxes = ndimage.find_objects(labels == value)
-        window = boxes[0]
+        window = ndimage.find_objects((labels == value).astype(np.uint8))[0]
         islands, number = ndimage.label(labels[window] == value)
         if number < 2 and not options.min_island_ml:
             continue
@@ -257,7 +257,20 @@ def _structures(predictor: Predictor, prompts: Sequence[Prompt]) -> dict[int, st
         name = prompt.structure or "object"
         if name not in known.values():
             known[max(known, default=0) + 1] = name
+    learned = predictor.adapter.structures.values() if predictor.adapter else ()
+    for name in known.values():
+        if name not in learned and not any(_points(p) for p in prompts if (p.structure or "object") == name):
+            raise InputError(
+                f"The adapter has not learned {name} and nothing points at {name}: give a point, a box or a mask."
+                if predictor.adapter
+                else f"Without an adapter nothing points at {name}: give a point, a box or a mask."
+            )
     return known
+
+
+def _points(prompt: Prompt) -> bool:
+    """Whether it shows a place, and not only the name of a structure."""
+    return bool(len(prompt.points_ijk)) or prompt.box_ijk is not None or prompt.mask is not None
 
 
 def _prompts_by_structure(
@@ -268,7 +281,7 @@ def _prompts_by_structure(
     grouped: dict[int, list[Prompt]] = {}
     for prompt in prompts:
         prompt.check_inside(volume)
-        if len(prompt.points_ijk) or prompt.box_ijk is not None or prompt.mask is not None:
+        if _points(prompt):
             grouped.setdefault(values[prompt.structure or "object"], []).append(replace(prompt))
     return grouped
 

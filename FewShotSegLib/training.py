@@ -97,7 +97,7 @@ def fit(
         run.restore(checkpoint)
     started = time.monotonic() - run.seconds
     last_saved = time.monotonic()
-    stopped_by = "steps"
+    stopped_by, looked_at = "steps", -1
     while run.step < schedule.steps:
         run.seconds = time.monotonic() - started
         if schedule.max_seconds and run.seconds >= schedule.max_seconds:
@@ -107,6 +107,7 @@ def fit(
         if validate and schedule.validate_every and run.step % schedule.validate_every == 0:
             with run.averaged():
                 metrics["score"] = run.note_score(validate())
+            looked_at = run.step
             if schedule.patience and run.stale >= schedule.patience:
                 stopped_by = "plateau"
                 run.history.append({"step": run.step, **metrics})
@@ -121,7 +122,7 @@ def fit(
         except StopAndKeepBest:
             stopped_by = "user"
             break
-    if validate and run.best_step != run.step and stopped_by != "plateau":
+    if validate and looked_at != run.step:
         with run.averaged():
             run.note_score(validate())
     run.seconds = time.monotonic() - started

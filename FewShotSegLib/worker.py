@@ -13,9 +13,9 @@ One request per line on the input, {"id": 1, "op": ...}:
     stop_and_keep_best  target          end the training of that job well
     shutdown
 
-encode and predict take "view", "base", "adapter" and "device" too. Each request is answered by one line {"id", "type"}: type
-"result" with "result"; "error" with "kind" (input, cancelled, defect) and "message"; "superseded" for a prediction when
-a newer one for the same view is waiting: the newest click wins. When the input ends, so does the process.
+encode and predict take "view", "base", "adapter" and "device" too. Each request is answered by one line {"id", "type"}:
+type "result" with "result"; "error" with "kind" (input, cancelled, defect) and "message"; "superseded" for a prediction
+when a newer one for the same view is waiting: the newest click wins. When the input ends, so does the process.
 
 Masks travel in the answer as run lengths, as in prompt files: a few hundred numbers, and nobody has to clean up memory
 that two processes share.
@@ -114,8 +114,8 @@ class Channel:
         self._stream = stream
         self._lock = threading.Lock()
 
-    def send(self, number: Any, kind: str, **values: Any) -> None:
-        line = json.dumps({"id": number, "type": kind, **values}, ensure_ascii=False, default=str)
+    def send(self, number: Any, answer: str, **values: Any) -> None:
+        line = json.dumps({"id": number, "type": answer, **values}, ensure_ascii=False, default=str)
         with self._lock:
             self._stream.write(line + "\n")
             self._stream.flush()

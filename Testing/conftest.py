@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,10 @@ from FewShotSegLib.volume import Labelmap, Volume, save_labelmap, save_volume
 
 TINY_COMPACT = CompactArchitecture(image_size=64, widths=(8, 8, 16), dim=32, depth=1, heads=2, decoder_mlp=32)
 DISC, SQUARE = 1, 2
+QUICK: dict[str, Any] = {
+    "image_size": 64, "batch_size": 1, "steps": 4, "validate_every": 0, "estimate_folds": 0, "guard": "off",
+    "token_prompts": 2, "click_prompts": 1,
+}  # fmt: skip
 
 
 def discs(rng: np.random.Generator, shape: tuple[int, int, int] = (6, 64, 64)) -> tuple[Volume, np.ndarray]:
@@ -83,10 +88,13 @@ def a_tiny_sam() -> PromptableNetwork:
 @pytest.fixture
 def a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's folder for models, empty and away from the real one; inherited by child processes."""
-    home = tmp_path / "home"
-    monkeypatch.setenv("FEWSHOTSEG_HOME", str(home))
+    return _home(tmp_path / "home", monkeypatch)
+
+
+def _home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FEWSHOTSEG_HOME", str(folder))
     monkeypatch.delenv("FEWSHOTSEG_MODELS", raising=False)
-    return home
+    return folder
 
 
 @pytest.fixture
@@ -94,9 +102,38 @@ def a_tiny_base(a_home: Path, tmp_path: Path) -> str:
     """The name of a registered compact model, untrained, that adapts in milliseconds."""
     from FewShotSegLib import base_models
 
-    path = tmp_path / "models" / "tiny.safetensors"
-    save_tiny_compact(path)
-    return base_models.add(path, "compact", "tiny").name
+    save_tiny_compact(tmp_path / "models" / "tiny.safetensors")
+    return base_models.add(tmp_path / "models" / "tiny.safetensors", "compact", "tiny").name
+
+
+@pytest.fixture(scope="session")
+def _a_trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a tiny base model, and an adapter of it, made once."""
+    from FewShotSegLib import base_models
+    from FewShotSegLib.job import AdaptJob, ExemplarFiles
+    from FewShotSegLib.pipeline import run
+
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        _home(folder / "home", patch)
+        save_tiny_compact(folder / "home" / "tiny.safetensors")
+        base_models.add(folder / "home" / "tiny.safetensors", "compact", "tiny")
+        image, labelmap = write_discs(folder, "case", 0)
+        exemplar = ExemplarFiles(str(image), str(labelmap), axis="k", slices=(1, 3))
+        run(
+            AdaptJob(str(folder / "organs.safetensors"), exemplars=(exemplar,), base="tiny", recipe=QUICK, device="cpu")
+        )
+    return folder
+
+
+@pytest.fixture
+def an_adapter_file(_a_trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An adapter for "disc" and "square" on the registered base model "tiny"; hardly trained, but complete."""
+    shutil.copytree(_a_trained_folder / "home", tmp_path / "home", dirs_exist_ok=True)
+    _home(tmp_path / "home", monkeypatch)
+    path = tmp_path / "organs.safetensors"
+    shutil.copy(_a_trained_folder / "organs.safetensors", path)
+    return path
 
 
 def save_tiny_compact(path: Path, seed: int = 0) -> None:
@@ -110,19 +147,14 @@ def save_tiny_compact(path: Path, seed: int = 0) -> None:
     save_file(tensors, path, metadata={"fewshotseg": json.dumps(TINY_COMPACT.to_dict())})
 
 
-@pytest.fixture
-def write_case(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+def write_discs(folder: Path, name: str, seed: int) -> tuple[Path, Path]:
     """Write a case of discs; returns the files of image and labelmap."""
-
-    def write(name: str, seed: int = 0, folder: Path = tmp_path) -> tuple[Path, Path]:
-        volume, labels = discs(np.random.default_rng(seed))
-        image, labelmap = folder / f"{name}.nrrd", folder / f"{name}.seg.nrrd"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_volume(volume, image)
-        save_labelmap(Labelmap(volume.like(labels), {DISC: "disc", SQUARE: "square"}), labelmap)
-        return image, labelmap
-
-    return write
+    volume, labels = discs(np.random.default_rng(seed))
+    image, labelmap = folder / f"{name}.nrrd", folder / f"{name}.seg.nrrd"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_volume(volume, image)
+    save_labelmap(Labelmap(volume.like(labels), {DISC: "disc", SQUARE: "square"}), labelmap)
+    return image, labelmap
 
 
 class Listener:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.utils.checkpoint
+from numpy.typing import NDArray
 
 from FewShotSegLib import guard
 from FewShotSegLib.adapter import Adapter
@@ -29,9 +30,11 @@ from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.progress import Progress, Report
 from FewShotSegLib.recipe import check, option, to_dict
 from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec
+from FewShotSegLib.sam.attention import bfloat16_pays
+from FewShotSegLib.sam.clicks import random_click
 from FewShotSegLib.sam.lora import LoraSpec
 from FewShotSegLib.sam.network import Embedding, PromptableNetwork
-from FewShotSegLib.sam.samples import Query, batch_dice, click_query, images_of, on_device, query_loss, token_query
+from FewShotSegLib.sam.samples import Query, batch_dice, click_query, images_of, locator_loss, on_device, query_loss, token_query
 from FewShotSegLib.slices import background_slices, labelled_slices, neighbour_slices
 from FewShotSegLib.synthesis import Sample, SynthesisRecipe, Synthesizer
 from FewShotSegLib.training import FitResult, Schedule, fit, step_rng
@@ -47,7 +50,7 @@ class Recipe:
 
     preset: str = option("auto", "Size of the work, by free GPU memory", choices=("auto", "cpu", "8GB", "12GB", "24GB"))
     steps: int = option(400, "Most optimization steps", min=1, max=100_000)
-    learning_rate: float = option(1e-3, "Peak learning rate (Cheap Lunch: 1e-3)", min=1e-6, max=0.1)
+    learning_rate: float = option(3e-3, "Peak learning rate (Cheap Lunch: 1e-3)", min=1e-6, max=0.1)
     synthesis: bool = option(True, "Train on synthesized samples; off: on the exemplar slices as they are")
     estimate_folds: int = option(2, "Exemplars left out in turn to estimate Dice; 0: no estimate", min=0, max=10)
     guard: str = option("warn", "If the adapter is worse than the base model", choices=("warn", "refuse", "off"))
@@ -62,8 +65,8 @@ class Recipe:
     image_size: int | None = option(None, "Pixels of the network's square; none: as the preset says", advanced=True)
     batch_size: int | None = option(None, "Slices per step; none: as the preset says", min=1, max=256, advanced=True)
     accumulate: int = option(1, "Batches per optimizer step", min=1, max=64, advanced=True)
-    click_prompts: int = option(3, "Clicks and boxes per slice", min=0, max=32, advanced=True)
-    token_prompts: int = option(6, "Structure tokens per slice", min=0, max=64, advanced=True)
+    click_prompts: int = option(2, "Clicks and boxes per slice", min=0, max=32, advanced=True)
+    token_prompts: int = option(4, "Structure tokens per slice", min=0, max=64, advanced=True)
     token_click_probability: float = option(
         0.35, "Share of tokens that come with a click", min=0.0, max=1.0, advanced=True
     )
@@ -82,6 +85,7 @@ class Recipe:
     checkpointing: bool | None = option(
         None, "Recompute activations to save memory; none: as the preset says", advanced=True
     )
+    checkpoint_seconds: float = option(20.0, "Seconds between checkpoints; 0: after every step", min=0.0, advanced=True)
     synthesizer: SynthesisRecipe = field(default_factory=SynthesisRecipe, metadata={"help": "How samples are drawn"})
 
     def __post_init__(self) -> None:
@@ -263,6 +267,11 @@ def _train(
     if start is not None:
         adaptation.load(network, dict(start.tensors))
     source = synthesizer_of(exemplars, intensity, network.image_size, recipe, structures)
+    if start is None:
+        adaptation.remember_clicks(network, _typical_clicks(source, recipe.tokens, step_rng(seed + 3, 0)))
+        drawn = [source.draw(step_rng(seed + 4, number)) for number in range(8)]
+        with torch.no_grad():
+            adaptation.locator.standardize(network.encode(images_of(drawn, network, intensity.scale)))
     for note in source.notes:
         report(Progress(0, recipe.steps, note))
     lesson = _Lesson(network, adaptation, source, recipe, intensity.scale, seed)
@@ -275,7 +284,7 @@ def _train(
         validate_every=recipe.validate_every,
         patience=recipe.patience,
         accumulate=recipe.accumulate,
-        checkpoint_seconds=20.0,
+        checkpoint_seconds=recipe.checkpoint_seconds,
     )
     with adaptation.applied(network) as parameters, _checkpointing(network, bool(recipe.checkpointing)):
         fitted = fit(
@@ -293,6 +302,16 @@ def _train(
             for name, value in fitted.best.items():
                 parameters[name].copy_(value)
     return adaptation, fitted
+
+
+def _typical_clicks(source: Synthesizer, count: int, rng: np.random.Generator) -> dict[int, NDArray[np.float32]]:
+    """`count` clicks per structure, spread over the exemplar slices that show it."""
+    clicks = {}
+    for value in source.structures:
+        masks = [piece.labels == value for piece in source.slices if (piece.labels == value).any()]
+        drawn = [random_click(masks[i % len(masks)], rng, central=0.5) for i in range(count)]
+        clicks[value] = np.array(drawn, np.float32)
+    return clicks
 
 
 class _Lesson:
@@ -323,7 +342,10 @@ class _Lesson:
             query_loss(self.network, self.adaptation, embedding, query, weights, correction)
             for query in self._queries(samples, rng)
         ]
-        return torch.stack(losses).mean(), {}
+        loss = torch.stack(losses).mean()
+        if recipe.token_prompts:
+            loss = loss + locator_loss(self.adaptation, embedding, samples)
+        return loss, {}
 
     def _queries(self, samples: list[Sample], rng: np.random.Generator) -> list[Query]:
         recipe, queries = self.recipe, []
@@ -393,9 +415,10 @@ def _checkpointing(network: PromptableNetwork, wanted: bool) -> Iterator[None]:
 
 
 def _amp(device: torch.device) -> torch.dtype | None:
-    if device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    """Half precision where the device computes with it; elsewhere it would only lose digits and time."""
+    if bfloat16_pays(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else None
 
 
 def _identity(network: PromptableNetwork, exemplars: Sequence[Exemplar], recipe: Recipe, seed: int) -> str:

@@ -60,7 +60,8 @@ def jittered_box(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[n
     """The box a person would drag: up to a tenth of its side too large, a little less too small."""
     low, high = tight_box(mask)
     jitter = np.minimum(0.1 * (high - low) + 1, 0.05 * mask.shape[0])
-    return np.stack([low + rng.uniform(-1, 0.5, 2) * jitter, high + rng.uniform(-0.5, 1, 2) * jitter]).astype(np.float32)
+    corners = np.stack([low + rng.uniform(-1, 0.5, 2) * jitter, high + rng.uniform(-0.5, 1, 2) * jitter])
+    return np.sort(corners, axis=0).astype(np.float32)  # the corners of a tiny box may have passed each other
 
 
 def first_prompt(

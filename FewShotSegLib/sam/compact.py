@@ -57,6 +57,7 @@ def build_compact(architecture: CompactArchitecture | None = None, *, name: str 
         pixel_std=(64.0, 64.0, 64.0),
     )
     network.padding_points = 2
+    network.skip_channels = a.widths[::-1]
     return network
 
 
@@ -163,13 +164,16 @@ class CompactMaskDecoder(MaskDecoder):
 
     def upscale(self, source: Tensor, skips: tuple[Tensor, ...], prompt_map: Tensor) -> Tensor:
         """Features (N, C, h, w) -> (N, 16, 8h, 8w). Skips are of B images, each serving N / B prompts in a row."""
-        per_image = len(source) // len(skips[0])
+        images = len(skips[0])
         extras = (None, self.output_prompts(prompt_map), None)
         for up, skip, fuse, features, extra in zip(
             self.output_upscaling, self.output_skips, self.output_fusion, skips, extras, strict=True
         ):
-            source = up(source) + skip(features).repeat_interleave(per_image, 0)
+            # These maps are the largest of the network and memory is what limits a CPU: sums are made in place, and a
+            # skip is projected once per image and broadcast, not copied, over the image's prompts.
+            source = up(source)
+            source.unflatten(0, (images, -1)).add_(skip(features)[:, None])
             if extra is not None:
-                source = source + extra
-            source = source + fuse(source)
+                source.add_(extra)
+            source = fuse(source).add_(source)
         return source

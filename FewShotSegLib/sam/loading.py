@@ -128,6 +128,9 @@ def _load_compact(path: Path, image_size: int | None) -> PromptableNetwork:
     card["widths"] = tuple(card["widths"])
     architecture = CompactArchitecture(**card)
     network = build_compact(architecture)
+    odd = sorted(set(network.state_dict()) ^ set(state))
+    if odd:
+        raise InputError(f"{path} is no whole compact model: {len(odd)} parameters differ, first {odd[0]}; get it again.")
     network.load_state_dict(state)
     set_image_size(network, image_size or architecture.image_size)
     return network

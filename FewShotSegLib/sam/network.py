@@ -83,6 +83,7 @@ class PromptableNetwork(nn.Module):
         self.name = name
         self.image_size = image_size
         self.sha256 = ""
+        self.skip_channels: tuple[int, ...] = ()  # of the encoder's skips, coarse to fine
         self.padding_points = 1  # that follow clicks without a box, as in the model's training
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
@@ -118,8 +119,9 @@ class PromptableNetwork(nn.Module):
         segment_anything takes one image at a time, so its forward pass is spelled out here with its own layers.
         """
         decoder, count = self.mask_decoder, len(prompts)
-        sparse = self._sparse(prompts)  # N T C
-        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        sparse = self.sparse_embedding(prompts)  # N T C
+        silent = getattr(decoder, "silent_tokens", decoder.mask_tokens.weight[:0])  # of a two-class decoder
+        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight, silent])
         tokens = torch.cat([output_tokens.expand(count, -1, -1), sparse], dim=1)
         features = embedding.features.repeat_interleave(count // len(embedding.features), 0)
         source = features + self._dense(prompts, features)
@@ -137,7 +139,8 @@ class PromptableNetwork(nn.Module):
         logits = torch.einsum("nmc,nchw->nmhw", weights, upscaled)
         return logits, decoder.iou_prediction_head(hidden[:, 0])[:, :mask_count]
 
-    def _sparse(self, prompts: PromptBatch) -> Tensor:
+    def sparse_embedding(self, prompts: PromptBatch) -> Tensor:
+        """Points, box corners and structure tokens as tokens (N, T, C)."""
         encoder = self.prompt_encoder
         extent = (self.image_size, self.image_size)
         table = torch.cat([encoder.not_a_point_embed.weight, *(e.weight for e in encoder.point_embeddings)])

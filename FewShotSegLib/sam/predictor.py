@@ -17,6 +17,7 @@ from FewShotSegLib.files import sha256_of_array
 from FewShotSegLib.prompt import Prompt
 from FewShotSegLib.recipe import from_dict
 from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec, target_of
+from FewShotSegLib.sam.clicks import FIRST_PROMPT
 from FewShotSegLib.sam.lora import LoraSpec
 from FewShotSegLib.sam.network import (
     BOX_CORNER_HIGH,
@@ -90,7 +91,7 @@ class Predictor:
         self.network = network
         self.adapter = adapter
         self.scale = adapter.intensity.scale if adapter else scale
-        self.cache = cache or EmbeddingCache()
+        self.cache = EmbeddingCache() if cache is None else cache  # an empty one is falsy, and shared all the same
         self.adaptation: Adaptation | None = None
         self._digest = ""
         self._depth = 0
@@ -103,6 +104,10 @@ class Predictor:
     def image_size(self) -> int:
         """Side length in pixels of the square the network works on."""
         return self.network.image_size
+
+    def knows(self, structure: int) -> bool:
+        """Whether the adapter has learned this structure."""
+        return self.adaptation is not None and structure in self.adaptation.structures
 
     @contextmanager
     def ready(self) -> Iterator[PromptableNetwork]:
@@ -131,34 +136,29 @@ class Predictor:
                 self.cache.put(keys[i], encoded.one(row))
         return [embedding for embedding in found if embedding is not None]
 
-    def decode(self, embedding: Embedding, prompts: PromptBatch) -> Masks:
-        """Target logits of N prompts on one slice, or on B slices with N / B prompts each."""
+    def decode(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int] = ()) -> Masks:
+        """Target logits of N prompts on one slice. With N structures that the adapter knows, their tokens go along."""
         with self.ready() as network, torch.inference_mode():
+            if structures and self.adaptation is not None:
+                prompts = self.adaptation.structure_prompts(network, embedding, prompts, structures)
             logits, iou = target_of(*network.decode(embedding, prompts))
         return Masks(logits.float().cpu().numpy(), iou.float().cpu().numpy())
 
-    def token_prompts(self, structures: Sequence[int], repeat: int = 1) -> PromptBatch:
-        """Prompts that ask for structures by their learned tokens alone, for `repeat` slices in a row."""
+    def decode_structures(self, embedding: Embedding, structures: Sequence[int]) -> Masks:
+        """Target logits of structures asked for by name alone, on one slice."""
         if self.adaptation is None:
             raise InputError("A base model knows no structures: give points, a box or an adapter.")
-        count = len(structures) * repeat
-        device = self.network.device
-        tokens = self.adaptation.tokens_of(structures).detach().repeat(repeat, 1, 1)
-        return PromptBatch(
-            torch.zeros(count, 1, 2, device=device), torch.full((count, 1), PADDING, device=device), tokens=tokens
-        )
+        count, points = len(structures), FIRST_PROMPT
+        coords = torch.zeros(count, points, 2, device=self.network.device)
+        labels = torch.full((count, points), PADDING, device=self.network.device)
+        return self.decode(embedding, PromptBatch(coords, labels), structures)
 
-    def user_prompt(self, prompt: Prompt, frame: SliceFrame, structure: int | None = None) -> PromptBatch:
-        """One user prompt as a batch of one; with a structure the adapter knows, its token goes along."""
+    def user_prompt(self, prompt: Prompt, frame: SliceFrame) -> PromptBatch:
+        """One user prompt as a batch of one."""
         coords, labels = _coords_and_labels(prompt, frame, self.network.padding_points)
         device = self.network.device
         batch = PromptBatch(torch.from_numpy(coords)[None].to(device), torch.from_numpy(labels)[None].to(device))
-        if prompt.mask is not None:
-            batch = batch.with_masks(self.mask_prompt(prompt.mask, frame))
-        if structure is not None and self.adaptation is not None and structure in self.adaptation.structures:
-            tokens = self.adaptation.tokens_of([structure]).detach()
-            batch = PromptBatch(batch.coords, batch.labels, batch.masks, batch.has_mask, tokens)
-        return batch
+        return batch if prompt.mask is None else batch.with_masks(self.mask_prompt(prompt.mask, frame))
 
     def mask_prompt(self, mask: NDArray[np.bool_], frame: SliceFrame) -> torch.Tensor:
         """A mask (H, W) on the voxel grid as mask prompt logits (1, 1, m, m)."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def query_loss(
     """
     prompts = query.prompts
     if query.structures is not None:
-        prompts = PromptBatch(prompts.coords, prompts.labels, tokens=adaptation.tokens_of(query.structures))
+        prompts = adaptation.structure_prompts(network, embedding, prompts, query.structures)
     logits, iou = network.decode(embedding, prompts)
     answer, _ = target_of(logits, iou)
     side = answer.shape[-1]
@@ -81,6 +82,25 @@ def query_loss(
         again, _ = target_of(logits, iou)
         loss = 0.5 * (loss + _masked_loss(again, iou, target, known, weight, weights))
     return loss
+
+
+def locator_loss(adaptation: Adaptation, embedding: Embedding, samples: Sequence[Sample]) -> Tensor:
+    """Cross-entropy and Dice over the batch, against the share of each of the locator's pixels that a structure covers.
+
+    Dice is taken per structure over all slices at once: most structures are absent from most slices.
+    """
+    logits = adaptation.locator(embedding).float()  # B K+1 h w
+    labels = torch.from_numpy(np.stack([sample.labels for sample in samples])).to(logits.device)
+    known = torch.from_numpy(np.stack([_known(sample) for sample in samples])).to(logits.device).float()
+    values = torch.tensor((0, *adaptation.structures), device=logits.device).view(1, -1, 1, 1)
+    stride = labels.shape[-1] // logits.shape[-1]
+    target = F.avg_pool2d((labels[:, None] == values).float(), stride)
+    certain = (F.avg_pool2d(known[:, None], stride) > 0.99).float()
+    entropy = -(F.log_softmax(logits, 1) * target).sum(1, keepdim=True) * certain
+    share = torch.softmax(logits, 1)
+    overlap = 2 * (share * target * certain).sum((0, 2, 3)) + 1
+    total = ((share**2 + target**2) * certain).sum((0, 2, 3)) + 1
+    return entropy.mean() + (1 - overlap / total)[1:].mean()
 
 
 def _masked_loss(
@@ -107,7 +127,7 @@ def batch_dice(network: PromptableNetwork, adaptation: Adaptation, embedding: Em
     prompts = query.prompts
     with torch.inference_mode():
         if query.structures is not None:
-            prompts = PromptBatch(prompts.coords, prompts.labels, tokens=adaptation.tokens_of(query.structures))
+            prompts = adaptation.structure_prompts(network, embedding, prompts, query.structures)
         answer, _ = target_of(*network.decode(embedding, prompts))
     hard = (answer > 0).cpu().numpy()
     side = hard.shape[-1]
@@ -187,5 +207,5 @@ def _shrunk(masks: NDArray[np.bool_], side: int, device: torch.device) -> Tensor
     stride = masks.shape[-1] // side
     tensor = torch.from_numpy(masks).to(device).float()
     if stride > 1:
-        tensor = torch.nn.functional.avg_pool2d(tensor[:, None], stride)[:, 0]
+        tensor = F.avg_pool2d(tensor[:, None], stride)[:, 0]
     return (tensor >= 0.5).float()

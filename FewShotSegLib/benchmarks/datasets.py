@@ -1,0 +1,124 @@
+"""Public labelled data sets as the benchmarks read them. The files are the user's own copies; none come with this project."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.volume import Labelmap, Volume, load_labelmap, load_volume
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Where cases lie and what is segmented.
+
+    `images` is a glob below the data folder, `labels` the replacement that turns an image name into its labelmap's.
+    `merged`: all labels count as structure 1. The first `train` cases give exemplars, the others are tested on.
+    """
+
+    name: str
+    images: str
+    labels: tuple[str, str]
+    structures: dict[int, str]
+    intensity: IntensitySpec
+    train: int = 3
+    merged: bool = False
+
+    def cases(self, data: Path) -> list[Path]:
+        """Image files, in order of name."""
+        found = sorted(data.glob(self.images))
+        if len(found) <= self.train:
+            raise InputError(f"{self.name} needs more than {self.train} cases {self.images} in {data}, found {len(found)}.")
+        return found
+
+    def load(self, image: Path) -> tuple[Volume, Labelmap]:
+        """Volume and reference labelmap of one case, with this data set's structures only."""
+        volume = load_volume(image)
+        labelmap = load_labelmap(image.with_name(re.sub(*self.labels, image.name)))
+        labels = labelmap.volume.array
+        kept = (labels > 0) if self.merged else np.where(np.isin(labels, list(self.structures)), labels, 0)
+        return volume, Labelmap(volume.like(kept.astype(np.uint8)), self.structures)
+
+
+CT_WINDOW = IntensitySpec("window", -125, 275)
+MR = IntensitySpec("percentile", 0.5, 99.5)
+
+DATASETS = {
+    d.name: d
+    for d in (
+        DataSet(
+            "btcv", "btcv_synapse_ct/*_img.nii.gz", (r"_img\.", "_lab."),
+            {1: "spleen", 2: "right kidney", 3: "left kidney", 4: "gallbladder", 6: "liver", 7: "stomach", 8: "aorta",
+             11: "pancreas"}, CT_WINDOW,
+        ),
+        DataSet(
+            "acdc", "acdc/*_frame01_img.nii.gz", (r"_img\.", "_lab."),
+            {1: "right ventricle", 2: "myocardium", 3: "left ventricle"}, MR,
+        ),
+        DataSet(
+            "chaos", "chaos_mr_t2/*_img.nii.gz", (r"_img\.", "_lab."),
+            {1: "liver", 2: "right kidney", 3: "left kidney", 4: "spleen"}, MR,
+        ),
+        DataSet(
+            "brats", "brats2013/*_Flair.nii.gz", (r"_Flair\.", "_lab."), {1: "whole tumour"}, MR, train=1, merged=True,
+        ),
+    )
+}  # fmt: skip
+
+
+def exemplars(dataset: DataSet, data: Path, count: int) -> list[Exemplar]:
+    """`count` annotated slices from the first cases: as many structures as possible, then as large as possible.
+
+    The rule of Feng et al. (2023, section 3.2), with at least five slices between two of one case.
+    """
+    cases = dataset.cases(data)[: min(dataset.train, count)]
+    chosen = []
+    for number, image in enumerate(cases):
+        volume, labelmap = dataset.load(image)
+        share = count // len(cases) + (number < count % len(cases))
+        slices = tuple(_richest(labelmap.volume.array, share))
+        chosen.append(Exemplar(volume, labelmap.volume.array, dataset.structures, 0, slices, name=image.name))
+    shown = set().union(*(exemplar.annotated_structures() for exemplar in chosen))
+    structures = {value: name for value, name in dataset.structures.items() if value in shown}
+    return [replace(exemplar, structures=structures) for exemplar in chosen]
+
+
+def _richest(labels: np.ndarray, count: int) -> Iterator[int]:
+    order = sorted(
+        range(len(labels)), key=lambda k: (len(np.unique(labels[k])), int(np.count_nonzero(labels[k]))), reverse=True
+    )
+    taken: list[int] = []
+    for apart in (5, 1):
+        for index in order:
+            if len(taken) < count and all(abs(index - other) >= apart for other in taken):
+                taken.append(index)
+    return iter(sorted(taken))
+
+
+def thinned(volume: Volume, every: int) -> Volume:
+    """Every `every`-th slice along K, geometry to match."""
+    affine = volume.affine.copy()
+    affine[:3, 2] *= every
+    return Volume(volume.array[::every], affine)
+
+
+def test_cases(
+    dataset: DataSet, data: Path, most: int, slices: int
+) -> Iterator[tuple[str, Volume, Labelmap]]:
+    """Name, volume and reference of up to `most` test cases, thinned to about `slices` slices each."""
+    for image in _spread(dataset.cases(data)[dataset.train :], most):
+        volume, labelmap = dataset.load(image)
+        every = max(1, round(volume.shape[0] / slices))
+        reference = thinned(labelmap.volume, every)
+        yield image.name.split(".")[0], thinned(volume, every), Labelmap(reference, labelmap.structures)
+
+
+def _spread(cases: Sequence[Path], most: int) -> list[Path]:
+    return [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, min(most, len(cases))).round().astype(int))]

@@ -1,0 +1,385 @@
+"""`fewshotseg benchmark speed`: how many times faster than stock segment_anything on the same weights.
+
+Only ratios count, of things that took turns in one run on one machine; milliseconds are shown to read along. Weights
+are random where they make no difference to time, so nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import itertools
+import logging
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from FewShotSegLib import phantom
+from FewShotSegLib.adapter import Adapter
+from FewShotSegLib.benchmarks.pairing import Row, interleaved, milliseconds, ratios, spread, table
+from FewShotSegLib.benchmarks.plain import plain_copy, random_vit_b
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.files import write_text_whole
+from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.methods import lora
+from FewShotSegLib.progress import silent
+from FewShotSegLib.prompt import Prompt
+from FewShotSegLib.recipe import to_dict
+from FewShotSegLib.sam.adaptation import Adaptation
+from FewShotSegLib.sam.attention import bfloat16_pays, encoding_precision
+from FewShotSegLib.sam.clicks import centre_click
+from FewShotSegLib.sam.loading import load_base
+from FewShotSegLib.sam.network import PADDING, POSITIVE, Embedding, PromptableNetwork, PromptBatch
+from FewShotSegLib.sam.predictor import EmbeddingCache, Predictor
+from FewShotSegLib.sam.samples import Query, click_query, images_of, query_loss, token_query
+from FewShotSegLib.segmentation import segment
+from FewShotSegLib.slices import frame_of, to_network
+from FewShotSegLib.synthesis import Sample, Synthesizer
+from FewShotSegLib.training import FitResult, Schedule, fit, step_rng
+from FewShotSegLib.volume import Labelmap, Volume
+
+logger = logging.getLogger(__name__)
+
+ANNOTATED = 3  # slices of the phantom that serve as exemplars
+CLICKS, READ_OUTS = 64, 64  # masks that stock and ours are compared on
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured. `encode_px` sizes for encoding, the last also the yardstick for the bundled model."""
+
+    repeats: int = 7
+    encode_px: tuple[int, ...] = (512, 1024)
+    step_px: int = 512
+    slices: int = 24  # of the phantom
+
+
+QUICK = Size(2, (256, 512), 256, 8)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the benchmark; the table goes to standard output and to `<out>.md`."""
+    chosen = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
+    unknown = sorted(set(chosen.only) - set(MEASUREMENTS))
+    if unknown:
+        raise InputError(f"Unknown measurement {unknown[0]}; allowed are {', '.join(MEASUREMENTS)}.")
+    if chosen.threads is not None and chosen.threads < 1:
+        raise InputError(f"--threads must be 1 or more, got {chosen.threads}.")
+    with _threads(chosen.threads or torch.get_num_threads()):
+        text = _measured(chosen.only, QUICK if chosen.quick else Size())
+    write_text_whole(Path(f"{chosen.out}.md"), text)
+    sys.stdout.write(text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fewshotseg benchmark speed", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small images and two repeats, to see that it runs")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: as many as it takes by itself")
+    parser.add_argument("--out", default="speed", help="prefix of the result file")
+    parser.add_argument("--only", nargs="+", default=list(MEASUREMENTS), metavar="NAME", help=", ".join(MEASUREMENTS))
+    return parser
+
+
+def _measured(names: Sequence[str], size: Size) -> str:
+    rows: list[Row] = []
+    for name in names:
+        for row in MEASUREMENTS[name](size):
+            logger.info("%s: %.3g", row.name, row.value.median)
+            rows.append(row)
+    head = (
+        f"Ratios of times, paired turn by turn: median and quartiles of {size.repeats}. {torch.get_num_threads()} "
+        f"threads of {platform.machine()}, PyTorch {torch.__version__}, bfloat16 "
+        f"{'pays' if bfloat16_pays() else 'does not pay'} here, random weights for ViT-B. Stock is segment_anything's "
+        "own code in float32 on the same weights.\n\n"
+    )
+    return head + table(rows)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ------------------------------------------------------------------------------------------------------------ the input
+
+
+@functools.lru_cache(maxsize=1)
+def _patient(slices: int) -> tuple[Volume, Labelmap]:
+    """A phantom on the grid of a clinical CT."""
+    return phantom.patient(np.random.default_rng(0), shape=(slices, 512, 512), spacing_mm=(0.625, 0.625, 200 / slices))
+
+
+def _exemplar(size: Size) -> Exemplar:
+    """The slices that show most structures."""
+    volume, labelmap = _patient(size.slices)
+    labels = labelmap.volume.array
+    order = sorted(range(len(labels)), key=lambda k: len(np.unique(labels[k])), reverse=True)
+    return Exemplar(volume, labels, phantom.STRUCTURES, 0, tuple(order[:ANNOTATED]), name="phantom")
+
+
+def _intensity(size: Size) -> IntensitySpec:
+    return IntensitySpec.auto(_patient(size.slices)[0])
+
+
+def _square(size: Size, index: int, image_size: int) -> NDArray[np.float32]:
+    volume, _ = _patient(size.slices)
+    intensity = _intensity(size)
+    image = intensity.apply(volume.array[index], intensity.range_of(volume.array))
+    return np.asarray(to_network(image, frame_of(volume, 0, index, image_size)))
+
+
+def _source(size: Size, image_size: int) -> Synthesizer:
+    return lora.synthesizer_of([_exemplar(size)], _intensity(size), image_size, lora.Recipe(), phantom.STRUCTURES)
+
+
+# ------------------------------------------------------------------------------------------------------------- encoding
+
+
+def _encoding(size: Size) -> Iterator[Row]:
+    """Stock image encoder against ours, in float32 and in the precision that pays; then whether masks agree."""
+    for image_size in size.encode_px:
+        network = random_vit_b(image_size)
+        images = network.normalize(torch.from_numpy(_square(size, size.slices // 2, image_size))[None])
+        encoders = {
+            "stock": functools.partial(_encoded, plain_copy(network), images, False),
+            "float32": functools.partial(_encoded, network, images, False),
+            "bfloat16": functools.partial(_encoded, network, images, bfloat16_pays()),
+        }
+        seconds = interleaved(encoders, size.repeats)
+        name = f"ViT-B encoding at {image_size} px: stock / ours"
+        for kind, wanted in (("float32", None), ("bfloat16", 1.5)):
+            note = f"{milliseconds(seconds['stock'])} / {milliseconds(seconds[kind])}"
+            shown = f"{kind} where it pays" if kind == "bfloat16" else kind
+            yield Row(f"{name}, {shown}", ratios(seconds["stock"], seconds[kind]), wanted, note)
+        stock = encoders["stock"]()
+        for kind in ("float32", "bfloat16"):
+            yield from _agreement(network, stock, encoders[kind](), f"at {image_size} px, {kind}")
+
+
+def _encoded(network: PromptableNetwork, images: Tensor, bfloat16: bool) -> Tensor:
+    with torch.inference_mode(), encoding_precision(images.device, bfloat16=bfloat16):
+        return network.encode(images).features.float()
+
+
+def _agreement(network: PromptableNetwork, stock: Tensor, ours: Tensor, where: str) -> Iterator[Row]:
+    """IoU of masks from two sets of features (1, C, h, w) through the same decoder, and through linear read-outs.
+
+    Random weights put the zero of their logits anywhere, so maps are cut at the median of stock's: every mask covers
+    half of the square, and the cut lies where most pixels are nearest to it.
+    """
+    rng = np.random.default_rng(0)
+    clicks = rng.uniform(0, network.image_size, (CLICKS, 2)).astype(np.float32)
+    directions = torch.from_numpy(rng.normal(size=(READ_OUTS, stock.shape[1])).astype(np.float32))
+    with torch.inference_mode():
+        maps = {
+            f"masks of {CLICKS} random clicks": [_clicked(network, features, clicks) for features in (stock, ours)],
+            f"{READ_OUTS} random linear read-outs": [
+                torch.einsum("nc,chw->nhw", directions, features[0]) for features in (stock, ours)
+            ],
+        }
+    for name, (theirs, our) in maps.items():
+        values = iou_at_median(theirs.flatten(1).numpy(), our.flatten(1).numpy())
+        yield Row(f"IoU of {name} {where}: stock and ours", spread(values), 0.99, f"smallest {min(values):.4f}")
+
+
+def _clicked(network: PromptableNetwork, features: Tensor, clicks: NDArray[np.float32]) -> Tensor:
+    """Logits (N, h', w') of one click each."""
+    answers = []
+    for some in np.array_split(clicks, max(len(clicks) // 8, 1)):
+        coords = torch.zeros(len(some), 2, 2)
+        coords[:, 0] = torch.from_numpy(some)
+        labels = torch.tensor([POSITIVE, PADDING]).expand(len(some), -1)
+        answers.append(network.decode(Embedding(features), PromptBatch(coords, labels))[0][:, 0])
+    return torch.cat(answers)
+
+
+def iou_at_median(first: NDArray[np.float32], second: NDArray[np.float32]) -> list[float]:
+    """IoU of the rows of two arrays (N, pixels), both cut at the medians (N,) of the first."""
+    cut = np.median(first, axis=1, keepdims=True)
+    a, b = first > cut, second > cut
+    union = (a | b).sum(1)
+    return [float(v) for v in np.where(union > 0, (a & b).sum(1) / np.maximum(union, 1), 1.0)]
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def _training(size: Size) -> Iterator[Row]:
+    """A LoRA step of ViT-B: plain against ours with the same losses, and against the preset for small GPUs."""
+    network = random_vit_b(size.step_px)
+    plain = plain_copy(network)
+    preset = lora.PRESETS["8GB"]
+    every_block = replace(preset, encoder_blocks=lora.ALL_BLOCKS, checkpointing=False)
+    lesson = _lesson(_source(size, size.step_px), preset.batch_size)
+    name = f"LoRA step of ViT-B at {size.step_px} px, batch {preset.batch_size}: plain / ours"
+    blocks = f"last {preset.encoder_blocks} blocks"
+    for chosen, shown, wanted in ((every_block, "all blocks", 1.5), (preset, f"{blocks}, as preset 8GB", None)):
+        with (
+            _step(plain, every_block, lesson, None) as plain_step,
+            _step(network, chosen, lesson, torch.bfloat16 if bfloat16_pays() else None) as our_step,
+        ):
+            losses = [step().history[0]["loss"] for step in (plain_step, our_step)]
+            seconds = interleaved({"plain": plain_step, "ours": our_step}, size.repeats)
+        note = (
+            f"{milliseconds(seconds['plain'])} / {milliseconds(seconds['ours'])}; "
+            f"first losses {losses[0]:.4f} / {losses[1]:.4f}; plain: all blocks, float32, prompt after prompt"
+        )
+        yield Row(f"{name}, {shown}", ratios(seconds["plain"], seconds["ours"]), wanted, note)
+
+
+Lesson = tuple[list[Sample], list[Query]]
+
+
+def _lesson(source: Synthesizer, batch_size: int) -> Lesson:
+    """One batch with the prompts of the default recipe."""
+    recipe, rng = lora.Recipe(), np.random.default_rng(0)
+    samples = [source.draw(rng) for _ in range(batch_size)]
+    structures = sorted(source.structures)
+    count = min(recipe.token_prompts, max(2, len(structures)))
+    clicks = click_query(samples, recipe.click_prompts, rng)
+    return samples, [clicks, token_query(samples, structures, count, rng, recipe.token_click_probability)]
+
+
+@contextlib.contextmanager
+def _step(
+    network: PromptableNetwork, preset: lora.Preset, lesson: Lesson, amp: torch.dtype | None
+) -> Iterator[Callable[[], FitResult]]:
+    """A training step: encode, answer the queries, go backward, update. Samples are there already."""
+    recipe = lora.Recipe(encoder_blocks=preset.encoder_blocks)
+    samples, queries = lesson
+    images = images_of(samples, network, "sam")
+    weights = (recipe.cross_entropy_weight, recipe.dice_weight)
+    generator = torch.Generator().manual_seed(0)
+    spec = lora.adaptation_spec(recipe, network)
+    adaptation = Adaptation(network, spec, sorted(phantom.STRUCTURES), generator=generator)
+
+    def loss_at(_: int) -> tuple[Tensor, dict[str, float]]:
+        embedding = network.encode(images)
+        losses = [query_loss(network, adaptation, embedding, query, weights) for query in queries]
+        return torch.stack(losses).mean(), {}
+
+    with adaptation.applied(network) as parameters, lora._checkpointing(network, preset.checkpointing):
+        yield lambda: fit(parameters, loss_at, Schedule(1), report=silent, amp=amp)
+
+
+def _synthesis(size: Size) -> Iterator[Row]:
+    """Time in which a step of the bundled model uses up a batch against the time to synthesize one.
+
+    Corrective clicks, looks at held-back samples and the drawing of prompts slow training further; without them the
+    comparison is the stricter one.
+    """
+    network = load_base("bundled")
+    batch_size = lora.COMPACT.batch_size
+    source = _source(size, network.image_size)
+    numbers = itertools.count()
+
+    def draw() -> list[Sample]:
+        return [source.draw(step_rng(0, next(numbers))) for _ in range(batch_size)]
+
+    amp = torch.bfloat16 if bfloat16_pays() else None
+    with _threads(1), _step(network, lora.COMPACT, _lesson(source, batch_size), amp) as step:
+        seconds = interleaved({"step": step, "draw": draw}, 10 * size.repeats)
+    note = f"{milliseconds(seconds['step'], batch_size)} / {milliseconds(seconds['draw'], batch_size)} per sample"
+    name = f"synthesized / used up by training the bundled model, samples per second, batch {batch_size}, 1 thread"
+    yield Row(name, ratios(seconds["step"], seconds["draw"]), 3.0, note)
+
+
+# ---------------------------------------------------------------------------------------------------- the bundled model
+
+
+def _bundled(size: Size) -> Iterator[Row]:
+    """Encoding a slice and answering a click, with our own ViT-B encoding as the yardstick."""
+    predictor = Predictor(load_base("bundled"), cache=EmbeddingCache(1))
+    volume, labelmap = _patient(size.slices)
+    middle = size.slices // 2
+    column, row = centre_click(labelmap.volume.array[middle] > 0)
+    prompt = Prompt(0, middle, points_ijk=np.array([[column, row, middle]], float), point_labels=np.array([1]))
+    frame = frame_of(volume, 0, middle, predictor.image_size)
+    # Two in turn, so that the cache, which holds one, never helps.
+    squares = itertools.cycle([_square(size, k, predictor.image_size) for k in (middle - 1, middle)])
+    embedding = predictor.encode([next(squares)])[0]
+
+    def click() -> None:
+        predictor.on_voxels(predictor.decode(embedding, predictor.user_prompt(prompt, frame)), frame)
+
+    yardstick, shown = _yardstick(size)
+    encode = functools.partial(_repeated, lambda: predictor.encode([next(squares)]))
+    contestants: dict[str, Callable[[], object]] = {
+        "ViT-B": yardstick,
+        "encode": encode,
+        "click": functools.partial(_repeated, click),
+    }
+    seconds = interleaved(contestants, size.repeats)
+    whats = {
+        "encode": "encoding a slice",
+        "click": "answering a click, with the mask on the voxels of a 512 x 512 slice",
+    }
+    for kind, what in whats.items():
+        note = f"{milliseconds(seconds['ViT-B'])} / {milliseconds(seconds[kind], CALLS)}"
+        yield Row(f"{shown} / bundled model {what}", ratios(seconds["ViT-B"], seconds[kind], CALLS), None, note)
+
+
+CALLS = 10  # of what takes milliseconds, in one turn
+
+
+def _repeated(run: Callable[[], Any]) -> None:
+    for _ in range(CALLS):
+        run()
+
+
+def _yardstick(size: Size) -> tuple[Callable[[], Any], str]:
+    image_size = size.encode_px[-1]
+    network = random_vit_b(image_size)
+    images = network.normalize(torch.from_numpy(_square(size, size.slices // 2, image_size))[None])
+    return functools.partial(_encoded, network, images, bfloat16_pays()), f"our ViT-B encoding at {image_size} px"
+
+
+def _segment(size: Size) -> Iterator[Row]:
+    """A volume with an adapter of five structures and no prompts."""
+    network = load_base("bundled")
+    predictor = Predictor(network, _untrained_adapter(network, _intensity(size)), cache=EmbeddingCache(1))
+    volume, _ = _patient(size.slices)
+    yardstick, shown = _yardstick(size)
+    seconds = interleaved({"ViT-B": yardstick, "segment": lambda: segment(volume, predictor)}, size.repeats)
+    per_second = size.slices / spread(seconds["segment"]).median
+    name = f"{shown} / segmenting a slice of 512 x 512, {len(phantom.STRUCTURES)} structures, no prompts"
+    note = f"{milliseconds(seconds['ViT-B'])} / {milliseconds(seconds['segment'], size.slices)}; "
+    note += f"{per_second:.3g} slices per second"
+    yield Row(name, ratios(seconds["ViT-B"], seconds["segment"], size.slices), None, note)
+
+
+def _untrained_adapter(network: PromptableNetwork, intensity: IntensitySpec) -> Adapter:
+    recipe = lora.resolve(lora.Recipe(), lora.architecture_of(network), network.device)
+    spec = lora.adaptation_spec(recipe, network)
+    adaptation = Adaptation(network, spec, sorted(phantom.STRUCTURES), generator=torch.Generator().manual_seed(0))
+    return Adapter(
+        tensors=adaptation.tensors(network), method="lora", recipe=to_dict(recipe), base_model=network.name,
+        base_sha256=network.sha256, structures=phantom.STRUCTURES, intensity=intensity, image_size=network.image_size,
+        seed=0, axis=0, architecture={"lora": to_dict(spec.lora), "tokens": recipe.tokens, "full_decoder": False},
+    )  # fmt: skip
+
+
+MEASUREMENTS: dict[str, Callable[[Size], Iterator[Row]]] = {
+    "encoding": _encoding,
+    "training": _training,
+    "synthesis": _synthesis,
+    "bundled": _bundled,
+    "segment": _segment,
+}

@@ -1,0 +1,65 @@
+"""The alternative everybody has: a 2-D U-Net trained from scratch on the same annotated slices for the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from monai.losses import DiceCELoss
+from monai.networks.nets import UNet
+
+from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.methods.lora import Recipe, synthesizer_of
+from FewShotSegLib.progress import Report
+from FewShotSegLib.sam.attention import bfloat16_pays
+from FewShotSegLib.slices import frame_of, mask_from_network, to_network
+from FewShotSegLib.training import Schedule, fit, step_rng
+from FewShotSegLib.volume import Labelmap, Volume
+
+IMAGE_SIZE, BATCH = 256, 8
+
+
+def train_unet(
+    exemplars: Sequence[Exemplar], intensity: IntensitySpec, *, seed: int, seconds: float, report: Report
+) -> tuple[UNet, dict[int, str]]:
+    """MONAI's residual U-Net, Dice + cross-entropy, with the geometric and intensity changes our synthesis makes."""
+    structures = dict(exemplars[0].structures)
+    classes = {value: number for number, value in enumerate(sorted(structures), 1)}
+    recipe = Recipe()
+    whole = replace(recipe, synthesizer=replace(recipe.synthesizer, original_probability=1.0, empty_probability=0.0))
+    source = synthesizer_of(exemplars, intensity, IMAGE_SIZE, whole, structures)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = UNet(2, 1, len(classes) + 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2)
+    loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
+    lookup = np.zeros(max(classes) + 1, np.int64)
+    lookup[list(classes)] = list(classes.values())
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        samples = [source.draw(step_rng(seed, BATCH * step + i)) for i in range(BATCH)]
+        images = torch.from_numpy(np.stack([sample.image for sample in samples]))[:, None]
+        labels = torch.from_numpy(np.stack([lookup[sample.labels] for sample in samples]))[:, None]
+        return loss(network(images).float(), labels), {}
+
+    schedule = Schedule(100_000, 2e-3, weight_decay=1e-4, warmup_steps=10, max_seconds=seconds)
+    amp = torch.bfloat16 if bfloat16_pays("cpu") else None
+    fit(dict(network.named_parameters()), loss_at, schedule, report=report, amp=amp)
+    return network.eval(), structures
+
+
+def segment_unet(network: UNet, structures: dict[int, str], volume: Volume, intensity: IntensitySpec) -> Labelmap:
+    """Labels of the most likely class, on the volume's own grid."""
+    value_range = intensity.range_of(volume.array)
+    values = np.array([0, *sorted(structures)], np.uint8)
+    labels: np.ndarray[Any, Any] = np.zeros(volume.shape, np.uint8)
+    for index in range(volume.shape[0]):
+        frame = frame_of(volume, 0, index, IMAGE_SIZE)
+        square = to_network(intensity.apply(volume.array[index], value_range), frame)
+        with torch.inference_mode():
+            logits = network(torch.from_numpy(square)[None, None])[0].numpy()
+        labels[index] = values[np.argmax([mask_from_network(layer, frame) for layer in logits], axis=0)]
+    return Labelmap(volume.like(labels), structures)

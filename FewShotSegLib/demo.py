@@ -1,0 +1,184 @@
+"""`fewshotseg demo`: synthetic patients, three annotated slices, an adapter, and patients it has never seen.
+
+Everything runs as jobs, as a user's own would: what the demo does can be repeated from its job files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .demo_report import BASE, CLICKED, FOLDERS, FREE, DemoReport, Patient, mean_dice, write_report
+from .display import table
+from .evaluation import Row
+from .exemplar import Exemplar
+from .intensity import IntensitySpec
+from .job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob, save_job
+from .methods.lora import Recipe, synthesizer_of
+from .phantom import cohort
+from .pipeline import run
+from .progress import Progress, Report, silent
+from .prompt import Prompt, save_prompts
+from .recipe import from_dict
+from .sam.clicks import centre_click
+from .synthesis import contact_sheet
+from .training import step_rng
+from .volume import Labelmap, save_labelmap, save_volume
+
+# 160 px is the grid of the patients. The steps take about a minute on two cores; the limit is for slower computers,
+# and changes nothing where it is not reached.
+RECIPE: dict[str, Any] = {
+    "steps": 240,
+    "image_size": 160,
+    "batch_size": 2,
+    "click_prompts": 2,
+    "token_prompts": 5,
+    "estimate_folds": 0,
+    "validate_every": 60,
+}
+MAX_SECONDS = 240.0
+# Where along the labelled part of a patient slices are annotated: two of the first patient, one of the second.
+ANNOTATED_AT = ((0.3, 0.75), (0.5,))
+UNSEEN = 2
+
+
+def run_demo(out: Path, *, seed: int = 0, report: Report = silent, recipe: dict[str, Any] | None = None) -> list[str]:
+    """Make everything in the folder `out` and return the lines to print."""
+    started = time.monotonic()
+    recipe = RECIPE | (recipe or {})
+    report(Progress(0, 0, "Making synthetic patients."))
+    patients = _patients(out, seed)
+    known = [patient for patient in patients if patient.annotated]
+    unseen = [patient for patient in patients if not patient.annotated]
+    sheet = _contact_sheet(out, known, recipe, seed)
+    adapter = out / "adapter.safetensors"
+    history: list[Progress] = []
+    job = _adapt_job(known, adapter, recipe, seed)
+    save_job(job, out / "jobs" / "adapt.json")
+    record = run(job, _remembering(report, history))
+    scores = {
+        BASE: _with_clicks(out, unseen, None, report),
+        CLICKED: _with_clicks(out, unseen, adapter, report),
+        FREE: _without_clicks(out, unseen, adapter, report),
+    }
+    seconds = time.monotonic() - started
+    content = DemoReport(out, known, unseen, scores, history, record, sheet, seconds)
+    write_report(content, out / "report.html")
+    return _lines(scores, out, seconds)
+
+
+def _patients(out: Path, seed: int) -> list[Patient]:
+    patients = []
+    for number, (volume, truth) in enumerate(cohort(seed, len(ANNOTATED_AT) + UNSEEN)):
+        name = f"patient-{number + 1}"
+        at = ANNOTATED_AT[number] if number < len(ANNOTATED_AT) else ()
+        folder = out / ("exemplars" if at else "unseen")
+        reference = out / ("exemplars" if at else "reference") / f"{name}.seg.nrrd"
+        patient = Patient(name, volume, truth, folder / f"{name}.nrrd", reference, _slices_at(truth.volume.array, at))
+        save_volume(volume, patient.image)
+        # Of the exemplars only what was annotated is written: nothing else can reach the adapter.
+        save_labelmap(_only_annotated(patient) if at else truth, reference)
+        patients.append(patient)
+    return patients
+
+
+def _slices_at(labels: NDArray[Any], shares: Sequence[float]) -> tuple[int, ...]:
+    """Slices along k at shares of the part that holds any organ but the aorta, which runs through the whole volume."""
+    organs = (labels > 0) & (labels != 5)
+    held = np.flatnonzero(organs.any(axis=(1, 2)))
+    return tuple(int(held[round(share * (len(held) - 1))]) for share in shares)
+
+
+def _only_annotated(patient: Patient) -> Labelmap:
+    labels = np.zeros_like(patient.truth.volume.array)
+    annotated = list(patient.annotated)
+    labels[annotated] = patient.truth.volume.array[annotated]
+    return Labelmap(patient.volume.like(labels), patient.truth.structures)
+
+
+def _adapt_job(known: Sequence[Patient], adapter: Path, recipe: dict[str, Any], seed: int) -> AdaptJob:
+    files = tuple(
+        ExemplarFiles(str(patient.image), str(patient.reference), axis="k", slices=patient.annotated)
+        for patient in known
+    )
+    return AdaptJob(str(adapter), exemplars=files, recipe=recipe, max_seconds=MAX_SECONDS, seed=seed)
+
+
+def _remembering(report: Report, history: list[Progress]) -> Report:
+    def remember(progress: Progress) -> None:
+        if "loss" in progress.metrics:
+            history.append(progress)
+        report(progress)
+
+    return remember
+
+
+def _contact_sheet(out: Path, known: Sequence[Patient], recipe: dict[str, Any], seed: int) -> Path:
+    """A look at what the adapter will be trained on."""
+    chosen = from_dict(Recipe, recipe)
+    exemplars = [
+        Exemplar(p.volume, p.truth.volume.array, p.truth.structures, 0, p.annotated, name=p.name) for p in known
+    ]
+    intensity = IntensitySpec.auto(known[0].volume)
+    size = chosen.image_size or 256
+    source = synthesizer_of(exemplars, intensity, size, chosen, dict(known[0].truth.structures))
+    path = out / "synthesized.png"
+    contact_sheet([source.draw(step_rng(seed, number)) for number in range(12)], path)
+    return path
+
+
+def _without_clicks(out: Path, unseen: Sequence[Patient], adapter: Path, report: Report) -> list[Row]:
+    folder = _emptied(out / FOLDERS[FREE])
+    job = SegmentJob(tuple(str(p.image) for p in unseen), str(folder), str(adapter))
+    return _scored(out, job, [job], "metrics", report)
+
+
+def _with_clicks(out: Path, unseen: Sequence[Patient], adapter: Path | None, report: Report) -> list[Row]:
+    """One click per structure on every slice that holds it: the middle of what a person would point at."""
+    name = FOLDERS[CLICKED if adapter else BASE]
+    folder = _emptied(out / name)
+    jobs = []
+    for patient in unseen:
+        prompts = out / "prompts" / f"{patient.name}.json"
+        save_prompts(_clicks(patient.truth), prompts)
+        jobs.append(SegmentJob((str(patient.image),), str(folder), str(adapter) if adapter else None, str(prompts)))
+    return _scored(out, jobs[0], jobs, f"metrics-{name}", report)
+
+
+def _emptied(folder: Path) -> Path:
+    """The folder without records of an earlier demo, so that everything is made anew."""
+    for record in folder.glob("*.result.json"):
+        record.unlink()
+    return folder
+
+
+def _clicks(truth: Labelmap) -> list[Prompt]:
+    prompts = []
+    for index, labels in enumerate(truth.volume.array):
+        for value, structure in truth.structures.items():
+            if (labels == value).any():
+                i, j = centre_click(labels == value)
+                point = np.array([[i, j, index]])
+                prompts.append(Prompt(0, index, point, np.array([1]), structure=structure))
+    return prompts
+
+
+def _scored(out: Path, first: SegmentJob, jobs: Sequence[Job], name: str, report: Report) -> list[Row]:
+    for job in jobs:
+        run(job, report)
+    record = run(EvaluateJob(first.out, str(out / "reference"), str(out / f"{name}.csv")), report)
+    return [Row(**values) for values in record["metrics"]["rows"]]
+
+
+def _lines(scores: dict[str, list[Row]], out: Path, seconds: float) -> list[str]:
+    structures = list(dict.fromkeys(row.structure for rows in scores.values() for row in rows))
+    cells = [["Dice on two unseen patients", *scores]]
+    for structure in structures:
+        cells.append([structure, *(f"{mean_dice(rows, structure):.2f}" for rows in scores.values())])
+    cells.append(["mean", *(f"{mean_dice(rows):.2f}" for rows in scores.values())])
+    return [*table(cells), "", f"Report: {out / 'report.html'}  ({seconds:.0f} s)"]

@@ -1,0 +1,176 @@
+"""The page that `fewshotseg demo` leaves behind: what was given, what came out, and where it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .charts import bars_chart, learning_chart
+from .evaluation import Row
+from .intensity import IntensitySpec
+from .progress import Progress
+from .report import Report, overlay_colors, overlay_png, upright
+from .volume import Labelmap, Volume, load_labelmap
+
+BASE, CLICKED, FREE = "base model, clicks", "adapted, clicks", "adapted, no clicks"
+FOLDERS = {BASE: "with-clicks-base", CLICKED: "with-clicks-adapted", FREE: "segmented"}
+_SHOWN_AT = (0.3, 0.55, 0.8)  # of the labelled part of a patient
+
+
+@dataclass(frozen=True, eq=False)
+class Patient:
+    """One synthetic patient, its files, and the slices annotated of it (none of an unseen one)."""
+
+    name: str
+    volume: Volume
+    truth: Labelmap
+    image: Path
+    reference: Path
+    annotated: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class DemoReport:
+    """Everything the page tells."""
+
+    out: Path
+    known: Sequence[Patient]
+    unseen: Sequence[Patient]
+    scores: Mapping[str, Sequence[Row]]
+    history: Sequence[Progress]
+    record: Mapping[str, Any]
+    sheet: Path
+    seconds: float
+
+
+def mean_dice(rows: Sequence[Row], structure: str | None = None, scope: str = "oracle_slices") -> float:
+    """Mean over cases, and over structures where none is named."""
+    return float(np.mean([row.dsc for row in rows if row.scope == scope and structure in (None, row.structure)]))
+
+
+def write_report(demo: DemoReport, path: Path) -> None:
+    slices = sum(len(patient.annotated) for patient in demo.known)
+    page = Report(
+        f"From {slices} annotated slices to whole patients",
+        f"A small promptable model was adapted to {slices} annotated slices of {len(demo.known)} synthetic patients "
+        f"on this computer, and then segmented {len(demo.unseen)} patients it had never seen.",
+    )
+    _numbers(page, demo)
+    colors = overlay_colors(demo.known[0].truth.structures)
+    page.heading("What was given")
+    page.text("These slices, and nothing else. The other slices of the same patients count as unknown.")
+    page.legend(demo.known[0].truth.structures, colors)
+    page.gallery([_picture(p, p.truth, index, colors) for p in demo.known for index in p.annotated])
+    _scores(page, demo)
+    _overlays(page, demo, colors)
+    page.heading("What it learned from")
+    page.text(
+        "Organs are cut out of the annotated slices, transformed, and put back on backgrounds; others are whole "
+        "slices, transformed. These twelve are drawn as in training. Samples that look impossible are worth a look."
+    )
+    page.figure(demo.sheet.read_bytes(), "Synthesized training slices with their outlines")
+    _learning(page, demo)
+    _notes(page, demo)
+    page.write(path)
+
+
+def _numbers(page: Report, demo: DemoReport) -> None:
+    tiles = [(f"mean Dice, {name}", f"{mean_dice(rows):.2f}") for name, rows in demo.scores.items()]
+    adapting = demo.record["timings_s"]["adapt"]
+    page.numbers([*tiles, ("seconds to adapt", f"{adapting:.0f}"), ("seconds for everything", f"{demo.seconds:.0f}")])
+
+
+def _scores(page: Report, demo: DemoReport) -> None:
+    page.heading("How well it works")
+    page.text(
+        "Dice on the unseen patients, on the slices that hold the structure. With clicks: one on every such slice, in "
+        "the middle of the structure. Without clicks nobody touches the image; the last column counts every slice of "
+        "the volume, so that what was found in the wrong place costs as well."
+    )
+    structures = list(demo.known[0].truth.structures.values())
+    groups = {name: {s: mean_dice(rows, s) for s in structures} for name, rows in demo.scores.items()}
+    page.figure(bars_chart(groups), "Dice per structure, mean of the unseen patients")
+    everywhere = {s: mean_dice(demo.scores[FREE], s, "all_slices") for s in structures}
+    headers = ["Structure", *groups, "adapted, no clicks, all slices"]
+    rows: list[list[Any]] = [[s, *(group[s] for group in groups.values()), everywhere[s]] for s in structures]
+    means = [float(np.mean(list(group.values()))) for group in (*groups.values(), everywhere)]
+    page.table(headers, [*rows, ["mean", *means]])
+
+
+def _overlays(page: Report, demo: DemoReport, colors: Mapping[int, Any]) -> None:
+    page.heading("Patients it has never seen")
+    page.legend(demo.unseen[0].truth.structures, colors)
+    for patient in demo.unseen:
+        pictures = []
+        for name in demo.scores:  # a row of pictures each
+            found = load_labelmap(demo.out / FOLDERS[name] / f"{patient.name}.seg.nrrd")
+            pictures += [_picture(patient, found, index, colors, title=name) for index in _shown(patient)]
+        page.gallery(pictures, f"{patient.name}: filled is the answer, the line is the truth")
+
+
+def _shown(patient: Patient) -> list[int]:
+    organs = patient.truth.volume.array
+    held = np.flatnonzero(np.isin(organs, [1, 2, 3, 4]).any(axis=(1, 2)))
+    return [int(held[round(share * (len(held) - 1))]) for share in _SHOWN_AT]
+
+
+def _picture(
+    patient: Patient, found: Labelmap, index: int, colors: Mapping[int, Any], title: str = ""
+) -> tuple[bytes, str]:
+    volume = patient.volume
+    spec = IntensitySpec.auto(volume)
+    image = spec.apply(volume.array[index], spec.range_of(volume.array))
+    layers = [image, _as_in_truth(found, patient.truth)[index], patient.truth.volume.array[index]]
+    body = _body(volume)
+    image, pred, ref = (upright(layer[body], volume.affine, 0) for layer in layers)
+    caption = f"{title}, slice {index}" if title else f"{patient.name}, slice {index}"
+    return overlay_png(image, pred, ref, colors), caption
+
+
+def _body(volume: Volume) -> tuple[slice, slice]:
+    """Rows and columns of the slices that show the patient, with a small margin."""
+    inside = (volume.array > -300).any(axis=0)
+    rows, columns = (np.flatnonzero(inside.any(axis=other)) for other in (1, 0))
+    (top, bottom), (left, right) = ((max(int(at[0]) - 3, 0), int(at[-1]) + 4) for at in (rows, columns))
+    return slice(top, bottom), slice(left, right)
+
+
+def _as_in_truth(found: Labelmap, truth: Labelmap) -> NDArray[Any]:
+    """Labels renumbered as in the truth; without an adapter they are numbered as the prompts came."""
+    labels = np.zeros_like(found.volume.array)
+    value_of = {name: value for value, name in truth.structures.items()}
+    for value, name in found.structures.items():
+        labels[found.volume.array == value] = value_of[name]
+    return labels
+
+
+def _learning(page: Report, demo: DemoReport) -> None:
+    if not demo.history:
+        return
+    steps = [progress.step for progress in demo.history]
+    losses = [progress.metrics["loss"] for progress in demo.history]
+    held_out = [(p.step, p.metrics["score"]) for p in demo.history if "score" in p.metrics]
+    best = demo.record["metrics"].get("best_step")
+    chart = learning_chart(steps, losses, held_out, best if best and best > 0 and held_out else None)
+    page.figure(chart, "Training, and Dice on synthesized samples it did not train on")
+
+
+def _notes(page: Report, demo: DemoReport) -> None:
+    page.heading("What these numbers do not say")
+    page.note(
+        "The patients are synthetic. The demo shows that the program works on this computer, not how it does on yours: "
+        "for that, annotate a few slices of your own images and evaluate on cases you did not annotate."
+    )
+    for warning in demo.record["warnings"]:
+        page.text(f"Warning: {warning}")
+    adapter = demo.record["adapter"]
+    page.text(
+        f"Seed {demo.record['seed']}, {demo.record['metrics']['steps']} steps on {demo.record['device']}, base model "
+        f"{adapter['base_model']}. The job that made the adapter is jobs/adapt.json: fewshotseg job jobs/adapt.json "
+        "makes it again, to the same bytes on a CPU."
+    )

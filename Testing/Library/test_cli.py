@@ -1,0 +1,314 @@
+"""The command line: every command, every exit code, and what is said on which stream."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from FewShotSegLib import cli
+from FewShotSegLib.adapter import load_adapter
+from FewShotSegLib.cli import main
+from FewShotSegLib.job import SegmentJob, save_job
+from FewShotSegLib.volume import load_labelmap
+from Testing.conftest import QUICK, write_discs
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = [f"{key}={value}" for key, value in QUICK.items()]
+
+
+@pytest.fixture
+def a_case(tmp_path: Path) -> tuple[Path, Path]:
+    return write_discs(tmp_path, "ct", 0)
+
+
+def adapt_words(case: tuple[Path, Path], out: Path, *more: str) -> list[str]:
+    exemplar = f"{case[0]}={case[1]}@k:1,3"
+    return ["adapt", "--exemplar", exemplar, "--base", "tiny", "--out", str(out), "--device", "cpu", *more]
+
+
+# ------------------------------------------------------------------------------------------------------ commands
+
+
+def test_adapt_segment_and_evaluate_from_the_command_line(
+    a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter, out = tmp_path / "a.safetensors", tmp_path / "segmented"
+    assert main(adapt_words(a_case, adapter, "--seed", "4", "--recipe", *OPTIONS)) == 0
+    assert "4 steps, stopped by steps" in capsys.readouterr().out
+    assert main(["segment", str(a_case[0]), "--adapter", str(adapter), "--out", str(out), "--device", "cpu"]) == 0
+    assert "disc" in capsys.readouterr().out
+    assert load_labelmap(out / "ct.seg.nrrd").structures == {1: "disc", 2: "square"}
+    scores = tmp_path / "metrics.csv"
+    words = ["evaluate", "--pred", str(out / "ct.seg.nrrd"), "--ref", str(a_case[1]), "--out", str(scores)]
+    assert main(words) == 0
+    assert "all_slices" in capsys.readouterr().out
+    assert scores.read_text(encoding="utf-8").startswith("case,structure,scope,dsc")
+
+
+def test_a_job_file_gives_the_same_adapter_as_the_words(
+    a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "a.safetensors"
+    main(adapt_words(a_case, out, "--recipe", *OPTIONS))
+    content = out.read_bytes()
+    record = json.loads((tmp_path / "a.result.json").read_text(encoding="utf-8"))
+    (tmp_path / "job.json").write_text(json.dumps(record["job"]), encoding="utf-8")
+    out.unlink()
+    assert main(["job", str(tmp_path / "job.json")]) == 0
+    assert out.read_bytes() == content
+
+
+def test_structures_are_chosen_and_renamed(a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "a.safetensors"
+    assert main(adapt_words(a_case, out, "--structures", "2=square", "--recipe", *OPTIONS)) == 0
+    assert load_adapter(out).structures == {2: "square"}
+
+
+def test_a_recipe_file_and_single_options_are_combined(
+    a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.json").write_text(
+        json.dumps({**QUICK, "rank": 2, "synthesizer": {"rotation_deg": 5}}), encoding="utf-8"
+    )
+    out = tmp_path / "a.safetensors"
+    words = [str(tmp_path / "recipe.json"), "steps=3", "synthesizer.elastic=0"]
+    assert main(adapt_words(a_case, out, "--recipe", *words)) == 0
+    recipe = load_adapter(out).recipe
+    assert (recipe["rank"], recipe["steps"]) == (2, 3)
+    assert (recipe["synthesizer"]["rotation_deg"], recipe["synthesizer"]["elastic"]) == (5.0, 0.0)
+    job = json.loads((tmp_path / "a.result.json").read_text(encoding="utf-8"))["job"]
+    assert job["recipe"]["synthesizer"] == {"rotation_deg": 5.0, "elastic": 0.0}
+
+
+def test_json_lines_can_be_read_by_a_program(
+    an_adapter_file: Path, a_case: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["segment", str(a_case[0]), "--adapter", str(an_adapter_file), "--out", str(tmp_path / "o"), "--json"]
+    assert main(words) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    steps = [line["step"] for line in lines if line["type"] == "progress" and line["total"]]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["type"] == "result"
+    assert lines[-1]["result"]["outputs"].keys() == {"ct.seg.nrrd"}
+
+
+def test_without_a_terminal_progress_is_a_line_every_tenth(
+    an_adapter_file: Path, a_case: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [str(write_discs(tmp_path / "more", f"p{number}", number)[0]) for number in range(10)]
+    assert main(["segment", *images, "--adapter", str(an_adapter_file), "--out", str(tmp_path / "o")]) == 0
+    output = capsys.readouterr()
+    shares = [line for line in output.err.splitlines() if " %  " in line]
+    assert 10 <= len(shares) <= 21  # 60 slices
+    assert output.out.count("mL") == 20
+
+
+def test_a_terminal_gets_a_bar(
+    an_adapter_file: Path, a_case: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["segment", str(a_case[0]), "--adapter", str(an_adapter_file), "--out", str(tmp_path / "o")]) == 0
+    assert "100%" in capsys.readouterr().err
+
+
+def test_show_prints_a_card_for_people_and_for_programs(
+    an_adapter_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", str(an_adapter_file)]) == 0
+    text = capsys.readouterr().out
+    for expected in ("1 = disc, 2 = square", "tiny (sha256", "k=1,3", "rank=4"):
+        assert expected in text
+    assert main(["show", str(an_adapter_file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["structures"] == {"1": "disc", "2": "square"}
+
+
+def test_models_are_listed_added_and_verified(
+    a_tiny_base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "list"]) == 0
+    assert "tiny" in capsys.readouterr().out
+    assert main(["models", "verify", "tiny"]) == 0
+    (tmp_path / "models" / "tiny.safetensors").write_bytes(b"something else")
+    assert main(["models", "verify", "tiny"]) == 2
+    assert "SHA-256" in capsys.readouterr().err
+    assert main(["models", "list", "--json"]) == 0
+    assert "vit_b" in {model["name"] for model in json.loads(capsys.readouterr().out)}
+
+
+def test_a_benchmark_gets_the_words_behind_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    import types
+
+    got: list[Any] = []
+    module = types.ModuleType("FewShotSegLib.benchmarks.speed")
+    module.main = lambda words: got.append(words) or 3  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "FewShotSegLib.benchmarks", types.ModuleType("FewShotSegLib.benchmarks"))
+    monkeypatch.setitem(sys.modules, "FewShotSegLib.benchmarks.speed", module)
+    assert main(["benchmark", "speed", "--quick", "--data", "x"]) == 3
+    assert got == [["--quick", "--data", "x"]]
+    assert main(["benchmark", "beauty"]) == 2
+
+
+# ---------------------------------------------------------------------------------------------------- exit codes
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "COMMAND"),
+        (["dance"], "invalid choice"),
+        (["adapt", "--out", "a.safetensors"], "--exemplar"),
+        (["segment", "x.nrrd", "--out", "o", "--axis", "z"], "invalid choice"),
+        (["segment", "x.nrrd", "--out", "o", "--processes", "0"], "from 1 is needed"),
+        (["adapt", "--exemplar", "a=b", "--out", "a.safetensors", "--seed", "-1"], "argument --seed"),
+        (["evaluate", "--pred", "a", "--ref", "b", "--out", "c.csv", "--structures", "liver"], "6=liver,1=spleen"),
+        (["evaluate", "--pred", "a", "--ref", "b", "--out", "c.csv", "--structures", "1=a,1=b"], "occurs twice"),
+    ],
+)
+def test_wrong_words_are_answered_with_2(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["segment", "x.nrrd", "--out", "o"], "needs an adapter, prompts, or both"),
+        (["segment", "no.nrrd", "--out", "o", "--adapter", "no.safetensors"], "does not exist"),
+        (["adapt", "--exemplar", "nothing", "--out", "a.safetensors"], "IMAGE=LABELMAP"),
+        (["adapt", "--exemplar", "a=b@k:x", "--out", "a.safetensors"], '"@k:12,14"'),
+        (["adapt", "--exemplar", "a=b", "--out", "a.pth"], "ends in .safetensors"),
+        (["adapt", "--exemplar", "a=b", "--out", "a.safetensors", "--recipe", "rnak=3"], 'did you mean "rank"'),
+        (["adapt", "--exemplar", "a=b", "--out", "a.safetensors", "--recipe", "no.json"], "Cannot read the recipe"),
+        (["evaluate", "--pred", "no", "--ref", "nothing", "--out", "m.csv"], "no"),
+        (["job", "no.json"], "Cannot read the job"),
+        (["show", "no.safetensors"], "does not exist"),
+        (["models", "download", "nothing"], "No base model is called 'nothing'"),
+    ],
+)
+def test_bad_input_is_answered_with_2_and_one_sentence(
+    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a_home: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+    assert len([line for line in error.splitlines() if "Working on the CPU" not in line]) == 1
+
+
+def test_a_defect_is_answered_with_1_and_a_traceback(
+    an_adapter_file: Path, a_case: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from FewShotSegLib import pipeline
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(pipeline, "segment", broken)
+    assert main(["segment", str(a_case[0]), "--adapter", str(an_adapter_file), "--out", str(tmp_path / "o")]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert "please report it" in error
+
+
+def test_an_error_is_a_json_line_when_json_was_asked_for(a_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "no.safetensors", "--json"]) == 2
+    line = json.loads(capsys.readouterr().out)
+    assert (line["type"], line["kind"]) == ("error", "input")
+    assert "does not exist" in line["message"]
+
+
+def test_a_missing_package_is_named_with_what_to_do(
+    a_case: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_torch(chosen: Any) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setitem(cli._COMMANDS, "adapt", without_torch)
+    assert main(adapt_words(a_case, tmp_path / "a.safetensors")) == 2
+    assert "pip install torch" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize(("more", "code", "left"), [([], 130, set()), (["--keep-best"], 0, {"a.safetensors"})])
+def test_ctrl_c_cancels_or_keeps_the_best(
+    more: list[str], code: int, left: set[str], a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from FewShotSegLib.control import Control
+
+    real = Control.__call__
+
+    def pressed_at_step_2(self: Control, progress: Any) -> None:
+        if progress.message == "adapting" and progress.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(self, progress)
+
+    monkeypatch.setattr(Control, "__call__", pressed_at_step_2)
+    before = signal.getsignal(signal.SIGINT)
+    out = tmp_path / "out" / "a.safetensors"
+    assert main(adapt_words(a_case, out, "--recipe", *OPTIONS, "steps=50", *more)) == code
+    assert {path.name for path in out.parent.iterdir() if path.suffix == ".safetensors"} == left
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_ends_at_once(
+    a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from FewShotSegLib import pipeline
+
+    def never_listens(job: Any, report: Any) -> None:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        raise AssertionError("still running")
+
+    monkeypatch.setattr(pipeline, "run", never_listens)
+    assert main(adapt_words(a_case, tmp_path / "a.safetensors")) == 130
+
+
+# ------------------------------------------------------------------------------------------------------- process
+
+
+def test_help_and_mistakes_need_no_torch() -> None:
+    code = (
+        "import sys; from FewShotSegLib.cli import main;"
+        "codes = [main(['--help']), main(['adapt', '--help']), main(['adapt']), main(['dance'])];"
+        "sys.stderr.write(repr((codes, [m for m in ('torch', 'SimpleITK', 'scipy', 'monai') if m in sys.modules])))"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.endswith("([0, 0, 2, 2], [])")
+    assert "fewshotseg" in done.stdout
+    assert time.monotonic() - started < 20  # seconds; far from what importing torch in vain would make of it
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "FewShotSegLib", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("fewshotseg ")
+
+
+def test_relative_paths_in_a_job_file_start_at_the_file(
+    an_adapter_file: Path, a_case: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = SegmentJob((str(a_case[0]),), str(tmp_path / "o"), str(an_adapter_file), device="cpu")
+    save_job(job, tmp_path / "job.json")
+    values = json.loads((tmp_path / "job.json").read_text(encoding="utf-8"))
+    values |= {"images": ["ct.nrrd"], "out": "elsewhere", "adapter": an_adapter_file.name}
+    (tmp_path / "job.json").write_text(json.dumps(values), encoding="utf-8")
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    assert main(["job", "../job.json"]) == 0
+    assert (tmp_path / "elsewhere" / "ct.seg.nrrd").exists()
