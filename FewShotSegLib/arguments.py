@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("adapter", metavar="ADAPTER")
     demo = commands.add_parser("demo", parents=[common], help="synthetic patients, three annotated slices, a report")
     demo.add_argument("--out", default=DEMO_OUT, metavar="DIR", help=f"where everything goes ({DEMO_OUT})")
+    demo.add_argument("--base", default="bundled", metavar="MODEL", help="the base model to adapt (bundled)")
     demo.add_argument("--seed", type=_whole, default=0, metavar="N")
     commands.add_parser("benchmark", help="accuracy | speed: measure on this computer; see benchmark accuracy --help")
     return top

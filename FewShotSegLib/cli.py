@@ -191,7 +191,7 @@ def _demo(chosen: argparse.Namespace) -> None:
     with _watched(chosen) as (control, display):
         from .demo import run_demo
 
-        display.lines(run_demo(Path(chosen.out), seed=chosen.seed, report=control))
+        display.lines(run_demo(Path(chosen.out), seed=chosen.seed, base=chosen.base, report=control))
 
 
 def _benchmark(words: list[str]) -> int:

@@ -47,24 +47,35 @@ ANNOTATED_AT = ((0.3, 0.75), (0.5,))
 UNSEEN = 2
 
 
-def run_demo(out: Path, *, seed: int = 0, report: Report = silent, recipe: dict[str, Any] | None = None) -> list[str]:
-    """Make everything in the folder `out` and return the lines to print."""
+def run_demo(
+    out: Path,
+    *,
+    seed: int = 0,
+    base: str = "bundled",
+    report: Report = silent,
+    recipe: dict[str, Any] | None = None,
+    patient: dict[str, Any] | None = None,
+) -> list[str]:
+    """Make everything in the folder `out` and return the lines to print.
+
+    `recipe` changes options of the demo's own; `patient` holds options of `phantom.patient`.
+    """
     started = time.monotonic()
     recipe = RECIPE | (recipe or {})
     report(Progress(0, 0, "Making synthetic patients."))
-    patients = _patients(out, seed)
-    known = [patient for patient in patients if patient.annotated]
-    unseen = [patient for patient in patients if not patient.annotated]
+    patients = _patients(out, seed, patient or {})
+    known = [p for p in patients if p.annotated]
+    unseen = [p for p in patients if not p.annotated]
     sheet = _contact_sheet(out, known, recipe, seed)
     adapter = out / "adapter.safetensors"
     history: list[Progress] = []
-    job = _adapt_job(known, adapter, recipe, seed)
+    job = AdaptJob(str(adapter), exemplars=_files(known), base=base, recipe=recipe, max_seconds=MAX_SECONDS, seed=seed)
     save_job(job, out / "jobs" / "adapt.json")
     record = run(job, _remembering(report, history))
     scores = {
-        BASE: _with_clicks(out, unseen, None, report),
-        CLICKED: _with_clicks(out, unseen, adapter, report),
-        FREE: _without_clicks(out, unseen, adapter, report),
+        BASE: _with_clicks(out, unseen, base, None, report),
+        CLICKED: _with_clicks(out, unseen, base, adapter, report),
+        FREE: _without_clicks(out, unseen, base, adapter, report),
     }
     seconds = time.monotonic() - started
     content = DemoReport(out, known, unseen, scores, history, record, sheet, seconds)
@@ -72,9 +83,9 @@ def run_demo(out: Path, *, seed: int = 0, report: Report = silent, recipe: dict[
     return _lines(scores, out, seconds)
 
 
-def _patients(out: Path, seed: int) -> list[Patient]:
+def _patients(out: Path, seed: int, options: dict[str, Any]) -> list[Patient]:
     patients = []
-    for number, (volume, truth) in enumerate(cohort(seed, len(ANNOTATED_AT) + UNSEEN)):
+    for number, (volume, truth) in enumerate(cohort(seed, len(ANNOTATED_AT) + UNSEEN, **options)):
         name = f"patient-{number + 1}"
         at = ANNOTATED_AT[number] if number < len(ANNOTATED_AT) else ()
         folder = out / ("exemplars" if at else "unseen")
@@ -101,12 +112,8 @@ def _only_annotated(patient: Patient) -> Labelmap:
     return Labelmap(patient.volume.like(labels), patient.truth.structures)
 
 
-def _adapt_job(known: Sequence[Patient], adapter: Path, recipe: dict[str, Any], seed: int) -> AdaptJob:
-    files = tuple(
-        ExemplarFiles(str(patient.image), str(patient.reference), axis="k", slices=patient.annotated)
-        for patient in known
-    )
-    return AdaptJob(str(adapter), exemplars=files, recipe=recipe, max_seconds=MAX_SECONDS, seed=seed)
+def _files(known: Sequence[Patient]) -> tuple[ExemplarFiles, ...]:
+    return tuple(ExemplarFiles(str(p.image), str(p.reference), axis="k", slices=p.annotated) for p in known)
 
 
 def _remembering(report: Report, history: list[Progress]) -> Report:
@@ -132,13 +139,13 @@ def _contact_sheet(out: Path, known: Sequence[Patient], recipe: dict[str, Any], 
     return path
 
 
-def _without_clicks(out: Path, unseen: Sequence[Patient], adapter: Path, report: Report) -> list[Row]:
+def _without_clicks(out: Path, unseen: Sequence[Patient], base: str, adapter: Path, report: Report) -> list[Row]:
     folder = _emptied(out / FOLDERS[FREE])
-    job = SegmentJob(tuple(str(p.image) for p in unseen), str(folder), str(adapter))
+    job = SegmentJob(tuple(str(p.image) for p in unseen), str(folder), str(adapter), base=base)
     return _scored(out, job, [job], "metrics", report)
 
 
-def _with_clicks(out: Path, unseen: Sequence[Patient], adapter: Path | None, report: Report) -> list[Row]:
+def _with_clicks(out: Path, unseen: Sequence[Patient], base: str, adapter: Path | None, report: Report) -> list[Row]:
     """One click per structure on every slice that holds it: the middle of what a person would point at."""
     name = FOLDERS[CLICKED if adapter else BASE]
     folder = _emptied(out / name)
@@ -146,7 +153,8 @@ def _with_clicks(out: Path, unseen: Sequence[Patient], adapter: Path | None, rep
     for patient in unseen:
         prompts = out / "prompts" / f"{patient.name}.json"
         save_prompts(_clicks(patient.truth), prompts)
-        jobs.append(SegmentJob((str(patient.image),), str(folder), str(adapter) if adapter else None, str(prompts)))
+        weights = str(adapter) if adapter else None
+        jobs.append(SegmentJob((str(patient.image),), str(folder), weights, str(prompts), base))
     return _scored(out, jobs[0], jobs, f"metrics-{name}", report)
 
 

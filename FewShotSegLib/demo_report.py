@@ -134,8 +134,8 @@ def _picture(
 
 def _body(volume: Volume) -> tuple[slice, slice]:
     """Rows and columns of the slices that show the patient, with a small margin."""
-    inside = (volume.array > -300).any(axis=0)
-    rows, columns = (np.flatnonzero(inside.any(axis=other)) for other in (1, 0))
+    inside = np.any(volume.array > -300, axis=0)
+    rows, columns = (np.flatnonzero(np.any(inside, axis=other)) for other in (1, 0))
     (top, bottom), (left, right) = ((max(int(at[0]) - 3, 0), int(at[-1]) + 4) for at in (rows, columns))
     return slice(top, bottom), slice(left, right)
 

@@ -1,7 +1,8 @@
 """Honest numbers about an adapter: what can be estimated from few exemplars, and whether it became worse than its base.
 
 Dice on the training slices says nothing about the next patient, so it is never shown as accuracy. With two exemplars or
-more each is left out in turn; with one, only other slices of the same patient can be left out, and the estimate says so.
+more each is left out in turn; with one, only other slices of the same patient can be left out, and the estimate says
+so.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def leave_out(exemplars: Sequence[Exemplar], most: int) -> list[Fold]:
         return []
     # Neighbouring slices look alike: leaving out blocks is less flattering than leaving out every other slice.
     blocks = np.array_split(np.array(slices), min(max(most, 2), len(slices)))[:most]
-    return [(_with_slices(only, set(slices) - set(b.tolist())), _one(only, set(b.tolist()))) for b in blocks]
+    return [([_with_slices(only, set(slices) - set(b.tolist()))], _one(only, set(b.tolist()))) for b in blocks]
 
 
 def describe(folds: Sequence[Fold]) -> str:

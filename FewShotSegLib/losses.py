@@ -8,7 +8,9 @@ from torch import Tensor
 
 
 def soft_dice_loss(probabilities: Tensor, targets: Tensor, *, squared: bool = False, smooth: float = 1.0) -> Tensor:
-    """1 - Dice over the last two axes, (..., h, w) -> (...). `squared` denominators as in SAMed (Milletari et al. 2016)."""
+    """1 - Dice over the last two axes, (..., h, w) -> (...). `squared` denominators as in SAMed (Milletari et al.
+    2016).
+    """
     overlap = (probabilities * targets).sum((-2, -1))
     if squared:
         total = (probabilities**2).sum((-2, -1)) + (targets**2).sum((-2, -1))

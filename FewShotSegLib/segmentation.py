@@ -46,7 +46,9 @@ class SegmentOptions:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """labelmap on the volume's grid; probabilities {value: (K, J, I) float16} where asked for; confidence {value: {slice: predicted IoU}}."""
+    """labelmap on the volume's grid; probabilities {value: (K, J, I) float16} where asked for; confidence {value:
+    {slice: predicted IoU}}.
+    """
 
     labelmap: Labelmap
     probabilities: dict[int, NDArray[np.float16]]
@@ -284,5 +286,3 @@ def _prompts_by_structure(
         if _points(prompt):
             grouped.setdefault(values[prompt.structure or "object"], []).append(replace(prompt))
     return grouped
-
-

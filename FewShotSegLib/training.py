@@ -233,7 +233,9 @@ class _Run:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise InputError(f"The checkpoint {path} is damaged ({error}); delete it to start this run anew.") from error
+            raise InputError(
+                f"The checkpoint {path} is damaged ({error}); delete it to start this run anew."
+            ) from error
         if not isinstance(state, dict) or state.get("identity") != self.identity:
             raise InputError(f"The checkpoint {path} belongs to another run; delete it or choose another output.")
         self._load(state["parameters"])

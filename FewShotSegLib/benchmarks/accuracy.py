@@ -1,8 +1,8 @@
 """`fewshotseg benchmark accuracy`: base, adapted and U-Net on real cases, with one click and without.
 
 For each data set and number of exemplar slices: the base model with one centre click per structure and slice; the same
-model adapted with and without synthesis; a U-Net from scratch on the same slices for the same time. Every cell is kept as
-one line of JSON, so an interrupted run goes on where it stopped.
+model adapted with and without synthesis; a U-Net from scratch on the same slices for the same time. Every cell is
+kept as one line of JSON, so an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Public labelled data sets as the benchmarks read them. The files are the user's own copies; none come with this project."""
+"""Public labelled data sets as the benchmarks read them. The files are the user's own copies; none come with this
+project.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class DataSet:
         """Image files, in order of name."""
         found = sorted(data.glob(self.images))
         if len(found) <= self.train:
-            raise InputError(f"{self.name} needs more than {self.train} cases {self.images} in {data}, found {len(found)}.")
+            raise InputError(
+                f"{self.name} needs more than {self.train} cases {self.images} in {data}, found {len(found)}."
+            )
         return found
 
     def load(self, image: Path) -> tuple[Volume, Labelmap]:
@@ -109,9 +113,7 @@ def thinned(volume: Volume, every: int) -> Volume:
     return Volume(volume.array[::every], affine)
 
 
-def test_cases(
-    dataset: DataSet, data: Path, most: int, slices: int
-) -> Iterator[tuple[str, Volume, Labelmap]]:
+def test_cases(dataset: DataSet, data: Path, most: int, slices: int) -> Iterator[tuple[str, Volume, Labelmap]]:
     """Name, volume and reference of up to `most` test cases, thinned to about `slices` slices each."""
     for image in _spread(dataset.cases(data)[dataset.train :], most):
         volume, labelmap = dataset.load(image)

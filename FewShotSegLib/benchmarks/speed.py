@@ -181,8 +181,8 @@ def _encoded(network: PromptableNetwork, images: Tensor, bfloat16: bool) -> Tens
 def _agreement(network: PromptableNetwork, stock: Tensor, ours: Tensor, where: str) -> Iterator[Row]:
     """IoU of masks from two sets of features (1, C, h, w) through the same decoder, and through linear read-outs.
 
-    Random weights put the zero of their logits anywhere, so maps are cut at the median of stock's: every mask covers
-    half of the square, and the cut lies where most pixels are nearest to it.
+    Random weights put the zero of their logits anywhere, so maps are cut at the mean of stock's. (More than half of the
+    slice is air: the median would lie inside the air and tell its noise apart.)
     """
     rng = np.random.default_rng(0)
     clicks = rng.uniform(0, network.image_size, (CLICKS, 2)).astype(np.float32)
@@ -195,7 +195,7 @@ def _agreement(network: PromptableNetwork, stock: Tensor, ours: Tensor, where: s
             ],
         }
     for name, (theirs, our) in maps.items():
-        values = iou_at_median(theirs.flatten(1).numpy(), our.flatten(1).numpy())
+        values = iou_at_mean(theirs.flatten(1).numpy(), our.flatten(1).numpy())
         yield Row(f"IoU of {name} {where}: stock and ours", spread(values), 0.99, f"smallest {min(values):.4f}")
 
 
@@ -210,9 +210,9 @@ def _clicked(network: PromptableNetwork, features: Tensor, clicks: NDArray[np.fl
     return torch.cat(answers)
 
 
-def iou_at_median(first: NDArray[np.float32], second: NDArray[np.float32]) -> list[float]:
-    """IoU of the rows of two arrays (N, pixels), both cut at the medians (N,) of the first."""
-    cut = np.median(first, axis=1, keepdims=True)
+def iou_at_mean(first: NDArray[np.float32], second: NDArray[np.float32]) -> list[float]:
+    """IoU of the rows of two arrays (N, pixels), both cut at the means (N,) of the first."""
+    cut = first.mean(axis=1, keepdims=True)
     a, b = first > cut, second > cut
     union = (a | b).sum(1)
     return [float(v) for v in np.where(union > 0, (a & b).sum(1) / np.maximum(union, 1), 1.0)]
@@ -275,7 +275,7 @@ def _step(
         losses = [query_loss(network, adaptation, embedding, query, weights) for query in queries]
         return torch.stack(losses).mean(), {}
 
-    with adaptation.applied(network) as parameters, lora._checkpointing(network, preset.checkpointing):
+    with adaptation.applied(network) as parameters, lora.checkpointing(network, preset.checkpointing):
         yield lambda: fit(parameters, loss_at, Schedule(1), report=silent, amp=amp)
 
 

@@ -5,7 +5,8 @@ exemplars' structures, transformed, onto backgrounds; train low-rank updates of 
 result with point prompts. Departures, each an option: structure tokens, so that the adapter also works without clicks;
 whole transformed exemplar slices among the pasted ones; boxes and corrective clicks among the prompts.
 
-When to use it: from one annotated slice on. Cost: a minute on a laptop with the bundled model, minutes on a GPU with SAM.
+When to use it: from one annotated slice on. Cost: a minute on a laptop with the bundled model, minutes on a GPU with
+SAM.
 """
 
 from __future__ import annotations
@@ -34,7 +35,16 @@ from FewShotSegLib.sam.attention import bfloat16_pays
 from FewShotSegLib.sam.clicks import random_click
 from FewShotSegLib.sam.lora import LoraSpec
 from FewShotSegLib.sam.network import Embedding, PromptableNetwork
-from FewShotSegLib.sam.samples import Query, batch_dice, click_query, images_of, locator_loss, on_device, query_loss, token_query
+from FewShotSegLib.sam.samples import (
+    Query,
+    batch_dice,
+    click_query,
+    images_of,
+    locator_loss,
+    on_device,
+    query_loss,
+    token_query,
+)
 from FewShotSegLib.slices import background_slices, labelled_slices, neighbour_slices
 from FewShotSegLib.synthesis import Sample, SynthesisRecipe, Synthesizer
 from FewShotSegLib.training import FitResult, Schedule, fit, step_rng
@@ -165,8 +175,8 @@ def adapt(
 ) -> Adapter:
     """Trains an adapter for the exemplars' structures on `base`, which is bit-identical afterwards.
 
-    `intensity` defaults to what suits the first exemplar's volume. `start` continues from an earlier adapter of the same
-    base and structures. `checkpoint` makes the run resumable; the caller removes it once the adapter is saved.
+    `intensity` defaults to what suits the first exemplar's volume. `start` continues from an earlier adapter of the
+    same base and structures. `checkpoint` makes the run resumable; the caller removes it once the adapter is saved.
     """
     recipe = resolve(recipe or Recipe(), architecture_of(base), base.device)
     structures = check_exemplars(exemplars)
@@ -208,12 +218,16 @@ def adapt(
         axis=exemplars[0].axis,
         provenance={"exemplars": [guard.provenance(exemplar) for exemplar in exemplars]},
         metrics=metrics,
-        architecture={"lora": to_dict(adaptation.spec.lora), "tokens": recipe.tokens, "full_decoder": recipe.full_decoder},
+        architecture={
+            "lora": to_dict(adaptation.spec.lora),
+            "tokens": recipe.tokens,
+            "full_decoder": recipe.full_decoder,
+        },
     )
 
 
 def architecture_of(network: PromptableNetwork) -> str:
-    """"compact" or "sam"."""
+    """ "compact" or "sam"."""
     return "compact" if hasattr(network.mask_decoder, "upscale") else "sam"
 
 
@@ -265,7 +279,7 @@ def _train(
     generator = torch.Generator().manual_seed(seed)
     adaptation = Adaptation(network, adaptation_spec(recipe, network), sorted(structures), generator=generator)
     if start is not None:
-        adaptation.load(network, dict(start.tensors))
+        adaptation.load(network, start.tensors)
     source = synthesizer_of(exemplars, intensity, network.image_size, recipe, structures)
     if start is None:
         adaptation.remember_clicks(network, _typical_clicks(source, recipe.tokens, step_rng(seed + 3, 0)))
@@ -286,7 +300,7 @@ def _train(
         accumulate=recipe.accumulate,
         checkpoint_seconds=recipe.checkpoint_seconds,
     )
-    with adaptation.applied(network) as parameters, _checkpointing(network, bool(recipe.checkpointing)):
+    with adaptation.applied(network) as parameters, checkpointing(network, bool(recipe.checkpointing)):
         fitted = fit(
             parameters,
             lesson.loss_at,
@@ -295,7 +309,7 @@ def _train(
             validate=lesson.validate if recipe.validate_every else None,
             checkpoint=checkpoint,
             identity=_identity(network, exemplars, recipe, seed),
-            amp=_amp(network.device),
+            amp=training_precision(network.device),
             message=message,
         )
         with torch.no_grad():
@@ -402,7 +416,7 @@ def joined(embeddings: Sequence[Embedding]) -> Embedding:
 
 
 @contextlib.contextmanager
-def _checkpointing(network: PromptableNetwork, wanted: bool) -> Iterator[None]:
+def checkpointing(network: PromptableNetwork, wanted: bool) -> Iterator[None]:
     """Transformer blocks forget their activations and recompute them in the backward pass."""
     blocks = list(network.image_encoder.blocks) if wanted else []
     for block in blocks:
@@ -414,7 +428,7 @@ def _checkpointing(network: PromptableNetwork, wanted: bool) -> Iterator[None]:
             del block.forward
 
 
-def _amp(device: torch.device) -> torch.dtype | None:
+def training_precision(device: torch.device) -> torch.dtype | None:
     """Half precision where the device computes with it; elsewhere it would only lose digits and time."""
     if bfloat16_pays(device):
         return torch.bfloat16

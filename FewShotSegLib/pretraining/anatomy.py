@@ -1,9 +1,10 @@
 """Random anatomy-like label maps and images: endless pre-training data without a single patient.
 
-A `Scene` is painted back to front like a cross-section: body outline, tissue partition, organs with fat around them, rings
-with lumens, crescents, tubes, lesions inside organs; then everything is bent by one smooth deformation. `render` gives a
-scene one of countless looks (tissue contrasts, textures, bias field, blur, noise). Shapes and looks are drawn apart, each
-from an explicit generator, so one scene can be seen under many "scanners".
+A `Scene` is painted back to front like a cross-section: body outline, tissue partition, organs with fat around them,
+rings with lumens, crescents, tubes, lesions inside organs; then everything is bent by one smooth deformation. `render`
+gives a
+scene one of countless looks (tissue contrasts, textures, bias field, blur, noise). Shapes and looks are drawn apart,
+each from an explicit generator, so one scene can be seen under many "scanners".
 
 The idea of learning from random shapes with random contrasts is that of SynthMorph (Hoffmann et al. 2022) and SynthSeg
 (Billot et al. 2023); the shape vocabulary here is our own.
@@ -50,10 +51,10 @@ def _interpolation(size: int, knots: int) -> Array:
 
 def smooth_field(rng: np.random.Generator, size: int, wavelength: float) -> Array:
     """Smooth random field (size, size) of about unit variance; `wavelength` in pixels."""
-    knots = max(int(round(size / wavelength)), 1) + 3
+    knots = max(round(size / wavelength), 1) + 3
     weights = _interpolation(size, knots)
     coarse = rng.standard_normal((knots, knots)).astype(np.float32)
-    return 2.0 * (weights @ coarse @ weights.T)
+    return np.asarray(2 * (weights @ coarse @ weights.T), np.float32)
 
 
 class _Canvas:

@@ -1,4 +1,6 @@
-"""Prompted segmentation tasks cut from random scenes: an image, several target regions, and a first click or box for each."""
+"""Prompted segmentation tasks cut from random scenes: an image, several target regions, and a first click or box for
+each.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ KINDS, SHARES = ("click", "box", "both"), (0.65, 0.25, 0.1)
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """image (S, S) float32 in [0, 1]; targets (P, S/2, S/2) bool; coords (P, 3, 2) and labels (P, 3) of the first prompt."""
+    """image (S, S) float32 in [0, 1]; targets (P, S/2, S/2) bool; coords (P, 3, 2) and labels (P, 3) of the first
+    prompt.
+    """
 
     image: NDArray[np.float32]
     targets: NDArray[np.bool_]

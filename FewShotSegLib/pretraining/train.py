@@ -1,8 +1,9 @@
 """Pre-trains the compact model from scratch on random scenes: `python -m FewShotSegLib.pretraining.train --out FILE`.
 
-Clicks are simulated as a person gives them: a first click or box, then corrections where the mask is wrong, each with the
-previous mask as a further prompt (Kirillov et al. 2023, appendix A). Most of the time is spent at 128 px, where a step costs
-a quarter; the last part at full size sharpens what was learned.
+Clicks are simulated as a person gives them: a first click or box, then corrections where the mask is wrong, each
+with the
+previous mask as a further prompt (Kirillov et al. 2023, appendix A). Most of the time is spent at 128 px, where a
+step costs a quarter; the last part at full size sharpens what was learned.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ class _Steps(Dataset[tuple[Tensor, ...]]):
 def prompted_loss(
     network: PromptableNetwork, batch: tuple[Tensor, ...], rng: np.random.Generator, rounds: int
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of a first prompt and of `rounds` - 1 corrections. Focal and Dice for the best of the masks, MSE for its IoU."""
+    """Loss of a first prompt and of `rounds` - 1 corrections. Focal and Dice for the best of the masks, MSE for its
+    IoU.
+    """
     images, targets, coords, labels = batch
     target = targets.flatten(0, 1).float()  # N h w
     prompts = PromptBatch(coords.flatten(0, 1), labels.flatten(0, 1))
@@ -111,8 +114,10 @@ def train(stages: list[Stage], out: Path, *, seed: int, workers: int, device: st
             stage.steps, stage.learning_rate, weight_decay=0.02, warmup_steps=stage.warmup_steps, power=1.0,
             max_seconds=stage.max_seconds, ema_decay=0.998, checkpoint_seconds=180,
         )  # fmt: skip
-        first = _steps_done(checkpoint)
-        loader = iter(DataLoader(_Steps(stage, seed, first), batch_size=None, num_workers=workers, prefetch_factor=8))
+        first, prefetch = _steps_done(checkpoint), 8 if workers else None
+        loader = iter(
+            DataLoader(_Steps(stage, seed, first), batch_size=None, num_workers=workers, prefetch_factor=prefetch)
+        )
 
         def loss_at(step: int, loader=loader, stage=stage) -> tuple[Tensor, dict[str, float]]:  # type: ignore[no-untyped-def]
             batch = tuple(tensor.to(device) for tensor in next(loader))

@@ -1,17 +1,18 @@
 """Everything an adapter changes in a network, as one thing to enter, train, save and leave.
 
-LoRA on the attention of encoder and decoder; the small heads and the prompt encoder trained fully (SAMed_s); a two-class
-head that answers background and target (Feng et al. 2023, section 2.2); and learned structure tokens with a locator, which
-let the same adapter work without clicks.
+LoRA on the attention of encoder and decoder; the small heads and the prompt encoder trained fully (SAMed_s); a
+two-class
+head that answers background and target (Feng et al. 2023, section 2.2); and learned structure tokens with a locator,
+which let the same adapter work without clicks.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +29,11 @@ LOCATOR_SKIPS = 2  # the coarsest ones; finer skips hold edges and texture, not 
 
 
 class Locator(nn.Module):
-    """Where each structure is, at low resolution: logits (B, K + 1, h, w), background first, from the encoder's features.
+    """Where each structure is, at low resolution: logits (B, K + 1, h, w), background first, from the encoder's
+    features.
 
-    What it answers is handed to the decoder as a mask prompt. Without clicks something has to say where to look; a small
+    What it answers is handed to the decoder as a mask prompt. Without clicks something has to say where to look; a
+    small
     head that every pixel teaches learns that in seconds, tokens alone do not. It sees features, skips and the position
     in the slice, since organs lie in similar places in every patient.
     """
@@ -50,10 +53,12 @@ class Locator(nn.Module):
             for layer in (self.inputs, self.mix, self.output):
                 fan_in = layer.weight[0].numel()
                 layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * fan_in**-0.5)
-                layer.bias.zero_()
+                layer.bias.copy_(torch.zeros(len(layer.weight)))  # type: ignore[union-attr]
 
     def standardize(self, embedding: Embedding) -> None:
-        """Brings every input channel to mean 0 and deviation 1 over these slices; without it learning is ten times slower."""
+        """Brings every input channel to mean 0 and deviation 1 over these slices; without it learning is ten times
+        slower.
+        """
         with torch.no_grad():
             maps = self._maps(embedding).float()
             self.shift.copy_(-maps.mean((0, 2, 3), keepdim=True))
@@ -61,11 +66,12 @@ class Locator(nn.Module):
 
     def forward(self, embedding: Embedding) -> Tensor:
         hidden = F.relu(self.inputs((self._maps(embedding) + self.shift) * self.scale))
-        return self.output(F.relu(self.mix(hidden)))  # type: ignore[no-any-return]
+        return self.output(F.relu(self.mix(hidden)))
 
     def _maps(self, embedding: Embedding) -> Tensor:
         """All inputs on the grid of the coarsest skip, or of the features where there is none."""
-        grid = (embedding.skips[0] if embedding.skips else embedding.features).shape[-2:]
+        height, width = (embedding.skips[0] if embedding.skips else embedding.features).shape[-2:]
+        grid = (height, width)
         maps = [F.interpolate(embedding.features, grid, mode="bilinear")]
         maps += [F.adaptive_avg_pool2d(skip, grid) for skip in embedding.skips[:LOCATOR_SKIPS]]
         y, x = torch.meshgrid(*(torch.linspace(-1, 1, n, device=maps[0].device) for n in grid), indexing="ij")
@@ -81,7 +87,9 @@ class Locator(nn.Module):
 
 @dataclass(frozen=True)
 class AdaptationSpec:
-    """What is trained. `tokens`: structure tokens per structure. `full_decoder`: all of the mask decoder instead of LoRA."""
+    """What is trained. `tokens`: structure tokens per structure. `full_decoder`: all of the mask decoder instead of
+    LoRA.
+    """
 
     lora: LoraSpec
     tokens: int = 4
@@ -180,21 +188,23 @@ class Adaptation:
             raise InputError("A prompt without a structure has no structure token.")
         return self.structure_tokens[rows]
 
-    def tensors(self, network: PromptableNetwork) -> dict[str, np.ndarray]:
+    def tensors(self, network: PromptableNetwork) -> dict[str, np.ndarray[Any, Any]]:
         """All trained values by name, as an `Adapter` stores them."""
         with self.applied(network) as parameters:
             return {name: p.detach().float().cpu().numpy().copy() for name, p in parameters.items()}
 
-    def load(self, network: PromptableNetwork, tensors: dict[str, np.ndarray]) -> None:
+    def load(self, network: PromptableNetwork, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Takes the values of an adapter."""
         with self.applied(network) as parameters:
             if set(parameters) != set(tensors):
                 odd = sorted(set(parameters) ^ set(tensors))
-                raise InputError(f"The adapter does not fit this network: {len(odd)} parameters differ, first {odd[0]}.")
+                raise InputError(
+                    f"The adapter does not fit this network: {len(odd)} parameters differ, first {odd[0]}."
+                )
             _copy({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, parameters)
 
 
-def two_class_decoder(decoder: nn.Module) -> nn.Module:
+def two_class_decoder(decoder: Any) -> Any:
     """A copy of a SAM mask decoder with two mask tokens: background, then target.
 
     The target starts as SAM's token 0, its answer to an unambiguous prompt. The background takes token 1 with the last
@@ -236,7 +246,7 @@ def target_of(logits: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _restore(network: PromptableNetwork, base: tuple[nn.Module, nn.Module], frozen: dict[str, bool]) -> None:
-    network.prompt_encoder, network.mask_decoder = base  # type: ignore[assignment]
+    network.prompt_encoder, network.mask_decoder = base
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(frozen[name])
 

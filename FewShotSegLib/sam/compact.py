@@ -1,7 +1,8 @@
 """The compact promptable model that ships with FewShotSeg: SAM's parts on a laptop's budget.
 
 A convolutional stem brings 256 px to 16 x 16 tokens, SAM's own transformer blocks (so the LoRA of SAM fits) look at the
-whole slice, and maps at strides 8, 4 and 2 go straight to the mask decoder. Clicks and boxes enter twice: as SAM's sparse
+whole slice, and maps at strides 8, 4 and 2 go straight to the mask decoder. Clicks and boxes enter twice: as SAM's
+sparse
 tokens, and drawn as an image next to the features, which lets the network learn what a click means in minutes of CPU
 instead of GPU days.
 """
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.sam.modeling import Block, LayerNorm2d, MaskDecoder, MLP, PromptEncoder, TwoWayTransformer
+from FewShotSegLib.sam.modeling import MLP, Block, LayerNorm2d, MaskDecoder, PromptEncoder, TwoWayTransformer
 from FewShotSegLib.sam.network import PromptableNetwork
 
 PATCH = 16  # stride of the token grid in pixels
@@ -64,7 +65,9 @@ def build_compact(architecture: CompactArchitecture | None = None, *, name: str 
 def set_image_size(network: PromptableNetwork, image_size: int) -> None:
     """Sets the size of images a compact network works on; its position embeddings follow by interpolation."""
     if image_size % PATCH or image_size < 4 * PATCH:
-        raise InputError(f"The bundled model works on image sizes that are multiples of {PATCH}, from 64; got {image_size}.")
+        raise InputError(
+            f"The bundled model works on image sizes that are multiples of {PATCH}, from 64; got {image_size}."
+        )
     grid = image_size // PATCH
     network.image_size = image_size
     encoder = network.prompt_encoder
@@ -160,7 +163,7 @@ class CompactMaskDecoder(MaskDecoder):
 
     def embed_prompt_map(self, prompt_map: Tensor) -> Tensor:
         """Drawn prompts (N, 3, 4h, 4w) -> dense prompt embedding (N, C, h, w)."""
-        return self.prompt_map_downscaling(prompt_map)  # type: ignore[no-any-return]
+        return self.prompt_map_downscaling(prompt_map)
 
     def upscale(self, source: Tensor, skips: tuple[Tensor, ...], prompt_map: Tensor) -> Tensor:
         """Features (N, C, h, w) -> (N, 16, 8h, 8w). Skips are of B images, each serving N / B prompts in a row."""

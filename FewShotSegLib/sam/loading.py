@@ -52,7 +52,8 @@ def build_sam(architecture: str, image_size: int = 1024) -> PromptableNetwork:
     width, depth, heads, global_blocks = VIT[architecture]
     return assemble_sam(
         ImageEncoderViT(
-            depth=depth, embed_dim=width, img_size=image_size, mlp_ratio=4, norm_layer=functools.partial(nn.LayerNorm, eps=1e-6), num_heads=heads,
+            depth=depth, embed_dim=width, img_size=image_size, mlp_ratio=4, num_heads=heads,
+            norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
             patch_size=PATCH, qkv_bias=True, use_rel_pos=True, global_attn_indexes=global_blocks, window_size=WINDOW,
             out_chans=PROMPT_DIM,
         ),
@@ -130,7 +131,9 @@ def _load_compact(path: Path, image_size: int | None) -> PromptableNetwork:
     network = build_compact(architecture)
     odd = sorted(set(network.state_dict()) ^ set(state))
     if odd:
-        raise InputError(f"{path} is no whole compact model: {len(odd)} parameters differ, first {odd[0]}; get it again.")
+        raise InputError(
+            f"{path} is no whole compact model: {len(odd)} parameters differ, first {odd[0]}; get it again."
+        )
     network.load_state_dict(state)
     set_image_size(network, image_size or architecture.image_size)
     return network

@@ -7,9 +7,9 @@ prompts and training are written once. Parameter names equal those of the offici
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from FewShotSegLib.sam.modeling import PromptEncoder
@@ -23,7 +23,9 @@ SAM_PIXEL_STD = (58.395, 57.12, 57.375)
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """What `encode` returns: features (B, C, h, w) and skips, high-resolution maps from coarse to fine (none for SAM)."""
+    """What `encode` returns: features (B, C, h, w) and skips, high-resolution maps from coarse to fine (none for
+    SAM).
+    """
 
     features: Tensor
     skips: tuple[Tensor, ...] = ()
@@ -41,8 +43,8 @@ class PromptBatch:
     """N prompts in network pixels.
 
     coords (N, T, 2): x right, y down, pixel centres at integers. labels (N, T): see the constants above.
-    masks (N, 1, 4h, 4w): logits of a previous mask, four times as fine as the features. has_mask (N,) bool tells which rows are meant.
-    tokens (N, n, C): learned structure tokens, appended to the sparse prompt.
+    masks (N, 1, 4h, 4w): logits of a previous mask, four times as fine as the features. has_mask (N,) bool tells
+    which rows are meant. tokens (N, n, C): learned structure tokens, appended to the sparse prompt.
     """
 
     coords: Tensor
@@ -64,6 +66,13 @@ class PromptableNetwork(nn.Module):
     `image_encoder(images)` returns features, or (features, skips); `mask_decoder` is SAM's MaskDecoder or one with the
     same parts plus `upscale(source, skips, prompt_map)`.
     """
+
+    # SAM's classes are not typed.
+    image_encoder: Any
+    prompt_encoder: Any
+    mask_decoder: Any
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(
         self,
@@ -133,9 +142,7 @@ class PromptableNetwork(nn.Module):
         else:
             upscaled = decoder.output_upscaling(attended)
         mask_count = decoder.mask_tokens.num_embeddings
-        weights = torch.stack(
-            [mlp(hidden[:, 1 + m]) for m, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
-        )
+        weights = torch.stack([mlp(hidden[:, 1 + m]) for m, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
         logits = torch.einsum("nmc,nchw->nmhw", weights, upscaled)
         return logits, decoder.iou_prediction_head(hidden[:, 0])[:, :mask_count]
 

@@ -17,6 +17,7 @@ from FewShotSegLib.files import sha256_of_array
 from FewShotSegLib.prompt import Prompt
 from FewShotSegLib.recipe import from_dict
 from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec, target_of
+from FewShotSegLib.sam.attention import encoding_precision
 from FewShotSegLib.sam.clicks import FIRST_PROMPT
 from FewShotSegLib.sam.lora import LoraSpec
 from FewShotSegLib.sam.network import (
@@ -77,7 +78,8 @@ def _size(embedding: Embedding) -> int:
 class Predictor:
     """A network with, or without, an adapter. Cheap to make: several can share one network and one cache.
 
-    `encode` and `decode` put the adapter in place for the call only, so predictors of base and adapter can be used in turn.
+    `encode` and `decode` put the adapter in place for the call only, so predictors of base and adapter can be used
+    in turn.
     """
 
     def __init__(
@@ -128,7 +130,7 @@ class Predictor:
         found = [self.cache.get(key) for key in keys]
         missing = [i for i, embedding in enumerate(found) if embedding is None]
         if missing:
-            with self.ready() as network, torch.inference_mode():
+            with self.ready() as network, torch.inference_mode(), encoding_precision(network.device):
                 batch = torch.from_numpy(np.stack([images01[i] for i in missing])).to(network.device)
                 encoded = network.encode(network.normalize(batch, self.scale))
             for row, i in enumerate(missing):
@@ -138,7 +140,7 @@ class Predictor:
 
     def decode(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int] = ()) -> Masks:
         """Target logits of N prompts on one slice. With N structures that the adapter knows, their tokens go along."""
-        with self.ready() as network, torch.inference_mode():
+        with self.ready() as network, torch.inference_mode(), encoding_precision(network.device):
             if structures and self.adaptation is not None:
                 prompts = self.adaptation.structure_prompts(network, embedding, prompts, structures)
             logits, iou = target_of(*network.decode(embedding, prompts))

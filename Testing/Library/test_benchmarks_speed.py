@@ -10,7 +10,7 @@ import torch
 
 from FewShotSegLib.benchmarks.pairing import Row, Spread, interleaved, milliseconds, ratios, spread, table
 from FewShotSegLib.benchmarks.plain import plain_copy
-from FewShotSegLib.benchmarks.speed import iou_at_median, main
+from FewShotSegLib.benchmarks.speed import iou_at_mean, main
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.sam.attention import FusedAttention
 from FewShotSegLib.sam.network import POSITIVE, PromptableNetwork, PromptBatch
@@ -57,10 +57,10 @@ def test_the_table_has_a_line_per_row_with_what_was_wanted() -> None:
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_maps_are_compared_where_the_first_is_above_its_median() -> None:
-    first = np.array([[0, 1, 2, 3], [0, 1, 2, 3]], np.float32)
-    second = np.array([[-9, 0, 8, 9], [0, 9, 2, 0]], np.float32)
-    assert iou_at_median(first, second) == [1.0, pytest.approx(1 / 3)]
+def test_maps_are_compared_where_both_are_above_the_mean_of_the_first() -> None:
+    first = np.array([[0, 0, 0, 4], [0, 1, 2, 3]], np.float32)
+    second = np.array([[0, 0.5, 0, 3], [0, 9, 2, 0]], np.float32)
+    assert iou_at_mean(first, second) == [1.0, pytest.approx(1 / 3)]
 
 
 def test_the_plain_network_has_no_part_of_ours_and_answers_the_same(a_tiny_sam: PromptableNetwork) -> None:

@@ -1,0 +1,160 @@
+"""What fits which machine, and which parts of a network a recipe trains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.methods import METHODS, lora, method
+from FewShotSegLib.methods.lora import (
+    ALL_BLOCKS,
+    PRESETS,
+    Recipe,
+    adaptation_spec,
+    architecture_of,
+    best_preset,
+    resolve,
+    smaller_preset,
+)
+from FewShotSegLib.sam.adaptation import Adaptation
+from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
+from FewShotSegLib.sam.network import PromptableNetwork
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+UNDECIDED = ("encoder_blocks", "image_size", "batch_size", "checkpointing", "pool_size")
+
+
+def free_memory(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(gib * 2**30), 80 * 2**30))
+
+
+# --- presets --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gib", "preset"),
+    [(79, "24GB"), (20, "24GB"), (19.9, "12GB"), (10, "12GB"), (9.9, "8GB"), (6, "8GB"), (5.9, "cpu")],
+)
+def test_the_largest_preset_that_fits_free_memory_is_taken(
+    monkeypatch: pytest.MonkeyPatch, gib: float, preset: str
+) -> None:
+    free_memory(monkeypatch, gib)
+    assert best_preset(GPU) == preset
+    assert resolve(Recipe(), "vit_b", GPU).preset == preset
+
+
+def test_without_a_gpu_the_cpu_preset_is_taken() -> None:
+    assert best_preset(CPU) == "cpu"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_decides_everything_the_user_left_open(name: str) -> None:
+    recipe = resolve(Recipe(preset=name), "vit_b", CPU)
+    preset = PRESETS[name]
+    assert {field: getattr(recipe, field) for field in UNDECIDED} == {
+        field: getattr(preset, field) for field in UNDECIDED
+    }
+
+
+def test_what_the_user_set_stays() -> None:
+    mine = {"encoder_blocks": 0, "image_size": 1024, "batch_size": 1, "checkpointing": False, "pool_size": 0}
+    recipe = resolve(Recipe(preset="8GB", steps=17, **mine), "vit_b", CPU)  # type: ignore[arg-type]
+    assert {field: getattr(recipe, field) for field in UNDECIDED} == mine
+    assert recipe.steps == 17
+
+
+def test_resolving_twice_changes_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    free_memory(monkeypatch, 11)
+    once = resolve(Recipe(), "vit_b", GPU)
+    free_memory(monkeypatch, 70)  # a preset that was chosen stays chosen
+    assert resolve(once, "vit_b", GPU) == once
+
+
+@pytest.mark.parametrize("preset", ["auto", "24GB"])
+def test_the_compact_model_is_trained_whole_at_its_own_size_on_every_machine(preset: str) -> None:
+    recipe = resolve(Recipe(preset=preset), "compact", CPU)
+    assert (recipe.encoder_blocks, recipe.image_size, recipe.pool_size) == (ALL_BLOCKS, 256, 0)
+
+
+def test_a_frozen_encoder_keeps_what_it_has_encoded() -> None:
+    recipe = resolve(Recipe(), "vit_b", CPU)
+    assert recipe.encoder_blocks == 0
+    assert recipe.pool_size
+
+
+def test_presets_get_smaller_until_there_is_none() -> None:
+    assert [smaller_preset(name) for name in PRESETS] == ["12GB", "8GB", "cpu", None]
+    blocks = [preset.encoder_blocks for preset in PRESETS.values()]
+    assert blocks[0] == ALL_BLOCKS
+    assert blocks[1:] == sorted(blocks[1:], reverse=True)
+    needs = [preset.free_gib for preset in PRESETS.values()]
+    assert needs == sorted(needs, reverse=True)
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="8GB"):
+        Recipe(preset="3GB")
+
+
+def test_a_recipe_without_any_prompts_is_refused() -> None:
+    with pytest.raises(InputError, match="click_prompts or token_prompts"):
+        Recipe(click_prompts=0, token_prompts=0)
+
+
+# --- what is trained ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def network() -> PromptableNetwork:
+    with torch.random.fork_rng(devices=[]):
+        return build_compact(CompactArchitecture(64, (8, 8, 16), 32, 4, 2, 32)).requires_grad_(False)
+
+
+def trained(network: PromptableNetwork, **recipe: object) -> set[str]:
+    """Where LoRA sits: blocks of the encoder by number, "mlp", "decoder"; and whether the transformer learns whole."""
+    spec = adaptation_spec(Recipe(**recipe), network)  # type: ignore[arg-type]
+    with Adaptation(network, spec, (1,), generator=torch.Generator()).applied(network) as parameters:
+        names = list(parameters)
+    found = {name.split(".")[2] for name in names if name.startswith("image_encoder.blocks")}
+    found |= {"mlp" for name in names if ".mlp." in name and ".lora" in name and name.startswith("image_encoder")}
+    found |= {"decoder" for name in names if name.startswith("mask_decoder.transformer") and ".lora" in name}
+    return found | {"whole" for name in names if name.startswith("mask_decoder.transformer") and ".lora" not in name}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parts"),
+    [
+        ({}, {"0", "1", "2", "3", "decoder"}),
+        ({"encoder_blocks": -1}, {"0", "1", "2", "3", "decoder"}),
+        ({"encoder_blocks": 2}, {"2", "3", "decoder"}),
+        ({"encoder_blocks": 9}, {"0", "1", "2", "3", "decoder"}),
+        ({"encoder_blocks": 0}, {"decoder"}),
+        ({"encoder_blocks": 1, "mlp": True}, {"3", "mlp", "decoder"}),
+        ({"encoder_blocks": 1, "full_decoder": True}, {"3", "whole"}),
+        ({"encoder_blocks": 0, "full_decoder": True}, {"decoder", "whole"}),
+    ],
+)
+def test_a_recipe_trains_the_last_blocks_and_the_decoder_as_it_says(
+    network: PromptableNetwork, recipe: dict[str, object], parts: set[str]
+) -> None:
+    assert trained(network, **recipe) == parts
+
+
+def test_rank_alpha_and_tokens_are_those_of_the_recipe(network: PromptableNetwork) -> None:
+    spec = adaptation_spec(Recipe(rank=7, alpha=14.0, tokens=3), network)
+    assert (spec.lora.rank, spec.lora.scale, spec.tokens) == (7, 2.0, 3)
+
+
+def test_the_two_kinds_of_network_are_told_apart(network: PromptableNetwork, a_tiny_sam: PromptableNetwork) -> None:
+    assert architecture_of(network) == "compact"
+    assert architecture_of(a_tiny_sam) == "sam"
+
+
+# --- the list of methods --------------------------------------------------------------------------------------------
+
+
+def test_methods_are_found_by_name_and_unknown_ones_refused() -> None:
+    assert method("lora") is lora
+    with pytest.raises(InputError, match=f"Unknown method 'magic'.*{METHODS[0]}"):
+        method("magic")

@@ -1,0 +1,122 @@
+"""Pre-training at toy size: it learns, it resumes, and what it writes can be loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from FewShotSegLib import base_models
+from FewShotSegLib.errors import Cancelled
+from FewShotSegLib.pretraining import train as module
+from FewShotSegLib.pretraining.train import Stage, _Steps, prompted_loss, save_network, train
+from FewShotSegLib.progress import Progress
+from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
+from FewShotSegLib.sam.loading import load_base
+from FewShotSegLib.training import Schedule
+
+SMALL = CompactArchitecture(image_size=64, widths=(8, 8, 16), dim=32, depth=1, heads=2, decoder_mlp=32)
+STAGE = Stage(64, images=1, prompts=2, steps=2, learning_rate=1e-3, warmup_steps=1)
+GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A miniature in the place of the model that ships."""
+    monkeypatch.setattr(module, "CompactArchitecture", lambda: SMALL)
+
+
+@pytest.fixture(autouse=True)
+def a_generator_of_its_own():  # type: ignore[no-untyped-def]
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def run(out: Path, *stages: Stage):  # type: ignore[no-untyped-def]
+    return train(list(stages), out, seed=1, workers=0, device="cpu")
+
+
+def test_two_stages_write_a_model_that_loads_and_was_trained(small: None, tmp_path: Path, a_home: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    trained = run(out, STAGE, replace(STAGE, image_size=128, steps=1))
+    loaded = load_base(base_models.add(out, "compact", "mine").name)
+    assert loaded.image_size == 64
+    torch.manual_seed(1)
+    start = build_compact(SMALL).state_dict()
+    for name, value in trained.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.half().float()), name
+    changed = {name for name, value in trained.state_dict().items() if not torch.equal(value, start[name])}
+    assert GAUSSIAN not in changed
+    assert {"image_encoder.pos_embed", "mask_decoder.mask_tokens.weight", "image_encoder.stem2.0.0.weight"} <= changed
+
+
+def test_the_same_seed_gives_the_same_file(small: None, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run(tmp_path / f"{name}.safetensors", STAGE)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_killed_run_resumes_to_the_same_file(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = replace(STAGE, steps=4)
+    monkeypatch.setattr(
+        module, "Schedule", lambda *given, **named: Schedule(*given, **{**named, "checkpoint_seconds": 0.0})
+    )
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    run(whole, stage)
+
+    def dying(stage_number: int):  # type: ignore[no-untyped-def]
+        def report(progress: Progress) -> None:
+            if progress.step == 2:
+                raise Cancelled
+
+        return report
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_log", dying)
+        with pytest.raises(Cancelled):
+            run(killed, stage)
+    assert not killed.exists()
+    assert module._steps_done(tmp_path / "killed-stage0.ckpt") == 2
+    run(killed, stage)
+    assert killed.read_bytes() == whole.read_bytes()
+
+
+def test_a_few_steps_on_one_task_lower_its_loss() -> None:
+    torch.manual_seed(0)
+    network = build_compact(SMALL)
+    batch = _Steps(replace(STAGE, images=2), seed=0)[0]
+    optimizer, losses = torch.optim.AdamW(network.parameters(), lr=3e-3), []
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss, metrics = prompted_loss(network, batch, np.random.default_rng(0), rounds=2)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.75 * losses[0]
+    assert set(metrics) == {"dice2"}
+    assert 0 <= metrics["dice2"] <= 1
+
+
+def test_every_parameter_that_is_trained_gets_a_gradient() -> None:
+    torch.manual_seed(0)
+    network = build_compact(SMALL)
+    batch = _Steps(replace(STAGE, images=2, prompts=6), seed=0)[0]
+    prompted_loss(network, batch, np.random.default_rng(0), rounds=3)[0].backward()
+    silent = {name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
+    # The loss takes the best of tokens 1 to 3, so one of them may be idle in a single step.
+    assert {name for name in silent if "output_hypernetworks_mlps" not in name} == set()
+
+
+def test_the_file_holds_half_precision_and_the_architecture(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    network = build_compact(SMALL)
+    save_network(network, tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert set(file.keys()) == set(network.state_dict())
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118 - no mapping
+        assert '"kind": "compact"' in file.metadata()["fewshotseg"]
+    assert not list(tmp_path.glob("*.part*"))
