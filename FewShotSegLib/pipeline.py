@@ -48,7 +48,7 @@ from .record import (
 )
 from .sam.loading import load_base
 from .sam.predictor import Predictor
-from .segmentation import Segmentation, SegmentOptions, _axis, segment
+from .segmentation import Segmentation, SegmentOptions, segment, slice_axis
 from .version import __version__
 from .volume import Volume, load_labelmap, load_volume, save_labelmap, save_volume
 
@@ -288,7 +288,7 @@ def _segment_image(job: SegmentJob, name: str, predictor: Predictor, notes: Note
         found = _segmentation(job, volume, prompts, predictor, notes)
     with timed(timings, "save"):
         paths = _save(found, out, name, volume)
-    axis = _axis(volume, predictor, prompts, _options(job))
+    axis = slice_axis(volume, predictor, prompts, _options(job))
     structures = quality(found, axis)
     for structure, row in structures.items():
         # Volumes are often cut through an organ: worth a flag in the table, not a warning each time.

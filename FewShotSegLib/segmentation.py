@@ -1,4 +1,5 @@
-"""`segment`: a volume, an adapter or prompts -> a labelmap. Works slice by slice; only labels are kept for the volume.
+"""`segment`: a volume, an adapter or prompts -> a labelmap. Works slice by slice; only labels, and where asked for
+probabilities as float16, are kept for the volume.
 
 Three ways, freely mixed: structure tokens of an adapter on every slice; prompts on the slices where the user gave them;
 propagation from prompted slices to their neighbours, each mask guiding the next one until confidence falls.
@@ -72,7 +73,7 @@ def segment(
     """
     options = options or SegmentOptions()
     adapter = predictor.adapter
-    axis = _axis(volume, predictor, prompts, options)
+    axis = slice_axis(volume, predictor, prompts, options)
     if intensity is None:
         intensity = adapter.intensity if adapter else IntensitySpec.auto(volume)
     structures = _structures(predictor, prompts)
@@ -235,7 +236,7 @@ def cleaned(labels: NDArray[Any], spacing_mm: NDArray[Any], options: SegmentOpti
     return labels
 
 
-def _axis(volume: Volume, predictor: Predictor, prompts: Sequence[Prompt], options: SegmentOptions) -> int:
+def slice_axis(volume: Volume, predictor: Predictor, prompts: Sequence[Prompt], options: SegmentOptions) -> int:
     axes = {prompt.axis for prompt in prompts}
     if len(axes) > 1:
         raise InputError("The prompts lie on slices of different axes; segment with those of one axis at a time.")

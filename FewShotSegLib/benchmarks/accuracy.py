@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from FewShotSegLib.adapter import Adapter
-from FewShotSegLib.benchmarks.datasets import DATASETS, DataSet, exemplars, test_cases
+from FewShotSegLib.benchmarks.datasets import DATASETS, DataSet, exemplars, unseen_cases
 from FewShotSegLib.benchmarks.unet import segment_unet, train_unet
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation import Row, evaluate_case
@@ -187,7 +187,7 @@ def _clicking(predictor: Predictor, dataset: DataSet) -> Segmenter:
 
 def _scored(segmenter: Segmenter, dataset: DataSet, setting: Setting, names: set[str]) -> list[dict[str, Any]]:
     rows: list[Row] = []
-    for case, volume, reference in test_cases(dataset, setting.data, setting.cases, setting.slices):
+    for case, volume, reference in unseen_cases(dataset, setting.data, setting.cases, setting.slices):
         prediction = segmenter(volume, reference)
         rows += evaluate_case(prediction, reference, dataset.structures, axis=0, case=case)
     keep = ("case", "structure", "scope", "dsc", "iou", "hd95_mm", "nsd")

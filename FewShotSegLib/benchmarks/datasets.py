@@ -113,7 +113,7 @@ def thinned(volume: Volume, every: int) -> Volume:
     return Volume(volume.array[::every], affine)
 
 
-def test_cases(dataset: DataSet, data: Path, most: int, slices: int) -> Iterator[tuple[str, Volume, Labelmap]]:
+def unseen_cases(dataset: DataSet, data: Path, most: int, slices: int) -> Iterator[tuple[str, Volume, Labelmap]]:
     """Name, volume and reference of up to `most` test cases, thinned to about `slices` slices each."""
     for image in _spread(dataset.cases(data)[dataset.train :], most):
         volume, labelmap = dataset.load(image)

@@ -308,7 +308,7 @@ def _train(
             report=report,
             validate=lesson.validate if recipe.validate_every else None,
             checkpoint=checkpoint,
-            identity=_identity(network, exemplars, recipe, seed),
+            identity=_identity(network, exemplars, intensity, recipe, seed, start),
             amp=training_precision(network.device),
             message=message,
         )
@@ -435,10 +435,18 @@ def training_precision(device: torch.device) -> torch.dtype | None:
     return torch.float16 if device.type == "cuda" else None
 
 
-def _identity(network: PromptableNetwork, exemplars: Sequence[Exemplar], recipe: Recipe, seed: int) -> str:
+def _identity(
+    network: PromptableNetwork,
+    exemplars: Sequence[Exemplar],
+    intensity: IntensitySpec,
+    recipe: Recipe,
+    seed: int,
+    start: Adapter | None,
+) -> str:
     """What must be equal for a checkpoint to be continued."""
     digests = [guard.provenance(exemplar)["sha256"] for exemplar in exemplars]
-    return repr((network.name, network.sha256, network.image_size, digests, to_dict(recipe), seed))
+    given = (intensity.to_dict(), to_dict(recipe), seed, start.digest if start else "")
+    return repr((network.name, network.sha256, network.image_size, digests, *given))
 
 
 def _metrics(

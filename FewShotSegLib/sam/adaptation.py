@@ -9,6 +9,7 @@ which let the same adapter work without clicks.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -46,14 +47,15 @@ class Locator(nn.Module):
         channels = sum(embedding_channels) + self.POSITIONS
         self.shift = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
-        self.inputs = nn.Conv2d(channels, self.HIDDEN, 1)
-        self.mix = nn.Conv2d(self.HIDDEN, self.HIDDEN, 3, padding=1)
-        self.output = nn.Conv2d(self.HIDDEN, structures + 1, 1)
+        conv = functools.partial(nn.utils.skip_init, nn.Conv2d)  # a fresh layer would draw from the global generator
+        self.inputs = conv(channels, self.HIDDEN, 1)
+        self.mix = conv(self.HIDDEN, self.HIDDEN, 3, padding=1)
+        self.output = conv(self.HIDDEN, structures + 1, 1)
         with torch.no_grad():
             for layer in (self.inputs, self.mix, self.output):
                 fan_in = layer.weight[0].numel()
                 layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * fan_in**-0.5)
-                layer.bias.copy_(torch.zeros(len(layer.weight)))  # type: ignore[union-attr]
+                layer.bias.copy_(torch.zeros(len(layer.weight)))
 
     def standardize(self, embedding: Embedding) -> None:
         """Brings every input channel to mean 0 and deviation 1 over these slices; without it learning is ten times

@@ -140,7 +140,8 @@ class Predictor:
 
     def decode(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int] = ()) -> Masks:
         """Target logits of N prompts on one slice. With N structures that the adapter knows, their tokens go along."""
-        with self.ready() as network, torch.inference_mode(), encoding_precision(network.device):
+        embedding = embedding.to(torch.float32)  # the decoder is small: half precision would only lose digits
+        with self.ready() as network, torch.inference_mode():
             if structures and self.adaptation is not None:
                 prompts = self.adaptation.structure_prompts(network, embedding, prompts, structures)
             logits, iou = target_of(*network.decode(embedding, prompts))

@@ -243,12 +243,25 @@ def test_a_structure_is_asked_for_by_its_tokens_and_the_mask_of_the_locator(a_ti
         embedding = a_tiny_sam.encode(a_tiny_sam.normalize(images))
         asked = PromptBatch(torch.zeros(4, 1, 2), torch.full((4, 1), PADDING))
         prompts = adaptation.structure_prompts(a_tiny_sam, embedding, asked, [4, 1, 1, 4])
-        maps = adaptation.locator(embedding)  # 2 images, structures 1 and 4
-    wanted = torch.stack([maps[0, 1], maps[0, 0], maps[1, 0], maps[1, 1]])[:, None]
+        shares = torch.softmax(adaptation.locator(embedding).double(), 1)  # 2 images; background, structures 1 and 4
+    odds = torch.log(shares / (1 - shares)).float()
+    wanted = torch.stack([odds[0, 2], odds[0, 1], odds[1, 1], odds[1, 2]])[:, None]
     wanted = torch.nn.functional.interpolate(wanted, (32, 32), mode="bilinear").clamp(-16, 16)
-    torch.testing.assert_close(prompts.masks, wanted)
+    torch.testing.assert_close(prompts.masks, wanted, rtol=1e-4, atol=1e-4)
     assert torch.equal(prompts.tokens, adaptation.structure_tokens[[1, 0, 0, 1]])
-    assert maps.mean() < 0  # most of a slice is not this structure
+
+
+def test_the_locator_sees_its_inputs_with_mean_0_and_deviation_1(a_tiny_sam: PromptableNetwork) -> None:
+    locator = adapted(a_tiny_sam).locator
+    with torch.no_grad():
+        embedding = a_tiny_sam.encode(a_tiny_sam.normalize(torch.rand(3, 64, 64, generator=generator(3))))
+        locator.standardize(embedding)
+        seen: list[Tensor] = []
+        handle = locator.inputs.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        locator(embedding)
+        handle.remove()
+    torch.testing.assert_close(seen[0].mean((0, 2, 3)), torch.zeros(seen[0].shape[1]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(seen[0].std((0, 2, 3)), torch.ones(seen[0].shape[1]), rtol=0, atol=1e-2)
 
 
 def test_a_mask_that_a_prompt_brings_itself_is_kept(a_tiny_sam: PromptableNetwork) -> None:

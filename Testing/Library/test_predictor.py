@@ -14,6 +14,7 @@ from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.prompt import Prompt
 from FewShotSegLib.recipe import to_dict
 from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec
+from FewShotSegLib.sam.attention import encoding_precision
 from FewShotSegLib.sam.loading import sha256_of_network
 from FewShotSegLib.sam.lora import LoraSpec
 from FewShotSegLib.sam.network import (
@@ -197,11 +198,14 @@ def test_a_saved_adapter_gives_the_masks_it_was_trained_to_give(
     adaptation.load(a_tiny_sam, dict(adapter.tensors))
     with adaptation.applied(a_tiny_sam), torch.inference_mode():
         image = a_tiny_sam.normalize(torch.from_numpy(an_image(0))[None], "unit")
-        theirs = a_tiny_sam.encode(image)
+        with encoding_precision(a_tiny_sam.device):
+            theirs = a_tiny_sam.encode(image)
+        theirs = theirs.to(torch.float32)
         prompts = adaptation.structure_prompts(a_tiny_sam, theirs, predictor.user_prompt(click(), frame), [5])
         logits, iou = a_tiny_sam.decode(theirs, prompts)
-    np.testing.assert_array_equal(found.logits, (logits[:, 1] - logits[:, 0]).numpy())
-    np.testing.assert_array_equal(found.iou, iou[:, 1].numpy())
+    np.testing.assert_array_equal(found.logits, (logits[:, 1] - logits[:, 0]).float().numpy())
+    np.testing.assert_array_equal(found.iou, iou[:, 1].float().numpy())
+    assert found.logits.dtype == found.iou.dtype == np.float32
 
 
 def test_base_and_adapter_take_turns_on_one_network(
@@ -245,7 +249,7 @@ def test_structures_asked_for_together_are_answered_as_each_alone(
     both = predictor.decode_structures(embedding, [5, 2])
     for row, value in enumerate([5, 2]):
         alone = predictor.decode_structures(embedding, [value])
-        np.testing.assert_allclose(both.logits[row], alone.logits[0], atol=1e-4)
+        np.testing.assert_allclose(both.logits[row], alone.logits[0], atol=0.02)  # half precision, where it pays
     assert np.abs(both.logits[0] - both.logits[1]).max() > 1e-3
 
 

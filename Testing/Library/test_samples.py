@@ -264,7 +264,7 @@ def test_the_locator_learns_shares_of_pixels_and_nothing_from_unknown_ones(
 ) -> None:
     known = np.ones((SIZE, SIZE), bool)
     known[:, 40:] = False
-    logits = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    logits = torch.randn(1, 1 + len(STRUCTURES), 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     located = SimpleNamespace(locator=lambda embedding: logits, structures=STRUCTURES)
     locator_loss(located, NO_EMBEDDING, [a_sample(known=known)]).backward()  # type: ignore[arg-type]
     assert not logits.grad[..., 5:].any()
