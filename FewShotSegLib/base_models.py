@@ -48,7 +48,7 @@ _META = "https://dl.fbaipublicfiles.com/segment_anything/"
 _OFFICIAL = (
     BaseModel(
         "bundled", "compact", "bundled.safetensors",
-        sha256="1073a203770d92a80a3257dc977cf1da018bb5c835c032a0ed572a8e584c804a", size_bytes=10_333_144,
+        sha256="45d1e01c3ee0e939d2b216ec21f2d29a461da8af2f3d77eaddb205d00ac9f3df", size_bytes=10_333_168,
         licence="Apache-2.0",
         note="small model that comes with FewShotSeg; runs on a laptop",
     ),

@@ -30,16 +30,15 @@ from .synthesis import contact_sheet
 from .training import step_rng
 from .volume import Labelmap, save_labelmap, save_volume
 
-# 160 px is the grid of the patients. The steps take about a minute on two cores; the limit is for slower computers,
+# The steps take about a minute on two cores; the limit is for slower computers,
 # and changes nothing where it is not reached.
 RECIPE: dict[str, Any] = {
-    "steps": 240,
-    "image_size": 160,
+    "steps": 420,
     "batch_size": 2,
     "click_prompts": 2,
     "token_prompts": 5,
     "estimate_folds": 0,
-    "validate_every": 60,
+    "validate_every": 70,
 }
 MAX_SECONDS = 240.0
 # Where along the labelled part of a patient slices are annotated: two of the first patient, one of the second.
@@ -132,7 +131,7 @@ def _contact_sheet(out: Path, known: Sequence[Patient], recipe: dict[str, Any], 
         Exemplar(p.volume, p.truth.volume.array, p.truth.structures, 0, p.annotated, name=p.name) for p in known
     ]
     intensity = IntensitySpec.auto(known[0].volume)
-    size = chosen.image_size or 256
+    size = chosen.image_size or 160
     source = synthesizer_of(exemplars, intensity, size, chosen, dict(known[0].truth.structures))
     path = out / "synthesized.png"
     contact_sheet([source.draw(step_rng(seed, number)) for number in range(12)], path)

@@ -118,7 +118,7 @@ def _done(record: Path) -> dict[tuple[str, int, str, str], dict[str, Any]]:
 def _cells(dataset: DataSet, shots: int, setting: Setting, done: dict[Any, Any]) -> Iterator[dict[str, Any]]:
     """One result per model and way of prompting, those already done left out."""
     chosen = exemplars(dataset, setting.data, shots)
-    network = load_base(setting.base, image_size=256 if setting.base == "bundled" else 512)
+    network = load_base(setting.base, image_size=None if setting.base == "bundled" else 512)
     models: dict[str, Callable[[], tuple[list[tuple[str, Segmenter]], dict[str, Any]]]] = {
         "base": lambda: ([(CLICK, _clicking(Predictor(network), dataset))], {}),
         "adapted": lambda: _adapted(network, chosen, dataset, setting, synthesis=True),

@@ -124,7 +124,7 @@ PRESETS = {
     # A frozen encoder sees each pooled sample once; its embedding is kept.
     "cpu": Preset(0, 512, 2, False, pool_size=64),
 }
-COMPACT = Preset(ALL_BLOCKS, 256, 4, False)
+COMPACT = Preset(ALL_BLOCKS, 160, 4, False)
 
 
 def resolve(recipe: Recipe, architecture: str, device: torch.device) -> Recipe:

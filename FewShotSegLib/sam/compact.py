@@ -24,9 +24,13 @@ PATCH = 16  # stride of the token grid in pixels
 
 @dataclass(frozen=True)
 class CompactArchitecture:
-    """Sizes of a compact model. Widths are channels at strides 2, 4, 8 and of the tokens at stride 16."""
+    """Sizes of a compact model. Widths are channels at strides 2, 4, 8 and of the tokens at stride 16.
+
+    `image_size` is that of the position embeddings, `working_size` the one the model is used at unless told otherwise.
+    """
 
     image_size: int = 256
+    working_size: int = 160
     widths: tuple[int, int, int] = (24, 48, 96)
     dim: int = 192
     depth: int = 6

@@ -30,7 +30,7 @@ PATCH, WINDOW, PROMPT_DIM = 16, 14, 256
 def load_base(name_or_path: str | Path, *, image_size: int | None = None, device: str = "cpu") -> PromptableNetwork:
     """The base model of that name or file, frozen, in evaluation mode.
 
-    `image_size` defaults to the model's own (1024 for SAM, 256 for the bundled model). Another size interpolates the
+    `image_size` defaults to the model's own (1024 for SAM, 160 for the bundled model). Another size interpolates the
     position embeddings.
     """
     model, path = base_models.find(name_or_path)
@@ -135,7 +135,7 @@ def _load_compact(path: Path, image_size: int | None) -> PromptableNetwork:
             f"{path} is no whole compact model: {len(odd)} parameters differ, first {odd[0]}; get it again."
         )
     network.load_state_dict(state)
-    set_image_size(network, image_size or architecture.image_size)
+    set_image_size(network, image_size or architecture.working_size)
     return network
 
 

@@ -148,8 +148,13 @@ def test_a_benchmark_gets_the_words_behind_its_name(monkeypatch: pytest.MonkeyPa
     import types
 
     got: list[Any] = []
+
+    def benchmark(words: list[str]) -> int:
+        got.append(words)
+        return 3
+
     module = types.ModuleType("FewShotSegLib.benchmarks.speed")
-    module.main = lambda words: got.append(words) or 3  # type: ignore[attr-defined]
+    module.main = benchmark  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "FewShotSegLib.benchmarks", types.ModuleType("FewShotSegLib.benchmarks"))
     monkeypatch.setitem(sys.modules, "FewShotSegLib.benchmarks.speed", module)
     assert main(["benchmark", "speed", "--quick", "--data", "x"]) == 3

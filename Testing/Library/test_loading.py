@@ -178,7 +178,7 @@ def shipped(tmp_path: Path) -> Path:
 
 def test_the_compact_model_survives_the_file_it_ships_in(shipped: Path) -> None:
     network = load_base(base_models.add(shipped, "compact", "small").name)
-    assert (network.name, network.image_size, network.training) == ("small", 256, False)
+    assert (network.name, network.image_size, network.training) == ("small", 160, False)
     original = seeded(build_compact)
     for name, value in original.state_dict().items():
         assert torch.equal(network.state_dict()[name], value.half().float()), name

@@ -74,7 +74,7 @@ def test_resolving_twice_changes_nothing_more(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("preset", ["auto", "24GB"])
 def test_the_compact_model_is_trained_whole_at_its_own_size_on_every_machine(preset: str) -> None:
     recipe = resolve(Recipe(preset=preset), "compact", CPU)
-    assert (recipe.encoder_blocks, recipe.image_size, recipe.pool_size) == (ALL_BLOCKS, 256, 0)
+    assert (recipe.encoder_blocks, recipe.image_size, recipe.pool_size) == (ALL_BLOCKS, 160, 0)
 
 
 def test_a_frozen_encoder_keeps_what_it_has_encoded() -> None:
