@@ -200,7 +200,7 @@ def adapt(
     adaptation, fitted = run(
         exemplars=exemplars, max_seconds=rest, report=report, checkpoint=checkpoint, message="adapting"
     )
-    metrics = _metrics(fitted, scores, folds, structures)
+    metrics = _metrics(fitted, scores, folds, structures, recipe.estimate_folds)
     if recipe.guard != "off":
         verdict = guard.compare(base, adaptation, exemplars, intensity, rng=step_rng(seed, 2**31 - 1))
         metrics["guard"] = verdict
@@ -450,7 +450,7 @@ def _identity(
 
 
 def _metrics(
-    fitted: FitResult, scores: list[dict[int, float]], folds: Sequence[Any], structures: dict[int, str]
+    fitted: FitResult, scores: list[dict[int, float]], folds: Sequence[Any], structures: dict[int, str], asked: int
 ) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "steps": fitted.steps,
@@ -459,7 +459,8 @@ def _metrics(
         "best_step": fitted.best_step,
     }
     if not folds:
-        return {**metrics, "estimated_dice": None, "estimate": "not estimable with one exemplar"}
+        why = "not asked for" if asked == 0 else "not estimable with one annotated slice"
+        return {**metrics, "estimated_dice": None, "estimate": why}
     names = {v: [s[v] for s in scores if v in s] for v in structures}
     estimated = {structures[v]: float(np.mean(values)) for v, values in names.items() if values}
     return {**metrics, "estimated_dice": estimated, "estimate": guard.describe(folds)}

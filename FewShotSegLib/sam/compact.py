@@ -26,17 +26,17 @@ PATCH = 16  # stride of the token grid in pixels
 class CompactArchitecture:
     """Sizes of a compact model. Widths are channels at strides 2, 4, 8 and of the tokens at stride 16.
 
-    `image_size` is that of the position embeddings, `working_size` the one the model is used at unless told otherwise.
+    `image_size` is that of the position embeddings, `working_size` the one the model is used at unless told otherwise (None: the same).
     """
 
     image_size: int = 256
-    working_size: int = 160
     widths: tuple[int, int, int] = (24, 48, 96)
     dim: int = 192
     depth: int = 6
     heads: int = 6
     decoder_mlp: int = 768
     mask_tokens: int = 4
+    working_size: int | None = None
 
     def to_dict(self) -> dict[str, object]:
         return {"kind": "compact", **asdict(self)}

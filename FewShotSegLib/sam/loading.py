@@ -135,7 +135,7 @@ def _load_compact(path: Path, image_size: int | None) -> PromptableNetwork:
             f"{path} is no whole compact model: {len(odd)} parameters differ, first {odd[0]}; get it again."
         )
     network.load_state_dict(state)
-    set_image_size(network, image_size or architecture.working_size)
+    set_image_size(network, image_size or architecture.working_size or architecture.image_size)
     return network
 
 

@@ -26,7 +26,7 @@ GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A miniature in the place of the model that ships."""
-    monkeypatch.setattr(module, "CompactArchitecture", lambda: SMALL)
+    monkeypatch.setattr(module, "SHIPPED", SMALL)
 
 
 @pytest.fixture(autouse=True)
