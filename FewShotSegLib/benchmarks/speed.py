@@ -327,11 +327,11 @@ def _bundled(size: Size) -> Iterator[Row]:
         "click": functools.partial(_repeated, click),
     }
     seconds = interleaved(contestants, size.repeats)
-    whats = {
+    titles = {
         "encode": "encoding a slice",
         "click": "answering a click, with the mask on the voxels of a 512 x 512 slice",
     }
-    for kind, what in whats.items():
+    for kind, what in titles.items():
         note = f"{milliseconds(seconds['ViT-B'])} / {milliseconds(seconds[kind], CALLS)}"
         yield Row(f"{shown} / bundled model {what}", ratios(seconds["ViT-B"], seconds[kind], CALLS), None, note)
 

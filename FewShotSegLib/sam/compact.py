@@ -26,7 +26,8 @@ PATCH = 16  # stride of the token grid in pixels
 class CompactArchitecture:
     """Sizes of a compact model. Widths are channels at strides 2, 4, 8 and of the tokens at stride 16.
 
-    `image_size` is that of the position embeddings, `working_size` the one the model is used at unless told otherwise (None: the same).
+    `image_size` is that of the position embeddings, `working_size` the one the model is used at unless told
+    otherwise (None: the same).
     """
 
     image_size: int = 256
