@@ -68,6 +68,9 @@ def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
     adapt.add_argument("--base", default="bundled", metavar="MODEL", help="bundled, vit_b, ..., or a file")
     adapt.add_argument("--recipe", nargs="+", default=[], metavar="FILE|KEY=VALUE", help="options that differ")
     adapt.add_argument("--warm-start", metavar="ADAPTER", help="an adapter to go on from")
+    adapt.add_argument(
+        "--preview", metavar="SHEET.png", help="only draw twelve of the samples it would train on, to look at first"
+    )
     adapt.add_argument("--max-seconds", type=float, metavar="N", help="stop then and keep the best")
     adapt.add_argument("--keep-best", action="store_true", help="Ctrl-C ends training and keeps the best so far")
     adapt.add_argument("--out", required=True, metavar="ADAPTER.safetensors")

@@ -69,7 +69,15 @@ def _failed(code: int, sentence: str, as_json: bool) -> int:
 
 
 def _adapt(chosen: argparse.Namespace) -> None:
-    _run(adapt_job(chosen, _recipe(chosen)), chosen)
+    job = adapt_job(chosen, _recipe(chosen))
+    if chosen.preview is None:
+        _run(job, chosen)
+        return
+    from .pipeline import preview
+
+    preview(job, Path(chosen.preview))
+    if not chosen.json:
+        print(f"Look at {chosen.preview}; if the samples are right, run the same without --preview.")
 
 
 def _recipe(chosen: argparse.Namespace) -> dict[str, Any]:

@@ -23,10 +23,12 @@ import torch
 
 from . import base_models
 from .adapter import Adapter, card, check_base, load_adapter, save_adapter
+from .contact_sheet import contact_sheet
 from .errors import Cancelled, InputError
 from .evaluation import evaluate_case, evaluate_folder, summarize, write_plot, write_rows, write_summary
-from .exemplar import AXES, Exemplar, load_exemplar, preflight
+from .exemplar import AXES, Exemplar, check_exemplars, load_exemplar, preflight
 from .files import known_suffix, sha256_of_array
+from .intensity import IntensitySpec
 from .job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
 from .methods import method
 from .opening import choose_device, load_predictor
@@ -115,6 +117,25 @@ def _adapt(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, Any]:
     record |= {"adapter": card(adapter), "metrics": dict(adapter.metrics), "outputs": checksums([out])}
     write_record(record, result_path(out.parent, out.stem))
     return record
+
+
+def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
+    """Draw `count` samples of the kind that the job would train on into a PNG, and train nothing.
+
+    A user who sees halos, organs in odd places or mirrored patients changes the recipe (`synthesizer.*`) or the
+    exemplars.
+    """
+    check_writable(sheet)
+    model, _ = base_models.find(job.base)
+    module = method(job.method)
+    architecture = "compact" if model.architecture == "compact" else "sam"
+    recipe = module.resolve(from_dict(module.Recipe, job.recipe), architecture, torch.device("cpu"))
+    exemplars = [_exemplar(files) for files in job.exemplars]
+    structures = check_exemplars(exemplars)
+    intensity = IntensitySpec.auto(exemplars[0].volume)
+    source = module.synthesizer_of(exemplars, intensity, recipe.image_size, recipe, structures)
+    rng = stage_rng(job.seed, "adapt")
+    contact_sheet([source.draw(rng) for _ in range(count)], sheet)
 
 
 def _exemplar(files: ExemplarFiles) -> Exemplar:

@@ -53,6 +53,15 @@ def test_adapt_segment_and_evaluate_from_the_command_line(
     assert scores.read_text(encoding="utf-8").startswith("case,structure,scope,dsc")
 
 
+def test_a_preview_draws_the_samples_and_trains_nothing(
+    a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path
+) -> None:
+    sheet, out = tmp_path / "sheet.png", tmp_path / "a.safetensors"
+    assert main(adapt_words(a_case, out, "--preview", str(sheet), "--recipe", *OPTIONS)) == 0
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    assert not out.exists()
+
+
 def test_a_job_file_gives_the_same_adapter_as_the_words(
     a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path
 ) -> None:
