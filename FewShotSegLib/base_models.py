@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import InputError
 from .files import sha256_of_file, write_text_whole
@@ -42,6 +42,7 @@ class BaseModel:
     size_bytes: int | None = None
     licence: str = ""
     note: str = ""
+    scale: Literal["sam", "unit"] = "sam"  # the intensities it was trained with: SAM's own statistics, or "unit" for 0..1
 
 
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -72,6 +73,7 @@ _OFFICIAL = (
         "https://zenodo.org/records/10689643/files/medsam_vit_b.pth?download=1",
         "34b34b78c1d18cb8c6bf84cf9c00e135d6d6c965699f3c0e31ef1bc9dcb5be74", 375_049_145,
         licence="Apache-2.0", note="ViT-B trained on medical images with box prompts, input 0..1 (Ma et al. 2024)",
+        scale="unit",
     ),
 )  # fmt: skip
 

@@ -180,7 +180,7 @@ def adapt(
     """
     recipe = resolve(recipe or Recipe(), architecture_of(base), base.device)
     structures = check_exemplars(exemplars)
-    intensity = intensity or IntensitySpec.auto(exemplars[0].volume)
+    intensity = intensity or replace(IntensitySpec.auto(exemplars[0].volume), scale=base.scale)
     seed = int(rng.integers(2**31))
     run = functools.partial(
         _train, base, structures=structures, intensity=intensity, recipe=recipe, seed=seed, start=start

@@ -39,7 +39,7 @@ def load_base(name_or_path: str | Path, *, image_size: int | None = None, device
         network = _load_compact(path, image_size)
     else:
         network = _load_sam(path, model.architecture, image_size or 1024)
-    network.name, network.sha256 = model.name, sha256
+    network.name, network.sha256, network.scale = model.name, sha256, model.scale
     return network.to(device).eval().requires_grad_(False)
 
 

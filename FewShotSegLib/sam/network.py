@@ -7,7 +7,7 @@ prompts and training are written once. Parameter names equal those of the offici
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,7 @@ class PromptableNetwork(nn.Module):
         self.name = name
         self.image_size = image_size
         self.sha256 = ""
+        self.scale: Literal["sam", "unit"] = "sam"  # intensities it was trained with, see `normalize`
         self.skip_channels: tuple[int, ...] = ()  # of the encoder's skips, coarse to fine
         self.padding_points = 1  # that follow clicks without a box, as in the model's training
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)

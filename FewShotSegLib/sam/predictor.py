@@ -87,12 +87,12 @@ class Predictor:
         network: PromptableNetwork,
         adapter: Adapter | None = None,
         *,
-        scale: str = "sam",
+        scale: str | None = None,
         cache: EmbeddingCache | None = None,
     ) -> None:
         self.network = network
         self.adapter = adapter
-        self.scale = adapter.intensity.scale if adapter else scale
+        self.scale = adapter.intensity.scale if adapter else scale or network.scale
         self.cache = EmbeddingCache() if cache is None else cache  # an empty one is falsy, and shared all the same
         self.adaptation: Adaptation | None = None
         self._digest = ""

@@ -92,6 +92,13 @@ def a_file(folder: Path, name: str = "mine vit_b.pth", content: bytes = b"weight
 # --- table and folders
 
 
+def test_the_bundled_model_is_the_one_in_the_table_and_small_enough_to_ship() -> None:
+    model, path = find("bundled")
+    assert verify("bundled") == model.sha256
+    assert path.stat().st_size == model.size_bytes
+    assert path.stat().st_size <= 16 * 2**20
+
+
 def test_the_table_names_every_model_once_with_licence_and_full_checksum() -> None:
     table = models()
     names = [model.name for model in table]
@@ -99,10 +106,11 @@ def test_the_table_names_every_model_once_with_licence_and_full_checksum() -> No
     for model in table:
         assert model.licence
         assert model.architecture in base_models.ARCHITECTURES
-        assert (model.url is None) is (model.sha256 is None) is (model.size_bytes is None)
-        if model.url is not None and model.sha256 is not None:
-            assert model.url.startswith("https://")
-            assert len(bytes.fromhex(model.sha256)) == 32
+        assert model.sha256 is not None
+        assert len(bytes.fromhex(model.sha256)) == 32
+        assert model.size_bytes
+        assert (model.url is None) is (model.name == "bundled")
+        assert model.url is None or model.url.startswith("https://")
     # The official file names carry the first digits of their checksum's published short form.
     assert {m.filename for m in table if m.name.startswith("vit_")} == {
         "sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth", "sam_vit_h_4b8939.pth",

@@ -269,3 +269,9 @@ def test_an_adapter_of_another_base_is_refused_with_both_names(a_tiny_sam: Promp
 def test_the_intensity_scale_is_that_of_the_adapter(a_tiny_sam: PromptableNetwork, adapter: Adapter) -> None:
     assert Predictor(a_tiny_sam, adapter, scale="sam").scale == "unit"
     assert Predictor(a_tiny_sam).scale == "sam"
+
+
+def test_without_an_adapter_the_scale_is_the_one_the_base_was_trained_with(a_tiny_sam: PromptableNetwork) -> None:
+    a_tiny_sam.scale = "unit"  # as MedSAM's
+    assert Predictor(a_tiny_sam).scale == "unit"
+    assert Predictor(a_tiny_sam, scale="sam").scale == "sam"
