@@ -42,7 +42,7 @@ class BaseModel:
     size_bytes: int | None = None
     licence: str = ""
     note: str = ""
-    scale: Literal["sam", "unit"] = "sam"  # the intensities it was trained with: SAM's own statistics, or "unit" for 0..1
+    scale: Literal["sam", "unit"] = "sam"  # intensities it was trained with: SAM's own statistics, or 0..1
 
 
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
