@@ -49,9 +49,10 @@ def leave_out(exemplars: Sequence[Exemplar], most: int) -> list[Fold]:
 def describe(folds: Sequence[Fold]) -> str:
     """How an estimate came about, for the adapter's card."""
     kept, held_out = folds[0]
+    how = f"({len(folds)} folds), shorter training than the adapter itself"
     if len(kept) == 1 and kept[0].volume is held_out.volume:  # names repeat: every folder has its image.nrrd
-        return f"left-out slices of the same patient ({len(folds)} folds): optimistic for other patients"
-    return f"left-out exemplars ({len(folds)} folds), shorter training than the adapter itself"
+        return f"left-out slices of the same patient {how}; optimistic for other patients"
+    return f"left-out exemplars {how}"
 
 
 def held_out_dice(

@@ -87,7 +87,8 @@ def test_from_a_single_slice_nothing_can_be_left_out() -> None:
 
 def test_the_card_says_what_was_left_out() -> None:
     one_patient = leave_out([an_exemplar((0, 1, 2))], 2)
-    assert describe(one_patient) == "left-out slices of the same patient (2 folds): optimistic for other patients"
+    shorter = "(2 folds), shorter training than the adapter itself"
+    assert describe(one_patient) == f"left-out slices of the same patient {shorter}; optimistic for other patients"
     for names in ("ab", "aa"):  # files of two patients may both be called image.nrrd
         folds = leave_out([an_exemplar(name=name) for name in names], 2)
         assert describe(folds).startswith("left-out exemplars (2 folds)")
