@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import sys
 import threading
 import time
@@ -325,7 +326,10 @@ def test_a_dead_worker_is_reported_once_and_replaced_with_its_volumes(
 def a_python(tmp_path: Path, body: str) -> str:
     """An interpreter that ignores what it is asked to run and does something else."""
     script = tmp_path / "python"
-    script.write_text(f"#!{sys.executable}\n{body}", encoding="utf-8")
+    program = tmp_path / "program.py"
+    program.write_text(body, encoding="utf-8")
+    # Not "#!python": that line cannot hold a path with a space in it.
+    script.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(program))}\n", encoding="utf-8")
     script.chmod(0o755)
     return str(script)
 
