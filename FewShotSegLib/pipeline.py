@@ -128,7 +128,7 @@ def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
     check_writable(sheet)
     model, _ = base_models.find(job.base)
     module = method(job.method)
-    architecture = "compact" if model.architecture == "compact" else "sam"
+    architecture = _architecture(model)
     recipe = module.resolve(from_dict(module.Recipe, job.recipe), architecture, torch.device("cpu"))
     exemplars = [_exemplar(files) for files in job.exemplars]
     structures = check_exemplars(exemplars)
@@ -136,6 +136,11 @@ def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
     source = module.synthesizer_of(exemplars, intensity, recipe.image_size, recipe, structures)
     rng = stage_rng(job.seed, "adapt")
     contact_sheet([source.draw(rng) for _ in range(count)], sheet)
+
+
+def _architecture(model: base_models.BaseModel) -> str:
+    """The word that methods resolve their presets by."""
+    return "compact" if model.architecture == "compact" else "sam"
 
 
 def _exemplar(files: ExemplarFiles) -> Exemplar:
@@ -161,7 +166,7 @@ def _fitting_adapter(
 ) -> Adapter:
     """Adapt, with the next smaller preset each time the GPU runs out of memory."""
     model, _ = base_models.find(job.base)
-    architecture = "compact" if model.architecture == "compact" else "sam"
+    architecture = _architecture(model)
     while True:
         chosen = module.resolve(recipe, architecture, device)
         adapter = _attempt(job, module, chosen, exemplars, start, device, notes)

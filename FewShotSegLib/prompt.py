@@ -69,8 +69,13 @@ class Prompt:
             object.__setattr__(self, "mask", _checked_mask(self.mask))
         if self.structure is not None and not (isinstance(self.structure, str) and self.structure.strip()):
             raise InputError(f"A prompt's structure is a name, got {self.structure!r}.")
-        if not len(points) and self.box_ijk is None and self.mask is None and self.structure is None:
+        if not self.shows_place and self.structure is None:
             raise InputError("A prompt needs a point, a box, a mask or the name of a structure, got none of them.")
+
+    @property
+    def shows_place(self) -> bool:
+        """Whether a point, a box or a mask says where, and not only a name what."""
+        return len(self.points_ijk) > 0 or self.box_ijk is not None or self.mask is not None
 
     def check_inside(self, volume: Volume) -> None:
         """Raise `InputError` naming what lies outside the volume; voxels reach half a voxel around their centre."""

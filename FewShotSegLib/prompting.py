@@ -129,7 +129,7 @@ def _answer(prompt: Prompt, predictor: Predictor, embedding: Embedding, frame: S
     """Logits of the prompt; a structure that the adapter has learned takes part, any other name is just a name."""
     learned = predictor.adapter.structures if predictor.adapter else {}
     values = [value for value, name in learned.items() if name == prompt.structure]
-    if len(prompt.points_ijk) or prompt.box_ijk is not None or prompt.mask is not None:
+    if prompt.shows_place:
         return predictor.decode(embedding, predictor.user_prompt(prompt, frame), values)
     if not values:
         raise InputError(f"The adapter knows no structure {prompt.structure!r}; give points or a box.")

@@ -10,7 +10,7 @@ Where structures overlap the higher logit wins; this is the only place where tha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -262,18 +262,13 @@ def _structures(predictor: Predictor, prompts: Sequence[Prompt]) -> dict[int, st
             known[max(known, default=0) + 1] = name
     learned = predictor.adapter.structures.values() if predictor.adapter else ()
     for name in known.values():
-        if name not in learned and not any(_points(p) for p in prompts if (p.structure or "object") == name):
+        if name not in learned and not any(p.shows_place for p in prompts if (p.structure or "object") == name):
             raise InputError(
                 f"The adapter has not learned {name} and nothing points at {name}: give a point, a box or a mask."
                 if predictor.adapter
                 else f"Without an adapter nothing points at {name}: give a point, a box or a mask."
             )
     return known
-
-
-def _points(prompt: Prompt) -> bool:
-    """Whether it shows a place, and not only the name of a structure."""
-    return bool(len(prompt.points_ijk)) or prompt.box_ijk is not None or prompt.mask is not None
 
 
 def _prompts_by_structure(
@@ -284,6 +279,6 @@ def _prompts_by_structure(
     grouped: dict[int, list[Prompt]] = {}
     for prompt in prompts:
         prompt.check_inside(volume)
-        if _points(prompt):
-            grouped.setdefault(values[prompt.structure or "object"], []).append(replace(prompt))
+        if prompt.shows_place:
+            grouped.setdefault(values[prompt.structure or "object"], []).append(prompt)
     return grouped

@@ -257,7 +257,7 @@ def synthesizer_of(
     if not recipe.synthesis:
         synthesis = replace(synthesis, original_probability=1.0, empty_probability=0.0)
     near = []
-    if synthesis.background in ("neighbour", "mixed"):
+    if synthesis.background == "neighbour":
         near = [s for exemplar in exemplars for s in neighbour_slices(exemplar, intensity, image_size)]
     return Synthesizer(slices, empty, near, synthesis, structures)
 

@@ -122,7 +122,7 @@ def train(stages: list[Stage], out: Path, *, seed: int, workers: int, device: st
             DataLoader(_Steps(stage, seed, first), batch_size=None, num_workers=workers, prefetch_factor=prefetch)
         )
 
-        def loss_at(step: int, loader=loader, stage=stage) -> tuple[Tensor, dict[str, float]]:  # type: ignore[no-untyped-def]
+        def loss_at(step: int, loader=loader) -> tuple[Tensor, dict[str, float]]:  # type: ignore[no-untyped-def]
             batch = tuple(tensor.to(device) for tensor in next(loader))
             rng = np.random.default_rng([seed, 1, step])
             return prompted_loss(network, batch, rng, rounds=int(rng.integers(1, 4)))

@@ -1,9 +1,8 @@
 """Everything an adapter changes in a network, as one thing to enter, train, save and leave.
 
 LoRA on the attention of encoder and decoder; the small heads and the prompt encoder trained fully (SAMed_s); a
-two-class
-head that answers background and target (Feng et al. 2023, section 2.2); and learned structure tokens with a locator,
-which let the same adapter work without clicks.
+two-class head that answers background and target (Feng et al. 2023, section 2.2); and learned structure tokens with a
+locator, which let the same adapter work without clicks.
 """
 
 from __future__ import annotations
@@ -34,9 +33,8 @@ class Locator(nn.Module):
     features.
 
     What it answers is handed to the decoder as a mask prompt. Without clicks something has to say where to look; a
-    small
-    head that every pixel teaches learns that in seconds, tokens alone do not. It sees features, skips and the position
-    in the slice, since organs lie in similar places in every patient.
+    small head that every pixel teaches learns that in seconds, tokens alone do not. It sees features, skips and the
+    position in the slice, since organs lie in similar places in every patient.
     """
 
     HIDDEN = 128
