@@ -83,8 +83,11 @@ def fit(
     identity: str = "",
     amp: torch.dtype | None = None,
     message: str = "training",
+    rates: Mapping[str, float] | None = None,
 ) -> FitResult:
     """Minimizes `loss_at(step)` over `parameters` in place and returns the best state seen.
+
+    `rates` names parameters that learn faster or slower: factors on the schedule's learning rate.
 
     validate() scores the current parameters, higher is better. `checkpoint` is read when it exists and belongs to the
     same `identity` (a digest of everything that determines the run), and removed by the caller when the result is safe.
@@ -92,7 +95,7 @@ def fit(
     """
     if schedule.steps < 1:
         raise InputError(f"Training needs at least 1 step, got {schedule.steps}.")
-    run = _Run(dict(parameters), schedule, identity)
+    run = _Run(dict(parameters), schedule, identity, rates or {})
     if checkpoint is not None and checkpoint.exists():
         run.restore(checkpoint)
     started = time.monotonic() - run.seconds
@@ -132,14 +135,19 @@ def fit(
 class _Run:
     """Everything a checkpoint must hold, and nothing else."""
 
-    def __init__(self, parameters: dict[str, Tensor], schedule: Schedule, identity: str) -> None:
+    def __init__(
+        self, parameters: dict[str, Tensor], schedule: Schedule, identity: str, rates: Mapping[str, float]
+    ) -> None:
         self.parameters = parameters
         self.schedule = schedule
         self.identity = identity
-        decayed = [p for p in parameters.values() if p.ndim > 1]
-        others = [p for p in parameters.values() if p.ndim <= 1]
+        groups: dict[tuple[float, float], list[Tensor]] = {}
+        for name, parameter in parameters.items():
+            decay = schedule.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((rates.get(name, 1.0), decay), []).append(parameter)
+        self.factors = [factor for factor, _ in groups]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            [{"params": members, "weight_decay": decay} for (_, decay), members in groups.items()],
             lr=schedule.learning_rate,
         )
         on_gpu = any(p.is_cuda for p in parameters.values())
@@ -157,8 +165,8 @@ class _Run:
         """One optimizer step over `accumulate` micro-batches."""
         schedule = self.schedule
         rate = schedule.learning_rate_at(self.step, self.seconds)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
+            group["lr"] = rate * factor
         self.optimizer.zero_grad(set_to_none=True)
         metrics: dict[str, float] = {}
         device = next(iter(self.parameters.values())).device.type

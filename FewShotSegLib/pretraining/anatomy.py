@@ -1,10 +1,9 @@
-"""Random anatomy-like label maps and images: endless pre-training data without a single patient.
+"""Random anatomy-like label maps: the shapes of endless pre-training data without a single patient.
 
-A `Scene` is painted back to front like a cross-section: body outline, tissue partition, organs with fat around them,
-rings with lumens, crescents, tubes, lesions inside organs; then everything is bent by one smooth deformation. `render`
-gives a
-scene one of countless looks (tissue contrasts, textures, bias field, blur, noise). Shapes and looks are drawn apart,
-each from an explicit generator, so one scene can be seen under many "scanners".
+A `Scene` is painted back to front like a cross-section: body outline or skull, tissue partition, spine, organs with fat
+around them, pairs of organs, rings with lumens, hearts, crescents, branching tubes, tumours in layers; then everything
+is bent by one smooth deformation, and at times cut off by the field of view. How a scene looks is drawn apart, in
+`appearance`, so one scene can be seen under many "scanners". Slices are drawn in 2-D, as the model sees them.
 
 The idea of learning from random shapes with random contrasts is that of SynthMorph (Hoffmann et al. 2022) and SynthSeg
 (Billot et al. 2023); the shape vocabulary here is our own.
@@ -24,10 +23,14 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """Label map (H, W) uint8 and, per label, the label it lies in (0 = none). Label 0 is air."""
+    """Label map (H, W) uint8 and, per label, the label it lies in (0 = none) and the first label of its tissue.
+
+    Label 0 is air. Labels of one tissue look alike: both kidneys, the blood in both ventricles.
+    """
 
     labels: NDArray[np.uint8]
     parents: tuple[int, ...]
+    tissues: tuple[int, ...]
 
     def region(self, label: int, *, with_children: bool) -> NDArray[np.bool_]:
         """Pixels of a label, with everything painted inside it when asked (liver including its lesions)."""
@@ -64,9 +67,17 @@ class _Canvas:
         self.size = size
         self.labels = np.zeros((size, size), np.uint8)
         self.parents = [0]
+        self.tissues = [0]
         self.y, self.x = np.mgrid[:size, :size].astype(np.float32)
 
-    def paint(self, mask: NDArray[np.bool_], parent: int = 0, inside: NDArray[np.bool_] | None = None) -> int:
+    def paint(
+        self,
+        mask: NDArray[np.bool_],
+        parent: int = 0,
+        inside: NDArray[np.bool_] | None = None,
+        like: int | None = None,
+    ) -> int:
+        """Adds a label, of the tissue of `like` or of its own, and returns it; 0 when there is no room for more."""
         if len(self.parents) >= 250:
             return 0
         if inside is not None:
@@ -74,12 +85,18 @@ class _Canvas:
         label = len(self.parents)
         self.labels[mask] = label
         self.parents.append(parent)
+        self.tissues.append(label if like is None else self.tissues[like])
         return label
 
     def blob(
-        self, rng: np.random.Generator, centre: tuple[float, float], radius: float, elongation: float = 0.6
+        self,
+        rng: np.random.Generator,
+        centre: tuple[float, float],
+        radius: float,
+        elongation: float = 0.6,
+        roughness: float = 0.0,
     ) -> Array:
-        """Signed field, negative inside: a rotated superellipse with a wavy outline."""
+        """Signed field, negative inside: a rotated superellipse with a wavy, at will ragged outline."""
         aspect = np.exp(rng.uniform(-elongation, elongation))
         angle = rng.uniform(0, np.pi)
         dy, dx = self.y - centre[0], self.x - centre[1]
@@ -91,21 +108,35 @@ class _Canvas:
         for frequency in range(2, int(rng.integers(3, 7))):
             amplitude = rng.normal(0, 0.16 / (frequency - 1))
             field -= amplitude * np.cos(frequency * theta + rng.uniform(0, 2 * np.pi))
+        if roughness:
+            field += roughness * smooth_field(rng, self.size, max(0.6 * radius, 4.0))
         return field
 
 
 def draw_scene(rng: np.random.Generator, size: int = 256) -> Scene:
     """A random cross-section of `size` x `size` pixels."""
     canvas = _Canvas(size)
-    body = _paint_body(canvas, rng)
-    _paint_tissues(canvas, rng, body)
-    # Radii are log-uniform: clinics care about adrenals as much as about livers.
-    painters = [_paint_organ, _paint_ring, _paint_tube, _paint_crescent, _paint_cluster]
-    weights = np.array([0.62, 0.12, 0.12, 0.07, 0.07])
-    for _ in range(int(rng.integers(3, 17))):
-        painter = painters[int(rng.choice(len(painters), p=weights))]
-        painter(canvas, rng, body)
-    return Scene(_bend(canvas.labels, rng), tuple(canvas.parents))
+    if rng.random() < 0.15:
+        body = _paint_head(canvas, rng)
+        painters = {_paint_tumour: 0.45, _paint_organ: 0.25, _paint_cluster: 0.2, _paint_tube: 0.1}
+        count = int(rng.integers(1, 8))
+    else:
+        body = _paint_body(canvas, rng)
+        _paint_tissues(canvas, rng, body)
+        if rng.random() < 0.35:
+            _paint_spine(canvas, rng, body)
+        # Radii are log-uniform: clinics care about adrenals as much as about livers.
+        painters = {
+            _paint_organ: 0.45, _paint_pair: 0.09, _paint_ring: 0.1, _paint_tube: 0.1, _paint_crescent: 0.06,
+            _paint_cluster: 0.07, _paint_heart: 0.06, _paint_tumour: 0.07,
+        }  # fmt: skip
+        count = int(rng.integers(3, 17))
+    for number in rng.choice(len(painters), size=count, p=list(painters.values())):
+        list(painters)[int(number)](canvas, rng, body)
+    labels = _bend(canvas.labels, rng)
+    if rng.random() < 0.12:
+        labels[~_field_of_view(canvas, rng)] = 0
+    return Scene(labels, tuple(canvas.parents), tuple(canvas.tissues))
 
 
 def _centre(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool_]) -> tuple[float, float]:
@@ -145,6 +176,48 @@ def _paint_tissues(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.b
         canvas.paint(winner == value, 1, body)
 
 
+def _paint_head(canvas: _Canvas, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Scalp, skull, fluid, folded grey over white matter, ventricles. Returns where the brain is."""
+    size = canvas.size
+    centre = size * rng.uniform(0.45, 0.55, 2)
+    radius = size * rng.uniform(0.33, 0.52)
+    field = canvas.blob(rng, (centre[0], centre[1]), radius, 0.15)
+    scalp = canvas.paint(field < 0)
+    depth = -rng.uniform(0.03, 0.1)
+    skull = canvas.paint(field < depth, scalp)
+    depth -= rng.uniform(0.03, 0.1)
+    fluid = canvas.paint(field < depth, skull)
+    folds = field + rng.uniform(0.02, 0.1) * smooth_field(rng, size, radius * rng.uniform(0.1, 0.3))
+    brain = np.asarray(folds < depth - rng.uniform(0.01, 0.05))
+    grey = canvas.paint(brain, fluid)
+    inward = field + rng.uniform(0.05, 0.2) * smooth_field(rng, size, radius * rng.uniform(0.12, 0.3))
+    white = canvas.paint(inward < depth - rng.uniform(0.1, 0.25), grey, brain)
+    offset = radius * rng.uniform(0.08, 0.25)
+    side = canvas.blob(rng, (centre[0], centre[1] - offset), radius * rng.uniform(0.08, 0.22))
+    mirror = np.roll(side[:, ::-1], int(2 * centre[1]) - size, 1)
+    one = canvas.paint(side < 0, white, brain, like=fluid)
+    canvas.paint(mirror < 0, white, brain, like=one)
+    return brain
+
+
+def _paint_spine(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool_]) -> None:
+    """A vertebra with cortex and canal near the back, and ribs along the outline."""
+    size = canvas.size
+    centre = (size * rng.uniform(0.6, 0.8), size * rng.uniform(0.4, 0.6))
+    radius = size * rng.uniform(0.03, 0.08)
+    body_field = canvas.blob(rng, centre, radius, 0.3)
+    cortex = canvas.paint(body_field < 0, 1, body)
+    canvas.paint(body_field < -rng.uniform(0.1, 0.4), cortex, body)
+    behind = (centre[0] + 1.3 * radius, centre[1])
+    canvas.paint(canvas.blob(rng, behind, radius * 0.8, 0.5) < 0, cortex, body, like=cortex)
+    canvas.paint(canvas.blob(rng, behind, radius * rng.uniform(0.3, 0.5), 0.2) < 0, 1, body)
+    depth = ndimage.distance_transform_edt(np.pad(body, 1))[1:-1, 1:-1]
+    level = size * rng.uniform(0.02, 0.07)
+    shell = (depth > level) & (depth < level + size * rng.uniform(0.01, 0.03))
+    pieces = smooth_field(rng, size, size * rng.uniform(0.08, 0.2)) > rng.uniform(0.3, 1.0)
+    canvas.paint(shell & pieces, 1, body, like=cortex)
+
+
 def _paint_organ(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool_]) -> None:
     centre, radius = _centre(canvas, rng, body), _radius(canvas, rng)
     field = canvas.blob(rng, centre, radius)
@@ -153,9 +226,59 @@ def _paint_organ(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.boo
     mask = (field < 0) & body
     organ = canvas.paint(mask, 1)
     if radius > 0.05 * canvas.size:
-        for _ in range(int(rng.integers(0, 4))):  # lesions, vessels, calyces
+        for _ in range(int(rng.integers(0, 4))):  # lesions, vessels cut across, calyces
             inner = radius * rng.uniform(0.08, 0.45)
             canvas.paint(canvas.blob(rng, _centre(canvas, rng, mask), inner) < 0, organ, mask)
+    if radius > 0.1 * canvas.size and rng.random() < 0.25:  # vessels along their course
+        canvas.paint(_branches(canvas, rng, mask, radius) < radius * rng.uniform(0.02, 0.08), organ, mask)
+    if radius > 0.06 * canvas.size and rng.random() < 0.12:  # fluid level: stomach, bowel
+        level = (canvas.y - centre[0]) < radius * rng.uniform(-0.5, 0.5)
+        canvas.paint(level & (field < -rng.uniform(0.05, 0.2)), organ, mask)
+
+
+def _paint_pair(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool_]) -> None:
+    """An organ and its like on the other side: kidneys, lungs, eyes."""
+    centre, radius = _centre(canvas, rng, body), _radius(canvas, rng, 0.03, 0.2)
+    field = canvas.blob(rng, centre, radius)
+    one = canvas.paint(field < 0, 1, body)
+    shift = int(canvas.size * rng.normal(0, 0.04))
+    other = np.roll(field[:, ::-1], shift, 0) + 0.1 * smooth_field(rng, canvas.size, radius)
+    two = canvas.paint(other < 0, 1, body, like=one)
+    if rng.random() < 0.4:
+        inner = rng.uniform(0.3, 0.7)
+        pelvis = canvas.paint(field < -inner, one, body)
+        canvas.paint(other < -inner, two, body, like=pelvis)
+
+
+def _paint_heart(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool_]) -> None:
+    """Round left ventricle in its muscle, and a crescent of the same blood beside it."""
+    centre, radius = _centre(canvas, rng, body), _radius(canvas, rng, 0.05, 0.18)
+    field = canvas.blob(rng, centre, radius, 0.2)
+    away = rng.uniform(0, 2 * np.pi)
+    shift = radius * rng.uniform(0.6, 1.1)
+    beside = (centre[0] + shift * float(np.sin(away)), centre[1] + shift * float(np.cos(away)))
+    right = canvas.blob(rng, beside, radius * rng.uniform(0.8, 1.2), 0.4)
+    wall = rng.uniform(0.04, 0.2)
+    canvas.paint(right < wall, 1, body)
+    blood = canvas.paint(right < 0, 1, body)
+    muscle = canvas.paint(field < 0, 1, body)
+    cavity = -rng.uniform(0.15, 0.55)
+    lumen = canvas.paint(field < cavity, muscle, body, like=blood)
+    if rng.random() < 0.5:  # papillary muscles
+        inner = np.asarray(field < cavity)
+        if inner.any():
+            spot = canvas.blob(rng, _centre(canvas, rng, inner), radius * rng.uniform(0.06, 0.16)) < 0
+            canvas.paint(spot, lumen, inner, like=muscle)
+
+
+def _paint_tumour(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool_]) -> None:
+    """Ragged layers: swelling around a rim around a dead core."""
+    centre, radius = _centre(canvas, rng, body), _radius(canvas, rng, 0.02, 0.2)
+    field = canvas.blob(rng, centre, radius, 0.5, roughness=rng.uniform(0.05, 0.4))
+    parent, depth = 1, 0.0
+    for _ in range(int(rng.integers(1, 4))):
+        parent = canvas.paint(field < depth, parent, body)
+        depth -= rng.uniform(0.15, 0.5)
 
 
 def _paint_ring(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool_]) -> None:
@@ -177,19 +300,24 @@ def _paint_crescent(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.
 
 def _paint_tube(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool_]) -> None:
     """A winding, branching vessel seen along its course."""
-    lines = np.zeros_like(body)
-    starts = [(*_centre(canvas, rng, body), rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.8) * canvas.size)]
+    width = canvas.size * np.exp(rng.uniform(np.log(0.004), np.log(0.035)))
+    canvas.paint(_branches(canvas, rng, body, canvas.size) < width, 1, body)
+
+
+def _branches(canvas: _Canvas, rng: np.random.Generator, where: NDArray[np.bool_], length: float) -> Array:
+    """Distance in pixels to winding, branching lines that start inside `where`."""
+    lines = np.zeros_like(where)
+    starts = [(*_centre(canvas, rng, where), rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.8) * length)]
     for _ in range(int(rng.integers(1, 6))):
-        y, x, heading, length = starts[int(rng.integers(len(starts)))]
-        steps = int(max(length, 8))
+        y, x, heading, reach = starts[int(rng.integers(len(starts)))]
+        steps = int(max(reach, 8))
         turns = np.cumsum(rng.normal(0, 0.08, steps)) + heading
         ys, xs = y + np.cumsum(np.sin(turns)), x + np.cumsum(np.cos(turns))
         keep = (ys >= 0) & (xs >= 0) & (ys < canvas.size) & (xs < canvas.size)
         lines[ys[keep].astype(int), xs[keep].astype(int)] = True
         cut = int(rng.integers(steps // 4, steps))
-        starts.append((ys[cut], xs[cut], turns[cut] + rng.choice([-0.7, 0.7]), length * 0.7))
-    width = canvas.size * np.exp(rng.uniform(np.log(0.004), np.log(0.035)))
-    canvas.paint(ndimage.distance_transform_edt(~lines) < width, 1, body)
+        starts.append((ys[cut], xs[cut], turns[cut] + rng.choice([-0.7, 0.7]), reach * 0.7))
+    return np.asarray(ndimage.distance_transform_edt(~lines), np.float32)
 
 
 def _paint_cluster(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool_]) -> None:
@@ -199,6 +327,23 @@ def _paint_cluster(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.b
     for _ in range(int(rng.integers(2, 8))):
         mask |= canvas.blob(rng, _centre(canvas, rng, body), radius * rng.uniform(0.7, 1.3)) < 0
     canvas.paint(mask, 1, body)
+
+
+def _field_of_view(canvas: _Canvas, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """What the scanner sees: a disc (CT, fundus), a sector (ultrasound) or a strip."""
+    size = canvas.size
+    kind = rng.random()
+    if kind < 0.4:
+        centre, radius = size * rng.uniform(0.45, 0.55, 2), size * rng.uniform(0.38, 0.55)
+        return np.asarray(np.hypot(canvas.y - centre[0], canvas.x - centre[1]) < radius)
+    if kind < 0.7:
+        apex_y, apex_x = -size * rng.uniform(0.02, 0.3), size * rng.uniform(0.4, 0.6)
+        angle = np.abs(np.arctan2(canvas.x - apex_x, canvas.y - apex_y))
+        far = np.hypot(canvas.y - apex_y, canvas.x - apex_x)
+        return np.asarray((angle < rng.uniform(0.5, 0.9)) & (far < size * rng.uniform(0.9, 1.3)))
+    low, high = size * rng.uniform(0, 0.15), size * rng.uniform(0.85, 1)
+    along = canvas.y if rng.random() < 0.5 else canvas.x
+    return np.asarray((along >= low) & (along < high))
 
 
 def _bend(labels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -211,45 +356,3 @@ def _bend(labels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uin
     rows = np.clip(np.rint(y), 0, size - 1).astype(np.intp)
     columns = np.clip(np.rint(x), 0, size - 1).astype(np.intp)
     return labels[rows, columns]
-
-
-def render(scene: Scene, rng: np.random.Generator) -> Array:
-    """One look of a scene: (H, W) float32 in [0, 1]."""
-    size, count = scene.labels.shape[0], len(scene.parents)
-    # Few tissue classes for many labels: neighbours often share a grey value, as organs do.
-    tissues = rng.uniform(0, 1, int(rng.integers(3, 9)))
-    means = tissues[rng.integers(len(tissues), size=count)] + rng.normal(0, rng.uniform(0.01, 0.08), count)
-    means[0] = rng.choice([0.0, means.min() - 0.1, rng.uniform(0, 1)], p=[0.5, 0.3, 0.2])
-    image = means.astype(np.float32)[scene.labels]
-    image = _textured(image, scene.labels, rng)
-    if rng.random() < 0.7:  # bias field, or attenuation with depth
-        wavelength = size * rng.uniform(0.5, 1.5)
-        image = image * np.exp(rng.uniform(0, 0.3) * smooth_field(rng, size, wavelength))
-    image = ndimage.gaussian_filter(image, rng.uniform(0.3, 1.6) * size / 256, mode="nearest")
-    image = _noisy(image, rng)
-    low, high = np.percentile(image[::3, ::3], [rng.uniform(0, 3), rng.uniform(97, 100)])
-    image = np.clip((image - low) / max(float(high - low), 1e-6), 0, 1)
-    return np.asarray(image ** np.exp(rng.normal(0, 0.25)), np.float32)
-
-
-def _textured(image: Array, labels: NDArray[np.uint8], rng: np.random.Generator) -> Array:
-    """Adds coarse and fine texture whose strength differs from label to label."""
-    size, count = labels.shape[0], int(labels.max()) + 1
-    for wavelength in (rng.uniform(2, 8), rng.uniform(10, 60)):
-        strength = np.abs(rng.normal(0, rng.uniform(0, 0.08), count)).astype(np.float32)
-        image = image + strength[labels] * smooth_field(rng, size, wavelength * size / 256)
-    return image
-
-
-def _noisy(image: Array, rng: np.random.Generator) -> Array:
-    sd = np.exp(rng.uniform(np.log(0.003), np.log(0.1)))
-    noise = rng.standard_normal((2, *image.shape)).astype(np.float32) * np.float32(sd)
-    kind = rng.random()
-    if kind < 0.25:  # Rician: magnitude of a complex signal
-        return np.hypot(image + noise[0], noise[1])
-    if kind < 0.35:  # speckle
-        return image * (1 + 3 * noise[0])
-    if kind < 0.6:  # reconstruction kernels correlate the noise of neighbouring pixels
-        blurred = ndimage.gaussian_filter(noise[0], rng.uniform(0.5, 1.2))
-        return image + blurred * np.float32(sd / max(float(blurred.std()), 1e-6))
-    return image + noise[0]

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from FewShotSegLib.pretraining.anatomy import Scene, draw_scene, render
+from FewShotSegLib.pretraining.anatomy import Scene, draw_scene
+from FewShotSegLib.pretraining.appearance import render
 from FewShotSegLib.sam.clicks import first_prompt
 
 KINDS, SHARES = ("click", "box", "both"), (0.65, 0.25, 0.1)
@@ -19,12 +20,12 @@ KINDS, SHARES = ("click", "box", "both"), (0.65, 0.25, 0.1)
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """image (S, S) float32 in [0, 1]; targets (P, S/2, S/2) bool; coords (P, 3, 2) and labels (P, 3) of the first
-    prompt.
+    """image (S, S) float32 in [0, 1]; targets (P, S/2, S/2) float32, the covered part of each pixel of the masks;
+    coords (P, 3, 2) and labels (P, 3) of the first prompt.
     """
 
     image: NDArray[np.float32]
-    targets: NDArray[np.bool_]
+    targets: NDArray[np.float32]
     coords: NDArray[np.float32]
     labels: NDArray[np.int64]
 
@@ -41,10 +42,16 @@ def draw_task(rng: np.random.Generator, size: int, prompts: int) -> Task:
     drawn = [first_prompt(t, str(rng.choice(KINDS, p=SHARES)), rng, central=0.5) for t in targets]
     return Task(
         render(scene, rng),
-        np.stack([t[::2, ::2] for t in targets]),
+        np.stack([_halved(t) for t in targets]),
         np.stack([coords for coords, _ in drawn]),
         np.stack([labels for _, labels in drawn]),
     )
+
+
+def _halved(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Mean over 2 x 2 pixels, the size masks come out at."""
+    height, width = mask.shape
+    return mask.reshape(height // 2, 2, width // 2, 2).mean((1, 3), dtype=np.float32)
 
 
 def _targets(scene: Scene, rng: np.random.Generator, count: int) -> Iterator[NDArray[np.bool_]]:
@@ -56,7 +63,7 @@ def _targets(scene: Scene, rng: np.random.Generator, count: int) -> Iterator[NDA
         if number > 1 and rng.random() < 0.8:  # one click means the body under it, not all of its kind
             sizes = np.bincount(components.ravel())[1:]
             region = components == 1 + int(rng.choice(number, p=sizes / sizes.sum()))
-        if region[::2, ::2].sum() >= 6:
+        if np.count_nonzero(region) >= 24:
             yield region
             found += 1
         if found == count:

@@ -1,9 +1,8 @@
 """Pre-trains the compact model from scratch on random scenes: `python -m FewShotSegLib.pretraining.train --out FILE`.
 
-Clicks are simulated as a person gives them: a first click or box, then corrections where the mask is wrong, each
-with the
-previous mask as a further prompt (Kirillov et al. 2023, appendix A). Most of the time is spent at 128 px, where a
-step costs a quarter; the last part at full size sharpens what was learned.
+Clicks are simulated as a person gives them: a first click or box, then corrections where the mask is wrong, each with
+the previous mask as a further prompt (Kirillov et al. 2023, appendix A). Most of the time is spent at 128 px, where a
+step costs a third; the last part at a larger size sharpens what was learned. Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ import argparse
 import json
 import logging
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,34 +39,57 @@ class Stage:
     image_size: int
     images: int  # per step
     prompts: int  # per image
-    steps: int
     learning_rate: float
-    warmup_steps: int = 100
-    max_seconds: float | None = None
+    share: float = 1.0  # of the time
+    steps: int = 1_000_000  # at most
+    warmup_steps: int = 200
 
 
 # 160 px is where the clicks of a model trained at 128 px were found most accurate on the whole; see its card.
-SHIPPED = CompactArchitecture(working_size=160)
+SHIPPED = CompactArchitecture(depth=10, working_size=160)
 
-# Small images first: a step costs a quarter, and what a click means does not depend on the size.
-STAGES = (
-    Stage(image_size=128, images=8, prompts=6, steps=100_000, learning_rate=1e-3, warmup_steps=200),
-    Stage(image_size=256, images=4, prompts=6, steps=100_000, learning_rate=4e-4, warmup_steps=50),
-)
-SHARES = {128: 0.62, 256: 0.38}  # of the time
+# Small images first: a step costs a third, and what a click means does not depend on the size.
+STAGES = {
+    "cpu": (
+        Stage(image_size=128, images=8, prompts=6, learning_rate=1e-3, share=0.7),
+        Stage(image_size=192, images=4, prompts=6, learning_rate=4e-4, share=0.3),
+    ),
+    "cuda": (
+        Stage(image_size=128, images=96, prompts=8, learning_rate=2e-3, share=0.5),
+        Stage(image_size=256, images=32, prompts=8, learning_rate=8e-4, share=0.5),
+    ),
+}
+ROUNDS = (0.3, 0.25, 0.2, 0.15, 0.1)  # shares of tasks with 1, 2, ... prompts in a row
 
 
 class _Steps(Dataset[tuple[Tensor, ...]]):
-    """Step number -> the tensors of its tasks. Drawn from (seed, size, step), so any process makes the same ones."""
+    """Step number -> the tensors of its tasks. Drawn from (seed, size, step), so any process makes the same ones.
 
-    def __init__(self, stage: Stage, seed: int, first: int = 0) -> None:
-        self.stage, self.seed, self.first = stage, seed, first
+    With a cache, a step that was drawn once is read from disk: by a run that goes on, or one with other settings.
+    """
+
+    def __init__(self, stage: Stage, seed: int, first: int = 0, cache: Path | None = None) -> None:
+        self.stage, self.seed, self.first, self.cache = stage, seed, first, cache
 
     def __len__(self) -> int:
         return self.stage.steps - self.first
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        rng = np.random.default_rng([self.seed, self.stage.image_size, self.first + index])
+        step = self.first + index
+        if self.cache is None:
+            return self._draw(step)
+        s = self.stage
+        path = self.cache / f"{s.image_size}px-{s.images}x{s.prompts}-seed{self.seed}" / f"{step:06d}.pt"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as part:
+                torch.save(self._draw(step), part)
+        images, targets, coords, labels = torch.load(path, weights_only=True)
+        return images, targets, coords, labels
+
+    def _draw(self, step: int) -> tuple[Tensor, ...]:
+        """images (B, S, S), targets (B, P, S/2, S/2), coords (B, P, 3, 2), labels (B, P, 3)."""
+        rng = np.random.default_rng([self.seed, self.stage.image_size, step])
         tasks = [draw_task(rng, self.stage.image_size, self.stage.prompts) for _ in range(self.stage.images)]
         fields = ("image", "targets", "coords", "labels")
         return tuple(torch.from_numpy(np.stack([getattr(t, name) for t in tasks])) for name in fields)
@@ -75,37 +98,53 @@ class _Steps(Dataset[tuple[Tensor, ...]]):
 def prompted_loss(
     network: PromptableNetwork, batch: tuple[Tensor, ...], rng: np.random.Generator, rounds: int
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of a first prompt and of `rounds` - 1 corrections. Focal and Dice for the best of the masks, MSE for its
-    IoU.
+    """Loss of a first prompt and, after `rounds` - 1 corrections, of the last. The masks in between are made without
+    gradients: they cost a third and only serve to show the kinds of errors that people correct.
     """
     images, targets, coords, labels = batch
-    target = targets.flatten(0, 1).float()  # N h w
+    target = targets.flatten(0, 1)  # N h w
     prompts = PromptBatch(coords.flatten(0, 1), labels.flatten(0, 1))
     embedding = network.encode(network.normalize(images))
-    total = torch.zeros((), device=images.device)
-    dice = 0.0
-    for turn in range(rounds):
-        logits, iou = network.decode(embedding, prompts)
-        per_mask = 10 * focal_loss(logits, target[:, None].expand_as(logits)) + soft_dice_loss(
-            torch.sigmoid(logits), target[:, None].expand_as(logits)
-        )
-        # Token 0 answers every prompt; tokens 1.. share the ambiguous first click, the best one learns.
-        loss = per_mask[:, 0].mean()
-        if turn == 0:
-            loss = loss + 0.3 * per_mask[:, 1:].min(1).values.mean()
-        with torch.no_grad():
-            hard = logits > 0
-            truth = target[:, None] > 0.5
-            true_iou = (hard & truth).sum((-2, -1)) / (hard | truth).sum((-2, -1)).clamp(min=1)
-            dice = float((2 * true_iou[:, 0] / (1 + true_iou[:, 0])).mean())
-        total = total + loss + torch.mean((iou - true_iou) ** 2)
-        if turn + 1 < rounds:
-            prompts = corrected(prompts, logits[:, 0].detach(), target, network, rng)
-    return total / rounds, {f"dice{rounds}": dice}
+    losses, metrics = [], {}
+    for turn in range(1, rounds + 1):
+        learns = turn in (1, rounds)
+        with torch.set_grad_enabled(learns):
+            logits, iou = network.decode(embedding, prompts)
+        if learns:
+            loss, metrics[f"dice{turn}"] = _mask_loss(logits, iou, target, first=turn == 1)
+            losses.append(loss)
+        if turn < rounds:
+            prompts = corrected(prompts, logits[:, 0].detach(), target, network, rng, central=0.5)
+    return torch.stack(losses).mean(), metrics
 
 
-def train(stages: list[Stage], out: Path, *, seed: int, workers: int, device: str) -> PromptableNetwork:
-    """Runs the stages in order; each resumes from its checkpoint beside `out`."""
+def _mask_loss(logits: Tensor, iou: Tensor, target: Tensor, *, first: bool) -> tuple[Tensor, float]:
+    """Focal and Dice of logits (N, M, h, w) and MSE of their IoU; also the mean Dice of mask 0, which answers every
+    prompt. Masks 1.. share the ambiguous first one: the best of them learns.
+    """
+    expanded = target[:, None].expand_as(logits)
+    per_mask = 10 * focal_loss(logits, expanded) + soft_dice_loss(torch.sigmoid(logits), expanded)
+    loss = per_mask[:, 0].mean()
+    if first:
+        loss = loss + 0.3 * per_mask[:, 1:].min(1).values.mean()
+    with torch.no_grad():
+        hard, truth = logits > 0, expanded > 0.5
+        true_iou = (hard & truth).sum((-2, -1)) / (hard | truth).sum((-2, -1)).clamp(min=1)
+        dice = float((2 * true_iou[:, 0] / (1 + true_iou[:, 0])).mean())
+    return loss + torch.mean((iou - true_iou) ** 2), dice
+
+
+def train(
+    stages: Sequence[Stage],
+    out: Path,
+    *,
+    minutes: float | None = None,
+    seed: int,
+    workers: int,
+    device: str,
+    cache: Path | None = None,
+) -> PromptableNetwork:
+    """Runs the stages in order, `minutes` in all; each resumes from its checkpoint beside `out`."""
     torch.manual_seed(seed)
     network = build_compact(SHIPPED).to(device)
     parameters = dict(network.named_parameters())
@@ -115,17 +154,19 @@ def train(stages: list[Stage], out: Path, *, seed: int, workers: int, device: st
         set_image_size(network, stage.image_size)
         schedule = Schedule(
             stage.steps, stage.learning_rate, weight_decay=0.02, warmup_steps=stage.warmup_steps, power=1.0,
-            max_seconds=stage.max_seconds, ema_decay=0.998, checkpoint_seconds=180,
+            max_seconds=60 * minutes * stage.share if minutes else None, ema_decay=0.998, checkpoint_seconds=180,
         )  # fmt: skip
         first, prefetch = _steps_done(checkpoint), 8 if workers else None
         loader = iter(
-            DataLoader(_Steps(stage, seed, first), batch_size=None, num_workers=workers, prefetch_factor=prefetch)
+            DataLoader(
+                _Steps(stage, seed, first, cache), batch_size=None, num_workers=workers, prefetch_factor=prefetch
+            )
         )
 
         def loss_at(step: int, loader=loader) -> tuple[Tensor, dict[str, float]]:  # type: ignore[no-untyped-def]
             batch = tuple(tensor.to(device) for tensor in next(loader))
             rng = np.random.default_rng([seed, 1, step])
-            return prompted_loss(network, batch, rng, rounds=int(rng.integers(1, 4)))
+            return prompted_loss(network, batch, rng, rounds=1 + int(rng.choice(len(ROUNDS), p=ROUNDS)))
 
         result = fit(
             {k: v for k, v in parameters.items() if k not in frozen}, loss_at, schedule, report=_log(number),
@@ -171,19 +212,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=120.0, help="wall time of all stages")
-    parser.add_argument("--stages", type=int, nargs="+", default=[128, 256], choices=[128, 256], help="image sizes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that draw tasks")
+    parser.add_argument("--cache", type=Path, help="folder that keeps the drawn tasks")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
-    seconds = 60 * arguments.minutes
-    chosen = [stage for stage in STAGES if stage.image_size in arguments.stages]
-    shares = [SHARES[stage.image_size] for stage in chosen]
-    stages = [replace(s, max_seconds=seconds * share / sum(shares)) for s, share in zip(chosen, shares, strict=True)]
-    train(stages, arguments.out, seed=arguments.seed, workers=arguments.workers, device=arguments.device)
+    stages = STAGES[torch.device(arguments.device).type]
+    train(
+        stages, arguments.out, minutes=arguments.minutes, seed=arguments.seed, workers=arguments.workers,
+        device=arguments.device, cache=arguments.cache,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -78,15 +78,23 @@ def first_prompt(
 
 
 def corrected(
-    prompts: PromptBatch, logits: Tensor, target: Tensor, network: PromptableNetwork, rng: np.random.Generator
+    prompts: PromptBatch,
+    logits: Tensor,
+    target: Tensor,
+    network: PromptableNetwork,
+    rng: np.random.Generator,
+    central: float = 0.0,
 ) -> PromptBatch:
     """The prompts with one click more inside the error of each mask, and the mask itself as a prompt.
 
-    logits and target (N, h, w) cover the network's square.
+    logits and target (N, h, w) cover the network's square. All wrong pixels are alike; with probability `central` the
+    click falls where most around is wrong too, as that of a person does.
     """
     truth = target > 0.5
-    wrong = ((logits > 0) != truth).flatten(1).cpu().numpy()
-    chosen = [int(rng.choice(np.flatnonzero(row))) if row.any() else -1 for row in wrong]
+    error = (logits > 0) != truth
+    crowd = F.avg_pool2d(error[:, None].float(), 9, stride=1, padding=4)[:, 0] * error
+    wrong, densest = error.flatten(1).cpu().numpy(), crowd.flatten(1).argmax(1).tolist()
+    chosen = [_click_in(row, middle, rng, central) for row, middle in zip(wrong, densest, strict=True)]
     index = torch.tensor(chosen, device=logits.device)
     side = logits.shape[-1]
     where = index.clamp(min=0)
@@ -101,3 +109,12 @@ def corrected(
         mask.clamp(-16, 16),
         tokens=prompts.tokens,
     )
+
+
+def _click_in(wrong: NDArray[np.bool_], densest: int, rng: np.random.Generator, central: float) -> int:
+    """Flat index of a wrong pixel, -1 when there is none."""
+    if not wrong.any():
+        return -1
+    if central and rng.random() < central:
+        return densest
+    return int(rng.choice(np.flatnonzero(wrong)))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from FewShotSegLib.adapter import Adapter, card, check_base, load_adapter, save_adapter
+from FewShotSegLib.adapter import Adapter, card, check_base, load_adapter, read_card, save_adapter
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.intensity import IntensitySpec
 
@@ -68,6 +68,14 @@ def test_the_file_is_plain_safetensors_with_a_readable_card(tmp_path):
     assert values["structures"] == {"1": "spleen", "6": "Leber"}
     assert len(values["digest"]) == 64
     assert set(load(content)) == set(an_adapter().tensors)
+
+
+def test_a_card_is_read_without_the_weights(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_adapter(an_adapter(), path)
+    assert read_card(path) == card(an_adapter())
+    path.write_bytes(path.read_bytes()[:-100])  # the weights are cut off, the card is not
+    assert read_card(path) == card(an_adapter())
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):
@@ -164,28 +172,33 @@ def test_other_safetensors_files_are_refused(tmp_path):
         path.write_bytes(save({"weight": np.zeros(3)}, metadata=metadata))
         with pytest.raises(InputError, match="no adapter of this program"):
             load_adapter(path)
+        with pytest.raises(InputError, match="no adapter of this program"):
+            read_card(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a pickled checkpoint", b"\x80\x04\x95" * 40])
 def test_a_file_of_another_kind_is_refused(tmp_path, content):
     (tmp_path / "a.pt").write_bytes(content)
-    with pytest.raises(InputError, match="not a readable adapter file"):
-        load_adapter(tmp_path / "a.pt")
+    for read in (load_adapter, read_card):
+        with pytest.raises(InputError, match="not a readable adapter file"):
+            read(tmp_path / "a.pt")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="nowhere"):
-        load_adapter(tmp_path / "nowhere.safetensors")
-    with pytest.raises(InputError, match="does not exist"):
-        load_adapter(tmp_path)
+    for read in (load_adapter, read_card):
+        with pytest.raises(InputError, match="nowhere"):
+            read(tmp_path / "nowhere.safetensors")
+        with pytest.raises(InputError, match="does not exist"):
+            read(tmp_path)
 
 
 def test_a_card_of_another_version_or_without_fields_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("FewShotSegLib.adapter.FORMAT", 99)
     save_adapter(an_adapter(), tmp_path / "a.safetensors")
     monkeypatch.undo()
-    with pytest.raises(InputError, match="another version"):
-        load_adapter(tmp_path / "a.safetensors")
+    for read in (load_adapter, read_card):
+        with pytest.raises(InputError, match="another version"):
+            read(tmp_path / "a.safetensors")
 
 
 def test_an_adapter_file_needs_its_suffix_and_a_folder(tmp_path):

@@ -64,6 +64,15 @@ def test_failures_are_in_the_table_and_named_at_the_end(a_job: SegmentJob) -> No
     assert len(rows_of(a_job)) == 5
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_failures_can_be_left_to_the_table(a_job: SegmentJob, processes: int) -> None:
+    Path(a_job.images[1]).write_bytes(b"nothing")
+    result = segment_images(a_job, processes=processes, raise_failures=False)
+    assert ["error" in record for record in result["images"]] == [False, True, False]
+    assert [row["state"] for row in rows_of(a_job)] == ["segmented"] * 2 + ["failed"] + ["segmented"] * 2
+    assert any("p2.nrrd failed" in warning for warning in result["warnings"])
+
+
 def test_several_processes_give_the_same_files_and_a_failure_stays_alone(
     a_job: SegmentJob, tmp_path: Path, a_listener: Listener
 ) -> None:

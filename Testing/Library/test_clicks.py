@@ -152,3 +152,15 @@ def test_a_correction_keeps_what_was_asked_before_and_adds_the_mask(prompts: Pro
     assert batch.masks.abs().max() <= 16
     middle = torch.nn.functional.interpolate(logits[:, None], (32, 32), mode="bilinear").clamp(-16, 16)
     assert torch.equal(batch.masks, middle)
+
+
+def test_a_central_correction_falls_where_most_around_is_wrong() -> None:
+    prompts = PromptBatch(torch.zeros(1, 1, 2), torch.full((1, 1), POSITIVE))
+    truth, logits = torch.zeros(1, 16, 16), torch.full((1, 16, 16), -1.0)
+    truth[0, 2:9, 3:10] = 1  # missed as a whole; its middle is (5, 6)
+    truth[0, 14, 14] = 1
+    for seed in range(5):
+        batch = corrected(prompts, logits, truth, NETWORK, np.random.default_rng(seed), central=1.0)  # type: ignore[arg-type]
+        column, row = ((batch.coords[0, -1] + 0.5) / 4 - 0.5).tolist()
+        assert abs(row - 5) <= 1
+        assert abs(column - 6) <= 1

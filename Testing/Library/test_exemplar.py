@@ -313,5 +313,13 @@ def test_a_structure_in_some_exemplars_only_is_warned_about():
     assert preflight([make(), make(annotated=(2,), name="b")]) == ["liver is annotated in 1 of 2 exemplars only."]
 
 
+def test_exemplars_of_different_kinds_of_image_are_warned_about():
+    ct = Volume(an_image().array - 300, geometry())
+    (warning,) = preflight([make(), make(name="second"), make(image=ct, name="ct")])
+    assert warning.startswith("case has no Hounsfield units and ct has, but all are read with the intensity window of")
+    (warning,) = preflight([make(image=ct, name="ct"), make()])
+    assert warning.startswith("ct has Hounsfield units and case has not")
+
+
 def test_a_slice_listed_as_annotated_without_a_label_is_warned_about():
     assert preflight([make(annotated=(2, 3, 7))]) == ["case, slice k=7: listed as annotated and holds no label."]

@@ -96,8 +96,24 @@ def test_a_few_steps_on_one_task_lower_its_loss() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.75 * losses[0]
-    assert set(metrics) == {"dice2"}
-    assert 0 <= metrics["dice2"] <= 1
+    assert set(metrics) == {"dice1", "dice2"}
+    assert all(0 <= value <= 1 for value in metrics.values())
+
+
+def test_the_masks_between_the_first_and_the_last_are_made_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_compact(SMALL)
+    decode, learning = network.decode, []
+
+    def watched(*given):  # type: ignore[no-untyped-def]
+        learning.append(torch.is_grad_enabled())
+        return decode(*given)
+
+    monkeypatch.setattr(network, "decode", watched)
+    batch = _Steps(STAGE, seed=0)[0]
+    for rounds, wanted in ((1, [True]), (2, [True, True]), (4, [True, False, False, True])):
+        learning.clear()
+        prompted_loss(network, batch, np.random.default_rng(0), rounds)
+        assert learning == wanted
 
 
 def test_every_parameter_that_is_trained_gets_a_gradient() -> None:

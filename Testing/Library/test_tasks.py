@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,10 @@ from FewShotSegLib.sam.network import BOX_CORNER_HIGH, BOX_CORNER_LOW, PADDING, 
 SIZE, PROMPTS = 64, 4
 
 
+def halves(mask: np.ndarray) -> np.ndarray:
+    return sum(mask[i::2, j::2] for i in (0, 1) for j in (0, 1)) / np.float32(4)
+
+
 @pytest.fixture(scope="module")
 def drawn() -> list[Task]:
     return [draw_task(np.random.default_rng(seed), SIZE, PROMPTS) for seed in range(15)]
@@ -25,10 +31,11 @@ def test_a_task_has_its_image_targets_and_first_prompts(drawn: list[Task]) -> No
     for task in drawn:
         assert task.image.shape == (SIZE, SIZE)
         assert task.targets.shape == (PROMPTS, SIZE // 2, SIZE // 2)
-        assert task.targets.dtype == bool
+        assert task.targets.dtype == np.float32
         assert task.coords.shape == (PROMPTS, 3, 2)
         assert task.labels.shape == (PROMPTS, 3)
         assert (task.targets.sum((1, 2)) >= 6).all()
+        assert set(np.unique(task.targets)) <= {0, 0.25, 0.5, 0.75, 1}
 
 
 def test_the_first_prompt_is_on_its_target(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +52,7 @@ def test_the_first_prompt_is_on_its_target(monkeypatch: pytest.MonkeyPatch) -> N
         masks.clear()
         task = draw_task(np.random.default_rng(seed), SIZE, PROMPTS)
         for mask, target, coords, labels in zip(masks, task.targets, task.coords, task.labels, strict=True):
-            np.testing.assert_array_equal(target, mask[::2, ::2])
+            np.testing.assert_array_equal(target, halves(mask))
             kinds.add(tuple(labels.tolist()))
             if labels[0] == POSITIVE:
                 x, y = coords[0].astype(int)
@@ -73,20 +80,20 @@ def test_a_task_depends_on_its_generator_only() -> None:
 def test_a_scene_with_few_structures_repeats_them_and_one_with_none_is_drawn_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    empty = Scene(np.zeros((SIZE, SIZE), np.uint8), (0,))
+    empty = Scene(np.zeros((SIZE, SIZE), np.uint8), (0,), (0,))
     labels = np.zeros((SIZE, SIZE), np.uint8)
     labels[10:30, 10:30] = 1
-    scenes = iter([empty, empty, Scene(labels, (0, 0))])
+    scenes = iter([empty, empty, Scene(labels, (0, 0), (0, 1))])
     monkeypatch.setattr(tasks, "draw_scene", lambda rng, size: next(scenes))
     task = draw_task(np.random.default_rng(0), SIZE, 3)
-    np.testing.assert_array_equal(task.targets, np.stack([labels[::2, ::2] == 1] * 3))
+    np.testing.assert_array_equal(task.targets, np.stack([halves(labels == 1)] * 3))
 
 
 def test_a_click_on_one_of_several_bodies_mostly_means_that_body() -> None:
     labels = np.zeros((SIZE, SIZE), np.uint8)
     labels[4:20, 4:20] = labels[40:60, 40:60] = 1
     counts = [
-        ndimage.label(next(tasks._targets(Scene(labels, (0, 0)), np.random.default_rng(seed), 1)))[1]
+        ndimage.label(next(tasks._targets(Scene(labels, (0, 0), (0, 1)), np.random.default_rng(seed), 1)))[1]
         for seed in range(60)
     ]
     assert 0.6 < np.mean(np.array(counts) == 1) < 0.95
@@ -102,3 +109,21 @@ def test_a_resumed_run_draws_the_tasks_it_would_have_drawn() -> None:
     assert not torch.equal(whole[0][0], whole[1][0])
     assert not torch.equal(whole[0][0], _Steps(stage, seed=4)[0][0])
     assert [tuple(tensor.shape) for tensor in whole[0]] == [(2, 64, 64), (2, 2, 32, 32), (2, 2, 3, 2), (2, 2, 3)]
+
+
+def test_cached_steps_are_read_back_as_they_were_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(SIZE, images=2, prompts=2, learning_rate=1e-3)
+    fresh, writing, reading = (_Steps(stage, 3, cache=folder) for folder in (None, tmp_path, tmp_path))
+    first = [fresh[step] for step in (0, 2)]
+    assert all(
+        torch.equal(a, b)
+        for step, old in zip((0, 2), first, strict=True)
+        for a, b in zip(old, writing[step], strict=True)
+    )
+    monkeypatch.setattr(reading, "_draw", lambda step: pytest.fail("a cached step was drawn again"))
+    assert all(
+        torch.equal(a, b)
+        for step, old in zip((0, 2), first, strict=True)
+        for a, b in zip(old, reading[step], strict=True)
+    )
+    assert not list(tmp_path.rglob("*.part*"))
