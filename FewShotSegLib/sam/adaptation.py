@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.sam.lora import LoraSpec, attached, lora_parameters
-from FewShotSegLib.sam.network import POSITIVE, Embedding, PromptableNetwork, PromptBatch
+from FewShotSegLib.sam.network import MOST_LOGIT, POSITIVE, Embedding, PromptableNetwork, PromptBatch
 
 BACKGROUND, TARGET = 0, 1
 LOCATOR_SKIPS = 2  # the coarsest ones; finer skips hold edges and texture, not places
@@ -175,7 +175,7 @@ class Adaptation:
         per_image = len(structures) // images
         rows = [self.structures.index(value) for value in structures]
         chosen = torch.stack([maps[i // per_image, row] for i, row in enumerate(rows)])[:, None]
-        masks = F.interpolate(chosen, (network.mask_input_size,) * 2, mode="bilinear").clamp(-16, 16)
+        masks = F.interpolate(chosen, (network.mask_input_size,) * 2, mode="bilinear").clamp(-MOST_LOGIT, MOST_LOGIT)
         if prompts.masks is not None:
             own = torch.ones(len(prompts), dtype=torch.bool) if prompts.has_mask is None else prompts.has_mask
             masks = torch.where(own.to(masks.device).view(-1, 1, 1, 1), prompts.masks, masks)

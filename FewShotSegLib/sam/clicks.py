@@ -13,6 +13,7 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.sam.network import (
     BOX_CORNER_HIGH,
     BOX_CORNER_LOW,
+    MOST_LOGIT,
     NEGATIVE,
     PADDING,
     POSITIVE,
@@ -106,7 +107,7 @@ def corrected(
     return PromptBatch(
         torch.cat([prompts.coords, xy[:, None]], 1),
         torch.cat([prompts.labels, label[:, None]], 1),
-        mask.clamp(-16, 16),
+        mask.clamp(-MOST_LOGIT, MOST_LOGIT),
         tokens=prompts.tokens,
     )
 

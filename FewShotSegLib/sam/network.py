@@ -17,6 +17,8 @@ from FewShotSegLib.sam.modeling import PromptEncoder
 # Labels of the points in a PromptBatch. Box corners are points too, as in SAM's own prompt encoder.
 PADDING, NEGATIVE, POSITIVE, BOX_CORNER_LOW, BOX_CORNER_HIGH = -1, 0, 1, 2, 3
 
+MOST_LOGIT = 16.0  # of a mask prompt that was a network output: beyond this, logits say no more
+
 SAM_PIXEL_MEAN = (123.675, 116.28, 103.53)  # of 0..255 RGB, as SAM was trained
 SAM_PIXEL_STD = (58.395, 57.12, 57.375)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from FewShotSegLib.adapter import Adapter, check_base
@@ -23,6 +24,7 @@ from FewShotSegLib.sam.lora import LoraSpec
 from FewShotSegLib.sam.network import (
     BOX_CORNER_HIGH,
     BOX_CORNER_LOW,
+    MOST_LOGIT,
     NEGATIVE,
     PADDING,
     POSITIVE,
@@ -32,8 +34,7 @@ from FewShotSegLib.sam.network import (
 )
 from FewShotSegLib.slices import SliceFrame, mask_from_network, to_network, xy_from_ijk
 
-# SAM clamps nothing, but a mask prompt was a network output: logits beyond this say no more.
-MASK_LOGIT = 8.0
+MASK_LOGIT = 8.0  # inside a mask that a user gives as a prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +157,26 @@ class Predictor:
         labels = torch.full((count, points), PADDING, device=self.network.device)
         return self.decode(embedding, PromptBatch(coords, labels), structures)
 
+    def answer(self, embedding: Embedding, prompt: Prompt, frame: SliceFrame, structures: Sequence[int] = ()) -> Masks:
+        """Target logits of a user's prompt on one slice.
+
+        The second point and every further one correct the mask that the points before them gave, as people click and
+        as promptable models are trained (Kirillov et al. 2023, appendix A): all points at once are unknown to them.
+        """
+        whole = self.user_prompt(prompt, frame)
+        first = whole.coords.shape[1] - max(len(prompt.points_ijk) - 1, 0)
+        given = replace(whole, coords=whole.coords[:, :first], labels=whole.labels[:, :first])
+        masks = self.decode(embedding, given, structures)
+        for end in range(first + 1, whole.coords.shape[1] + 1):
+            previous = torch.from_numpy(masks.logits)[:, None].to(self.network.device)
+            side = (self.network.mask_input_size,) * 2
+            previous = F.interpolate(previous, side, mode="bilinear").clamp(-MOST_LOGIT, MOST_LOGIT)
+            given = PromptBatch(whole.coords[:, :end], whole.labels[:, :end], previous)
+            masks = self.decode(embedding, given, structures)
+        return masks
+
     def user_prompt(self, prompt: Prompt, frame: SliceFrame) -> PromptBatch:
-        """One user prompt as a batch of one."""
+        """One user prompt as a batch of one: first point, box or padding, further points."""
         coords, labels = _coords_and_labels(prompt, frame, self.network.padding_points)
         device = self.network.device
         batch = PromptBatch(torch.from_numpy(coords)[None].to(device), torch.from_numpy(labels)[None].to(device))
@@ -191,14 +210,23 @@ def restored_adaptation(network: PromptableNetwork, adapter: Adapter) -> Adaptat
 def _coords_and_labels(
     prompt: Prompt, frame: SliceFrame, padding_points: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Network coordinates (T, 2) and labels (T,). Without a box padding points follow, as in the model's training."""
-    coords = [xy_from_ijk(prompt.points_ijk, frame).astype(np.float32).reshape(-1, 2)]
-    labels = [np.where(np.asarray(prompt.point_labels) > 0, POSITIVE, NEGATIVE).astype(np.int64).reshape(-1)]
+    """Network coordinates (T, 2) and labels (T,) in the order of the model's training, padding where a part is missing.
+
+    The first point is a positive one where there is any: a model asked what something is not has nothing to go by.
+    """
+    xy = xy_from_ijk(prompt.points_ijk, frame).astype(np.float32).reshape(-1, 2)
+    positive = np.asarray(prompt.point_labels).reshape(-1) > 0
+    first = int(np.argmax(positive)) if len(positive) else 0
+    order = np.array([first, *(n for n in range(len(xy)) if n != first)], int)[: len(xy)]
+    xy, signs = xy[order], np.where(positive, POSITIVE, NEGATIVE).astype(np.int64)[order]
     if prompt.box_ijk is not None:
         corners = xy_from_ijk(prompt.box_ijk, frame)
-        coords.append(np.stack([corners.min(0), corners.max(0)]).astype(np.float32))
-        labels.append(np.array([BOX_CORNER_LOW, BOX_CORNER_HIGH]))
+        middle = np.stack([corners.min(0), corners.max(0)]).astype(np.float32)
+        kinds = np.array([BOX_CORNER_LOW, BOX_CORNER_HIGH])
+        if not len(xy):
+            padding = padding_points - 1
+            middle = np.concatenate([np.zeros((padding, 2), np.float32), middle])
+            kinds = np.concatenate([np.full(padding, PADDING), kinds])
     else:
-        coords.append(np.zeros((padding_points, 2), np.float32))
-        labels.append(np.full(padding_points, PADDING))
-    return np.concatenate(coords), np.concatenate(labels)
+        middle, kinds = np.zeros((padding_points, 2), np.float32), np.full(padding_points, PADDING)
+    return np.concatenate([xy[:1], middle, xy[1:]]), np.concatenate([signs[:1], kinds, signs[1:]])

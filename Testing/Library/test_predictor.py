@@ -25,6 +25,7 @@ from FewShotSegLib.sam.network import (
     POSITIVE,
     Embedding,
     PromptableNetwork,
+    PromptBatch,
 )
 from FewShotSegLib.sam.predictor import MASK_LOGIT, EmbeddingCache, Masks, Predictor
 from FewShotSegLib.slices import SliceFrame, frame_of
@@ -141,16 +142,49 @@ def test_an_embedding_larger_than_the_budget_is_kept_alone() -> None:
 
 
 @pytest.mark.parametrize("padding_points", [1, 2])
-def test_clicks_become_network_pixels_followed_by_padding(
+def test_clicks_become_network_pixels_with_padding_after_the_first(
     a_tiny_sam: PromptableNetwork, frame: SliceFrame, padding_points: int
 ) -> None:
     a_tiny_sam.padding_points = padding_points
     prompt = Prompt(0, 1, np.array([[3.0, 10.0, 1.0], [0.0, 31.0, 1.0]]), np.array([1, 0]))
     batch = Predictor(a_tiny_sam).user_prompt(prompt, frame)
     # Column 3 covers x = 12 .. 15, row 10 covers y = 20 and 21.
-    assert batch.coords[0, :2].tolist() == [[13.5, 20.5], [1.5, 62.5]]
-    assert batch.labels[0].tolist() == [POSITIVE, NEGATIVE] + [PADDING] * padding_points
+    assert batch.coords[0, [0, -1]].tolist() == [[13.5, 20.5], [1.5, 62.5]]
+    assert batch.labels[0].tolist() == [POSITIVE, *[PADDING] * padding_points, NEGATIVE]
     assert batch.masks is None
+
+
+def test_the_first_positive_point_comes_first_and_a_box_right_after_it(
+    a_tiny_sam: PromptableNetwork, frame: SliceFrame
+) -> None:
+    points = np.array([[0.0, 31.0, 1.0], [3.0, 10.0, 1.0], [5.0, 12.0, 1.0]])
+    box = np.array([[2.0, 4.0, 1.0], [9.0, 20.0, 1.0]])
+    batch = Predictor(a_tiny_sam).user_prompt(Prompt(0, 1, points, np.array([0, 1, 1]), box_ijk=box), frame)
+    assert batch.labels[0].tolist() == [POSITIVE, BOX_CORNER_LOW, BOX_CORNER_HIGH, NEGATIVE, POSITIVE]
+    assert batch.coords[0, 0].tolist() == [13.5, 20.5]
+
+
+def test_further_points_are_answered_as_corrections_of_the_mask_before(
+    a_tiny_sam: PromptableNetwork, adapter: Adapter, frame: SliceFrame
+) -> None:
+    """Against the same chain spelled out with the network alone."""
+    points = np.array([[3.0, 10.0, 1.0], [0.0, 31.0, 1.0], [9.0, 20.0, 1.0]])
+    prompt = Prompt(0, 1, points, np.array([1, 0, 1]))
+    for predictor, structures in ((Predictor(a_tiny_sam), []), (Predictor(a_tiny_sam, adapter), [5])):
+        embedding = predictor.encode([an_image(0)])[0]
+        found = predictor.answer(embedding, prompt, frame, structures)
+        whole, side = predictor.user_prompt(prompt, frame), a_tiny_sam.mask_input_size
+        masks = None
+        for end in (2, 3, 4):  # first point and padding, then one point more each time
+            batch = PromptBatch(whole.coords[:, :end], whole.labels[:, :end])
+            if masks is not None:
+                logits = torch.from_numpy(masks.logits)[None]
+                batch = batch.with_masks(torch.nn.functional.interpolate(logits, (side, side), mode="bilinear"))
+            masks = predictor.decode(embedding, batch, structures)
+        assert masks is not None
+        np.testing.assert_array_equal(found.logits, masks.logits)
+        at_once = predictor.decode(embedding, whole, structures)
+        assert np.abs(at_once.logits - found.logits).max() > 1e-4
 
 
 def test_a_box_becomes_its_low_and_high_corner_whatever_way_it_was_dragged(
@@ -160,6 +194,10 @@ def test_a_box_becomes_its_low_and_high_corner_whatever_way_it_was_dragged(
     batch = Predictor(a_tiny_sam).user_prompt(prompt, frame)
     assert batch.labels.tolist() == [[BOX_CORNER_LOW, BOX_CORNER_HIGH]]
     assert batch.coords.tolist() == [[[9.5, 8.5], [37.5, 40.5]]]
+    a_tiny_sam.padding_points = 2  # trained with a place for the click, taken or not
+    batch = Predictor(a_tiny_sam).user_prompt(prompt, frame)
+    assert batch.labels.tolist() == [[PADDING, BOX_CORNER_LOW, BOX_CORNER_HIGH]]
+    assert batch.coords[:, 1:].tolist() == [[[9.5, 8.5], [37.5, 40.5]]]
 
 
 def test_a_mask_becomes_logits_at_the_size_of_mask_prompts(a_tiny_sam: PromptableNetwork, frame: SliceFrame) -> None:
