@@ -1,8 +1,9 @@
-"""`fewshotseg benchmark accuracy`: base, adapted and U-Net on real cases, with one click and without.
+"""`fewshotseg benchmark accuracy`: base, adapted and U-Net on real cases, with clicks and without.
 
-For each data set and number of exemplar slices: the base model with one centre click per structure and slice; the same
-model adapted with and without synthesis; a U-Net from scratch on the same slices for the same time. Every cell is
-kept as one line of JSON, so an interrupted run goes on where it stopped.
+For each data set: the base model with one centre click, with one box, and with up to five corrective clicks per
+structure and slice. For each number of exemplar slices: the same model adapted with and without synthesis, with clicks
+and without; a U-Net from scratch on the same slices for the same time. Every cell is kept as one line of JSON, so an
+interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.benchmarks.datasets import DATASETS, DataSet, exemplars, unseen_cases
@@ -31,16 +34,18 @@ from FewShotSegLib.methods import lora
 from FewShotSegLib.progress import silent
 from FewShotSegLib.prompt import Prompt
 from FewShotSegLib.recipe import with_overrides
-from FewShotSegLib.sam.clicks import centre_click
+from FewShotSegLib.sam.clicks import centre_click, tight_box
 from FewShotSegLib.sam.loading import load_base
-from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.network import Embedding, PromptableNetwork
 from FewShotSegLib.sam.predictor import EmbeddingCache, Predictor
 from FewShotSegLib.segmentation import SegmentOptions, segment
+from FewShotSegLib.slices import SliceFrame, frame_of, to_network
 from FewShotSegLib.volume import Labelmap, Volume
 
 logger = logging.getLogger(__name__)
 
-CLICK, FREE = "one click", "prompt-free"
+CLICK, BOX, FREE, CORRECTED = "one click", "one box", "prompt-free", "corrective clicks"
+CLICKS = 5
 COLUMNS = (
     ("base", CLICK, "oracle_slices"),
     ("adapted", CLICK, "oracle_slices"),
@@ -50,6 +55,7 @@ COLUMNS = (
     ("U-Net", FREE, "all_slices"),
     ("U-Net", FREE, "oracle_slices"),
 )
+MODELS = [("adapted", FREE), ("adapted", CLICK), ("U-Net", FREE)]
 SMALLEST_CLICKED = 3  # pixels: what a person would still click on
 
 
@@ -82,11 +88,12 @@ def main(arguments: Sequence[str]) -> int:
     )
     record = Path(f"{chosen.out}.jsonl")
     for name in chosen.datasets:
-        for shots in chosen.shots:
+        for shots in [0, *chosen.shots]:
             for cell in _cells(DATASETS[name], shots, setting, _done(record)):
                 with record.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(cell) + "\n")
-    table = _table(_done(record).values(), setting)
+    cells = _done(record)
+    table = f"{_head(setting)}\n{_base_table(cells)}\n{_table(cells)}\n{_curves(cells)}"
     write_text_whole(Path(f"{chosen.out}.md"), table)
     sys.stdout.write(table)
     return 0
@@ -97,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
     parser.add_argument("--out", default="accuracy", help="prefix of the result files")
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), metavar="NAME", help=", ".join(DATASETS))
-    parser.add_argument("--shots", nargs="+", type=int, default=[1, 3, 9], help="numbers of exemplar slices")
+    parser.add_argument("--shots", nargs="+", type=int, default=[1, 3, 9, 18], help="numbers of exemplar slices")
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each model")
     parser.add_argument("--cases", type=int, default=4, help="most test cases per data set")
     parser.add_argument("--slices", type=int, default=40, help="slices per test case, evenly spread")
@@ -116,112 +123,236 @@ def _done(record: Path) -> dict[tuple[str, int, str, str], dict[str, Any]]:
 
 
 def _cells(dataset: DataSet, shots: int, setting: Setting, done: dict[Any, Any]) -> Iterator[dict[str, Any]]:
-    """One result per model and way of prompting, those already done left out."""
-    chosen = exemplars(dataset, setting.data, shots)
+    """One result per model and way of prompting, those already done left out; the base model is that of 0 shots."""
+    chosen = exemplars(dataset, setting.data, shots) if shots else []
     network = load_base(setting.base, image_size=None if setting.base == "bundled" else 512)
-    models: dict[str, Callable[[], tuple[list[tuple[str, Segmenter]], dict[str, Any]]]] = {
-        "base": lambda: ([(CLICK, _clicking(Predictor(network), dataset))], {}),
-        "adapted": lambda: _adapted(network, chosen, dataset, setting, synthesis=True),
-        "adapted, no synthesis": lambda: _adapted(network, chosen, dataset, setting, synthesis=False),
-        "U-Net": lambda: _unet(chosen, dataset, setting),
+    ways: dict[str, tuple[str, ...]] = {
+        "adapted": (CLICK, FREE, CORRECTED),
+        "adapted, no synthesis": (CLICK, FREE),
+        "U-Net": (FREE,),
     }
-    for model, make in models.items():
-        prompts = [FREE] if model == "U-Net" else [CLICK] if model == "base" else [CLICK, FREE]
+    for model, prompts in (ways if shots else {"base": (CLICK, BOX, CORRECTED)}).items():
         if all((dataset.name, shots, model, prompt) in done for prompt in prompts):
             continue
-        segmenters, facts = make()
-        for prompt, segmenter in segmenters:
-            rows = _scored(segmenter, dataset, setting, set(chosen[0].structures.values()))
+        scorers, facts = _scorers(model, prompts, network, chosen, dataset, setting)
+        names = set(chosen[0].structures.values()) if chosen else set(dataset.structures.values())
+        for prompt, score in scorers.items():
+            rows = [row for row in score() if row["structure"] in names]
             cell = {"dataset": dataset.name, "shots": shots, "model": model, "prompt": prompt, **facts, "scores": rows}
             logger.info("%s %d %s %s %s", dataset.name, shots, model, prompt, _means(cell))
             yield cell
 
 
 Segmenter = Callable[[Volume, Labelmap], Labelmap]
+Scorer = Callable[[], list[dict[str, Any]]]
+
+
+def _scorers(
+    model: str, prompts: Sequence[str], network: PromptableNetwork, chosen: Any, dataset: DataSet, setting: Setting
+) -> tuple[dict[str, Scorer], dict[str, Any]]:
+    """What scores the model in each way of prompting, and facts about its making."""
+    if model == "U-Net":
+        segmenter, facts = _unet(chosen, dataset, setting)
+        return {FREE: lambda: _scored(segmenter, dataset, setting)}, facts
+    adapter, facts = None, {}
+    if model != "base":
+        adapter, facts = _adapted(network, chosen, dataset, setting, synthesis=model == "adapted")
+    predictor = Predictor(network, adapter, cache=EmbeddingCache(2**30))
+    ways: dict[str, Scorer] = {
+        CLICK: lambda: _scored(_prompting(predictor, dataset, _click), dataset, setting),
+        BOX: lambda: _scored(_prompting(predictor, dataset, _box), dataset, setting),
+        FREE: lambda: _scored(_free(predictor), dataset, setting),
+        CORRECTED: lambda: _corrected(predictor, dataset, setting),
+    }
+    return {prompt: ways[prompt] for prompt in prompts}, facts
 
 
 def _adapted(
     network: PromptableNetwork, chosen: list[Any], dataset: DataSet, setting: Setting, *, synthesis: bool
-) -> tuple[list[tuple[str, Segmenter]], dict[str, Any]]:
+) -> tuple[Adapter, dict[str, Any]]:
     recipe = with_overrides(lora.Recipe(synthesis=synthesis, estimate_folds=0, guard="off"), setting.recipe)
     started = time.monotonic()
-    adapter: Adapter = lora.adapt(
+    adapter = lora.adapt(
         network, chosen, recipe=recipe, rng=np.random.default_rng(setting.seed), report=silent,
         intensity=dataset.intensity, max_seconds=setting.seconds,
     )  # fmt: skip
-    facts = {"seconds": round(time.monotonic() - started, 1), "steps": adapter.metrics["steps"]}
-    predictor = Predictor(network, adapter, cache=EmbeddingCache(2**31))
-
-    def free(volume: Volume, reference: Labelmap) -> Labelmap:
-        return segment(volume, predictor, options=SegmentOptions(axis=0)).labelmap
-
-    return [(CLICK, _clicking(predictor, dataset)), (FREE, free)], facts
+    return adapter, {"seconds": round(time.monotonic() - started, 1), "steps": adapter.metrics["steps"]}
 
 
-def _unet(chosen: list[Any], dataset: DataSet, setting: Setting) -> tuple[list[tuple[str, Segmenter]], dict[str, Any]]:
+def _unet(chosen: list[Any], dataset: DataSet, setting: Setting) -> tuple[Segmenter, dict[str, Any]]:
     steps = [0]
     network, structures = train_unet(
         chosen, dataset.intensity, seed=setting.seed, seconds=setting.seconds,
         report=lambda progress: steps.__setitem__(0, progress.step),
     )  # fmt: skip
-    return [(FREE, lambda volume, _: segment_unet(network, structures, volume, dataset.intensity))], {"steps": steps[0]}
+    return lambda volume, _: segment_unet(network, structures, volume, dataset.intensity), {"steps": steps[0]}
 
 
-def _clicking(predictor: Predictor, dataset: DataSet) -> Segmenter:
-    """One click per structure and slice, at the pixel deepest inside the reference, as the papers do."""
+def _free(predictor: Predictor) -> Segmenter:
+    return lambda volume, _: segment(volume, predictor, options=SegmentOptions(axis=0)).labelmap
+
+
+def _bodies(mask: NDArray[np.bool_], dataset: DataSet) -> list[NDArray[np.bool_]]:
+    """What gets a prompt of its own: the mask, or each connected part of a scattered structure."""
+    if not dataset.scattered:
+        return [mask] if mask.sum() >= SMALLEST_CLICKED else []
+    parts, count = ndimage.label(mask)
+    bodies = [parts == number for number in range(1, count + 1)]
+    return [body for body in bodies if body.sum() >= SMALLEST_CLICKED]
+
+
+def _click(mask: NDArray[np.bool_], index: int) -> dict[str, Any]:
+    """A click at the pixel deepest inside, as the papers do."""
+    column, row = centre_click(mask)
+    return {"points_ijk": np.array([[column, row, index]], float), "point_labels": np.array([1])}
+
+
+def _box(mask: NDArray[np.bool_], index: int) -> dict[str, Any]:
+    """The tight box."""
+    return {"box_ijk": np.pad(tight_box(mask).astype(float), ((0, 0), (0, 1)), constant_values=index)}
+
+
+def _prompting(predictor: Predictor, dataset: DataSet, make: Callable[..., dict[str, Any]]) -> Segmenter:
+    """One prompt per structure and slice that shows it."""
 
     def run(volume: Volume, reference: Labelmap) -> Labelmap:
-        prompts = []
-        for index, labels in enumerate(reference.volume.array):
-            for value, name in reference.structures.items():
-                mask = labels == value
-                if mask.sum() >= SMALLEST_CLICKED:
-                    column, row = centre_click(mask)
-                    point = np.array([[column, row, index]], float)
-                    prompts.append(Prompt(0, index, points_ijk=point, point_labels=np.array([1]), structure=name))
+        prompts = [
+            Prompt(0, index, structure=name, **make(body, index))
+            for index, labels in enumerate(reference.volume.array)
+            for value, name in reference.structures.items()
+            for body in _bodies(labels == value, dataset)
+        ]
         options = SegmentOptions(axis=0, propagate=False)
         return segment(volume, predictor, intensity=dataset.intensity, prompts=prompts, options=options).labelmap
 
     return run
 
 
-def _scored(segmenter: Segmenter, dataset: DataSet, setting: Setting, names: set[str]) -> list[dict[str, Any]]:
+def _corrected(predictor: Predictor, dataset: DataSet, setting: Setting) -> list[dict[str, Any]]:
+    """DSC of each structure after 1 to 5 clicks per body and slice, each further one deepest inside the largest error.
+
+    Slices that show the structure, every structure for itself.
+    """
+    rows = []
+    for case, volume, reference in unseen_cases(dataset, setting.data, setting.cases, setting.slices):
+        counts: dict[str, NDArray[np.int64]] = {}
+        spread = dataset.intensity.range_of(volume.array)
+        for index, labels in enumerate(reference.volume.array):
+            frame = frame_of(volume, 0, index, predictor.image_size)
+            image = to_network(dataset.intensity.apply(volume.array[index], spread), frame)
+            embedding = predictor.encode([image])[0]
+            for value, name in reference.structures.items():
+                learned = [value] if predictor.knows(value) else []
+                for body in _bodies(labels == value, dataset):
+                    for turn, mask in enumerate(_clicked(predictor, embedding, frame, body, learned)):
+                        sums = counts.setdefault(name, np.zeros((CLICKS, 3), np.int64))
+                        sums[turn] += [(mask & body).sum(), mask.sum(), body.sum()]
+        rows += [
+            {"case": case, "structure": name, "clicks": turn + 1, "dsc": 2 * both / (found + there)}
+            for name, sums in counts.items()
+            for turn, (both, found, there) in enumerate(sums.tolist())
+        ]
+    return rows
+
+
+def _clicked(
+    predictor: Predictor, embedding: Embedding, frame: SliceFrame, body: NDArray[np.bool_], learned: list[int]
+) -> Iterator[NDArray[np.bool_]]:
+    """The masks after 1 to 5 clicks; when nothing is wrong any more the last one stays."""
+    points, labels = [centre_click(body)], [1]
+    for _ in range(CLICKS):
+        coords = np.array([[x, y, frame.index] for x, y in points], float)
+        prompt = Prompt(0, frame.index, points_ijk=coords, point_labels=np.array(labels))
+        mask = predictor.on_voxels(predictor.answer(embedding, prompt, frame, learned), frame)[0] > 0
+        yield mask
+        parts, count = ndimage.label(mask != body)
+        if count:
+            largest = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+            points.append(centre_click(largest))
+            labels.append(int(body[points[-1][1], points[-1][0]]))
+
+
+def _scored(segmenter: Segmenter, dataset: DataSet, setting: Setting) -> list[dict[str, Any]]:
     rows: list[Row] = []
     for case, volume, reference in unseen_cases(dataset, setting.data, setting.cases, setting.slices):
         prediction = segmenter(volume, reference)
         rows += evaluate_case(prediction, reference, dataset.structures, axis=0, case=case)
     keep = ("case", "structure", "scope", "dsc", "iou", "hd95_mm", "nsd")
-    return [{key: getattr(row, key) for key in keep} for row in rows if row.structure in names]
+    return [{key: getattr(row, key) for key in keep} for row in rows]
 
 
 def _means(cell: dict[str, Any]) -> dict[str, float]:
-    return {scope: round(_mean(cell, scope), 3) for scope in ("all_slices", "oracle_slices")}
+    if cell["prompt"] == CORRECTED:
+        return {str(clicks): round(_mean(cell, clicks=clicks), 3) for clicks in range(1, CLICKS + 1)}
+    return {scope: round(_mean(cell, scope=scope), 3) for scope in ("all_slices", "oracle_slices")}
 
 
-def _mean(cell: dict[str, Any], scope: str, metric: str = "dsc") -> float:
-    """Mean over structures of the mean over cases."""
-    names = sorted({row["structure"] for row in cell["scores"]})
+def _mean(cell: dict[str, Any], structures: Sequence[str] | None = None, **chosen: Any) -> float:
+    """Mean DSC over structures of the mean over cases, of the rows with the chosen values."""
+    names = sorted({row["structure"] for row in cell["scores"]} if structures is None else structures)
     per_structure = [
-        [row[metric] for row in cell["scores"] if row["structure"] == n and row["scope"] == scope] for n in names
+        [r["dsc"] for r in cell["scores"] if r["structure"] == n and all(r[k] == v for k, v in chosen.items())]
+        for n in names
     ]
     return float(np.mean([np.mean(values) for values in per_structure if values]))
 
 
-def _table(cells: Any, setting: Setting) -> str:
-    cells = {(c["dataset"], c["shots"], c["model"], c["prompt"]): c for c in cells}
-    head = [f"{model}, {prompt}, {scope.split('_')[0]}" for model, prompt, scope in COLUMNS]
-    lines = [
+Cells = dict[tuple[str, int, str, str], dict[str, Any]]
+
+
+def _head(setting: Setting) -> str:
+    return (
         f"Mean DSC over structures. {setting.seconds:g} s of training on {torch.get_num_threads()} threads of "
         f"{platform.machine()}; up to {setting.cases} test cases with about {setting.slices} slices each; "
-        f"seed {setting.seed}; base {setting.base}.",
-        "",
-        "| data set | exemplar slices | " + " | ".join(head) + " |",
-        "|---|---|" + "---|" * len(head),
+        f"seed {setting.seed}; base {setting.base}.\n"
+    )
+
+
+def _base_table(cells: Cells) -> str:
+    """The base model as it ships: one click, one box, 2 to 5 clicks."""
+    turns = range(2, CLICKS + 1)
+    head = ["data set", CLICK, BOX, *(f"{turn} clicks" for turn in turns)]
+    rows = []
+    for name in (name for name in DATASETS if (name, 0, "base", CORRECTED) in cells):
+        click, box, corrected = (cells[name, 0, "base", prompt] for prompt in (CLICK, BOX, CORRECTED))
+        values = [_mean(click, scope="oracle_slices"), _mean(box, scope="oracle_slices")]
+        rows.append([name, *(f"{v:.3f}" for v in [*values, *(_mean(corrected, clicks=turn) for turn in turns)])])
+    return _markdown(head, rows)
+
+
+def _table(cells: Cells) -> str:
+    """Base, adapted and U-Net, per data set and number of exemplar slices, over the structures the exemplars show."""
+    head = [
+        "data set",
+        "exemplar slices",
+        *(f"{model}, {prompt}, {scope.split('_')[0]}" for model, prompt, scope in COLUMNS),
     ]
-    for dataset, shots in sorted({(d, s) for d, s, _, _ in cells}, key=lambda k: (list(DATASETS).index(k[0]), k[1])):
+    rows = []
+    for name, shots in sorted({(d, s) for d, s, _, _ in cells if s}, key=lambda k: (list(DATASETS).index(k[0]), k[1])):
+        shown = sorted({r["structure"] for m in MODELS for r in cells.get((name, shots, *m), {"scores": []})["scores"]})
         values = []
         for model, prompt, scope in COLUMNS:
-            cell = cells.get((dataset, shots, model, prompt))
-            values.append(f"{_mean(cell, scope):.3f}" if cell else "")
-        lines.append(f"| {dataset} | {shots} | " + " | ".join(values) + " |")
-    return "\n".join(lines) + "\n"
+            cell = cells.get((name, 0 if model == "base" else shots, model, prompt))
+            values.append(f"{_mean(cell, shown, scope=scope):.3f}" if cell else "")
+        rows.append([name, str(shots), *values])
+    return _markdown(head, rows)
+
+
+def _curves(cells: Cells) -> str:
+    """Per structure, how DSC grows with corrective clicks."""
+    head = ["data set", "exemplar slices", "structure", *(f"{n} click{'s' * (n > 1)}" for n in range(1, CLICKS + 1))]
+    rows = []
+    for (name, shots, _, prompt), cell in sorted(
+        cells.items(), key=lambda item: (list(DATASETS).index(item[0][0]), item[0][1:])
+    ):
+        if prompt != CORRECTED:
+            continue
+        for structure in sorted({row["structure"] for row in cell["scores"]}):
+            values = [_mean(cell, [structure], clicks=n) for n in range(1, CLICKS + 1)]
+            rows.append([name, str(shots or "base"), structure, *(f"{value:.3f}" for value in values)])
+    return _markdown(head, rows)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -21,8 +21,10 @@ from FewShotSegLib.volume import Labelmap, Volume, load_labelmap, load_volume
 class DataSet:
     """Where cases lie and what is segmented.
 
-    `images` is a glob below the data folder, `labels` the replacement that turns an image name into its labelmap's.
-    `merged`: all labels count as structure 1. The first `train` cases give exemplars, the others are tested on.
+    `images` is a glob below the data folder, `labels` the replacement that turns an image name into the path of its
+    labelmap from the image's folder.
+    `merged`: all labels count as structure 1. `scattered`: a slice shows many bodies of a structure, and each of them
+    gets its own click. The first `train` cases give exemplars, the others are tested on.
     """
 
     name: str
@@ -32,6 +34,7 @@ class DataSet:
     intensity: IntensitySpec
     train: int = 3
     merged: bool = False
+    scattered: bool = False
 
     def cases(self, data: Path) -> list[Path]:
         """Image files, in order of name."""
@@ -45,7 +48,7 @@ class DataSet:
     def load(self, image: Path) -> tuple[Volume, Labelmap]:
         """Volume and reference labelmap of one case, with this data set's structures only."""
         volume = load_volume(image)
-        labelmap = load_labelmap(image.with_name(re.sub(*self.labels, image.name)))
+        labelmap = load_labelmap(image.parent / re.sub(*self.labels, image.name))
         labels = labelmap.volume.array
         kept = (labels > 0) if self.merged else np.where(np.isin(labels, list(self.structures)), labels, 0)
         return volume, Labelmap(volume.like(kept.astype(np.uint8)), self.structures)
@@ -72,6 +75,14 @@ DATASETS = {
         ),
         DataSet(
             "brats", "brats2013/*_Flair.nii.gz", (r"_Flair\.", "_lab."), {1: "whole tumour"}, MR, train=1, merged=True,
+        ),
+        DataSet("la2018", "la2018/*_img.nii.gz", (r"_img\.", "_lab."), {1: "left atrium"}, MR, train=2),
+        DataSet(
+            "ms", "ms_lesions_lesjak/*_FLAIR.nii.gz", (r"_FLAIR\.", "_lab."), {1: "lesion"}, MR, train=1,
+            scattered=True,
+        ),
+        DataSet(
+            "hippocampus", "msd_hippocampus/images/*.nii.gz", ("^", "../labels/"), {1: "anterior", 2: "posterior"}, MR,
         ),
     )
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from FewShotSegLib.benchmarks import accuracy
 from FewShotSegLib.benchmarks.datasets import DATASETS, DataSet, exemplars, thinned, unseen_cases
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.slices import frame_of
 from FewShotSegLib.volume import Volume, ras_from_ijk, save_volume
 
 TOY = DataSet(
@@ -70,7 +72,8 @@ def test_structures_count_alike_however_many_cases_show_them() -> None:
         return {"case": case, "structure": structure, "scope": "all_slices", "dsc": dsc}
 
     cell = {"scores": [row("1", "a", 1.0), row("2", "a", 1.0), row("3", "a", 1.0), row("1", "b", 0.0)]}
-    assert accuracy._mean(cell, "all_slices") == 0.5
+    assert accuracy._mean(cell, scope="all_slices") == 0.5
+    assert accuracy._mean(cell, ["a"], scope="all_slices") == 1.0
 
 
 def test_a_missing_data_folder_is_named(tmp_path: Path) -> None:
@@ -81,3 +84,54 @@ def test_a_missing_data_folder_is_named(tmp_path: Path) -> None:
 def test_an_unknown_data_set_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Unknown data set x; allowed are btcv"):
         accuracy.main(["--data", str(tmp_path), "--datasets", "x"])
+
+
+def test_each_body_of_a_scattered_structure_gets_a_prompt_of_its_own() -> None:
+    mask = np.zeros((20, 20), bool)
+    mask[2:6, 2:6] = mask[10:15, 12:18] = mask[18, 1] = True  # the last is too small to be clicked on
+    assert len(accuracy._bodies(mask, TOY)) == 1
+    bodies = accuracy._bodies(mask, replace(TOY, scattered=True))
+    assert sorted(int(body.sum()) for body in bodies) == [16, 30]
+
+
+def test_corrective_clicks_follow_the_largest_error_and_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pretended model that fills one half of the body per positive click."""
+    body = np.zeros((16, 16), bool)
+    body[4:12, 2:14] = True
+    asked = []
+
+    class HalfByHalf:
+        def answer(self, embedding, prompt, frame, structures):  # type: ignore[no-untyped-def]
+            asked.append([(int(x), int(y)) for x, y, _ in prompt.points_ijk])
+            mask = body.copy()
+            if len(prompt.points_ijk) == 1:
+                mask[:, 8:] = False
+            return mask
+
+        def on_voxels(self, mask, frame):  # type: ignore[no-untyped-def]
+            return np.where(mask, 1.0, -1.0)[None]
+
+    volume = Volume(np.zeros((3, 16, 16), np.float32), np.eye(4))
+    masks = list(accuracy._clicked(HalfByHalf(), None, frame_of(volume, 0, 1, 64), body, []))  # type: ignore[arg-type]
+    assert [int(mask.sum()) for mask in masks] == [48, 96, 96, 96, 96]
+    assert [len(points) for points in asked] == [1, 2, 2, 2, 2]
+    assert asked[1][1][0] >= 8
+
+
+def test_base_model_boxes_and_clicks_are_scored_once_for_all_numbers_of_exemplars(
+    a_data_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(accuracy.DATASETS, "toy", TOY)
+    given = ["--data", str(a_data_folder), "--datasets", "toy", "--shots", "1", "2", "--seconds", "1", "--cases", "1",
+             "--slices", "3", "--out", str(tmp_path / "result"), "--recipe", "steps=1", "validate_every=0"]  # fmt: skip
+    assert accuracy.main(given) == 0
+    cells = accuracy._done(tmp_path / "result.jsonl")
+    assert [(shots, prompt) for _, shots, model, prompt in cells if model == "base"] == [
+        (0, accuracy.CLICK), (0, accuracy.BOX), (0, accuracy.CORRECTED),
+    ]  # fmt: skip
+    table = (tmp_path / "result.md").read_text()
+    assert capsys.readouterr().out == table
+    assert table.count("\n| toy | ") == 1 + 2 + 3  # of the three slices none shows b
+    before = (tmp_path / "result.jsonl").read_bytes()
+    assert accuracy.main(given) == 0
+    assert (tmp_path / "result.jsonl").read_bytes() == before
