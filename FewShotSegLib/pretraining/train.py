@@ -12,14 +12,16 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.files import written_whole
 from FewShotSegLib.losses import focal_loss, soft_dice_loss
 from FewShotSegLib.pretraining.tasks import draw_task
@@ -59,6 +61,7 @@ STAGES = {
         Stage(image_size=256, images=32, prompts=8, learning_rate=8e-4, share=0.5),
     ),
 }
+CONTINUED = 0.6  # of the learning rate, for a model that has learned already
 ROUNDS = (0.3, 0.25, 0.2, 0.15, 0.1)  # shares of tasks with 1, 2, ... prompts in a row
 
 
@@ -143,10 +146,17 @@ def train(
     workers: int,
     device: str,
     cache: Path | None = None,
+    start: Path | None = None,
 ) -> PromptableNetwork:
-    """Runs the stages in order, `minutes` in all; each resumes from its checkpoint beside `out`."""
+    """Runs the stages in order, `minutes` in all; each resumes from its checkpoint beside `out`.
+
+    `start` is a model of an earlier sitting to go on from; it may have fewer blocks.
+    """
     torch.manual_seed(seed)
     network = build_compact(SHIPPED).to(device)
+    if start is not None:
+        go_on_from(network, start)
+        stages = [replace(stage, learning_rate=CONTINUED * stage.learning_rate) for stage in stages]
     parameters = dict(network.named_parameters())
     frozen = {"prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"}
     for number, stage in enumerate(stages):
@@ -179,6 +189,23 @@ def train(
     return network
 
 
+def go_on_from(network: PromptableNetwork, file: Path) -> None:
+    """Takes the weights of a model of the same widths. Blocks that it does not have start as the identity, so the
+    network gives that model's masks.
+    """
+    tensors = load_file(file)
+    own = network.state_dict()
+    unfit = sorted(name for name in tensors if name not in own or own[name].shape != tensors[name].shape)
+    new = {name for name in own if name not in tensors}
+    if unfit or any(not name.startswith("image_encoder.blocks.") for name in new):
+        raise InputError(f"{file} is not an earlier state of this model: {(unfit or sorted(new))[0]} does not fit.")
+    network.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=False)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name in new and (".attn.proj." in name or ".mlp.lin2." in name):
+                parameter.zero_()
+
+
 def _steps_done(checkpoint: Path) -> int:
     if not checkpoint.exists():
         return 0
@@ -201,8 +228,6 @@ def _log(stage: int):  # type: ignore[no-untyped-def]
 
 def save_network(network: PromptableNetwork, out: Path) -> None:
     """Writes fp16 safetensors: what ships."""
-    from safetensors.torch import save_file
-
     tensors = {k: v.detach().half().contiguous().cpu() for k, v in network.state_dict().items()}
     with written_whole(out) as part:
         save_file(tensors, part, metadata={"fewshotseg": json.dumps(SHIPPED.to_dict(), sort_keys=True)})
@@ -214,6 +239,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=120.0, help="wall time of all stages")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that draw tasks")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="model of an earlier sitting to go on from")
     parser.add_argument("--cache", type=Path, help="folder that keeps the drawn tasks")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -223,7 +249,7 @@ def main() -> None:
     stages = STAGES[torch.device(arguments.device).type]
     train(
         stages, arguments.out, minutes=arguments.minutes, seed=arguments.seed, workers=arguments.workers,
-        device=arguments.device, cache=arguments.cache,
+        device=arguments.device, cache=arguments.cache, start=arguments.start,
     )  # fmt: skip
 
 

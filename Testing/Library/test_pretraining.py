@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from FewShotSegLib import base_models
-from FewShotSegLib.errors import Cancelled
+from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.pretraining import train as module
-from FewShotSegLib.pretraining.train import Stage, _Steps, prompted_loss, save_network, train
+from FewShotSegLib.pretraining.train import Stage, _Steps, go_on_from, prompted_loss, save_network, train
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
 from FewShotSegLib.sam.loading import load_base
+from FewShotSegLib.sam.network import PromptBatch
 from FewShotSegLib.training import Schedule
 
 SMALL = CompactArchitecture(image_size=64, widths=(8, 8, 16), dim=32, depth=1, heads=2, decoder_mlp=32)
@@ -136,3 +137,25 @@ def test_the_file_holds_half_precision_and_the_architecture(tmp_path: Path) -> N
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118 - no mapping
         assert '"kind": "compact"' in file.metadata()["fewshotseg"]
     assert not list(tmp_path.glob("*.part*"))
+
+
+def test_a_model_that_goes_on_with_more_blocks_starts_with_the_same_masks(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    earlier = build_compact(SMALL)
+    save_network(earlier, tmp_path / "earlier.safetensors")
+    earlier.load_state_dict({name: value.half().float() for name, value in earlier.state_dict().items()})
+    later = build_compact(replace(SMALL, depth=3))
+    go_on_from(later, tmp_path / "earlier.safetensors")
+    images, coords, labels = torch.rand(1, 64, 64), torch.full((1, 3, 2), 20.0), torch.tensor([[1, -1, -1]])
+    answers = [n.decode(n.encode(n.normalize(images)), PromptBatch(coords, labels)) for n in (earlier, later)]
+    for one, other in zip(*answers, strict=True):
+        torch.testing.assert_close(one, other)
+    later.image_encoder.blocks[2].mlp.lin1.weight.requires_grad_(True)
+    answers[1][0].square().mean().backward()
+    assert later.image_encoder.blocks[2].mlp.lin2.weight.grad.abs().max() > 0
+
+
+def test_only_an_earlier_state_of_the_same_model_is_gone_on_from(tmp_path: Path) -> None:
+    save_network(build_compact(SMALL), tmp_path / "small.safetensors")
+    with pytest.raises(InputError, match=r"small.safetensors is not an earlier state of this model: .* does not fit"):
+        go_on_from(build_compact(replace(SMALL, dim=64)), tmp_path / "small.safetensors")
