@@ -49,7 +49,7 @@ _META = "https://dl.fbaipublicfiles.com/segment_anything/"
 _OFFICIAL = (
     BaseModel(
         "bundled", "compact", "bundled.safetensors",
-        sha256="45d1e01c3ee0e939d2b216ec21f2d29a461da8af2f3d77eaddb205d00ac9f3df", size_bytes=10_333_168,
+        sha256="ad0b5bde1943e820aeee7185230327e3383b747af1efadca25c8752ed9360d39", size_bytes=13_914_040,
         licence="Apache-2.0",
         note="small model that comes with FewShotSeg; runs on a laptop",
     ),

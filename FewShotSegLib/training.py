@@ -7,10 +7,12 @@ checkpoint takes the same steps as one that was not, to the same bytes on a CPU.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -67,6 +69,16 @@ class FitResult:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+class Companion(Protocol):
+    """What learns beside the parameters, such as a choice of data; its state is JSON and part of every checkpoint."""
+
+    def state(self) -> dict[str, Any]:
+        """All that its next steps depend on."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+
+
 def step_rng(seed: int, step: int) -> np.random.Generator:
     """The generator of one step: the same whether or not the run was interrupted before it."""
     return np.random.default_rng([seed, step])
@@ -83,19 +95,18 @@ def fit(
     identity: str = "",
     amp: torch.dtype | None = None,
     message: str = "training",
-    rates: Mapping[str, float] | None = None,
+    companion: Companion | None = None,
 ) -> FitResult:
     """Minimizes `loss_at(step)` over `parameters` in place and returns the best state seen.
 
-    `rates` names parameters that learn faster or slower: factors on the schedule's learning rate.
-
     validate() scores the current parameters, higher is better. `checkpoint` is read when it exists and belongs to the
     same `identity` (a digest of everything that determines the run), and removed by the caller when the result is safe.
+    `companion` is saved and restored with it.
     `report` is called once per step and may raise `Cancelled` (propagates) or `StopAndKeepBest` (ends the run well).
     """
     if schedule.steps < 1:
         raise InputError(f"Training needs at least 1 step, got {schedule.steps}.")
-    run = _Run(dict(parameters), schedule, identity, rates or {})
+    run = _Run(dict(parameters), schedule, identity, companion)
     if checkpoint is not None and checkpoint.exists():
         run.restore(checkpoint)
     started = time.monotonic() - run.seconds
@@ -136,18 +147,16 @@ class _Run:
     """Everything a checkpoint must hold, and nothing else."""
 
     def __init__(
-        self, parameters: dict[str, Tensor], schedule: Schedule, identity: str, rates: Mapping[str, float]
+        self, parameters: dict[str, Tensor], schedule: Schedule, identity: str, companion: Companion | None
     ) -> None:
         self.parameters = parameters
         self.schedule = schedule
         self.identity = identity
-        groups: dict[tuple[float, float], list[Tensor]] = {}
-        for name, parameter in parameters.items():
-            decay = schedule.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((rates.get(name, 1.0), decay), []).append(parameter)
-        self.factors = [factor for factor, _ in groups]
+        self.companion = companion
+        decayed = [p for p in parameters.values() if p.ndim > 1]
+        others = [p for p in parameters.values() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
-            [{"params": members, "weight_decay": decay} for (_, decay), members in groups.items()],
+            [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=schedule.learning_rate,
         )
         on_gpu = any(p.is_cuda for p in parameters.values())
@@ -165,8 +174,8 @@ class _Run:
         """One optimizer step over `accumulate` micro-batches."""
         schedule = self.schedule
         rate = schedule.learning_rate_at(self.step, self.seconds)
-        for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
-            group["lr"] = rate * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         metrics: dict[str, float] = {}
         device = next(iter(self.parameters.values())).device.type
@@ -233,6 +242,7 @@ class _Run:
             "counters": [self.best_step, self.stale, self.step],
             "seconds": self.seconds,
             "history": self.history,
+            "companion": json.dumps(self.companion.state()) if self.companion else "",
         }
         with written_whole(path) as part:
             torch.save(state, part)
@@ -256,3 +266,5 @@ class _Run:
         self.best_step, self.stale, self.step = state["counters"]
         self.seconds = state["seconds"]
         self.history = state["history"]
+        if self.companion:
+            self.companion.load_state(json.loads(state["companion"]))

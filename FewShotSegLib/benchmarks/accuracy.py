@@ -55,6 +55,7 @@ COLUMNS = (
     ("U-Net", FREE, "all_slices"),
     ("U-Net", FREE, "oracle_slices"),
 )
+TRAINED = ["adapted", "adapted, no synthesis", "U-Net"]
 MODELS = [("adapted", FREE), ("adapted", CLICK), ("U-Net", FREE)]
 SMALLEST_CLICKED = 3  # pixels: what a person would still click on
 
@@ -70,6 +71,7 @@ class Setting:
     cases: int
     slices: int
     recipe: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -84,8 +86,9 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.quick:
         chosen.seconds, chosen.cases, chosen.slices, chosen.shots = min(chosen.seconds, 10), 1, 8, [3]
     setting = Setting(
-        chosen.data, chosen.base, chosen.seconds, chosen.seed, chosen.cases, chosen.slices, tuple(chosen.recipe)
-    )
+        chosen.data, chosen.base, chosen.seconds, chosen.seed, chosen.cases, chosen.slices, tuple(chosen.recipe),
+        tuple(chosen.models),
+    )  # fmt: skip
     record = Path(f"{chosen.out}.jsonl")
     for name in chosen.datasets:
         for shots in [0, *chosen.shots]:
@@ -105,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="accuracy", help="prefix of the result files")
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), metavar="NAME", help=", ".join(DATASETS))
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 3, 9, 18], help="numbers of exemplar slices")
+    parser.add_argument("--models", nargs="+", default=TRAINED, choices=TRAINED, help="beside the base model")
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each model")
     parser.add_argument("--cases", type=int, default=4, help="most test cases per data set")
     parser.add_argument("--slices", type=int, default=40, help="slices per test case, evenly spread")
@@ -132,6 +136,8 @@ def _cells(dataset: DataSet, shots: int, setting: Setting, done: dict[Any, Any])
         "U-Net": (FREE,),
     }
     for model, prompts in (ways if shots else {"base": (CLICK, BOX, CORRECTED)}).items():
+        if model != "base" and model not in setting.models:
+            continue
         if all((dataset.name, shots, model, prompt) in done for prompt in prompts):
             continue
         scorers, facts = _scorers(model, prompts, network, chosen, dataset, setting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from FewShotSegLib import base_models
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.pretraining.train import save_network
+from FewShotSegLib.pretraining.train import SHIPPED, save_network
 from FewShotSegLib.sam import loading
 from FewShotSegLib.sam.compact import build_compact
 from FewShotSegLib.sam.loading import build_sam, load_base, sha256_of_network
@@ -172,14 +173,14 @@ def test_the_digest_of_a_network_tells_one_bit_apart(official: State) -> None:
 @pytest.fixture
 def shipped(tmp_path: Path) -> Path:
     path = tmp_path / "compact.safetensors"
-    save_network(seeded(build_compact), path)
+    save_network(seeded(partial(build_compact, SHIPPED)), path)
     return path
 
 
 def test_the_compact_model_survives_the_file_it_ships_in(shipped: Path) -> None:
     network = load_base(base_models.add(shipped, "compact", "small").name)
     assert (network.name, network.image_size, network.training) == ("small", 160, False)
-    original = seeded(build_compact)
+    original = seeded(partial(build_compact, SHIPPED))
     for name, value in original.state_dict().items():
         assert torch.equal(network.state_dict()[name], value.half().float()), name
     assert torch.equal(network.pixel_std, original.pixel_std)  # not in the file

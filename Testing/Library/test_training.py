@@ -107,17 +107,6 @@ def test_the_steps_are_those_of_adamw_with_decay_on_matrices_only() -> None:
     torch.testing.assert_close(ours["bias"], theirs["bias"])
 
 
-def test_a_named_parameter_learns_at_its_own_multiple_of_the_rate() -> None:
-    """AdamW's first step is the learning rate itself, whatever the gradient."""
-    parameters = some_parameters()
-    start = {name: p.detach().clone() for name, p in parameters.items()}
-    schedule = Schedule(1, learning_rate=0.01, weight_decay=0.0, warmup_steps=0)
-    fit(parameters, quadratic(parameters), schedule, report=silent, rates={"bias": 3.0})
-    for name, step in (("matrix", 0.01), ("bias", 0.03)):
-        moved = (parameters[name].detach() - start[name]).abs()
-        torch.testing.assert_close(moved, torch.full_like(moved, step), rtol=1e-3, atol=0)
-
-
 def test_micro_batches_add_up_to_the_large_batch_for_a_mean_loss() -> None:
     data = torch.tensor(np.random.default_rng(3).normal(size=(40, 3)), dtype=torch.float64)
 
