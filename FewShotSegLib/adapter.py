@@ -22,6 +22,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 FORMAT = 1
 # One key for the whole card: safetensors keeps its metadata in a hash map, several keys would come in any order.
 _HEADER_KEY = "fewshotseg"
+_LONGEST_HEADER = 100_000_000  # bytes; what safetensors itself allows
+_OTHER_VERSION = "{} was written by another version of this program; update, or adapt again."
 _DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
@@ -90,6 +92,24 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     return _from_card(values, tensors, path)
 
 
+def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what `card` returns, from the first kilobytes of the file and with the standard library alone.
+
+    For lists of adapters: whether the weights behind the card are whole is not looked at; `load_adapter` does that.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"The adapter file {path} does not exist; check the path.")
+    try:
+        header = _header_of(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable adapter file, or only a part of one ({error}).") from None
+    values = _card_in(header.get("__metadata__"), path)
+    if values.get("format") != FORMAT:
+        raise InputError(_OTHER_VERSION.format(path))
+    return values
+
+
 def check_base(adapter: Adapter, base_name: str, base_sha256: str) -> None:
     """Raise `InputError` naming both base models when the adapter was made for another one."""
     if adapter.architecture is not None and not adapter.base_model:
@@ -123,7 +143,7 @@ def _plain_card(adapter: Adapter) -> dict[str, Any]:
 
 def _from_card(values: dict[str, Any], tensors: dict[str, Array], path: Path) -> Adapter:
     if values.pop("format", None) != FORMAT:
-        raise InputError(f"{path} was written by another version of this program; update, or adapt again.")
+        raise InputError(_OTHER_VERSION.format(path))
     try:
         structures = {int(value): name for value, name in values.pop("structures").items()}
         intensity = IntensitySpec.from_dict(values.pop("intensity"))
@@ -144,13 +164,27 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (SafetensorError, OSError, TypeError, KeyError) as error:
         raise InputError(f"{path} is not a readable adapter file, or only a part of one ({error}).") from None
+    return _card_in(metadata, path), tensors
+
+
+def _header_of(path: Path) -> dict[str, Any]:
+    """The JSON at the beginning of a safetensors file: eight bytes say how long it is."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length)) if 0 < length < _LONGEST_HEADER else None
+    if not isinstance(header, dict):
+        raise ValueError("it does not begin like one")
+    return header
+
+
+def _card_in(metadata: Any, path: Path) -> dict[str, Any]:
     try:
         values = json.loads(metadata[_HEADER_KEY])
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         values = None
     if not isinstance(values, dict):
         raise InputError(f"{path} is a safetensors file, but no adapter of this program.")
-    return values, tensors
+    return values
 
 
 def _checked_tensors(tensors: Mapping[str, Any]) -> dict[str, Array]:

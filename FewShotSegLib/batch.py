@@ -38,18 +38,24 @@ class Outcome:
 
 
 def segment_images(
-    job: SegmentJob, *, processes: int = 1, dask: str | None = None, report: Report = silent
+    job: SegmentJob,
+    *,
+    processes: int = 1,
+    dask: str | None = None,
+    report: Report = silent,
+    raise_failures: bool = True,
 ) -> dict[str, Any]:
     """Segment the images of one job, several at a time, and write `volumes.csv` into its folder.
 
-    Returns the record of the whole. An image that fails does not stop the others; the failed ones are named at the end.
+    Returns the record of the whole. An image that fails does not stop the others; the failed ones are named at the end
+    in an error or, without `raise_failures`, in the table and in the record only.
     """
     from .pipeline import SomeImagesFailed, output_names, run
 
     output_names(job.images)
     if processes == 1 and dask is None:
         try:
-            result = run(job, report)
+            result = run(job, report, raise_failures=raise_failures)
         except SomeImagesFailed as error:
             write_volumes(error.result["images"], Path(job.out) / "volumes.csv")
             raise
@@ -60,7 +66,7 @@ def segment_images(
     write_volumes(records, Path(job.out) / "volumes.csv")
     result = _whole(job, outcomes, records)
     failed = [outcome for outcome in outcomes if outcome.error]
-    if failed:
+    if failed and raise_failures:
         _raise(failed, result, len(outcomes))
     return result
 

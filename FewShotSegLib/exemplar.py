@@ -13,6 +13,7 @@ import numpy as np
 
 from .errors import InputError
 from .files import known_suffix
+from .intensity import looks_like_hounsfield
 from .volume import (
     AXES,
     AXIS_LETTERS,
@@ -112,6 +113,7 @@ def load_exemplar(
     slices: Slices = None,
     structures: Mapping[int, str] | None = None,
     resample: bool = False,
+    time_index: int | None = None,
 ) -> Exemplar:
     """Load an image and its labelmap as an exemplar.
 
@@ -123,9 +125,10 @@ def load_exemplar(
     with names the name decides, and the voxels get the listed value; otherwise the value decides.
 
     Image and labelmap must cover the same voxels; the order of axes may differ, and a segmentation file may cover a
-    part. Everything else needs `resample`, which takes the nearest label.
+    part. Everything else needs `resample`, which takes the nearest label. `time_index` picks one volume of a
+    four-dimensional image.
     """
-    volume, source = load_volume(image), load_labelmap(labelmap)
+    volume, source = load_volume(image, time_index=time_index), load_labelmap(labelmap)
     axis = volume.acquisition_axis if axis is None else axis
     if axis not in (0, 1, 2):
         raise InputError(f"The slice axis is 0 (k), 1 (j) or 2 (i), got {axis!r}.")
@@ -295,11 +298,12 @@ def preflight(exemplars: Sequence[Exemplar]) -> list[str]:
     for exemplar in exemplars:
         for index in exemplar.annotated_slices:
             warnings += _slice_warnings(exemplar, index)
+    shown = [exemplar.annotated_structures().values() for exemplar in exemplars]
     for name in structures.values():
-        shown = sum(name in exemplar.annotated_structures().values() for exemplar in exemplars)
-        if shown < len(exemplars):
-            warnings.append(f"{name} is annotated in {shown} of {len(exemplars)} exemplars only.")
-    return warnings
+        count = sum(name in names for names in shown)
+        if count < len(exemplars):
+            warnings.append(f"{name} is annotated in {count} of {len(exemplars)} exemplars only.")
+    return warnings + _intensity_warnings(exemplars)
 
 
 def _slice_warnings(exemplar: Exemplar, index: int) -> list[str]:
@@ -317,6 +321,18 @@ def _slice_warnings(exemplar: Exemplar, index: int) -> list[str]:
         if mask[[0, -1]].any() or mask[:, [0, -1]].any():
             warnings.append(f"{where}: {name} touches the border of the image; its shape is cut off there.")
     return warnings
+
+
+def _intensity_warnings(exemplars: Sequence[Exemplar]) -> list[str]:
+    first = exemplars[0]
+    is_ct = looks_like_hounsfield(first.volume.array)
+    kinds = ("has Hounsfield units", "has not") if is_ct else ("has no Hounsfield units", "has")
+    return [
+        f"{first.name} {kinds[0]} and {other.name} {kinds[1]}, but all are read with the intensity window of "
+        f"{first.name}; adapt to one kind of image at a time."
+        for other in exemplars[1:]
+        if looks_like_hounsfield(other.volume.array) != is_ct
+    ]
 
 
 def _listed(structures: Mapping[int, str]) -> str:

@@ -22,6 +22,7 @@ from FewShotSegLib.sam.adaptation import Adaptation, target_of
 from FewShotSegLib.sam.clicks import FIRST_PROMPT, centre_click, random_click
 from FewShotSegLib.sam.network import PADDING, POSITIVE, Embedding, PromptableNetwork, PromptBatch
 from FewShotSegLib.slices import LabelledSlice, labelled_slices
+from FewShotSegLib.volume import Volume
 
 Fold = tuple[list[Exemplar], Exemplar]
 
@@ -50,7 +51,8 @@ def describe(folds: Sequence[Fold]) -> str:
     """How an estimate came about, for the adapter's card."""
     kept, held_out = folds[0]
     how = f"({len(folds)} folds), shorter training than the adapter itself"
-    if len(kept) == 1 and kept[0].volume is held_out.volume:  # names repeat: every folder has its image.nrrd
+    # Names repeat: every folder has its image.nrrd. And one volume may come twice, with different structures.
+    if any(_is_same(exemplar.volume, held_out.volume) for exemplar in kept):
         return f"left-out slices of the same patient {how}; optimistic for other patients"
     return f"left-out exemplars {how}"
 
@@ -114,6 +116,10 @@ def provenance(exemplar: Exemplar) -> dict[str, Any]:
         "empty_slices": len(exemplar.empty_slices),
         "sha256": "-".join(sha256_of_array(np.asarray(part))[:16] for part in parts),
     }
+
+
+def _is_same(first: Volume, second: Volume) -> bool:
+    return first is second or (first.same_geometry(second) and np.array_equal(first.array, second.array))
 
 
 def _warnings(base_dice: float, adapted_dice: float, sensitivity: float) -> list[str]:

@@ -259,15 +259,15 @@ def _storable(array: Array) -> Array:
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 
-def write_image(image: SimpleITK.Image, path: Path) -> None:
-    """Write a compressed file, whole or not at all."""
+def write_image(image: SimpleITK.Image, path: Path, *, compress: bool = True) -> None:
+    """Write a file, whole or not at all. Compressing takes a second per 60 million bytes."""
     import SimpleITK as sitk
 
     if known_suffix(path).lower() not in SAVE_SUFFIXES:
         raise InputError(f"Cannot write {path}: allowed file types are {' '.join(SAVE_SUFFIXES)}.")
     with _quiet(), written_whole(path) as part:
         try:
-            sitk.WriteImage(image, str(part), useCompression=True)
+            sitk.WriteImage(image, str(part), useCompression=compress)
         except RuntimeError as error:
             raise InputError(f"Cannot write {path}: {_last_words(str(error))}. Check folder and free space.") from None
         if _nifti_is_short(part):

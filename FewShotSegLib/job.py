@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from .errors import InputError
 from .files import write_text_whole
+from .intensity import IntensitySpec
 
 Device = Literal["auto", "cpu", "cuda"]
 Axis = Literal["k", "j", "i"]  # the IJK axis that the slices are stacked along
@@ -67,7 +68,8 @@ class AdaptJob:
     """Make an adapter, the file `out`, from exemplars, unlabelled targets and auxiliary data.
 
     `base` is the name of a base model or a file. `recipe` holds the options that differ from the method's defaults.
-    `warm_start` is an adapter to go on from. After `max_seconds` training stops and keeps the best so far.
+    `warm_start` is an adapter to go on from. After `max_seconds` training stops and keeps the best so far. `intensity`
+    is an `IntensitySpec` as a table; None is the one of `warm_start`, or what suits the first exemplar.
     """
 
     kind: ClassVar[str] = "adapt"
@@ -80,6 +82,7 @@ class AdaptJob:
     recipe: dict[str, Any] = field(default_factory=dict)
     warm_start: str | None = _path(None)
     max_seconds: float | None = None
+    intensity: dict[str, Any] | None = None
     seed: int = 0
     device: Device = "auto"
 
@@ -90,6 +93,8 @@ class AdaptJob:
         _check_seed(self.seed)
         if self.max_seconds is not None and self.max_seconds <= 0:
             raise InputError(f'Job entry "max_seconds" must be above 0 or left out, got {self.max_seconds}.')
+        if self.intensity is not None:
+            IntensitySpec.from_dict(self.intensity)
 
 
 @dataclass(frozen=True)

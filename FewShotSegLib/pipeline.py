@@ -49,6 +49,7 @@ from .record import (
     write_record,
 )
 from .sam.loading import load_base
+from .sam.network import PromptableNetwork
 from .sam.predictor import Predictor
 from .segmentation import Segmentation, SegmentOptions, segment, slice_axis
 from .version import __version__
@@ -65,17 +66,20 @@ class SomeImagesFailed(InputError):  # noqa: N818 - named as what happened
         self.result = result
 
 
-def run(job: Job, report: Report = silent) -> dict[str, Any]:
+def run(job: Job, report: Report = silent, *, raise_failures: bool = True) -> dict[str, Any]:
     """Do the job and return its record, which also lies beside the outputs as `<name>.result.json`.
 
-    `report` may raise `Cancelled` or, in training, `StopAndKeepBest`.
+    `report` may raise `Cancelled` or, in training, `StopAndKeepBest`. An image that cannot be segmented does not stop
+    the others; at the end it is raised, or, without `raise_failures`, only named in its record.
     """
     notes = Notes(report)
     if isinstance(job, EvaluateJob):
         return _evaluate(job, notes)
     device = choose_device(job.device, notes.say)
     with _own_randomness(job.seed, device):
-        return _adapt(job, device, notes) if isinstance(job, AdaptJob) else _segment(job, device, notes)
+        if isinstance(job, AdaptJob):
+            return _adapt(job, device, notes)
+        return _segment(job, device, notes, raise_failures)
 
 
 def stage_rng(seed: int, stage: str) -> np.random.Generator:
@@ -128,17 +132,17 @@ def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
     check_writable(sheet)
     model, _ = base_models.find(job.base)
     module = method(job.method)
-    architecture = _architecture(model)
+    architecture = architecture_of(model)
     recipe = module.resolve(from_dict(module.Recipe, job.recipe), architecture, torch.device("cpu"))
     exemplars = [_exemplar(files) for files in job.exemplars]
     structures = check_exemplars(exemplars)
-    intensity = IntensitySpec.auto(exemplars[0].volume)
+    intensity = IntensitySpec.from_dict(job.intensity) if job.intensity else IntensitySpec.auto(exemplars[0].volume)
     source = module.synthesizer_of(exemplars, intensity, recipe.image_size, recipe, structures)
     rng = stage_rng(job.seed, "adapt")
     contact_sheet([source.draw(rng) for _ in range(count)], sheet)
 
 
-def _architecture(model: base_models.BaseModel) -> str:
+def architecture_of(model: base_models.BaseModel) -> str:
     """The word that methods resolve their presets by."""
     return "compact" if model.architecture == "compact" else "sam"
 
@@ -166,7 +170,7 @@ def _fitting_adapter(
 ) -> Adapter:
     """Adapt, with the next smaller preset each time the GPU runs out of memory."""
     model, _ = base_models.find(job.base)
-    architecture = _architecture(model)
+    architecture = architecture_of(model)
     while True:
         chosen = module.resolve(recipe, architecture, device)
         adapter = _attempt(job, module, chosen, exemplars, start, device, notes)
@@ -206,7 +210,7 @@ def _attempt(
             recipe,
             rng=stage_rng(job.seed, "adapt"),
             report=notes,
-            intensity=start.intensity if start else None,
+            intensity=_chosen_intensity(job, start, network),
             max_seconds=job.max_seconds,
             checkpoint=checkpoint,
             start=start,
@@ -217,6 +221,12 @@ def _attempt(
     except Cancelled:
         checkpoint.unlink(missing_ok=True)
         raise
+
+
+def _chosen_intensity(job: AdaptJob, start: Adapter | None, network: PromptableNetwork) -> IntensitySpec | None:
+    if job.intensity is not None:
+        return replace(IntensitySpec.from_dict(job.intensity), scale=network.scale)
+    return start.intensity if start else None
 
 
 def _smaller(module: ModuleType, recipe: Any, chosen: Any, architecture: str, device: torch.device) -> Any:
@@ -247,7 +257,7 @@ def _checkpoints(out: Path) -> list[Path]:
 # ------------------------------------------------------------------------------------------------------------ segment
 
 
-def _segment(job: SegmentJob, device: torch.device, notes: Notes) -> dict[str, Any]:
+def _segment(job: SegmentJob, device: torch.device, notes: Notes, raise_failures: bool) -> dict[str, Any]:
     timings: dict[str, float] = {}
     out = Path(job.out)
     names = output_names(job.images)
@@ -266,7 +276,7 @@ def _segment(job: SegmentJob, device: torch.device, notes: Notes) -> dict[str, A
         notes.warnings.extend(w for w in record["warnings"] if len(names) == 1 and w not in notes.warnings)
     result = record_of(job, device.type, timings, notes.warnings)
     result |= {"images": records, "outputs": {k: v for r in records for k, v in r.get("outputs", {}).items()}}
-    if failed:
+    if failed and raise_failures:
         _raise_failures(failed, result, len(names))
     return result
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
 class Progress:
     """One report: `step` of `total` units of the current stage are done.
 
-    `total` 0 means that the length is not known. `metrics` holds plain numbers, for example a loss.
+    `total` 0 means that the length is not known. `metrics` holds plain numbers, for example a loss. `picture`, uint8
+    (H, W, 3), comes now and then with training: what the model answers as it is now.
     """
 
     step: int
     total: int
     message: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    picture: np.ndarray[Any, Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def fraction(self) -> float | None:

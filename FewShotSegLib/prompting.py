@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from .errors import InputError
 from .files import written_whole
 from .intensity import IntensitySpec
+from .progress import Report
 from .prompt import Prompt
 from .slices import SliceFrame, frame_of, to_network
-from .volume import AXES, Volume
+from .volume import AXES, AXIS_LETTERS, Volume
 
 if TYPE_CHECKING:
     from .sam.network import Embedding
@@ -59,7 +60,7 @@ class PromptSession:
         """Fill the cache with one slice."""
         started = time.perf_counter()
         known, predictor = self._volume(request), self._predictor(request)
-        axis = AXES[request["axis"]] if request.get("axis") in AXES else known.volume.acquisition_axis
+        axis = _axis(request, known.volume)
         predictor.encode([self._square(known, predictor, _whole(request, "index"), axis)[0]])
         return {"seconds": time.perf_counter() - started}
 
@@ -76,6 +77,36 @@ class PromptSession:
             _save(mask, Path(request["mask_path"]))
         answer = Prompt(prompt.axis, prompt.index, mask=mask).to_dict()
         return {**answer, "iou": float(masks.iou[0]), "seconds": time.perf_counter() - started}
+
+    def propagate(self, request: Mapping[str, Any], report: Report) -> dict[str, Any]:
+        """Masks and predicted IoU of one structure on its prompted slices and their neighbours, in order of slice."""
+        from .segmentation import SegmentOptions, propagate
+
+        known, predictor = self._volume(request), self._predictor(request)
+        prompts = [Prompt.from_dict(prompt, known.volume) for prompt in request.get("prompts", ())]
+        direction = request.get("direction", 0)
+        if direction not in (-1, 0, 1):
+            raise InputError(f"The direction of propagation is -1, 0 (both) or 1, got {direction!r}.")
+        options = SegmentOptions(
+            max_propagation=_whole(request, "count"), directions=(direction,) if direction else (1, -1)
+        )
+        found = propagate(known.volume, predictor, prompts, intensity=known.intensity, options=options, report=report)
+        axis = prompts[0].axis
+        return {
+            "slices": [{**Prompt(axis, index, mask=mask).to_dict(), "iou": iou} for index, (mask, iou) in found.items()]
+        }
+
+    def suggest(self, request: Mapping[str, Any], report: Report) -> dict[str, Any]:
+        """The slice on which the adapter is least sure, and its doubt on each slice that was looked at."""
+        from .segmentation import SegmentOptions, slice_axis
+        from .suggestion import suggest_slice
+
+        known, predictor = self._volume(request), self._predictor(request)
+        axis = slice_axis(known.volume, predictor, (), SegmentOptions(axis=AXES.get(request.get("axis", ""))))
+        found = suggest_slice(
+            known.volume, predictor, axis, known=request.get("known", ()), intensity=known.intensity, report=report
+        )
+        return {"axis": AXIS_LETTERS[axis], "index": found.index, "doubts": found.doubts}
 
     def _volume(self, request: Mapping[str, Any]) -> _Known:
         known = self._volumes.get(_name(request))
@@ -130,7 +161,7 @@ def _answer(prompt: Prompt, predictor: Predictor, embedding: Embedding, frame: S
     learned = predictor.adapter.structures if predictor.adapter else {}
     values = [value for value, name in learned.items() if name == prompt.structure]
     if prompt.shows_place:
-        return predictor.decode(embedding, predictor.user_prompt(prompt, frame), values)
+        return predictor.answer(embedding, prompt, frame, values)
     if not values:
         raise InputError(f"The adapter knows no structure {prompt.structure!r}; give points or a box.")
     return predictor.decode_structures(embedding, values)
@@ -141,6 +172,10 @@ def _name(request: Mapping[str, Any]) -> str:
     if not isinstance(name, str) or not name:
         raise InputError(f"The name of the volume is missing, got {name!r}.")
     return name
+
+
+def _axis(request: Mapping[str, Any], volume: Volume) -> int:
+    return AXES[request["axis"]] if request.get("axis") in AXES else volume.acquisition_axis
 
 
 def _whole(request: Mapping[str, Any], key: str) -> int:

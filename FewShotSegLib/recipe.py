@@ -71,6 +71,46 @@ def from_dict(cls: type[R], values: Mapping[str, Any]) -> R:
     return cls(**values)
 
 
+def describe(cls: Any) -> list[dict[str, Any]]:
+    """Return the options of a recipe class as JSON types: all that a form needs where the method cannot be imported.
+
+    Each has "name", "help", "advanced", "default", "min", "max", "choices", "optional" (none is allowed) and "kind":
+    int, float, bool, str, choice, list (with "parts", the kinds of its elements, one for lists of "any_length") or
+    recipe (with "options").
+    """
+    hints, defaults = typing.get_type_hints(cls), to_dict(cls())
+    return [
+        {
+            "name": field.name,
+            "help": field.metadata.get("help", ""),
+            "advanced": field.metadata.get("advanced", False),
+            "default": defaults[field.name],
+            "min": field.metadata.get("min"),
+            "max": field.metadata.get("max"),
+            "optional": type(None) in _alternatives(hints[field.name]),
+            **_kind(field.name, hints[field.name], field.metadata.get("choices")),
+        }
+        for field in dataclasses.fields(cls)
+    ]
+
+
+def _kind(name: str, hint: Any, choices: tuple[Any, ...] | None) -> dict[str, Any]:
+    hints = [alternative for alternative in _alternatives(hint) if alternative is not type(None)]
+    if len(hints) != 1:
+        raise TypeError(f'Recipe option "{name}" has several types, {hints}; a form can show only one.')
+    hint = hints[0]
+    if typing.get_origin(hint) is typing.Literal:
+        choices = typing.get_args(hint)
+    described: dict[str, Any] = {"choices": list(choices) if choices else None}
+    if typing.get_origin(hint) is tuple:
+        parts = typing.get_args(hint)
+        kinds = [_kind(name, part, None)["kind"] for part in parts if part is not Ellipsis]
+        return {"kind": "list", "parts": kinds, "any_length": Ellipsis in parts, **described}
+    if dataclasses.is_dataclass(hint):
+        return {"kind": "recipe", "options": describe(hint), **described}
+    return {"kind": "choice" if choices else hint.__name__, **described}
+
+
 def with_overrides(recipe: R, overrides: Iterable[str]) -> R:
     """Return a copy with `"key=value"` texts applied, each value read by the type of its option.
 

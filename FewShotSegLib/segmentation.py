@@ -37,6 +37,7 @@ class SegmentOptions:
     axis: int | None = None
     propagate: bool = True
     max_propagation: int = 40
+    directions: tuple[int, ...] = (1, -1)  # of propagation: to higher and to lower slices
     min_confidence: float = 0.5  # predicted IoU below which propagation stops
     max_growth: float = 2.0  # change of area between neighbouring slices at which propagation stops
     probabilities: bool = False
@@ -89,6 +90,37 @@ def segment(
     return Segmentation(Labelmap(volume.like(labels), structures), job.probabilities, job.confidence)
 
 
+def propagate(
+    volume: Volume,
+    predictor: Predictor,
+    prompts: Sequence[Prompt],
+    *,
+    intensity: IntensitySpec | None = None,
+    options: SegmentOptions | None = None,
+    report: Report = silent,
+) -> dict[int, tuple[NDArray[np.bool_], float]]:
+    """{slice: (mask (H, W), predicted IoU)} of one structure: its prompted slices, and those reached from them."""
+    options = options or SegmentOptions()
+    names = {prompt.structure for prompt in prompts}
+    if len(names) != 1 or not all(prompt.shows_place for prompt in prompts):
+        raise InputError(
+            "Propagation follows one structure from slices where a point, a box or a mask shows it, got "
+            f"{len(prompts)} prompts for {len(names)} structures; give at least one prompt, one structure at a time."
+        )
+    for prompt in prompts:
+        prompt.check_inside(volume)
+    axis, adapter = slice_axis(volume, predictor, prompts, options), predictor.adapter
+    if intensity is None:
+        intensity = adapter.intensity if adapter else IntensitySpec.auto(volume)
+    learned = adapter.structures if adapter else {}
+    value = next((value for value, name in learned.items() if name in names), 0)
+    slices = _Slices(volume, predictor, intensity, axis, report, options)
+    with predictor.ready():
+        slices.prompted(value, prompts)
+    decided, confidence = slices.decided[value], slices.confidence[value]
+    return {index: (decided[index] > 0, confidence[index]) for index in sorted(decided)}
+
+
 class _Slices:
     """The slices of one volume, their encoded forms, and the logits decided so far."""
 
@@ -133,14 +165,14 @@ class _Slices:
         if self.options.propagate:
             asked = sorted({prompt.index for prompt in prompts})
             for index in asked:
-                for direction in (1, -1):
+                for direction in self.options.directions:
                     self._propagate(value, index, direction, asked)
 
     def _answer(self, prompt: Prompt, value: int) -> tuple[Logits, float]:
         frame = self.frame(prompt.index)
         embedding = self.predictor.encode([self.square(prompt.index)])[0]
         known = [value] if self.predictor.knows(value) else []
-        masks = self.predictor.decode(embedding, self.predictor.user_prompt(prompt, frame), known)
+        masks = self.predictor.answer(embedding, prompt, frame, known)
         return self.predictor.on_voxels(masks, frame)[0], float(masks.iou[0])
 
     def _propagate(self, value: int, start: int, direction: int, asked: Sequence[int]) -> None:

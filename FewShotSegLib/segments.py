@@ -71,11 +71,11 @@ def merged_layers(layers: Sequence[Array], segments: Sequence[Segment]) -> tuple
         overlapping += int(np.count_nonzero(merged[mask]))
         merged[mask] = value
         structures[value] = segment.name
-    return merged, _distinct_names(structures), overlapping
+    return merged, distinct_names(structures), overlapping
 
 
-def _distinct_names(structures: dict[int, str]) -> dict[int, str]:
-    """Slicer allows two segments of one name: the later ones get their label value behind the name."""
+def distinct_names(structures: dict[int, str]) -> dict[int, str]:
+    """Return {value: name} without a name twice, as Slicer allows: the later ones get their value behind the name."""
     result: dict[int, str] = {}
     for value in sorted(structures):
         name = structures[value]

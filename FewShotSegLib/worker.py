@@ -3,19 +3,29 @@
 One request per line on the input, {"id": 1, "op": ...}:
 
     hello                               versions of this process
-    job      job                        run a job; sends {"type": "progress", "step", "total", "message", "metrics"}
+    methods                             the methods of adaptation and the options of their recipes, for a form
+    job      job                        run a job; sends {"type": "progress", "step", "total", "message", "metrics"},
+                                        now and then with a "picture": shape (H, W, 3) and bytes in base64
+    batch    job                        the same for a segment job of many images: volumes.csv is written, and an image
+                                        that fails is named in its record, not in an error
+    measure  job                        what an adapt job will take, from its first steps; nothing is kept
+    preview  job, sheet, count          draw samples that an adapt job would train on into the PNG `sheet`
+    suggest  volume, adapter, axis, known     the slice to annotate next; `known` are the annotated ones
     volume   volume, path, affine, intensity       the array (K, J, I) in an .npy file, under a name; "delete": the file
                                         is removed; intensity as in an adapter, or null for its own
     forget   volume
     encode   volume, axis, index        prepare a slice, so that its first click is answered fast
     predict  volume, prompt, view       mask of one prompt (as in a prompt file) on one slice; "mask_path": also as .npy
+    propagate  volume, prompts, direction, count    masks of one structure on its prompted slices, and on up to `count`
+                                        slices from each, higher (1) or lower (-1) ones or both (0)
     cancel   target                     give up the request of that id, waiting or running
     stop_and_keep_best  target          end the training of that job well
     shutdown
 
-encode and predict take "view", "base", "adapter" and "device" too. Each request is answered by one line {"id", "type"}:
-type "result" with "result"; "error" with "kind" (input, cancelled, defect) and "message"; "superseded" for a prediction
-when a newer one for the same view is waiting: the newest click wins. When the input ends, so does the process.
+encode, predict, propagate and suggest take "view", "base", "adapter" and "device" too. Each request is answered by one
+line {"id", "type"}: type "result" with "result"; "error" with "kind" (input, cancelled, defect) and "message";
+"superseded" for a prediction when a newer one for the same view is waiting: the newest click wins. When the input ends,
+so does the process.
 
 Masks travel in the answer as run lengths, as in prompt files: a few hundred numbers, and nobody has to clean up memory
 that two processes share.
@@ -25,18 +35,24 @@ One thread reads requests, so that cancelling works during a job; all torch work
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
 
 from .control import Control
 from .errors import Cancelled, InputError
-from .progress import Progress
+from .progress import Progress, Report
+
+Work = Callable[[dict[str, Any]], dict[str, Any]]
+LongWork = Callable[[dict[str, Any], Report], dict[str, Any]]
+JobKind = TypeVar("JobKind")
 
 _GRACE_S = 5.0  # for the main thread to reach its next report after the input has ended
 
@@ -131,11 +147,17 @@ class Worker:
         self.session = PromptSession()
         self._does = {
             "hello": self._hello,
-            "job": self._job,
+            "methods": _describe_methods,
+            "job": self._watched(_run_job),
+            "batch": self._watched(_run_batch),
+            "measure": self._watched(_measure),
+            "preview": self._watched(_draw_preview),
+            "suggest": self._watched(self.session.suggest),
             "volume": self.session.add_volume,
             "forget": self.session.forget_volume,
             "encode": self.session.encode,
             "predict": self.session.predict,
+            "propagate": self._watched(self.session.propagate),
         }
 
     def run(self) -> None:
@@ -173,24 +195,89 @@ class Worker:
 
         return {"pid": os.getpid(), "versions": versions()}
 
-    def _job(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        number = request.get("id")
+    def _watched(self, work: LongWork) -> Work:
+        """Work whose progress is sent, and which can be cancelled and stopped."""
 
-        def report(progress: Progress) -> None:
-            self.channel.send(
-                number, "progress", step=progress.step, total=progress.total, message=progress.message,
-                metrics=dict(progress.metrics),
-            )  # fmt: skip
+        def watched(request: dict[str, Any]) -> dict[str, Any]:
+            def report(progress: Progress) -> None:
+                self.channel.send(
+                    request.get("id"), "progress", step=progress.step, total=progress.total, message=progress.message,
+                    metrics=dict(progress.metrics), **_picture(progress),
+                )  # fmt: skip
 
-        control = Control(report)
-        self.requests.start(request, control)
-        try:
-            from .job import from_dict
-            from .pipeline import run
+            control = Control(report)
+            self.requests.start(request, control)
+            try:
+                return work(request, control)
+            finally:
+                self.requests.finish()
 
-            return run(from_dict(request.get("job", {})), control)
-        finally:
-            self.requests.finish()
+        return watched
+
+
+def _picture(progress: Progress) -> dict[str, Any]:
+    """The picture of a report as text, where there is one: 100 kB, every few seconds of training."""
+    if progress.picture is None:
+        return {}
+    data = base64.b64encode(progress.picture.tobytes()).decode()
+    return {"picture": {"shape": list(progress.picture.shape), "data": data}}
+
+
+def _describe_methods(request: Mapping[str, Any]) -> dict[str, Any]:
+    from .methods import METHODS, method
+    from .recipe import describe
+
+    return {
+        "methods": [
+            {
+                "name": name,
+                "label": method(name).LABEL,
+                "about": (method(name).__doc__ or "").strip(),
+                "needs": sorted(method(name).NEEDS),
+                "options": describe(method(name).Recipe),
+            }
+            for name in METHODS
+        ]
+    }
+
+
+def _run_job(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    from .job import from_dict
+    from .pipeline import run
+
+    return run(from_dict(request.get("job", {})), report)
+
+
+def _run_batch(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    from .batch import segment_images
+    from .job import SegmentJob
+
+    return segment_images(_job_of(SegmentJob, request), report=report, raise_failures=False)
+
+
+def _measure(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    from .job import AdaptJob
+    from .measuring import measure
+
+    return measure(_job_of(AdaptJob, request), report)
+
+
+def _draw_preview(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    from .job import AdaptJob
+    from .pipeline import preview
+
+    sheet = str(request.get("sheet", ""))
+    preview(_job_of(AdaptJob, request), Path(sheet), int(request.get("count", 12)))
+    return {"sheet": sheet}
+
+
+def _job_of(kind: type[JobKind], request: Mapping[str, Any]) -> JobKind:
+    from .job import from_dict
+
+    job = from_dict(request.get("job", {}))
+    if not isinstance(job, kind):
+        raise InputError(f'The request "{request["op"]}" is for another kind of job than "{job.kind}".')
+    return job
 
 
 def read(stream: TextIO, channel: Channel, requests: Requests, finished: threading.Event) -> None:

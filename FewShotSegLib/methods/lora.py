@@ -35,6 +35,7 @@ from FewShotSegLib.sam.attention import bfloat16_pays
 from FewShotSegLib.sam.clicks import random_click
 from FewShotSegLib.sam.lora import LoraSpec
 from FewShotSegLib.sam.network import Embedding, PromptableNetwork
+from FewShotSegLib.sam.pictures import answers_picture
 from FewShotSegLib.sam.samples import (
     Query,
     batch_dice,
@@ -60,10 +61,16 @@ class Recipe:
 
     preset: str = option("auto", "Size of the work, by free GPU memory", choices=("auto", "cpu", "8GB", "12GB", "24GB"))
     steps: int = option(400, "Most optimization steps", min=1, max=100_000)
-    learning_rate: float = option(3e-3, "Peak learning rate (Cheap Lunch: 1e-3)", min=1e-6, max=0.1)
-    synthesis: bool = option(True, "Train on synthesized samples; off: on the exemplar slices as they are")
-    estimate_folds: int = option(2, "Exemplars left out in turn to estimate Dice; 0: no estimate", min=0, max=10)
-    guard: str = option("warn", "If the adapter is worse than the base model", choices=("warn", "refuse", "off"))
+    learning_rate: float = option(1e-3, "Peak learning rate (Cheap Lunch: 1e-3)", min=1e-6, max=0.1, advanced=True)
+    synthesis: bool = option(
+        True, "Train on synthesized samples; off: on the exemplar slices as they are", advanced=True
+    )
+    estimate_folds: int = option(
+        2, "Exemplars left out in turn to estimate Dice; 0: no estimate", min=0, max=10, advanced=True
+    )
+    guard: str = option(
+        "warn", "If the adapter is worse than the base model", choices=("warn", "refuse", "off"), advanced=True
+    )
     rank: int = option(4, "LoRA rank (Cheap Lunch: 4)", min=1, max=256, advanced=True)
     alpha: float | None = option(None, "LoRA scale is alpha / rank; none: alpha = rank", advanced=True)
     encoder_blocks: int | None = option(
@@ -180,6 +187,8 @@ def adapt(
     """
     recipe = resolve(recipe or Recipe(), architecture_of(base), base.device)
     structures = check_exemplars(exemplars)
+    if start is not None:
+        _check_same_structures(start, structures)
     intensity = intensity or replace(IntensitySpec.auto(exemplars[0].volume), scale=base.scale)
     seed = int(rng.integers(2**31))
     run = functools.partial(
@@ -189,17 +198,20 @@ def adapt(
     # Estimating may take a third of the time; the final run gets the rest.
     fold_seconds = max_seconds / 3 / len(folds) if max_seconds and folds else None
     fold_recipe = replace(recipe, steps=max(recipe.steps // 3, 1))
+    all_steps = len(folds) * fold_recipe.steps + recipe.steps
     scores: list[dict[int, float]] = []
     for number, (kept, held_out) in enumerate(folds):
         adaptation, _ = run(
-            exemplars=kept, recipe=fold_recipe, max_seconds=fold_seconds, report=report,
+            exemplars=kept, recipe=fold_recipe, max_seconds=fold_seconds,
+            report=_as_part(report, number * fold_recipe.steps, all_steps),
             checkpoint=None, message=f"estimating {number + 1}/{len(folds)}",
         )  # fmt: skip
         scores.append(guard.held_out_dice(base, adaptation, held_out, intensity))
     rest = max_seconds - (fold_seconds or 0) * len(folds) if max_seconds else None
     adaptation, fitted = run(
-        exemplars=exemplars, max_seconds=rest, report=report, checkpoint=checkpoint, message="adapting"
-    )
+        exemplars=exemplars, max_seconds=rest, report=_as_part(report, all_steps - recipe.steps, all_steps),
+        checkpoint=checkpoint, message="adapting",
+    )  # fmt: skip
     metrics = _metrics(fitted, scores, folds, structures, recipe.estimate_folds)
     if recipe.guard != "off":
         verdict = guard.compare(base, adaptation, exemplars, intensity, rng=step_rng(seed, 2**31 - 1))
@@ -305,7 +317,7 @@ def _train(
             parameters,
             lesson.loss_at,
             schedule,
-            report=report,
+            report=_with_picture(report, lesson),
             validate=lesson.validate if recipe.validate_every else None,
             checkpoint=checkpoint,
             identity=_identity(network, exemplars, intensity, recipe, seed, start),
@@ -346,6 +358,8 @@ class _Lesson:
         self.recipe, self.scale, self.seed = recipe, scale, seed
         self.pool: dict[int, tuple[Sample, Embedding | None]] = {}
         self.held_back: list[tuple[torch.Tensor, list[Query]]] = []
+        self.shown: list[Sample] = []
+        self.picture: NDArray[np.uint8] | None = None
 
     def loss_at(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng, recipe = step_rng(self.seed, step), self.recipe
@@ -400,12 +414,16 @@ class _Lesson:
             for number in range(0, self.HELD_BACK, 4):
                 rng = step_rng(self.seed + 2, number)
                 samples = [self.source.draw(rng) for _ in range(4)]
+                self.shown = self.shown or samples
                 self.held_back.append((images_of(samples, self.network, self.scale), self._queries(samples, rng)))
         scores = []
         for images, queries in self.held_back:
             with torch.inference_mode():
                 embedding = self.network.encode(images)
             scores += [batch_dice(self.network, self.adaptation, embedding, query) for query in queries]
+        if self.recipe.token_prompts:
+            images, structures = self.held_back[0][0], self.source.structures
+            self.picture = answers_picture(self.network, self.adaptation, self.shown, images, structures)
         return float(np.mean(scores))
 
 
@@ -464,6 +482,35 @@ def _metrics(
     names = {v: [s[v] for s in scores if v in s] for v in structures}
     estimated = {structures[v]: float(np.mean(values)) for v, values in names.items() if values}
     return {**metrics, "estimated_dice": estimated, "estimate": guard.describe(folds)}
+
+
+def _as_part(report: Report, before: int, all_steps: int) -> Report:
+    """Reports that also say which share of all steps is `done`: estimating and adapting each count from one."""
+
+    def told(progress: Progress) -> None:
+        done = (before + progress.step) / all_steps
+        report(replace(progress, metrics={**progress.metrics, "done": done} if progress.step else progress.metrics))
+
+    return told
+
+
+def _with_picture(report: Report, lesson: _Lesson) -> Report:
+    """Reports that bring the picture of the last validation along, once."""
+
+    def told(progress: Progress) -> None:
+        picture, lesson.picture = lesson.picture, None
+        report(progress if picture is None else replace(progress, picture=picture))
+
+    return told
+
+
+def _check_same_structures(start: Adapter, structures: dict[int, str]) -> None:
+    if dict(start.structures) != structures:
+        had, has = (", ".join(f"{v} = {name}" for v, name in s.items()) for s in (start.structures, structures))
+        raise InputError(
+            f"The adapter to go on from has learned {had}; the exemplars show {has}. Use exemplars of the same "
+            "structures, or start anew."
+        )
 
 
 def _speak(verdict: dict[str, Any], recipe: Recipe, report: Report) -> None:

@@ -19,11 +19,12 @@ LIBRARY = ROOT / "FewShotSegLib"
 # Folders stand for all their modules. What is not listed belongs to "steps".
 LAYERS = {
     "data": "errors version progress files image_files segments volume intensity prompt exemplar recipe adapter job",
-    "arrays": "slices pasting inpainting contact_sheet synthesis bandit metrics phantom base_models",
+    "arrays": "folders data_sets slices pasting inpainting contact_sheet synthesis bandit schedulers metrics phantom "
+    "base_models",
     "networks": "losses sam networks",
-    "steps": "training segmentation evaluation report auxiliary registration translation anatomy_space",
+    "steps": "training gradients segmentation evaluation report auxiliary registration translation anatomy_space",
     "methods": "methods pretraining",
-    "runs": "pipeline demo",
+    "runs": "pipeline demo measuring",
     "callers": "worker client batch benchmarks",
     "command line": "cli __main__",
 }
@@ -33,7 +34,8 @@ DATA = LAYERS["data"].split()
 
 SLICER_SIDE = {"slicer", "qt", "vtk", "ctk", "PythonQt", "SlicerFewShotSeg", "FewShotSeg", "FewShotSegSlicer"}
 # Numpy and scipy only, at any depth of the code: they must work while torch is not installed yet.
-WITHOUT_TORCH = {*DATA, "slices", "synthesis", "bandit", "metrics", "phantom", "client"}
+WITHOUT_TORCH = {*DATA, "slices", "synthesis", "metrics", "phantom", "client"}
+WITHOUT_TORCH |= {"bandit", "schedulers", "data_sets", "auxiliary"}
 
 
 @dataclass(frozen=True)

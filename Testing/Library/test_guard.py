@@ -89,9 +89,12 @@ def test_the_card_says_what_was_left_out() -> None:
     one_patient = leave_out([an_exemplar((0, 1, 2))], 2)
     shorter = "(2 folds), shorter training than the adapter itself"
     assert describe(one_patient) == f"left-out slices of the same patient {shorter}; optimistic for other patients"
+    twice = leave_out([an_exemplar((0, 1)), an_exemplar((3, 4))], 2)  # the image is the same
+    assert describe([([twice[0][1]], twice[0][1])]).startswith("left-out slices of the same patient (1 folds)")
     for names in ("ab", "aa"):  # files of two patients may both be called image.nrrd
-        folds = leave_out([an_exemplar(name=name) for name in names], 2)
-        assert describe(folds).startswith("left-out exemplars (2 folds)")
+        patients = [an_exemplar(name=name) for name in names]
+        patients[1] = replace(patients[1], volume=Volume(patients[1].volume.array + 1, np.eye(4)))
+        assert describe(leave_out(patients, 2)).startswith("left-out exemplars (2 folds)")
 
 
 # --- fakes ----------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ ADAPT = AdaptJob(
     recipe={"rank": 8, "synthesis": {"angle": [0.0, 20.0]}, "note": None},
     warm_start="old.safetensors",
     max_seconds=90.0,
+    intensity={"kind": "window", "low": -160.0, "high": 240.0},
     seed=7,
     device="cpu",
 )
@@ -147,6 +148,8 @@ def test_the_recipe_of_a_job_is_a_copy() -> None:
         (minimal("adapt", seed=-1), "at least 0, got -1"),
         (minimal("adapt", device="tpu"), 'one of "auto", "cpu", "cuda", got "tpu"'),
         (minimal("adapt", max_seconds=0), "above 0"),
+        (minimal("adapt", intensity={"low": 0, "high": 80}), "keys kind, low, high and scale"),
+        (minimal("adapt", intensity=[0, 80]), "a table of names and values"),
         (minimal("adapt", max_seconds=float("nan")), "a finite number"),
         (minimal("adapt", recipe=["rank=4"]), '"recipe" must be a table'),
         (minimal("adapt", recipe={"rank": float("inf")}), '"recipe.rank" must be'),

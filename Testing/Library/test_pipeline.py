@@ -121,6 +121,27 @@ def test_training_goes_on_from_an_earlier_adapter(an_adapt_job: AdaptJob, tmp_pa
     assert all(np.allclose(moved.tensors[name], value, atol=1e-5) for name, value in first.tensors.items())
 
 
+def test_going_on_with_other_structures_is_refused_naming_both(an_adapt_job: AdaptJob, tmp_path: Path) -> None:
+    run(an_adapt_job)
+    (files,) = an_adapt_job.exemplars
+    swapped = replace(files, structures={1: "square", 2: "disc"})
+    second = replace(an_adapt_job, out=str(tmp_path / "second.safetensors"), warm_start=an_adapt_job.out)
+    with pytest.raises(InputError, match="has learned 1 = disc, 2 = square; the exemplars show 1 = square, 2 = disc"):
+        run(replace(second, exemplars=(swapped,)))
+
+
+def test_the_share_of_all_steps_that_is_done_grows_to_one(an_adapt_job: AdaptJob, a_listener: Listener) -> None:
+    run(replace(an_adapt_job, recipe={**QUICK, "steps": 6, "estimate_folds": 2}), a_listener)
+    shares = [progress.metrics["done"] for progress in a_listener.heard if "done" in progress.metrics]
+    assert shares == pytest.approx([step / 10 for step in range(1, 11)])
+
+
+def test_a_chosen_window_is_that_of_the_adapter(an_adapt_job: AdaptJob) -> None:
+    run(replace(an_adapt_job, intensity={"kind": "window", "low": -10, "high": 90}))
+    intensity = load_adapter(an_adapt_job.out).intensity
+    assert (intensity.kind, intensity.low, intensity.high) == ("window", -10, 90)
+
+
 def test_out_of_gpu_memory_steps_down_one_preset_and_says_so(
     an_adapt_job: AdaptJob, a_listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:

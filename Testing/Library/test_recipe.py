@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.recipe import check, from_dict, option, to_dict, with_overrides
+from FewShotSegLib.recipe import check, describe, from_dict, option, to_dict, with_overrides
 
 
 @dataclass(frozen=True)
@@ -145,3 +145,24 @@ def test_texts_are_read_by_type():
     assert recipe == Recipe(rank=10, decoder=False, alpha=None, blocks=(1, 2), preset="8GB")
     assert with_overrides(recipe, ["blocks=none"]).blocks is None
     assert with_overrides(recipe, ["blocks="]).blocks == ()
+
+
+def test_a_described_recipe_is_json_and_tells_a_form_all_it_needs():
+    described = {entry["name"]: entry for entry in json.loads(json.dumps(describe(Recipe)))}
+    assert list(described) == [field.name for field in fields(Recipe)]
+    rank = {"kind": "int", "default": 4, "min": 1, "max": 64, "choices": None, "optional": False, "advanced": False}
+    assert described["rank"] == {"name": "rank", "help": "Size of the update", **rank}
+    assert (described["preset"]["kind"], described["preset"]["choices"]) == ("choice", ["cpu", "8GB"])
+    assert (described["alpha"]["kind"], described["alpha"]["optional"]) == ("float", True)
+    assert (described["blocks"]["parts"], described["blocks"]["any_length"]) == (["int"], True)
+    assert (described["scale"]["parts"], described["scale"]["any_length"]) == (["float", "float"], False)
+    assert [entry["name"] for entry in described["synthesis"]["options"]] == ["angle", "flips"]
+
+
+def test_an_option_of_several_types_cannot_be_described():
+    @dataclass(frozen=True)
+    class Mixed:
+        size: int | str = option(1, "Size")
+
+    with pytest.raises(TypeError, match=r'"size" has several types'):
+        describe(Mixed)

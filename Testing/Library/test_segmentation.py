@@ -18,7 +18,7 @@ from FewShotSegLib.progress import Progress
 from FewShotSegLib.prompt import Prompt
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.predictor import Masks, Predictor
-from FewShotSegLib.segmentation import SegmentOptions, cleaned, segment
+from FewShotSegLib.segmentation import SegmentOptions, cleaned, propagate, segment
 from FewShotSegLib.slices import SliceFrame, mask_from_network
 from FewShotSegLib.volume import Labelmap, Volume, load_volume, save_labelmap, save_volume
 
@@ -69,10 +69,7 @@ class Fake:
         self.largest_batch = max(self.largest_batch, len(images))
         return list(images)
 
-    def user_prompt(self, prompt: Prompt, frame: SliceFrame) -> Prompt:
-        return prompt
-
-    def decode(self, image: Square, prompt: Prompt, structures: Sequence[int] = ()) -> Masks:
+    def answer(self, image: Square, prompt: Prompt, frame: SliceFrame, structures: Sequence[int] = ()) -> Masks:
         self.prompts.append(prompt)
         self.asked.append(list(structures))
         logits, iou = self.on_prompt(image, prompt)
@@ -329,6 +326,42 @@ def test_propagation_stops_where_nothing_is_left() -> None:
 def test_propagation_goes_no_further_than_allowed_and_nowhere_when_off() -> None:
     assert found_slices(run(a_column(), Fake(), click(3), max_propagation=2)) == [1, 2, 3, 4, 5]
     assert found_slices(run(a_column(), Fake(), click(3), propagate=False)) == [3]
+
+
+def walked(fake: Fake, *prompts: Prompt, volume: Volume | None = None, **options: Any) -> dict[int, Any]:
+    volume, chosen = volume or a_column(), SegmentOptions(**options)
+    return propagate(volume, fake, prompts, intensity=UNIT, options=chosen)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("directions", "slices"), [((1,), [3, 4, 5]), ((-1,), [1, 2, 3]), ((1, -1), [1, 2, 3, 4, 5])])
+def test_one_structure_is_followed_in_the_directions_asked_for(directions: tuple[int, ...], slices: list[int]) -> None:
+    fake = Fake()
+    found = walked(fake, click(3, "a"), max_propagation=2, directions=directions)
+    assert list(found) == slices
+    for mask, iou in found.values():
+        np.testing.assert_array_equal(mask, a_column().array[0] > 0)
+        assert iou == pytest.approx(0.9)
+    assert fake.asked == [[]] * len(slices)
+
+
+def test_a_structure_the_adapter_knows_is_followed_with_its_tokens_and_the_others_are_left_alone() -> None:
+    fake = Fake({4: "a", 5: "b"})
+    assert list(walked(fake, click(3, "b"), max_propagation=1)) == [2, 3, 4]
+    assert fake.asked == [[5]] * 3
+
+
+@pytest.mark.parametrize(
+    ("prompts", "sentence"),
+    [
+        ((), "at least one prompt"),
+        ((click(1, "a"), click(2, "b")), "one structure at a time"),
+        ((Prompt(0, 1, structure="a"),), "a point, a box or a mask shows it"),
+        ((click(9),), "slice k=9"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(prompts: tuple[Prompt, ...], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        walked(Fake(), *prompts)
 
 
 def test_between_two_prompted_slices_each_walk_ends_half_way() -> None:

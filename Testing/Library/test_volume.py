@@ -208,6 +208,15 @@ def test_every_real_type_can_be_saved(tmp_path, dtype):
     assert np.array_equal(load_volume(tmp_path / "a.nrrd").array, array)
 
 
+def test_an_uncompressed_file_reads_the_same(tmp_path, array):
+    volume = Volume(array, GEOMETRIES["oblique"])
+    save_volume(volume, tmp_path / "a.nrrd", compress=False)
+    again = load_volume(tmp_path / "a.nrrd")
+    assert np.array_equal(again.array, array)
+    assert again.same_geometry(volume)
+    assert (tmp_path / "a.nrrd").stat().st_size > array.nbytes
+
+
 def test_a_view_with_strides_is_saved_as_it_is_indexed(tmp_path, array):
     save_volume(Volume(array.transpose(2, 0, 1)[::-1], np.eye(4)), tmp_path / "a.mha")
     assert np.array_equal(load_volume(tmp_path / "a.mha").array, array.transpose(2, 0, 1)[::-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ import pytest
 from FewShotSegLib.client import WorkerClient
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.job import AdaptJob, ExemplarFiles, SegmentJob, to_dict
+from FewShotSegLib.methods import METHODS, method
 from FewShotSegLib.prompt import Prompt
+from FewShotSegLib.recipe import describe
 from FewShotSegLib.volume import Volume, load_labelmap, load_volume
 from FewShotSegLib.worker import Channel, Requests, read
 from Testing.conftest import QUICK, discs, write_discs
@@ -186,8 +190,7 @@ def mask_of_the_library(volume: Volume, where: dict[str, Any]) -> tuple[Any, flo
     assert predictor.adapter is not None
     spec, frame = predictor.adapter.intensity, frame_of(volume, 0, 2, predictor.image_size)
     square = to_network(spec.apply(volume.array[2], spec.range_of(volume.array)), frame)
-    prompt = predictor.user_prompt(Prompt.from_dict(a_click()), frame)
-    masks = predictor.decode(predictor.encode([square])[0], prompt, [1])
+    masks = predictor.answer(predictor.encode([square])[0], Prompt.from_dict(a_click()), frame, [1])
     return predictor.on_voxels(masks, frame)[0] > 0, float(masks.iou[0])
 
 
@@ -200,9 +203,27 @@ def test_the_file_that_carries_a_volume_is_removed_once_it_was_read(
     a_client.forget_volume("v")
 
 
+def test_a_click_is_followed_to_the_neighbouring_slices(
+    a_client: WorkerClient, where: dict[str, Any], an_rng: np.random.Generator
+) -> None:
+    volume, _ = discs(an_rng)
+    a_client.send_volume("v", volume.array, volume.affine)
+    answer = ask(a_client, op="propagate", volume="v", prompts=[a_click(2)], direction=1, count=2, **where)
+    slices = answer["result"]["slices"]
+    assert [found["index"] for found in slices] == list(range(2, 2 + len(slices)))
+    first = Prompt.from_dict({key: slices[0][key] for key in ("axis", "index", "mask")})
+    expected, iou = mask_of_the_library(volume, where)
+    assert first.mask is not None
+    assert np.array_equal(first.mask, expected)
+    assert slices[0]["iou"] == pytest.approx(iou, abs=1e-5)
+    a_client.forget_volume("v")
+
+
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
+        ({"op": "propagate", "volume": "v", "prompts": [], "count": 2}, "at least one prompt"),
+        ({"op": "propagate", "volume": "v", "direction": 2, "count": 2}, "-1, 0 (both) or 1"),
         ({"op": "predict", "volume": "unknown", "prompt": {}}, "No volume is called 'unknown'"),
         ({"op": "predict", "volume": "v", "prompt": {"axis": "k", "index": 99, "structure": "disc"}}, "k=99"),
         ({"op": "predict", "volume": "v", "prompt": {"points_ijk": [[500, 0, 2]]}}, "lies outside the volume"),
@@ -281,6 +302,49 @@ def test_a_running_job_can_be_stopped_with_the_best_kept(
     answer = answer_to(a_client, number)
     assert answer["result"]["metrics"]["stopped_by"] == "user"
     assert (tmp_path / "long" / "a.safetensors").exists()
+
+
+def test_a_batch_names_what_failed_in_its_record_and_writes_the_table(
+    a_client: WorkerClient, where: dict[str, Any], tmp_path: Path
+) -> None:
+    image, _ = write_discs(tmp_path, "p", 1)
+    (tmp_path / "broken.nrrd").write_bytes(b"nothing")
+    job = SegmentJob((str(image), str(tmp_path / "broken.nrrd")), str(tmp_path / "out"), **where)
+    answer = ask(a_client, op="batch", job=to_dict(job))
+    assert ["error" in record for record in answer["result"]["images"]] == [False, True]
+    assert (tmp_path / "out" / "volumes.csv").exists()
+    assert "another kind of job" in ask(a_client, op="batch", job=to_dict(a_long_job(tmp_path, where)))["message"]
+
+
+def test_what_a_job_will_take_is_measured(a_client: WorkerClient, where: dict[str, Any], tmp_path: Path) -> None:
+    job = a_long_job(tmp_path, where)
+    number = a_client.submit({"op": "measure", "job": to_dict(job)})
+    seen = wait_for(a_client, lambda message: message.get("id") == number and message["type"] != "progress")
+    assert seen[-1]["result"]["seconds"] > 1000 * seen[-1]["result"]["seconds_per_step"] > 0
+    assert any(message.get("metrics", {}).get("done") for message in seen)
+    assert not Path(job.out).exists()
+
+
+def test_samples_are_drawn_to_look_at(a_client: WorkerClient, where: dict[str, Any], tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    answer = ask(a_client, op="preview", job=to_dict(a_long_job(tmp_path, where)), sheet=str(sheet), count=2)
+    assert answer["result"] == {"sheet": str(sheet)}
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_slice_to_annotate_next_is_suggested(
+    a_client: WorkerClient, where: dict[str, Any], an_rng: np.random.Generator
+) -> None:
+    volume, _ = discs(an_rng)
+    a_client.send_volume("v", volume.array, volume.affine)
+    number = a_client.submit({"op": "suggest", "volume": "v", "known": [2], **where})
+    seen = wait_for(a_client, lambda message: message.get("id") == number and message["type"] != "progress")
+    found = seen[-1]["result"]
+    assert found["axis"] == "k"
+    assert set(found["doubts"]) == {"0", "4", "5"}
+    assert found["doubts"][str(found["index"])] == max(found["doubts"].values())
+    assert [message["step"] for message in seen if message.get("type") == "progress"] == [1, 2, 3]
+    a_client.forget_volume("v")
 
 
 def test_closing_during_a_job_ends_the_process_and_leaves_no_output(where: dict[str, Any], tmp_path: Path) -> None:
@@ -404,3 +468,22 @@ def test_a_volume_in_a_file_reads_as_it_was_written(a_client: WorkerClient, tmp_
     answer = ask(a_client, op="volume", volume="f", path=str(tmp_path / "v.npy"), affine=volume.affine.tolist())
     assert answer["result"]["shape"] == [6, 64, 64]
     assert (tmp_path / "v.npy").exists()
+
+
+def test_the_methods_are_described_for_a_form(a_client: WorkerClient) -> None:
+    described = {entry["name"]: entry for entry in ask(a_client, op="methods")["result"]["methods"]}
+    assert set(described) == set(METHODS)
+    lora = described["lora"]
+    assert (lora["needs"], lora["label"]) == (["exemplars"], method("lora").LABEL)
+    assert lora["options"] == json.loads(json.dumps(describe(method("lora").Recipe)))
+
+
+def test_a_training_sends_pictures_of_what_the_model_answers(
+    a_client: WorkerClient, where: dict[str, Any], tmp_path: Path
+) -> None:
+    job = replace(a_long_job(tmp_path, where), recipe={**QUICK, "steps": 2, "validate_every": 2})
+    number = a_client.submit({"op": "job", "job": to_dict(job)})
+    heard = wait_for(a_client, lambda message: message.get("id") == number and message["type"] == "result")
+    pictures = [message["picture"] for message in heard if "picture" in message]
+    assert [picture["shape"] for picture in pictures] == [[64, 256, 3]]
+    assert len(base64.b64decode(pictures[0]["data"])) == 64 * 256 * 3

@@ -1,0 +1,437 @@
+"""The pool of auxiliary data: labelled data sets as arms of a bandit, each one structure against all else.
+
+Cases are brought to one orientation, spacing and range of values when they are first needed, and kept on disk under a
+digest of all that this depends on; later runs read only the patches they draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import zlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .data_sets import Case, DataSet
+from .errors import InputError
+from .exemplar import load_exemplar
+from .files import sha256_of_file, write_text_whole, written_whole
+from .intensity import IntensitySpec, looks_like_hounsfield
+from .progress import Progress, Report
+from .volume import Volume, load_labelmap, turned
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1  # of what is kept on disk
+_MOST_PLACES = 2000  # voxels of a structure that patches are drawn around, spread over all of it
+_RAS_AXIS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
+
+
+class UnusableArm(InputError):  # noqa: N818 - the caller leaves the arm out and goes on
+    """This arm can give no samples any more; the message says why."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- grid
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What every case is brought to: spacing (i, j, k) in mm, patch (D, H, W) in voxels along k, j, i, and orientation.
+
+    `orientation` has the anatomical direction in which i, j and k grow, "LPS" for axial slices as Slicer shows them.
+    Oblique cases keep their tilt: axes are exchanged and turned around, never rotated.
+    """
+
+    spacing_mm: tuple[float, float, float]
+    patch: tuple[int, int, int]
+    orientation: str = "LPS"
+
+    def __post_init__(self) -> None:
+        if len(self.spacing_mm) != 3 or not all(math.isfinite(mm) and mm > 0 for mm in self.spacing_mm):
+            raise InputError(f"A spacing is three positive numbers of mm along i, j and k, got {self.spacing_mm}.")
+        if len(self.patch) != 3 or not all(size >= 1 for size in self.patch):
+            raise InputError(f"A patch is three sizes (D, H, W) of at least 1 voxel, got {self.patch}.")
+        axes = [_RAS_AXIS.get(letter, (-1, 0))[0] for letter in self.orientation]
+        if sorted(axes) != [0, 1, 2]:
+            raise InputError(f'An orientation is like "LPS": one of L R, of P A and of S I, got "{self.orientation}".')
+
+    @classmethod
+    def of(cls, volume: Volume, patch: tuple[int, int, int], spacing_mm: Sequence[float] | None = None) -> Grid:
+        """The grid of a target volume, at its own spacing unless another one is given."""
+        i, j, k = (float(mm) for mm in (volume.spacing_mm if spacing_mm is None else spacing_mm))
+        return cls((i, j, k), patch, orientation_of(volume.affine))
+
+
+def orientation_of(affine: NDArray[Any]) -> str:
+    """Return the anatomical direction nearest to that of growing i, j, k.
+
+    >>> orientation_of(np.diag([-1.0, -1.0, 3.0, 1.0]))
+    'LPS'
+    """
+    letters = {pair: letter for letter, pair in _RAS_AXIS.items()}
+    signed = _signed_axes(affine)
+    axes = np.abs(signed).argmax(axis=0)
+    return "".join(letters[(int(axes[at]), int(signed[axes[at], at]))] for at in range(3))
+
+
+def _signed_axes(affine: NDArray[Any]) -> NDArray[np.int64]:
+    """(3, 3): column i has +-1 in the row of the RAS axis that index i runs along; each row and column has one."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    signed = np.zeros((3, 3), dtype=np.int64)
+    left = np.abs(directions)
+    for _ in range(3):  # the clearest first, so that two oblique axes never claim the same direction
+        row, column = np.unravel_index(int(left.argmax()), left.shape)
+        signed[row, column] = 1 if directions[row, column] > 0 else -1
+        left[row, :] = left[:, column] = -1
+    return signed
+
+
+def onto_grid(
+    image: NDArray[Any], labels: NDArray[Any], affine: NDArray[Any], grid: Grid
+) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """Return image and labels (D, H, W) in the orientation and spacing of the grid, of whatever size that gives.
+
+    The image is interpolated linearly, over a wider range where voxels become larger; labels are those of the nearest
+    voxel. A single slice stays one.
+    """
+    own, wanted = _signed_axes(affine), np.zeros((3, 3), dtype=np.int64)
+    for index, letter in enumerate(grid.orientation):
+        axis, sign = _RAS_AXIS[letter]
+        wanted[axis, index] = sign
+    turn = np.eye(4)
+    turn[:3, :3] = wanted.T @ own
+    spacing = np.abs(turn[:3, :3]) @ np.linalg.norm(affine[:3, :3], axis=0)
+    image, labels = turned(image, turn).astype(np.float32), turned(labels, turn)
+    for axis, (mm, new_mm) in enumerate(zip(spacing[::-1], grid.spacing_mm[::-1], strict=True)):
+        at = _positions(image.shape[axis], new_mm / mm)
+        if at is not None:
+            labels = np.take(labels, np.clip(np.floor(at + 0.5), 0, labels.shape[axis] - 1).astype(int), axis=axis)
+            weights = _weights(at, image.shape[axis], max(1.0, new_mm / mm))
+            image = np.moveaxis(np.tensordot(weights, image, axes=(1, axis)), 0, axis)
+    return np.ascontiguousarray(image), np.ascontiguousarray(labels)
+
+
+def _positions(size: int, step: float) -> NDArray[Any] | None:
+    """Where the new voxels lie, in old voxels, with the middle kept; None where nothing changes."""
+    if size == 1 or abs(step - 1) < 1e-3:
+        return None
+    new = max(1, round(size / step))
+    return (np.arange(new) - (new - 1) / 2) * step + (size - 1) / 2
+
+
+def _weights(at: NDArray[Any], size: int, width: float) -> NDArray[np.float32]:
+    """(new, old) weights of triangles of a half width in old voxels: linear interpolation, or a mean over more."""
+    triangle = np.clip(1 - np.abs(at[:, None] - np.arange(size)) / width, 0, None)
+    return (triangle / triangle.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------- pool
+
+
+@dataclass(frozen=True)
+class AuxiliaryArm:
+    """One structure of one data set. `labels` are the names of the labels that it is made of."""
+
+    name: str
+    structure: str
+    data_set: DataSet
+    labels: tuple[str, ...]
+
+
+class _Prepared(NamedTuple):
+    """A case on the grid: image (D, H, W) in 0..65535, label number (D, H, W), and the labels that it shows."""
+
+    image: NDArray[np.uint16]
+    labels: NDArray[np.uint8 | np.uint16]
+    shown: frozenset[str]
+
+
+@dataclass(eq=False)
+class Pool:
+    """Arms made of data sets, and samples of them.
+
+    At most `max_cases` of a data set are used, chosen by `seed`; its structures share them. `intensity` is the
+    target's, used for images of the same kind (CT or not); the others get what `IntensitySpec.auto` says. Of the
+    patches, `foreground` is the share that is drawn around a voxel of the structure. `exclude` names arms to leave out,
+    such as the target itself. `cache` is a folder that may be deleted between runs.
+
+    A file that cannot be used quarantines the arms of its data set: `sample` raises `UnusableArm` for them from then
+    on, and `quarantined` {arm: reason} has them.
+    """
+
+    data_sets: Sequence[DataSet]
+    grid: Grid
+    cache: Path
+    max_cases: int = 30
+    seed: int = 0
+    intensity: IntensitySpec | None = None
+    foreground: float = 0.7
+    exclude: Collection[str] = ()
+    arms: tuple[AuxiliaryArm, ...] = field(init=False)
+    quarantined: dict[int, str] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.max_cases < 1:
+            raise InputError(f"An auxiliary data set gives at least 1 case, got max_cases={self.max_cases}.")
+        names = [data_set.name for data_set in self.data_sets]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InputError(f'Two auxiliary data sets are called "{twice[0]}"; rename one.')
+        arms = [arm for data_set in self.data_sets for arm in self._arms_of(self._chosen(data_set))]
+        unknown = sorted(set(self.exclude) - {arm.name for arm in arms})
+        if unknown:
+            known = ", ".join(arm.name for arm in arms)
+            raise InputError(f'No auxiliary arm is called "{unknown[0]}", so it cannot be left out; there are {known}.')
+        self.arms = tuple(arm for arm in arms if arm.name not in self.exclude)
+        self._labels = {arm.data_set.name: set[str]() for arm in arms}
+        for arm in arms:
+            self._labels[arm.data_set.name].update(arm.labels)
+        self._prepared: dict[Case, _Prepared] = {}
+        self._places: dict[tuple[Case, int], NDArray[np.int64]] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arms' names, "data set: structure"."""
+        return tuple(arm.name for arm in self.arms)
+
+    def _chosen(self, data_set: DataSet) -> DataSet:
+        # The name is part of the seed, so that another data set beside it changes nothing.
+        rng = np.random.default_rng([self.seed, zlib.crc32(data_set.name.encode())])
+        count = min(self.max_cases, len(data_set.cases))
+        chosen = sorted(rng.choice(len(data_set.cases), count, replace=False).tolist())
+        return replace(data_set, cases=tuple(data_set.cases[at] for at in chosen))
+
+    @staticmethod
+    def _arms_of(data_set: DataSet) -> list[AuxiliaryArm]:
+        structures = data_set.structures
+        if structures is None:
+            structures = {name: (name,) for name in _names_in(data_set)}
+        return [
+            AuxiliaryArm(f"{data_set.name}: {structure}", structure, data_set, labels)
+            for structure, labels in structures.items()
+        ]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """A row per arm as JSON types: arm, name, structure, data_set, modality, licence, cases, megabytes (of the
+        files of those cases) and quarantined (the reason, or "")."""
+        sizes = {arm.data_set.name: _megabytes(arm.data_set) for arm in self.arms}
+        return [
+            {
+                "arm": index,
+                "name": arm.name,
+                "structure": arm.structure,
+                "data_set": arm.data_set.name,
+                "modality": arm.data_set.modality,
+                "licence": arm.data_set.licence,
+                "cases": len(arm.data_set.cases),
+                "megabytes": sizes[arm.data_set.name],
+                "quarantined": self.quarantined.get(index, ""),
+            }
+            for index, arm in enumerate(self.arms)
+        ]
+
+    # ------------------------------------------------------------------------------------------------------- samples
+
+    def sample(self, arm: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return a patch of the image, in [0, 1], and the mask of the structure in it, both (D, H, W).
+
+        What is drawn depends on the generator and the files only, not on what was sampled before. Where a case is
+        smaller than the patch it is put in the middle, zeros and background around it.
+        """
+        if arm in self.quarantined:
+            raise UnusableArm(f"{self.names[arm]}: {self.quarantined[arm]}")
+        case, prepared = self._case_showing(arm, rng)
+        numbers = self._numbers(arm)
+        corner = self._corner(self._places_of(case, arm, prepared), prepared.image.shape, rng)
+        image = _cut(prepared.image, corner, self.grid.patch).astype(np.float32) / np.float32(65535)
+        return image, np.isin(_cut(prepared.labels, corner, self.grid.patch), numbers)
+
+    def prepare(self, report: Report) -> None:
+        """Bring all cases onto the grid now instead of when they are drawn; a report before each, and quarantine."""
+        cases = {case: index for index, arm in enumerate(self.arms) for case in arm.data_set.cases}
+        for number, (case, arm) in enumerate(cases.items()):
+            report(Progress(number, len(cases), f"preparing auxiliary data: {self.arms[arm].data_set.name}"))
+            if arm not in self.quarantined:
+                try:
+                    self._prepare(case, self.arms[arm].data_set)
+                except UnusableArm:
+                    continue  # said, and kept in `quarantined`
+
+    def _case_showing(self, arm: int, rng: np.random.Generator) -> tuple[Case, _Prepared]:
+        """A case that shows the structure, drawn evenly among those that do."""
+        chosen = self.arms[arm]
+        cases = chosen.data_set.cases
+        for at in rng.permutation(len(cases)):
+            prepared = self._prepare(cases[at], chosen.data_set)
+            if prepared.shown.intersection(chosen.labels):
+                return cases[at], prepared
+        self._quarantine([arm], f"none of its {len(cases)} cases shows it")
+        raise UnusableArm(f"{chosen.name}: {self.quarantined[arm]}")
+
+    def _numbers(self, arm: int) -> list[int]:
+        """The numbers under which the labels of an arm are kept."""
+        labels = self._ordered_labels(self.arms[arm].data_set)
+        return [labels.index(name) + 1 for name in self.arms[arm].labels]
+
+    def _ordered_labels(self, data_set: DataSet) -> list[str]:
+        return sorted(self._labels[data_set.name])
+
+    def _places_of(self, case: Case, arm: int, prepared: _Prepared) -> NDArray[np.int64]:
+        """Voxels (N, 3) of the structure."""
+        if (case, arm) not in self._places:
+            found = np.flatnonzero(np.isin(prepared.labels, self._numbers(arm)))
+            found = found[:: math.ceil(found.size / _MOST_PLACES)]
+            self._places[case, arm] = np.stack(np.unravel_index(found, prepared.labels.shape), axis=1)
+        return self._places[case, arm]
+
+    def _corner(self, places: NDArray[np.int64], shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.int64]:
+        """First voxel of the patch, negative along axes where the case is smaller."""
+        patch, size = np.array(self.grid.patch), np.array(shape)
+        anywhere = rng.random(3)
+        if rng.random() < self.foreground:
+            # The voxel lies in the middle half of the patch, so that the structure is not always in its centre.
+            corner = places[int(rng.integers(len(places)))] - np.floor((0.25 + 0.5 * anywhere) * patch).astype(np.int64)
+        else:
+            corner = np.floor(anywhere * (size - patch + 1)).astype(np.int64)
+        return np.where(size >= patch, np.clip(corner, 0, np.maximum(size - patch, 0)), -((patch - size) // 2))
+
+    def _quarantine(self, arms: Sequence[int], reason: str) -> None:
+        for arm in arms:
+            self.quarantined.setdefault(arm, reason)
+        log.warning("Auxiliary data %s left out: %s", ", ".join(self.names[arm] for arm in arms), reason)
+
+    # ---------------------------------------------------------------------------------------------------- on the grid
+
+    def _prepare(self, case: Case, data_set: DataSet) -> _Prepared:
+        if case in self._prepared:
+            return self._prepared[case]
+        labels = self._ordered_labels(data_set)
+        try:
+            stem, prepared, is_new = self._kept_or_made(case, labels)
+        except (InputError, OSError) as error:
+            arms = [index for index, arm in enumerate(self.arms) if arm.data_set.name == data_set.name]
+            self._quarantine([arm for arm in arms if arm not in self.quarantined], str(error))
+            raise UnusableArm(str(error)) from error
+        if is_new:  # a cache that cannot be written is not the fault of the data, and stops the run
+            _keep(prepared, stem)
+            prepared = _read_kept(stem) or prepared
+        self._prepared[case] = prepared
+        return prepared
+
+    def _kept_or_made(self, case: Case, labels: list[str]) -> tuple[Path, _Prepared, bool]:
+        stem = self.cache / self._key(case, labels)
+        kept = _read_kept(stem)
+        return (stem, kept, False) if kept is not None else (stem, self._made(case, labels), True)
+
+    def _made(self, case: Case, labels: list[str]) -> _Prepared:
+        exemplar = load_exemplar(
+            case.image, case.labelmap, axis=0, slices="all", structures=case.structures, resample=case.resample,
+            time_index=case.time_index,
+        )  # fmt: skip
+        number_of = np.zeros(max(exemplar.structures, default=0) + 1, np.uint8 if len(labels) < 256 else np.uint16)
+        for value, name in exemplar.structures.items():
+            number_of[value] = labels.index(name) + 1 if name in labels else 0
+        volume, spec = exemplar.volume, self._intensity_of(exemplar.volume)
+        values = spec.apply(volume.array, spec.range_of(volume.array))
+        image, numbers = onto_grid(values, number_of[exemplar.labelmap], volume.affine, self.grid)
+        shown = frozenset(labels[number - 1] for number in np.unique(numbers).tolist() if number)
+        return _Prepared(np.rint(image * 65535).astype(np.uint16), numbers, shown)
+
+    def _intensity_of(self, volume: Volume) -> IntensitySpec:
+        """The target's rule for images of its kind: a window of Hounsfield units says nothing about MR."""
+        given = self.intensity
+        if given is not None and (given.kind == "window") == looks_like_hounsfield(volume.array):
+            return given
+        return IntensitySpec.auto(volume)
+
+    def _key(self, case: Case, labels: list[str]) -> str:
+        """Digest of all that a prepared case depends on, the files' contents among it."""
+        given = {
+            "version": _VERSION,
+            "files": [_digest(case.image), _digest(case.labelmap)],
+            "structures": {str(value): name for value, name in (case.structures or {}).items()},
+            "time_index": case.time_index,
+            "resample": case.resample,
+            "labels": labels,
+            "spacing_mm": self.grid.spacing_mm,
+            "orientation": self.grid.orientation,
+            "intensity": self.intensity.to_dict() if self.intensity else None,
+        }
+        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _names_in(data_set: DataSet) -> list[str]:
+    """The labels of all cases, in order of name; what cannot be read will be said when it is drawn."""
+    names: set[str] = set()
+    for case in data_set.cases:
+        if case.structures is not None:
+            names.update(case.structures.values())
+            continue
+        try:
+            names.update(load_labelmap(case.labelmap).structures.values())
+        except InputError as error:
+            log.info("%s", error)
+    return sorted(names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+
+
+def _megabytes(data_set: DataSet) -> float:
+    paths = {path for case in data_set.cases for path in (case.image, case.labelmap)}
+    return round(sum(_size(path) for path in paths) / 1e6, 3)
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size if path.exists() else 0
+
+
+def _digest(path: Path) -> str:
+    if not path.is_dir():
+        return sha256_of_file(path)
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    return hashlib.sha256("".join(sha256_of_file(file) for file in files).encode()).hexdigest()
+
+
+def _cut(array: NDArray[Any], corner: NDArray[np.int64], patch: tuple[int, int, int]) -> NDArray[Any]:
+    """The patch from `corner` on, zeros where it reaches outside."""
+    first = np.maximum(corner, 0)
+    last = np.minimum(corner + patch, array.shape)
+    inside = array[tuple(slice(a, b) for a, b in zip(first, last, strict=True))]
+    if inside.shape == patch:
+        return np.array(inside)
+    result = np.zeros(patch, array.dtype)
+    result[tuple(slice(a, a + n) for a, n in zip(first - corner, inside.shape, strict=True))] = inside
+    return result
+
+
+# --------------------------------------------------------------------------------------------------------------- cache
+
+
+def _keep(prepared: _Prepared, stem: Path) -> None:
+    """Write three files; the last of them says that the others are whole."""
+    for name, array in (("image", prepared.image), ("labels", prepared.labels)):
+        with written_whole(stem.with_name(f"{stem.name}.{name}.npy")) as part:
+            np.save(part, array, allow_pickle=False)
+    card = {"shape": list(prepared.image.shape), "shown": sorted(prepared.shown)}
+    write_text_whole(stem.with_name(f"{stem.name}.json"), json.dumps(card))
+
+
+def _read_kept(stem: Path) -> _Prepared | None:
+    """What `_keep` wrote, its arrays read as they are used; None where it is not there or damaged."""
+    try:
+        card = json.loads(stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8"))
+        image, labels = (
+            np.load(stem.with_name(f"{stem.name}.{name}.npy"), mmap_mode="r", allow_pickle=False)
+            for name in ("image", "labels")
+        )
+        whole = list(image.shape) == list(labels.shape) == card["shape"]
+        return _Prepared(image, labels, frozenset(card["shown"])) if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,251 @@
+"""Folders of labelled data sets, in the layouts people have them in.
+
+    NAME/dataset.json, imagesTr/, labelsTr/     nnU-Net and the Medical Segmentation Decathlon
+    NAME/images/, labels/                       the same file name in both
+    NAME/patient.nrrd, patient.seg.nrrd         pairs side by side; also patient_img.nii.gz and patient_lab.nii.gz
+
+The last two may have a card.json: {"modality": "MR", "licence": "CC BY 4.0", "structures": {"1": "liver"}}.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .files import known_suffix
+from .image_files import PICTURE_SUFFIXES, VOLUME_SUFFIXES
+from .job import AuxiliaryFiles, ExemplarFiles
+from .volume import checked_structures
+
+log = logging.getLogger(__name__)
+
+# What the name of a labelmap ends with, where it lies beside its image; and what may end the name of the image.
+_LABELMAP = re.compile(r"(?:(.*)[._ -])?(?:seg|segmentation|labels?|lab|labelmap|mask)", re.IGNORECASE)
+_IMAGE = re.compile(r"(?:(.*)[._ -])?(?:img|image)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """An image and its labelmap on disk. `structures` {value: name} None: the labelmap says itself what it shows."""
+
+    image: Path
+    labelmap: Path
+    structures: Mapping[int, str] | None = None
+    time_index: int | None = None
+    resample: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A labelled data set. Its labels are complete: what carries none is background.
+
+    `structures` holds, for each structure, the names of the labels it is made of; usually just its own. None: each
+    label that is found is a structure.
+    """
+
+    name: str
+    cases: tuple[Case, ...]
+    structures: Mapping[str, tuple[str, ...]] | None = None
+    modality: str = ""
+    licence: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def data_sets_in(folder: Path) -> list[DataSet]:
+    """Return the data set that a folder is, or those it holds, by name. What cannot be used is said in the log.
+
+    A data set with several channels becomes one for each, named "NAME CHANNEL".
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"The folder of auxiliary data {folder} does not exist; check the path.")
+    found = _data_sets_at(folder)
+    if not found:
+        inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        for path in inside:
+            try:
+                found += _data_sets_at(path)
+            except InputError as error:
+                log.warning("%s is left out: %s", path, error)
+    if not found:
+        raise InputError(
+            f"{folder} holds no data set; expected are folders with dataset.json, imagesTr and labelsTr (nnU-Net), "
+            "with images and labels, or with images and labelmaps side by side (patient.nrrd, patient.seg.nrrd)."
+        )
+    for note in (note for data_set in found for note in data_set.notes):
+        log.warning("%s", note)
+    return found
+
+
+def data_set_of(files: AuxiliaryFiles) -> DataSet:
+    """Return the data set that a job names."""
+    return DataSet(files.name, tuple(_case_of(case, files.name) for case in files.cases))
+
+
+def _case_of(files: ExemplarFiles, name: str) -> Case:
+    if files.slices not in (None, "all"):
+        raise InputError(
+            f'Auxiliary data "{name}": {files.image} is annotated on single slices only; auxiliary cases must be '
+            "annotated on all. Leave the slices out, or use the case as an exemplar."
+        )
+    return Case(Path(files.image), Path(files.labelmap), files.structures, resample=files.resample)
+
+
+def _data_sets_at(folder: Path) -> list[DataSet]:
+    """The data sets of one folder, without looking deeper; none if it is not one."""
+    if (folder / "dataset.json").is_file() and (folder / "labelsTr").is_dir():
+        return _nnunet(folder)
+    card = _read_json(folder / "card.json") if (folder / "card.json").is_file() else {}
+    if (folder / "images").is_dir() and (folder / "labels").is_dir():
+        pairs, notes = _same_names(folder / "images", folder / "labels")
+    else:
+        pairs, notes = _side_by_side(folder)
+    if not pairs:
+        return []
+    labels = _label_values(card["structures"], folder / "card.json") if card.get("structures") else None
+    cases = tuple(Case(image, labelmap, labels) for image, labelmap in pairs)
+    structures = {name: (name,) for name in labels.values()} if labels else None
+    return [DataSet(folder.name, cases, structures, str(card.get("modality", "")), _licence(card), tuple(notes))]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    suffixes = {*VOLUME_SUFFIXES, ".seg.nrrd", *PICTURE_SUFFIXES}
+    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in files if known_suffix(path).lower() in suffixes)
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(known_suffix(path))
+
+
+# --------------------------------------------------------------------------------------------------- images and labels
+
+
+def _same_names(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+    by_stem = {_stem(path): path for path in _files_in(images)}
+    labelmaps = _files_in(labels)
+    pairs = [(by_stem[_stem(path)], path) for path in labelmaps if _stem(path) in by_stem]
+    alone = [path for path in labelmaps if _stem(path) not in by_stem]
+    return pairs, [f"{path} is left out: {images} has no image of that name." for path in alone]
+
+
+def _side_by_side(folder: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+    labelmaps: list[tuple[Path, str]] = []
+    images: list[tuple[Path, str]] = []
+    for path in _files_in(folder):
+        stem = _stem(path)
+        if known_suffix(path).lower() == ".seg.nrrd":
+            labelmaps.append((path, stem))
+        elif match := _LABELMAP.fullmatch(stem):
+            labelmaps.append((path, match[1] or ""))
+        else:
+            match = _IMAGE.fullmatch(stem)
+            images.append((path, (match[1] or "") if match else stem))
+    pairs, notes = [], []
+    for path, name in labelmaps:
+        fitting = _images_of(name, images)
+        if len(fitting) == 1:
+            pairs.append((fitting[0], path))
+        elif fitting:
+            notes.append(f"{path} is left out: it may belong to {' and '.join(image.name for image in fitting)}.")
+        else:
+            notes.append(f"{path} is left out: there is no image of its name.")
+    return pairs, notes
+
+
+def _images_of(name: str, images: Sequence[tuple[Path, str]]) -> list[Path]:
+    """ "p07_lab" may belong to "p07_FLAIR", but "case_1_lab" not to "case_10"."""
+    exact = [image for image, key in images if key == name]
+    return exact or [image for image, key in images if name and re.match(re.escape(name) + "[._ -]", key)]
+
+
+# -------------------------------------------------------------------------------------------------------------- nnU-Net
+
+
+def _nnunet(folder: Path) -> list[DataSet]:
+    path = folder / "dataset.json"
+    values = _read_json(path)
+    channels = _channels(values, path)
+    labels, structures = _labels(values, path)
+    pairs = _listed_pairs(folder, values) or [
+        (folder / "imagesTr" / labelmap.name, labelmap) for labelmap in _files_in(folder / "labelsTr")
+    ]
+    found = []
+    for number, channel in enumerate(channels):
+        cases, notes = [], []
+        for image, labelmap in pairs:
+            own = image.with_name(f"{_stem(image)}_{number:04d}{known_suffix(image)}")
+            if own.is_file():
+                cases.append(Case(own, labelmap, labels))
+            elif image.is_file():  # the channels of a decathlon image are its fourth dimension
+                cases.append(Case(image, labelmap, labels, time_index=number if len(channels) > 1 else None))
+            else:
+                notes.append(f"{labelmap} is left out: neither {own.name} nor {image.name} is in {image.parent}.")
+        name = folder.name if len(channels) == 1 else f"{folder.name} {channel}"
+        found.append(DataSet(name, tuple(cases), structures, channel, _licence(values), tuple(notes)))
+    if not any(data_set.cases for data_set in found):
+        raise InputError(f"{folder} has a dataset.json and no image that fits a labelmap; check imagesTr and labelsTr.")
+    return found
+
+
+def _channels(values: Mapping[str, Any], path: Path) -> list[str]:
+    """The names of the channels, in order: `channel_names` of nnU-Net, `modality` of the decathlon."""
+    named = values.get("channel_names") or values.get("modality") or {"0": ""}
+    if not isinstance(named, Mapping) or not all(str(key).isdecimal() for key in named):
+        raise InputError(f'{path}: the channels must be a table like {{"0": "CT"}}, got {named!r}.')
+    return [str(named[key]) for key in sorted(named, key=int)]
+
+
+def _labels(values: Mapping[str, Any], path: Path) -> tuple[dict[int, str], dict[str, tuple[str, ...]]]:
+    """{value: name of label} and {structure: names of its labels}: a region of nnU-Net has several."""
+    given = values.get("labels")
+    if not isinstance(given, Mapping) or not given:
+        raise InputError(f'{path} has no "labels"; they look like {{"background": 0, "liver": 1}}.')
+    if all(str(key).isdecimal() for key in given):  # the decathlon writes {"1": "liver"}
+        labels = _label_values({key: name for key, name in given.items() if int(key)}, path)
+        return labels, {name: (name,) for name in labels.values()}
+    members = {name: value if isinstance(value, Sequence) else [value] for name, value in given.items()}
+    members = {name: [v for v in value if v] for name, value in members.items() if name not in ("background", "ignore")}
+    single = {value[0]: name for name, value in members.items() if len(value) == 1}
+    every = {v: single.get(v, f"label {v}") for value in members.values() for v in value}
+    labels = _label_values(every, path)
+    return labels, {name: tuple(labels[v] for v in value) for name, value in members.items() if value}
+
+
+def _listed_pairs(folder: Path, values: Mapping[str, Any]) -> list[tuple[Path, Path]]:
+    """The decathlon lists its cases: {"image": "./imagesTr/la_007.nii.gz", "label": "./labelsTr/la_007.nii.gz"}."""
+    training = values.get("training")
+    if not isinstance(training, list):
+        return []
+    listed = [case for case in training if isinstance(case, Mapping) and {"image", "label"} <= set(case)]
+    return [(folder / str(case["image"]), folder / str(case["label"])) for case in listed]
+
+
+def _label_values(structures: Any, path: Path) -> dict[int, str]:
+    wrong = not isinstance(structures, Mapping) or not all(str(key).isdecimal() for key in structures)
+    if wrong:
+        raise InputError(f'{path}: the structures must be a table like {{"1": "liver"}}, got {structures!r}.')
+    try:
+        return checked_structures({int(key): name for key, name in structures.items()})
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _licence(values: Mapping[str, Any]) -> str:
+    return str(values.get("licence") or values.get("license") or "")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a table of names and values, got {type(values).__name__}.")
+    return values

@@ -1,0 +1,133 @@
+"""The selective scan of Mamba (Gu and Dao 2023, Eq. 2 and Algorithm 2) in plain torch, for CPU and GPU alike.
+
+    h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,    y_t = C_t h_t + D u_t
+
+A first-order linear recurrence is associative, so the sequence is cut into about sqrt(L) chunks that are stepped
+through together: once for where each chunk ends, once for the states, with one short scan over the chunks in between.
+The states, N times as large as the input, exist only for one block of sequences and channels at a time; the backward
+pass computes them anew. No compiled extension: `mamba_ssm` needs a CUDA compiler and does not install on Windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Numbers per tensor of states that are in work at once: what stays in a CPU's cache, what keeps a GPU busy.
+_STATES_CPU, _STATES_GPU = 2**20, 2**25
+
+
+def selective_scan(u: Tensor, delta: Tensor, decay: Tensor, write: Tensor, read: Tensor, skip: Tensor) -> Tensor:
+    """Return y (B, L, E) of a sequence u (B, L, E); differentiable once in every argument.
+
+    delta (B, L, E), positive, is the step; decay (E, N), negative, is A; write (B, L, N) is B; read (B, L, N) is C;
+    skip (E,) is D. Computed in float32 at least, also under autocast: 8 bits are not enough for a thousand factors.
+    """
+    length = u.shape[1]
+    chunk = math.isqrt(max(length - 1, 0)) + 1
+    padding = -length % chunk  # steps of length 0: they neither forget nor learn
+    with torch.autocast(u.device.type, enabled=False):
+        wide = torch.float64 if u.dtype == torch.float64 else torch.float32
+        sequences = [F.pad(x.to(wide), (0, 0, 0, padding)) for x in (u, delta, write, read)]
+        y = _Scan.apply(*sequences, decay.to(wide), chunk)[:, :length]
+        return (y + skip.to(wide) * u.to(wide)).to(u.dtype)
+
+
+class _Scan(torch.autograd.Function):
+    """y_t = C_t h_t; see `selective_scan`. L is a multiple of `chunk`."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, delta: Tensor, write: Tensor, read: Tensor, decay: Tensor, chunk: int) -> Tensor:
+        ctx.save_for_backward(u, delta, write, read, decay)
+        ctx.chunk = chunk
+        y = torch.empty_like(u)
+        for rows, channels in _blocks(u, decay.shape[1]):
+            at = rows, slice(None), channels
+            states, _, _ = _states(u[at], delta[at], write[rows], decay[channels], chunk)
+            y[at] = (states @ read[rows, :, :, None])[..., 0]
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        u, delta, write, read, decay = ctx.saved_tensors
+        of_u, of_delta, of_write, of_read, of_decay = (torch.zeros_like(x) for x in ctx.saved_tensors)
+        for rows, channels in _blocks(u, decay.shape[1]):
+            at = rows, slice(None), channels
+            parts = _gradients(grads[0][at], u[at], delta[at], write[rows], read[rows], decay[channels], ctx.chunk)
+            of_u[at], of_delta[at] = parts[:2]
+            of_write[rows] += parts[2]  # shared by the blocks of channels
+            of_read[rows] += parts[3]
+            of_decay[channels] += parts[4]  # shared by the blocks of sequences
+        return of_u, of_delta, of_write, of_read, of_decay, None
+
+
+def _blocks(u: Tensor, states: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of sequences and of channels, none of which depends on another."""
+    budget = _STATES_GPU if u.is_cuda else _STATES_CPU
+    batch, length, width = u.shape
+    channels = min(width, max(budget // max(length * states, 1), 1))
+    rows = min(batch, max(budget // max(length * states * channels, 1), 1))
+    for row in range(0, batch, rows):
+        for channel in range(0, width, channels):
+            yield slice(row, row + rows), slice(channel, channel + channels)
+
+
+def _states(u: Tensor, delta: Tensor, write: Tensor, decay: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return h and its factors exp(delta A), both (B, L, E, N), and the factor of each chunk (B, K, E, N)."""
+    factors = torch.exp(delta[..., None] * decay)
+    states = (delta * u)[..., None] * write[:, :, None]
+    whole = torch.exp(delta.unflatten(1, (-1, chunk)).sum(2)[..., None] * decay)
+    _accumulate(states.unflatten(1, (-1, chunk)), factors.unflatten(1, (-1, chunk)), whole)
+    return states, factors, whole
+
+
+def _accumulate(x: Tensor, factors: Tensor, whole: Tensor) -> None:
+    """x_t += factors_t x_{t-1} in place, along chunks and positions of (B, K, c, E, N)."""
+    chunks, positions = x.shape[1:3]
+    end = x[:, :, 0]  # of a chunk that starts from nothing
+    for t in range(1, positions):
+        end = torch.addcmul(x[:, :, t], factors[:, :, t], end)
+    start = torch.zeros_like(end)
+    for k in range(1, chunks):
+        torch.addcmul(end[:, k - 1], whole[:, k - 1], start[:, k - 1], out=start[:, k])
+    x[:, :, 0].addcmul_(factors[:, :, 0], start)
+    for t in range(1, positions):
+        x[:, :, t].addcmul_(factors[:, :, t], x[:, :, t - 1])
+
+
+def _accumulate_backwards(x: Tensor, factors: Tensor, whole: Tensor) -> None:
+    """x_t += factors_{t+1} x_{t+1} in place: the transpose of `_accumulate`."""
+    chunks, positions = x.shape[1:3]
+    first = x[:, :, -1]
+    for t in range(positions - 2, -1, -1):
+        first = torch.addcmul(x[:, :, t], factors[:, :, t + 1], first)
+    leaving = factors[:, :, 0] * first  # what a chunk hands to the one before it
+    for k in range(chunks - 2, -1, -1):
+        leaving[:, k].addcmul_(whole[:, k], leaving[:, k + 1])
+    x[:, :-1, -1] += leaving[:, 1:]
+    for t in range(positions - 2, -1, -1):
+        x[:, :, t].addcmul_(factors[:, :, t + 1], x[:, :, t + 1])
+
+
+def _gradients(
+    grad: Tensor, u: Tensor, delta: Tensor, write: Tensor, read: Tensor, decay: Tensor, chunk: int
+) -> tuple[Tensor, ...]:
+    """Gradients of u, delta, write, read and decay, of one block."""
+    states, factors, whole = _states(u, delta, write, decay, chunk)
+    of_read = (grad[:, :, None] @ states)[:, :, 0]  # B L N
+    of_states = grad[..., None] * read[:, :, None]  # B L E N
+    _accumulate_backwards(of_states.unflatten(1, (-1, chunk)), factors.unflatten(1, (-1, chunk)), whole)
+    of_input = (of_states @ write[..., None])[..., 0]  # of delta u; B L E
+    of_write = ((delta * u)[:, :, None] @ of_states)[:, :, 0]
+    # From here on the gradient of the exponents delta A; the first state has no predecessor.
+    exponents = of_states[:, 1:].mul_(factors[:, 1:]).mul_(states[:, :-1])
+    of_delta = of_input * u
+    of_delta[:, 1:] += (exponents * decay).sum(-1)
+    of_decay = torch.einsum("blen,ble->en", exponents, delta[:, 1:])
+    return of_input * delta, of_delta, of_write, of_read, of_decay

@@ -1,0 +1,31 @@
+"""The residual U-Net of MONAI (Kerfoot et al. 2018), for patches of any shape."""
+
+from __future__ import annotations
+
+from monai.networks import nets
+
+from FewShotSegLib.networks.shape import AnySize, Shape, product, strides_of
+
+# "paper": the channels of MONAI's own examples and bundles; the ASAP paper names no others.
+CHANNELS = {"small": (8, 16, 32, 64, 128), "paper": (16, 32, 64, 128, 256)}
+
+
+class UNet(AnySize, nets.UNet):
+    """MONAI's `UNet` with two convolutions per residual unit and instance norm; names and shapes of its parameters are
+    MONAI's and do not depend on the patch, a patch of one slice apart.
+    """
+
+    HEAD = ("model.2.",)
+    DECODER = ("model.2.", *("model." + "1.submodule." * depth + "2." for depth in (1, 2, 3)))
+
+    def __init__(
+        self, in_channels: int, out_channels: int, patch: Shape, spacing: tuple[float, ...] | None, size: str
+    ) -> None:
+        channels = CHANNELS[size]
+        strides = strides_of(patch, len(channels) - 1, spacing)
+        kernel = [1 if voxels == 1 else 3 for voxels in patch]
+        super().__init__(
+            3, in_channels, out_channels, channels, strides,  # type: ignore[arg-type]
+            kernel_size=kernel, up_kernel_size=kernel, num_res_units=2,
+        )  # fmt: skip
+        self.multiple = product(strides)

@@ -1,0 +1,102 @@
+"""Weights of a network: out of it for an adapter, into it from a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from FewShotSegLib.errors import InputError
+
+Array = np.ndarray[Any, Any]
+
+# Under what training programs keep the weights in a file with other things (MONAI, nnU-Net, Lightning).
+_CONTAINERS = ("state_dict", "model", "network_weights", "network", "net", "model_state_dict")
+_PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
+
+
+def weights_of(network: nn.Module) -> dict[str, Array]:
+    """Return parameters and running statistics by name, as float32 arrays: what an `Adapter` holds.
+
+    Each once, under its first name (`DynUNet` lists its blocks twice). Integer buffers are left out: they follow from
+    the architecture, or count batches.
+    """
+    return {name: value.detach().float().cpu().numpy().copy() for name, value in _tensors(network).items()}
+
+
+def load_weights(
+    network: nn.Module, source: str | os.PathLike[str] | Mapping[str, Array | Tensor], *, head: bool = True
+) -> None:
+    """Put weights of the same architecture into the network: all of them or, if they do not fit, none.
+
+    `source` is a `.safetensors` file, a `.pt` or `.pth` checkpoint (read without running code from it), or tensors by
+    name. Without `head` the last layer stays as it is: for weights that were trained for other structures.
+    """
+    where, given = ("The weights", dict(source)) if isinstance(source, Mapping) else _read(Path(source))
+    last: tuple[str, ...] = () if head else network.HEAD  # type: ignore[assignment]
+    own = _tensors(network)
+    wanted = {name: value for name, value in own.items() if not name.startswith(last)}
+    not_needed = set(network.state_dict()) - set(wanted)  # second names, integer buffers, the last layer
+    values = {_plain(name): torch.as_tensor(value) for name, value in given.items()}
+    # The last layer of other structures may have another number of parts.
+    values = {name: value for name, value in values.items() if name not in not_needed and not name.startswith(last)}
+    kind = f"{type(network).__name__} of this size"
+    missing, unknown = sorted(set(wanted) - set(values)), sorted(set(values) - set(wanted))
+    if missing or unknown:
+        what = f"{len(missing)} are missing" if missing else f"{len(unknown)} are not known to it"
+        raise InputError(
+            f"{where} does not hold the weights of a {kind}: of {len(wanted)} parameters {what}, first "
+            f"{(missing or unknown)[0]}. Choose the file of the same network, or build the network it was made for."
+        )
+    for name, value in wanted.items():
+        if values[name].shape != value.shape:
+            raise InputError(
+                f"{where}: {name} has the shape {tuple(values[name].shape)}, a {kind} needs {tuple(value.shape)}. "
+                "Build the network with the patch, size and channels of the file; if only the last layer differs, "
+                "leave that out."
+            )
+    with torch.no_grad():
+        for name, value in wanted.items():
+            value.copy_(values[name])
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and floating buffers by their first name."""
+    buffers = {name: value for name, value in network.named_buffers() if value.is_floating_point()}
+    return dict(network.named_parameters()) | buffers
+
+
+def _plain(name: str) -> str:
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """Return how to call the file, and its tensors."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise InputError(f"The file of weights {path} does not exist; check the path.")
+    unreadable = f"{path} is not a readable file of weights, or holds more than weights; get it again"
+    if path.suffix.lower() == ".safetensors":
+        try:
+            return str(path), load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{unreadable} ({error}).") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, and what `pickle` raises
+        raise InputError(f"{unreadable} ({error}).") from error
+    for container in _CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(container), dict):
+            content = content[container]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{path} holds no table of weights by name; save the network's state_dict().")
+    return str(path), content

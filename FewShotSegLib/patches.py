@@ -1,0 +1,423 @@
+"""3-D patches: cut out of cases and changed at random for training, and put together again for prediction.
+
+Patches, cases and the pool of auxiliary data share one `Grid`: orientation, spacing and patch size. Arrays are
+(D, H, W) along the grid's k, j, i. What is drawn (`Change`) is apart from what is done with it, as in `synthesis`.
+
+Unknown is not background: an exemplar may be annotated on some slices only. `Patch.known` marks the voxels that a loss
+may count, and patches are drawn around them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.inferers import sliding_window_inference
+from monai.networks.layers import GaussianFilter
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from FewShotSegLib.auxiliary import Grid, onto_grid, orientation_of
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.losses import soft_dice_loss
+from FewShotSegLib.progress import Progress, Report, silent
+from FewShotSegLib.recipe import check, option
+from FewShotSegLib.synthesis import is_lateralised
+from FewShotSegLib.volume import Volume
+
+Array = NDArray[Any]
+
+_MOST_PLACES = 100_000  # voxels of a case that patches are drawn around, spread over all of them
+_UNKNOWN = 2
+
+
+@dataclass(frozen=True)
+class PatchRecipe:
+    """How patches are drawn and changed; the papers name none of it. nnU-Net's ranges, narrower where shots are few."""
+
+    foreground: float = option(0.7, "Share of patches around a voxel of the structure", min=0.0, max=1.0)
+    change_probability: float = option(0.8, "Chance that shape, and that intensities, are changed", min=0.0, max=1.0)
+    rotation_deg: float = option(15.0, "Largest rotation within slices, either way", min=0.0, max=180.0)
+    tilt_deg: float = option(5.0, "Largest rotation out of the slices, either way", min=0.0, max=90.0)
+    scale: tuple[float, float] = option((0.8, 1.25), "Smallest and largest size factor", min=0.1, max=10.0)
+    flip: Literal["never", "not_sideways", "all"] = option(
+        "never", "Mirroring along the axes; never left-right where a structure is named left or right"
+    )
+    gain: tuple[float, float] = option((0.8, 1.2), "Smallest and largest factor on intensities", min=0.0, max=10.0)
+    bias: float = option(0.1, "Largest offset of intensities either way, on a scale of 0 to 1", min=0.0, max=1.0)
+    gamma: tuple[float, float] = option((0.75, 1.33), "Smallest and largest exponent of intensities", min=0.1, max=10.0)
+    blur_sigma_px: float = option(0.7, "Largest blur within slices", min=0.0, max=10.0)
+    noise_sd: float = option(0.03, "Largest noise, on a scale of 0 to 1", min=0.0, max=1.0)
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("scale", "gain", "gamma"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise InputError(
+                    f'Recipe option "{name}" must be the smaller, then the larger number, got {low}, {high}.'
+                )
+
+
+@dataclass(frozen=True)
+class Change:
+    """Everything drawn for one patch, but where it lies; the default changes nothing."""
+
+    angles_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """About D, then H, then W; positive from H to W, from W to D, from D to H."""
+    scale: float = 1.0
+    mirrored: tuple[bool, bool, bool] = (False, False, False)
+    gain: float = 1.0
+    bias: float = 0.0
+    gamma: float = 1.0
+    blur_sigma_px: float = 0.0
+    noise_sd: float = 0.0
+    noise_seed: int = 0
+
+    @property
+    def moves(self) -> bool:
+        """Whether it does anything to the shape."""
+        return any(self.angles_deg) or self.scale != 1.0 or any(self.mirrored)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One structure of a labelled image on the grid.
+
+    image (D, H, W) float32 in [0, 1]; mask (D, H, W) bool; known (D, H, W) bool, None for all of it.
+    """
+
+    image: Array
+    mask: Array
+    known: Array | None = None
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Along i, j and k."""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        shapes = {array.shape for array in (self.image, self.mask, self.known) if array is not None}
+        if len(shapes) != 1 or self.image.ndim != 3:
+            raise InputError(f"{self.name or 'A case'}: image, mask and known differ in shape, {sorted(shapes)}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """What a network is trained on: image float32, mask and known bool, each (D, H, W)."""
+
+    image: Tensor
+    mask: Tensor
+    known: Tensor
+
+
+def case_of(exemplar: Exemplar, value: int, grid: Grid, intensity: IntensitySpec) -> Case:
+    """Return one structure of an exemplar on the grid; slices that are neither annotated nor empty are unknown."""
+    if value not in exemplar.structures:
+        raise InputError(f"{exemplar.name} has no structure with label {value}; it has {dict(exemplar.structures)}.")
+    volume = exemplar.volume
+    coded = np.full(volume.shape, _UNKNOWN, np.uint8)
+    at: list[Any] = [slice(None)] * 3
+    at[exemplar.axis] = [*exemplar.annotated_slices, *exemplar.empty_slices]
+    coded[tuple(at)] = exemplar.labelmap[tuple(at)] == value
+    image = intensity.apply(volume.array, intensity.range_of(volume.array))
+    image, coded = onto_grid(image, coded, volume.affine, grid)
+    known = coded != _UNKNOWN
+    if not known.any():
+        raise InputError(
+            f"{exemplar.name}: its annotated slices fall between those of the grid, which are "
+            f"{grid.spacing_mm[2]:g} mm apart; choose a finer spacing."
+        )
+    return Case(image, coded == 1, None if known.all() else known, grid.spacing_mm, exemplar.name)
+
+
+# --------------------------------------------------------------------------------------------------------------- draw
+
+
+class PatchSource:
+    """Draws patches from cases; the same generator gives the same patches.
+
+    `names` are the structures that mirroring must respect, `orientation` the grid's.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        grid: Grid,
+        recipe: PatchRecipe | None = None,
+        names: Iterable[str] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not cases:
+            raise InputError("Patches need at least one labelled case.")
+        self.cases, self.patch, self.recipe = list(cases), grid.patch, recipe or PatchRecipe()
+        self.device = device
+        self.mirrors = mirrored_axes(self.recipe.flip, names, grid.orientation)
+        self._structure = [_places(case.mask) for case in self.cases]
+        self._known = [None if case.known is None else _places(case.known) for case in self.cases]
+
+    def draw(self, rng: np.random.Generator) -> Patch:
+        """Return a patch, changed as the recipe says."""
+        case, centre = self.place(rng)
+        return cut(case, centre, self.patch, draw_change(self.recipe, self.mirrors, rng), self.device)
+
+    def changed(self, image: Array, mask: Array, rng: np.random.Generator) -> Patch:
+        """Return a patch that was cut elsewhere (`Pool.sample`), changed as the recipe says."""
+        case = Case(image, mask, spacing_mm=self.cases[0].spacing_mm)
+        centre = (np.array(image.shape) - 1) / 2
+        return cut(case, centre, self.patch, draw_change(self.recipe, self.mirrors, rng), self.device)
+
+    def place(self, rng: np.random.Generator) -> tuple[Case, Array]:
+        """Return a case and the centre (3,) of a patch in it, in voxels."""
+        showing = [at for at, places in enumerate(self._structure) if len(places)]
+        wanted = rng.random() < self.recipe.foreground and bool(showing)
+        at = int(rng.choice(showing)) if wanted else int(rng.integers(len(self.cases)))
+        case, patch = self.cases[at], np.array(self.patch)
+        places = self._structure[at] if wanted else self._known[at]
+        if places is None:
+            corner = np.floor(rng.random(3) * (np.array(case.image.shape) - patch + 1))
+        else:
+            # The voxel lies in the middle half of the patch, so that the structure is not always in its centre.
+            corner = places[rng.integers(len(places))] - np.floor((0.25 + 0.5 * rng.random(3)) * patch)
+        room = np.array(case.image.shape) - patch
+        corner = np.where(room >= 0, np.clip(corner, 0, np.maximum(room, 0)), -(-room // 2))
+        return case, corner + (patch - 1) / 2
+
+
+def _places(mask: Array) -> Array:
+    """Voxels (N, 3) of a mask."""
+    found = np.flatnonzero(mask)
+    return np.stack(np.unravel_index(found[:: len(found) // _MOST_PLACES + 1], mask.shape), axis=1)
+
+
+def mirrored_axes(flip: str, names: Iterable[str], orientation: str) -> tuple[bool, bool, bool]:
+    """Return along which of D, H, W patches may be mirrored; `orientation` is the grid's, of i, j and k.
+
+    >>> mirrored_axes("all", ["liver"], "LPS"), mirrored_axes("all", ["liver", "left kidney"], "LPS")
+    ((True, True, True), (True, True, False))
+    """
+    if flip == "never":
+        return False, False, False
+    sideways = flip == "all" and not any(is_lateralised(name) for name in names)
+    d, h, w = (sideways or letter not in "LR" for letter in reversed(orientation))
+    return d, h, w
+
+
+def draw_change(recipe: PatchRecipe, mirrors: tuple[bool, bool, bool], rng: np.random.Generator) -> Change:
+    """Draw a change. How many numbers are drawn does not depend on the recipe, so that runs stay comparable."""
+    moved, shaded = rng.random(2) < recipe.change_probability
+    turns, flips = rng.uniform(-1, 1, 3), rng.random(3) < 0.5
+    scale, gain, gamma = (float(rng.uniform(*limits)) for limits in (recipe.scale, recipe.gain, recipe.gamma))
+    bias, blur, noise = rng.uniform((-1, 0, 0), 1) * (recipe.bias, recipe.blur_sigma_px, recipe.noise_sd)
+    seed = int(rng.integers(2**31))
+    d, h, w = (bool(flip and may) for flip, may in zip(flips, mirrors, strict=True))
+    change = Change(mirrored=(d, h, w))
+    if moved:
+        about_d, about_h, about_w = turns * (recipe.rotation_deg, recipe.tilt_deg, recipe.tilt_deg)
+        change = replace(change, angles_deg=(float(about_d), float(about_h), float(about_w)), scale=scale)
+    if shaded:
+        change = replace(
+            change, gain=gain, gamma=gamma, bias=float(bias), blur_sigma_px=float(blur), noise_sd=float(noise),
+            noise_seed=seed,
+        )  # fmt: skip
+    return change
+
+
+# ---------------------------------------------------------------------------------------------------------------- cut
+
+
+def cut(
+    case: Case, centre: Array, patch: Sequence[int], change: Change | None = None, device: torch.device | str = "cpu"
+) -> Patch:
+    """Return the patch of a case about `centre` (3,), in voxels of the case along D, H and W.
+
+    One interpolation for everything that moves, linear for the image, nearest for mask and known. Beyond the case lies
+    black background, as in prediction.
+    """
+    change = change or Change()
+    box, centre = _box(case, np.asarray(centre, dtype=np.float64), patch, change)
+    # What is unknown, and not what is known: beyond the case 0 stands for black, background and known.
+    unknown = np.zeros(case.image[box].shape, bool) if case.known is None else ~case.known[box]
+    layers = case.image[box], case.mask[box], unknown
+    corner = centre - (np.array(patch) - 1) / 2
+    if change.moves or not np.array_equal(corner, np.rint(corner)):
+        at = _coordinates(centre, patch, change, case, unknown.shape).to(device)
+        moved = (
+            _sampled(layer, at, how) for layer, how in zip(layers, ("bilinear", "nearest", "nearest"), strict=True)
+        )
+    else:
+        moved = (_part(layer, corner.astype(int), patch).to(device) for layer in layers)
+    image, mask, unseen = moved
+    return Patch(_shaded(image, change), mask > 0.5, unseen < 0.5)
+
+
+def _part(array: Array, corner: Array, patch: Sequence[int]) -> Tensor:
+    """The voxels from `corner` on as they are, 0 beyond the array."""
+    part = np.zeros(tuple(patch), np.float32)
+    low, high = np.maximum(corner, 0), np.minimum(corner + patch, array.shape)
+    if (low < high).all():
+        inside, seen = (tuple(map(slice, low - shift, high - shift)) for shift in (corner, 0))
+        part[inside] = array[seen]
+    return torch.from_numpy(part)
+
+
+def _sampled(array: Array, at: Tensor, how: str) -> Tensor:
+    """The array (d, h, w) at coordinates (1, D, H, W, 3), 0 beyond it."""
+    source = torch.from_numpy(np.array(array, np.float32)).to(at.device)
+    return F.grid_sample(source[None, None], at, how, padding_mode="zeros", align_corners=False)[0, 0]
+
+
+def _matrix(change: Change, spacing_mm: Sequence[float]) -> Array:
+    """(3, 3) from offsets in the patch to offsets in the case, both in voxels along D, H and W; turns are in mm."""
+    matrix = np.eye(3)
+    for axis, degrees in enumerate(change.angles_deg):
+        angle, (first, second) = np.deg2rad(degrees), ((1, 2), (2, 0), (0, 1))[axis]
+        turn = np.eye(3)
+        turn[[first, second], [first, second]] = np.cos(angle)
+        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
+        matrix = matrix @ turn
+    mm = np.array(spacing_mm)[::-1]
+    matrix = matrix @ np.diag(np.where(change.mirrored, -1.0, 1.0)) / change.scale
+    return matrix * mm / mm[:, None]
+
+
+def _box(case: Case, centre: Array, patch: Sequence[int], change: Change) -> tuple[tuple[slice, ...], Array]:
+    """Return the part of the case that the patch can see, and the centre in it."""
+    reach = np.abs(_matrix(change, case.spacing_mm)) @ ((np.array(patch) - 1) / 2) + 1
+    size = np.array(case.image.shape)
+    low = np.clip(np.floor(centre - reach), 0, size - 1).astype(int)
+    high = np.clip(np.ceil(centre + reach) + 1, low + 1, size).astype(int)
+    return tuple(slice(first, last) for first, last in zip(low, high, strict=True)), centre - low
+
+
+def _coordinates(centre: Array, patch: Sequence[int], change: Change, case: Case, sides: Sequence[int]) -> Tensor:
+    """(1, D, H, W, 3) where each voxel of the patch looks, as `grid_sample` wants it: W first, edges at -1 and 1."""
+    matrix = _matrix(change, case.spacing_mm)
+    matrix[np.array(case.image.shape) == 1] = 0  # a single slice has no depth to look into
+    offsets = [np.arange(size) - (size - 1) / 2 for size in patch]
+    at = np.empty((1, *patch, 3), np.float32)
+    for axis in range(3):
+        d, h, w = (row * offset for row, offset in zip(matrix[axis], offsets, strict=True))
+        voxel = centre[axis] + d[:, None, None] + h[:, None] + w
+        at[0, ..., 2 - axis] = (2 * voxel + 1) / sides[axis] - 1
+    return torch.from_numpy(at)
+
+
+def _shaded(image: Tensor, change: Change) -> Tensor:
+    """The intensities changed, within [0, 1]."""
+    if (change.gamma, change.gain, change.bias) != (1.0, 1.0, 0.0):
+        image = image.clamp(0, 1) ** change.gamma * change.gain + change.bias
+    if change.blur_sigma_px > 0:
+        image = GaussianFilter(2, change.blur_sigma_px).to(image.device)(image[:, None])[:, 0]
+    if change.noise_sd > 0:
+        noise = np.random.default_rng(change.noise_seed).standard_normal(tuple(image.shape), dtype=np.float32)
+        image = image + change.noise_sd * torch.from_numpy(noise).to(image.device)
+    return image.clamp(0, 1)
+
+
+# --------------------------------------------------------------------------------------------------------------- loss
+
+
+def foreground_logit(logits: Tensor) -> Tensor:
+    """Return the logit of structure against background (B, D, H, W) of logits (B, 2, D, H, W) or (B, 1, D, H, W)."""
+    if logits.shape[1] not in (1, 2):
+        raise InputError(f"A structure against all else has 1 or 2 channels, got {logits.shape[1]}.")
+    return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+
+
+def patch_loss(logits: Tensor, mask: Tensor, known: Tensor | None = None) -> Tensor:
+    """Dice + cross-entropy of the structure per patch, (B, C, D, H, W) and (B, D, H, W) -> (B,), over known voxels.
+
+    MONAI's `DiceCELoss` without background where everything is known; 0 where nothing is.
+    """
+    logit = foreground_logit(logits).float()
+    counted = torch.ones_like(logit) if known is None else known.to(logit.dtype)
+    target = mask.to(logit.dtype)
+    dice = soft_dice_loss(*((x * counted).flatten(2) for x in (torch.sigmoid(logit), target)), smooth=1e-5)
+    entropy = F.binary_cross_entropy_with_logits(logit, target, reduction="none") * counted
+    voxels = counted.flatten(1).sum(1)
+    return (dice + entropy.flatten(1).sum(1) / voxels.clamp(min=1)) * (voxels > 0)
+
+
+# ------------------------------------------------------------------------------------------------------------ predict
+
+
+def predict(
+    network: nn.Module,
+    image: Array,
+    patch: Sequence[int],
+    *,
+    overlap: float = 0.5,
+    batch: int = 1,
+    device: torch.device | str = "cpu",
+    amp: torch.dtype | None = None,
+    report: Report = silent,
+    message: str = "segmenting",
+) -> NDArray[np.float32]:
+    """Return logits (C, D, H, W) of an image (D, H, W) in [0, 1], of any size: overlapping patches, weighted by a
+    Gaussian about their centres.
+
+    The network lies on `device`; the sum of the patches stays in main memory. `report` is called before each `batch` of
+    patches.
+    """
+    if not 0 <= overlap < 1:
+        raise InputError(f"The overlap of patches is from 0 to below 1, got {overlap:g}.")
+    total, step = math.ceil(_windows(image.shape, patch, overlap) / batch), itertools.count()
+
+    def logits_of(windows: Tensor) -> Tensor:
+        report(Progress(next(step), total, message))
+        with torch.autocast(windows.device.type, amp, enabled=amp is not None):
+            return network(windows).float()
+
+    training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            whole = sliding_window_inference(
+                torch.from_numpy(np.array(image, np.float32))[None, None], tuple(patch), batch, logits_of, overlap,
+                mode="gaussian", sw_device=device, device="cpu",
+            )  # fmt: skip
+    finally:
+        network.train(training)
+    return whole[0].numpy()
+
+
+def _windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> int:
+    """How many patches MONAI lays over an image."""
+    counts = []
+    for size, side in zip(shape, patch, strict=True):
+        step = max(int(side * (1 - overlap)), 1)
+        counts.append(math.ceil(max(size - side, 0) / step) + 1)
+    return math.prod(counts)
+
+
+def onto_volume(values: Array, volume: Volume, grid: Grid) -> NDArray[np.float32]:
+    """Return what was predicted on the grid (D, H, W) at the voxels of the volume (K, J, I): `onto_grid` undone.
+
+    Linear along each axis. For logits or probabilities; threshold afterwards.
+    """
+    own = orientation_of(volume.affine)[::-1]  # of array axes, as the ones below
+    wanted = grid.orientation[::-1]
+    source = [next(axis for axis in range(3) if _alike(letter, wanted[axis])) for letter in own]
+    backwards = tuple(axis for axis in range(3) if own[axis] != wanted[source[axis]])
+    result = np.flip(np.asarray(values, np.float32).transpose(source), backwards)
+    for axis, size in enumerate(volume.shape):
+        step = volume.spacing_mm[2 - axis] / grid.spacing_mm[2 - source[axis]]
+        result = np.moveaxis(np.tensordot(_linear(size, result.shape[axis], step), result, axes=(1, axis)), 0, axis)
+    return np.ascontiguousarray(result)
+
+
+def _alike(letter: str, other: str) -> bool:
+    return any(letter in pair and other in pair for pair in ("LR", "AP", "SI"))
+
+
+def _linear(size: int, given: int, step: float) -> NDArray[np.float32]:
+    """(size, given) weights of linear interpolation, the middle of both in one place, the last values repeated."""
+    at = np.clip((np.arange(size) - (size - 1) / 2) * step + (given - 1) / 2, 0, given - 1)
+    return np.clip(1 - np.abs(at[:, None] - np.arange(given)), 0, None).astype(np.float32)

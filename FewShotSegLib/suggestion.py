@@ -1,0 +1,78 @@
+"""Which slice to annotate next: the one where the adapter is least sure of what it would draw."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.progress import Progress, Report, silent
+from FewShotSegLib.sam.predictor import Predictor
+from FewShotSegLib.slices import frame_of, to_network
+from FewShotSegLib.volume import Volume
+
+_NOTHING = 0.005  # of the area of a slice: how much of a structure weighs as much as the slice's own doubt
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """The slice to annotate, and the doubt on every slice that was looked at, {index: 0 (sure) to 1}."""
+
+    index: int
+    doubts: dict[int, float]
+
+
+def suggest_slice(
+    volume: Volume,
+    predictor: Predictor,
+    axis: int,
+    *,
+    known: Collection[int] = (),
+    intensity: IntensitySpec | None = None,
+    most: int = 48,
+    report: Report = silent,
+) -> Suggestion:
+    """Look at up to `most` slices along the array axis, evenly spread, and return the one with the highest doubt.
+
+    Slices next to the `known` ones look like them and teach little; they are left out as long as others remain.
+    """
+    if predictor.adapter is None:
+        raise InputError("Without an adapter every slice is as good as another; adapt first.")
+    intensity = intensity or predictor.adapter.intensity
+    structures = sorted(predictor.adapter.structures)
+    value_range = intensity.range_of(volume.array)
+    indices = _candidates(volume.shape[axis], known, most)
+    doubts = {}
+    with predictor.ready():
+        for number, index in enumerate(indices):
+            frame = frame_of(volume, axis, index, predictor.image_size)
+            image = intensity.apply(volume.array.take(index, axis), value_range)
+            embedding = predictor.encode([to_network(image, frame)])[0]
+            logits = predictor.on_voxels(predictor.decode_structures(embedding, structures), frame)
+            doubts[index] = doubt(logits)
+            report(Progress(number + 1, len(indices), f"slice {index}"))
+    return Suggestion(max(doubts, key=lambda index: doubts[index]), doubts)
+
+
+def doubt(logits: NDArray[np.float32]) -> float:
+    """Mean over the structures of what two draws from their probabilities (N, H, W) would disagree on.
+
+    With p the probability of a voxel, 1 - sum(p^2) / sum(p) is one minus the Dice that two independent draws would
+    have. A structure that is hardly there counts as little as its size.
+    """
+    p = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -30, 30)))
+    disagreed = (p * (1 - p)).sum(axis=(1, 2))
+    return float(np.mean(disagreed / (p.sum(axis=(1, 2)) + _NOTHING * p[0].size)))
+
+
+def _candidates(count: int, known: Collection[int], most: int) -> list[int]:
+    for distance in (1, 0):
+        left = [index for index in range(count) if all(abs(index - other) > distance for other in known)]
+        if left:
+            chosen = np.linspace(0, len(left) - 1, min(most, len(left))).round().astype(int)
+            return [left[i] for i in chosen]
+    raise InputError("Every slice of this volume is annotated already; take another volume.")

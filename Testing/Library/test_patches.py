@@ -1,0 +1,370 @@
+"""Patches against slicing, analytic ramps and rotations, MONAI's loss, and the way back to the volume."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.losses import DiceCELoss
+from scipy.spatial.transform import Rotation
+from torch import Tensor, nn
+
+from FewShotSegLib.auxiliary import Grid, onto_grid
+from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.patches import (
+    Case,
+    Change,
+    PatchRecipe,
+    PatchSource,
+    case_of,
+    cut,
+    draw_change,
+    onto_volume,
+    patch_loss,
+    predict,
+)
+from FewShotSegLib.progress import Progress
+from FewShotSegLib.volume import Volume, ras_from_ijk
+
+UNIT = IntensitySpec("window", 0, 1, "unit")
+GRID = Grid((1.0, 1.0, 1.0), (4, 8, 8))
+
+
+def noise_case(rng: np.random.Generator, shape: tuple[int, int, int] = (9, 20, 22)) -> Case:
+    return Case(rng.random(shape, dtype=np.float32), rng.random(shape) < 0.3, rng.random(shape) < 0.8)
+
+
+def ball_case(shape: tuple[int, int, int], radius: float) -> Case:
+    axes = np.ogrid[tuple(slice(-(size - 1) / 2, (size + 1) / 2) for size in shape)]
+    mask = sum(axis**2 for axis in axes) < radius**2
+    return Case(mask.astype(np.float32), mask)
+
+
+def middle(shape: tuple[int, ...]) -> np.ndarray:
+    return (np.array(shape) - 1) / 2
+
+
+# ----------------------------------------------------------------------------------------------------------------- cut
+
+
+def test_a_patch_without_changes_is_the_part_of_the_case(an_rng: np.random.Generator) -> None:
+    case = noise_case(an_rng)
+    patch = cut(case, np.array([2, 5, 6]) + middle((4, 8, 9)), (4, 8, 9))
+    at = slice(2, 6), slice(5, 13), slice(6, 15)
+    assert case.known is not None
+    np.testing.assert_array_equal(patch.image, case.image[at])
+    np.testing.assert_array_equal(patch.mask, case.mask[at])
+    np.testing.assert_array_equal(patch.known, case.known[at])
+
+
+@pytest.mark.parametrize("change", [Change(), Change(mirrored=(False, True, False))])
+def test_beyond_the_case_there_is_black_background(an_rng: np.random.Generator, change: Change) -> None:
+    case = noise_case(an_rng)
+    patch = cut(case, middle((9, 20, 22)), (13, 20, 22), change)
+    assert patch.image.shape == (13, 20, 22)
+    for beyond in (slice(0, 2), slice(11, 13)):
+        assert not patch.image[beyond].any()
+        assert not patch.mask[beyond].any()
+        assert patch.known[beyond].all()
+
+
+@pytest.mark.parametrize("mirrored", [(True, False, False), (False, True, True)])
+def test_mirroring_is_numpys_flip(an_rng: np.random.Generator, mirrored: tuple[bool, bool, bool]) -> None:
+    case = noise_case(an_rng)
+    plain, flipped = (cut(case, middle((9, 20, 22)), (5, 8, 8), Change(mirrored=m)) for m in ((False,) * 3, mirrored))
+    axes = tuple(np.flatnonzero(mirrored))
+    np.testing.assert_allclose(flipped.image, np.flip(plain.image.numpy(), axes), atol=1e-5)
+    np.testing.assert_array_equal(flipped.mask, np.flip(plain.mask.numpy(), axes))
+    np.testing.assert_array_equal(flipped.known, np.flip(plain.known.numpy(), axes))
+
+
+def test_a_quarter_turn_within_the_slice_is_numpys(an_rng: np.random.Generator) -> None:
+    case = noise_case(an_rng)
+    plain, turned = (cut(case, middle((9, 20, 22)), (4, 8, 8), Change(angles_deg=(a, 0, 0))) for a in (0.0, 90.0))
+    np.testing.assert_allclose(turned.image, np.rot90(plain.image.numpy(), -1, (1, 2)), atol=1e-5)
+    np.testing.assert_array_equal(turned.mask, np.rot90(plain.mask.numpy(), -1, (1, 2)))
+
+
+def test_turns_are_in_millimetres_and_agree_with_those_of_scipy() -> None:
+    """A ramp is interpolated without error, so every voxel says where it was taken from."""
+    shape, spacing, slope = (16, 48, 48), (0.5, 0.8, 2.5), np.array([0.012, 0.005, -0.009])
+    d, h, w = (np.arange(size) * mm for size, mm in zip(shape, spacing[::-1], strict=True))
+    ramp = 0.3 + slope[0] * d[:, None, None] + slope[1] * h[:, None] + slope[2] * w
+    case = Case(ramp.astype(np.float32), ramp > 0.5, spacing_mm=spacing)
+    centre, patch, angles = np.array([7.5, 20.0, 24.5]), (4, 12, 10), (20.0, -8.0, 5.0)
+    found = cut(case, centre, patch, Change(angles_deg=angles, scale=1.1))
+    offsets = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in patch), indexing="ij"), -1) * spacing[::-1]
+    turn = Rotation.from_euler("XYZ", angles, degrees=True).as_matrix()
+    at = centre * spacing[::-1] + offsets @ turn.T / 1.1
+    np.testing.assert_allclose(found.image, 0.3 + at @ slope, atol=2e-5)
+
+
+def test_volume_grows_with_the_cube_of_the_scale_and_stays_under_turns() -> None:
+    case, patch = ball_case((31, 31, 31), 7.3), (31, 31, 31)
+    volumes = [
+        int(cut(case, middle(patch), patch, change).mask.sum())
+        for change in (Change(), Change(scale=1.9), Change(angles_deg=(30.0, 20.0, 10.0)))
+    ]
+    assert volumes[1] / volumes[0] == pytest.approx(1.9**3, rel=0.02)
+    assert volumes[2] / volumes[0] == pytest.approx(1, rel=0.02)
+
+
+def test_a_single_slice_stays_whole_when_it_is_tilted(an_rng: np.random.Generator) -> None:
+    case = noise_case(an_rng, (1, 20, 20))
+    tilted = cut(case, middle((1, 20, 20)), (1, 12, 12), Change(angles_deg=(0.0, 10.0, 10.0)))
+    assert (tilted.image > 0).all()
+
+
+def test_intensities_change_as_written_and_stay_between_0_and_1(an_rng: np.random.Generator) -> None:
+    case = noise_case(an_rng)
+    shaded = cut(case, middle((9, 20, 22)), (9, 20, 22), Change(gamma=1.5, gain=0.5, bias=0.1))
+    np.testing.assert_allclose(shaded.image, case.image**1.5 * 0.5 + 0.1, rtol=1e-5)
+    noisy = cut(case, middle((9, 20, 22)), (9, 20, 22), Change(gain=2.0, blur_sigma_px=1.0, noise_sd=0.2, noise_seed=1))
+    assert 0 <= noisy.image.min() < noisy.image.max() <= 1
+    again = cut(case, middle((9, 20, 22)), (9, 20, 22), Change(gain=2.0, blur_sigma_px=1.0, noise_sd=0.2, noise_seed=1))
+    assert torch.equal(noisy.image, again.image)
+
+
+# ---------------------------------------------------------------------------------------------------------------- draw
+
+
+def test_patches_lie_within_the_case_and_most_show_the_structure(an_rng: np.random.Generator) -> None:
+    mask = np.zeros((12, 40, 40), bool)
+    mask[0, 1, 2] = mask[11, 20, 39] = True
+    source = PatchSource([Case(np.zeros(mask.shape, np.float32), mask)], GRID, PatchRecipe(foreground=0.6))
+    shown, corners = 0, []
+    for _ in range(400):
+        case, centre = source.place(an_rng)
+        corners.append(centre - middle(GRID.patch))
+        shown += bool(cut(case, centre, GRID.patch).mask.any())
+    np.testing.assert_array_equal(np.min(corners, axis=0), 0)
+    np.testing.assert_array_equal(np.max(corners, axis=0), np.array(mask.shape) - GRID.patch)
+    assert np.array_equal(corners, np.rint(corners))
+    assert 0.6 * 400 - 30 < shown < 0.62 * 400 + 30
+
+
+def test_the_structure_is_not_always_in_the_centre(an_rng: np.random.Generator) -> None:
+    mask = np.zeros((30, 40, 40), bool)
+    mask[15, 20, 20] = True
+    source = PatchSource([Case(np.zeros(mask.shape, np.float32), mask)], GRID, PatchRecipe(foreground=1.0))
+    where = [np.argwhere(cut(*source.place(an_rng), GRID.patch).mask.numpy())[0] for _ in range(100)]
+    assert set(np.array(where)[:, 1]) == {2, 3, 4, 5}  # the middle half of 8
+
+
+def test_of_a_case_known_on_one_slice_every_patch_shows_some_of_it(an_exemplar: Exemplar, an_rng: Any) -> None:
+    one = dataclasses.replace(an_exemplar, annotated_slices=(3,), labelmap=_only(an_exemplar.labelmap, 3))
+    grid = Grid.of(one.volume, (4, 24, 24))
+    case = case_of(one, 1, grid, IntensitySpec.auto(one.volume))
+    assert case.known is not None
+    assert np.flatnonzero(case.known.any(axis=(1, 2))).tolist() == [3]
+    assert case.known[3].all()
+    np.testing.assert_array_equal(case.mask[3], one.labelmap[3] == 1)
+    source = PatchSource([case], grid, PatchRecipe(tilt_deg=0.0))
+    patches = [source.draw(an_rng) for _ in range(40)]
+    assert all(patch.known.any() and not patch.known.all() for patch in patches)
+
+
+def _only(labelmap: np.ndarray, index: int) -> np.ndarray:
+    kept = np.zeros_like(labelmap)
+    kept[index] = labelmap[index]
+    return kept
+
+
+def test_slices_vouched_to_be_empty_are_known(an_exemplar: Exemplar) -> None:
+    exemplar = dataclasses.replace(an_exemplar, empty_slices=(0,))
+    case = case_of(exemplar, 2, Grid.of(exemplar.volume, (4, 24, 24)), IntensitySpec.auto(exemplar.volume))
+    assert case.known is not None
+    assert np.flatnonzero(case.known.all(axis=(1, 2))).tolist() == [0, 1, 3]
+    whole = dataclasses.replace(exemplar, empty_slices=(0, 2, 4, 5))
+    assert case_of(whole, 2, Grid.of(whole.volume, (4, 24, 24)), IntensitySpec.auto(whole.volume)).known is None
+
+
+def test_a_grid_that_passes_by_the_annotated_slices_is_refused(an_exemplar: Exemplar) -> None:
+    grid = Grid.of(an_exemplar.volume, (4, 24, 24), spacing_mm=(1.0, 1.0, 12.0))
+    one = dataclasses.replace(an_exemplar, annotated_slices=(3,), labelmap=_only(an_exemplar.labelmap, 3))
+    with pytest.raises(InputError, match="fall between those of the grid, which are 12 mm apart"):
+        case_of(one, 1, grid, UNIT)
+    with pytest.raises(InputError, match="has no structure with label 7"):
+        case_of(one, 7, grid, UNIT)
+
+
+def test_the_same_generator_gives_the_same_patches(an_rng: np.random.Generator) -> None:
+    source = PatchSource([noise_case(an_rng), noise_case(an_rng)], GRID)
+    first, again = ([source.draw(np.random.default_rng(5)) for _ in range(3)] for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.image, other.image)
+        assert torch.equal(one.mask, other.mask)
+
+
+def test_changes_stay_within_the_recipe_and_use_up_the_same_numbers() -> None:
+    recipe = PatchRecipe(flip="all", scale=(0.9, 1.3), rotation_deg=12.0, tilt_deg=3.0, change_probability=0.5)
+    changes = [draw_change(recipe, (True, True, False), np.random.default_rng(seed)) for seed in range(200)]
+    moved = [change for change in changes if any(change.angles_deg)]
+    assert 70 < len(moved) < 130
+    assert all(0.9 <= change.scale <= 1.3 for change in moved)
+    assert np.abs([change.angles_deg for change in moved]).max(axis=0) == pytest.approx([12, 3, 3], rel=0.1)
+    assert all(change.scale == 1 for change in changes if change not in moved)
+    assert {change.mirrored[2] for change in changes} == {False}
+    assert {change.mirrored[:2] for change in changes} == {(a, b) for a in (False, True) for b in (False, True)}
+    states = []
+    for other in (recipe, PatchRecipe(change_probability=0.0), PatchRecipe(change_probability=1.0)):
+        rng = np.random.default_rng(0)
+        draw_change(other, (False, False, False), rng)
+        states.append(rng.random())
+    assert len(set(states)) == 1
+
+
+def test_left_structures_are_never_mirrored_to_the_right(an_rng: np.random.Generator) -> None:
+    case, recipe = noise_case(an_rng), PatchRecipe(flip="all")
+    assert PatchSource([case], GRID, recipe, ["liver"]).mirrors == (True, True, True)
+    assert PatchSource([case], GRID, recipe, ["liver", "left kidney"]).mirrors == (True, True, False)
+    sagittal = Grid((1.0, 1.0, 1.0), (4, 8, 8), orientation="PSL")
+    assert PatchSource([case], sagittal, recipe, ["kidney_l"]).mirrors == (False, True, True)
+    careful = PatchRecipe(flip="not_sideways")
+    assert PatchSource([case], GRID, careful, ["liver"]).mirrors == (True, True, False)
+    assert PatchSource([case], GRID, PatchRecipe(), ["liver"]).mirrors == (False, False, False)
+
+
+def test_a_patch_of_the_pool_is_changed_like_one_of_the_target(an_rng: np.random.Generator) -> None:
+    mask = np.zeros(GRID.patch, bool)
+    mask[1:3, 2:6, 2:6] = True
+    source = PatchSource([noise_case(an_rng)], GRID, PatchRecipe(change_probability=0.0))
+    same = source.changed(mask.astype(np.float32), mask, an_rng)
+    np.testing.assert_array_equal(same.mask, mask)
+    assert same.known.all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PatchRecipe(scale=(1.2, 0.8)), '"scale" must be the smaller, then the larger'),
+        (lambda: PatchRecipe(foreground=1.5), "foreground"),
+        (lambda: PatchSource([], GRID), "at least one labelled case"),
+        (lambda: Case(np.zeros((2, 3, 4), np.float32), np.zeros((2, 3, 5), bool), name="p1"), "p1: .* differ in shape"),
+    ],
+)
+def test_what_cannot_be_drawn_from_is_refused_with_a_sentence(make: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+# ---------------------------------------------------------------------------------------------------------------- loss
+
+
+def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(3, 2, 4, 6, 5, generator=generator)
+    return logits.requires_grad_(), torch.rand(3, 4, 6, 5, generator=generator) < 0.4
+
+
+def test_the_loss_is_that_of_monai_where_everything_is_known() -> None:
+    logits, mask = batch()
+    theirs = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)(logits, mask[:, None].float())
+    torch.testing.assert_close(patch_loss(logits, mask).mean(), theirs)
+    torch.testing.assert_close(patch_loss(logits, mask, torch.ones_like(mask)), patch_loss(logits, mask))
+    one = (logits[:, 1] - logits[:, 0])[:, None]
+    torch.testing.assert_close(patch_loss(one, mask), patch_loss(logits, mask))
+
+
+def test_unknown_voxels_neither_count_nor_teach() -> None:
+    logits, mask = batch()
+    known = torch.zeros_like(mask)
+    known[:, 1:3] = True
+    loss = patch_loss(logits, mask, known)
+    torch.testing.assert_close(loss, patch_loss(logits[:, :, 1:3], mask[:, 1:3]))
+    torch.testing.assert_close(loss, patch_loss(logits, mask ^ ~known, known))  # other labels where nobody looked
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert not gradient[:, :, 0].any()
+    assert gradient[:, :, 1:3].all()
+
+
+def test_a_patch_without_any_known_voxel_costs_nothing() -> None:
+    logits, mask = batch()
+    known = torch.ones_like(mask)
+    known[1] = False
+    loss = patch_loss(logits, mask, known)
+    assert loss[1] == 0
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert not gradient[1].any()
+    assert gradient.isfinite().all()
+
+
+def test_a_structure_against_all_else_has_one_or_two_channels() -> None:
+    with pytest.raises(InputError, match="1 or 2 channels, got 3"):
+        patch_loss(torch.zeros(1, 3, 2, 4, 4), torch.zeros(1, 2, 4, 4, dtype=torch.bool))
+
+
+# ------------------------------------------------------------------------------------------------------------- predict
+
+
+class PerVoxel(nn.Module):
+    """Logits that depend on the voxel alone, so that windows must fit together without a seam."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.training
+        return torch.cat([1 - 3 * x, x**2], 1)
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 8), (4, 16, 16), (11, 37, 20)])
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_windows_fit_together_without_a_seam(
+    an_rng: np.random.Generator, shape: tuple[int, int, int], overlap: float
+) -> None:
+    image = an_rng.random(shape, dtype=np.float32)
+    steps: list[Progress] = []
+    network = PerVoxel()
+    logits = predict(network, image, (4, 16, 16), overlap=overlap, batch=3, report=steps.append)
+    np.testing.assert_allclose(logits, np.stack([1 - 3 * image, image**2]), atol=1e-6)
+    assert [step.step for step in steps] == list(range(steps[0].total))
+    assert network.training
+
+
+def test_prediction_stops_where_it_is_told_and_leaves_the_network_as_it_was() -> None:
+    def cancel(progress: Progress) -> None:
+        if progress.step == 2:
+            raise Cancelled
+
+    network = PerVoxel()
+    with pytest.raises(Cancelled):
+        predict(network, np.zeros((8, 40, 40), np.float32), (4, 16, 16), report=cancel)
+    assert network.training
+    with pytest.raises(InputError, match="from 0 to below 1, got 1"):
+        predict(network, np.zeros((8, 40, 40), np.float32), (4, 16, 16), overlap=1)
+
+
+def oblique(angles: tuple[float, float, float], spacing: tuple[float, float, float], columns: list[int]) -> np.ndarray:
+    """An affine that is turned a little, with its axes permuted."""
+    affine = np.eye(4)
+    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    affine[:3, :3] = (turn @ np.diag([-1, -1, 1]))[:, columns] * spacing
+    affine[:3, 3] = 10, -20, 30
+    return affine
+
+
+@pytest.mark.parametrize("columns", [[0, 1, 2], [1, 2, 0], [2, 1, 0]])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_volume_returns_from_the_grid_to_its_own_voxels(columns: list[int], sign: int) -> None:
+    """A ramp over RAS coordinates must come back as the same ramp, away from the rim."""
+    affine = oblique((12, -7, 4), (0.9, 1.1, 2.0), columns)
+    affine[:3, 1] *= sign
+    shape = (14, 26, 22)
+    k, j, i = np.indices(shape)
+    ras = ras_from_ijk(affine, np.stack([i, j, k], -1).reshape(-1, 3))
+    ramp = (ras @ [0.01, -0.02, 0.015]).reshape(shape)
+    volume = Volume(ramp, affine)
+    grid = Grid((0.7, 0.8, 0.9), (4, 8, 8), "LPS")  # finer, or it would be a mean
+    image, _ = onto_grid(volume.array, np.zeros(shape, np.uint8), affine, grid)
+    back = onto_volume(image, volume, grid)
+    inside = (slice(3, -3),) * 3
+    np.testing.assert_allclose(back[inside], ramp[inside], atol=1e-5)
+
+
+def test_on_its_own_grid_a_volume_comes_back_bit_for_bit(a_volume: Volume) -> None:
+    grid = Grid.of(a_volume, (4, 24, 24))
+    image, _ = onto_grid(a_volume.array, np.zeros(a_volume.shape, np.uint8), a_volume.affine, grid)
+    np.testing.assert_array_equal(onto_volume(image, a_volume, grid), a_volume.array.astype(np.float32))

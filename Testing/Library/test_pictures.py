@@ -1,0 +1,55 @@
+"""Pictures to watch a training by: what is drawn, and when they come."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.methods import lora
+from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec
+from FewShotSegLib.sam.lora import LoraSpec
+from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.pictures import TRUTH, answers_picture
+from FewShotSegLib.segments import structure_colors
+from Testing.conftest import QUICK, Listener
+
+STRUCTURES = {1: "liver", 2: "spleen"}
+
+
+def a_sample(value: int) -> Any:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[20:30, 10:40] = value
+    return SimpleNamespace(image=np.full((64, 64), 0.5, np.float32), labels=labels)
+
+
+def test_truth_and_answers_are_outlined_on_the_images_side_by_side(a_tiny_sam: PromptableNetwork) -> None:
+    generator = torch.Generator().manual_seed(0)
+    adaptation = Adaptation(a_tiny_sam, AdaptationSpec(LoraSpec()), sorted(STRUCTURES), generator=generator)
+    samples = [a_sample(1), a_sample(2)]
+    with adaptation.applied(a_tiny_sam):
+        picture = answers_picture(a_tiny_sam, adaptation, samples, torch.zeros(2, 3, 64, 64), STRUCTURES)
+    assert (picture.shape, picture.dtype) == ((64, 128, 3), np.uint8)
+    colors = {TRUTH, (127, 127, 127)} | {
+        tuple(int(v) for v in np.round(255 * np.array(color))) for color in structure_colors(STRUCTURES).values()
+    }
+    assert {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()} <= colors
+    ring = np.zeros((64, 64), bool)
+    ring[20:30, 10:40] = True
+    ring[21:29, 11:39] = False
+    for half in (picture[:, :64], picture[:, 64:]):
+        assert not (half[ring] == 127).all(axis=1).any()
+        assert not (half[~ring] == 255).all(axis=1).any()
+
+
+def test_a_picture_comes_with_every_look_at_held_back_samples(
+    a_tiny_sam: PromptableNetwork, an_exemplar: Exemplar
+) -> None:
+    listener = Listener()
+    recipe = lora.Recipe(**{**QUICK, "steps": 4, "validate_every": 2})
+    lora.adapt(a_tiny_sam, [an_exemplar], recipe=recipe, rng=np.random.default_rng(0), report=listener)
+    shown = {p.step: p.picture.shape for p in listener.heard if p.picture is not None}
+    assert shown == {2: (64, 4 * 64, 3), 4: (64, 4 * 64, 3)}
