@@ -1,5 +1,5 @@
 # make demo [OUT=folder]   a small cohort of synthetic patients, adapted to and segmented; writes a report
-# make test                the test suite
+# make test                the test suite: the library, and the Slicer extension on Slicer's own core without a screen
 # make lint                style, types and spelling
 # make bench [DATA=folder] [QUICK=1]   speed, and accuracy on your own data
 #
@@ -12,16 +12,23 @@
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint bench graphics
 
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+SLICER_STAMP := $(VENV)/.installed-slicer
 OUT ?= demo-output
 JOBS ?= logical
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	"$$p" -c "$(NEW_ENOUGH)" 2>/dev/null && echo "$$p" && break; done)
+
+# What the tests of the extension draw with, as Debian and Ubuntu call it, and a check whether it is there.
+GRAPHICS := libegl1 libegl-mesa0 libgl1-mesa-dri libgl1 libx11-6 libxkbcommon0 libfontconfig1 libfreetype6 libglib2.0-0 \
+	libdbus-1-3 fonts-dejavu-core
+HAS_GRAPHICS := import ctypes; [ctypes.CDLL(f"lib{name}") for name in ("EGL.so.1", "EGL_mesa.so.0", "GL.so.1", \
+	"X11.so.6", "xkbcommon.so.0", "fontconfig.so.1", "freetype.so.6", "glib-2.0.so.0", "dbus-1.so.3")]
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -30,7 +37,7 @@ demo: $(STAMP)
 	@$(PY) -m FewShotSegLib demo --out "$(OUT)"
 
 # One thread per process: the test networks are so small that more threads only wait for each other.
-test: $(STAMP)
+test: $(SLICER_STAMP) graphics
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --maxprocesses 8 $(ARGS)
 
 lint: $(STAMP)
@@ -43,6 +50,21 @@ bench: $(STAMP)
 	@$(PY) -m FewShotSegLib benchmark speed $(if $(QUICK),--quick)
 	@$(if $(DATA),$(PY) -m FewShotSegLib benchmark accuracy --data "$(DATA)" $(if $(QUICK),--quick),\
 		echo "For accuracy on your own data: make bench DATA=folder")
+
+# The demo and the library do without these.
+$(SLICER_STAMP): $(STAMP)
+	@echo "Installing Slicer's core for the tests of the extension."
+	@$(PY) -m pip install --quiet -c constraints.txt -e ".[slicer]"
+	@touch $@
+
+# As root, or where sudo asks for no password; otherwise a sentence, and the tests say what they miss.
+graphics: $(STAMP)
+	@[ "$$(uname -s)" != Linux ] || $(PY) -c '$(HAS_GRAPHICS)' 2>/dev/null || { \
+		root=; [ "$$(id -u)" = 0 ] || root="sudo -n"; \
+		$$root apt-get -qq update && \
+		$$root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(GRAPHICS); \
+	} >$(VENV)/graphics.log 2>&1 || \
+		echo "The tests of the extension need Mesa to draw: sudo apt-get install $(GRAPHICS)"
 
 # PyTorch first, so that nothing else pulls in another build of it.
 $(STAMP): pyproject.toml constraints.txt

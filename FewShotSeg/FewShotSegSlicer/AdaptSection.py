@@ -1,0 +1,259 @@
+"""Section 3: a method, its recipe, and the training that runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from .Chooser import Chooser
+from .Pictures import showIn
+from .RecipeForm import RecipeForm
+from .Run import inWords
+from .Status import Status, allow, unless
+from .TrainingView import TrainingView
+
+if TYPE_CHECKING:
+    from .Panel import Panel
+
+
+class AdaptSection:
+    """Chooses how to adapt, previews and measures it, and shows how it goes on."""
+
+    def __init__(self, panel: Panel) -> None:
+        self.panel, self.ui, self.logic = panel, panel.ui, panel.logic
+        self.status = Status(self.ui.adaptStatusLabel)
+        self.estimate = Status(self.ui.estimateLabel)
+        self.method = Chooser(self.ui.methodSelector, self._onMethod)
+        self.start = Chooser(self.ui.startSelector, self._onSettings)
+        self.window = Chooser(self.ui.windowSelector, self._onSettings)
+        self.training = TrainingView(self.ui, lambda: panel.width)
+        self._methods: dict[str, Mapping[str, Any]] = {}
+        self._forms: dict[str, RecipeForm] = {}
+        self._asked = False
+        self._sheet: Any = None
+        self._started = 0.0
+        ui = self.ui
+        ui.adaptSection.connect("contentsCollapsed(bool)", lambda collapsed: None if collapsed else self.load())
+        actions = {
+            ui.adaptButton: self.adapt,
+            ui.previewButton: self.preview,
+            ui.measureButton: self.measure,
+            ui.stopButton: self.training.stopAndKeepBest,
+            ui.cancelButton: self.training.cancel,
+        }
+        for button, action in actions.items():
+            button.connect("clicked(bool)", lambda _on, action=action: self._try(action))
+        self.window.offer([(_("By the kind of image"), False), (_("As in the slice views"), True)])
+        self._showNeeds()
+
+    # --------------------------------------------------------------------------------------------------------- methods
+
+    def load(self) -> None:
+        """Ask the worker which methods there are; it alone can import them."""
+        if not self._asked and not self.panel.missing:
+            self._asked = True
+            self.status.say(_("Looking which methods there are..."))
+            self.logic.methods(onDone=self._onMethods, onError=self._onMethodsFailed)
+
+    def reload(self) -> None:
+        """Ask again: something was installed."""
+        self._asked = False
+        if not self.ui.adaptSection.collapsed:
+            self.load()
+
+    def _onMethods(self, methods: Any) -> None:
+        self.status.say("")
+        self._methods = {entry["name"]: entry for entry in methods}
+        wanted = self.panel.choices.value("Method")  # before the first of the list is chosen and remembered
+        self.method.offer([(_(entry["label"]), entry["name"]) for entry in methods])
+        self.method.choose(wanted)
+
+    def _onMethodsFailed(self, _kind: str, message: str) -> None:
+        self._asked = False
+        self.status.fail(message)
+
+    def _onMethod(self) -> None:
+        entry = self._methods.get(self.method.value)
+        for form in self._forms.values():
+            form.widget.setVisible(False)
+        if entry is not None:
+            form = self._forms.get(entry["name"]) or self._newForm(entry)
+            form.widget.setVisible(True)
+            self.ui.methodSelector.setToolTip(entry["about"])
+        self._showNeeds()
+        self._onSettings()
+
+    def _newForm(self, entry: Mapping[str, Any]) -> RecipeForm:
+        form = RecipeForm(entry["options"], self.ui.recipeContainer)
+        self.ui.recipeContainer.layout().addWidget(form.widget)
+        form.changed.connect(self._onSettings)
+        self._forms[entry["name"]] = form
+        alignLabels([*form.labels(), *self._labels()])
+        form.setRecipe(self.panel.choices.value("Recipes", {}).get(entry["name"], {}))
+        return form
+
+    def _labels(self) -> list[Any]:
+        ui = self.ui
+        return [
+            ui.methodSelectorLabel,
+            ui.startSelectorLabel,
+            ui.newAdapterNameEditLabel,
+            ui.windowSelectorLabel,
+            ui.minutesSpinBoxLabel,
+            ui.targetsEditLabel,
+            ui.auxiliaryEditLabel,
+        ]
+
+    def _showNeeds(self) -> None:
+        needs = self._methods.get(self.method.value, {}).get("needs", ())
+        self.ui.targetsFrame.setVisible("targets" in needs)
+        self.ui.auxiliaryFrame.setVisible("auxiliary" in needs)
+
+    def _onSettings(self) -> None:
+        self.estimate.say("")
+        self.panel.remember()
+        self.update()
+
+    @property
+    def recipes(self) -> dict[str, Any]:
+        """{method: what was changed in its recipe}; of methods not looked at yet, what the scene remembers."""
+        remembered = self.panel.choices.value("Recipes", {})
+        return {**remembered, **{name: form.recipe() for name, form in self._forms.items()}}
+
+    def recall(self) -> None:
+        """Show the recipes that the scene remembers."""
+        self.method.choose(self.panel.choices.value("Method"))
+        for name, form in self._forms.items():
+            form.setRecipe(self.panel.choices.value("Recipes", {}).get(name, {}))
+
+    def startFrom(self, path: str) -> None:
+        """Go on from an adapter, with the exemplars there are now."""
+        self.ui.adaptSection.collapsed = False
+        self.start.choose((path, None))
+
+    # --------------------------------------------------------------------------------------------------------- actions
+
+    def adapt(self) -> None:
+        self._started = time.monotonic()
+        run = self.logic.adapt(
+            **self._settings(),
+            name=self.ui.newAdapterNameEdit.text.strip(),
+            progress=self.training.onProgress,
+            onDone=self._onDone,
+            onError=self._onError,
+        )
+        self._watch(run, _("Starting..."), hasCurves=True)
+
+    def preview(self) -> None:
+        run = self.logic.preview(**self._settings(), onDone=self._onPreview, onError=self._onError)
+        self._watch(run, _("Drawing samples..."))
+
+    def measure(self) -> None:
+        self.estimate.say("")
+        run = self.logic.measure(**self._settings(), onDone=self._onMeasured, onError=self._onError)
+        self._watch(run, _("Measuring the first steps..."))
+
+    def _watch(self, run: Any, sentence: str, hasCurves: bool = False) -> None:
+        self.status.say("")
+        self.training.watch(run, sentence, hasCurves)
+        self.panel.update()
+
+    def _settings(self) -> dict[str, Any]:
+        adapter, base = self.start.value or (None, None)
+        ui, minutes = self.ui, self.ui.minutesSpinBox.value
+        settings = {
+            "method": self.method.value,
+            "recipe": self._forms[self.method.value].recipe(),
+            "warmStart": adapter,
+            "maxSeconds": 60.0 * minutes or None,
+            "device": self.panel.device,
+            "window": self.panel.shownWindow() if self.window.value else None,
+        }
+        if base is not None:
+            settings["base"] = base
+        needs = self._methods[self.method.value]["needs"]
+        if "targets" in needs:
+            settings["targets"] = [ui.targetsEdit.currentPath]
+        if "auxiliary" in needs:
+            settings["auxiliary"] = [ui.auxiliaryEdit.currentPath]
+        return settings
+
+    def _try(self, action: Any) -> None:
+        with self.status.trying():
+            action()
+
+    # --------------------------------------------------------------------------------------------------------- answers
+
+    def _onDone(self, path: str) -> None:
+        took = inWords(time.monotonic() - self._started)
+        self.status.say(_("Adapted in {time}. The result is chosen below.").format(time=took))
+        self.panel.onAdapted(str(path))
+
+    def _onError(self, kind: str, message: str) -> None:
+        if kind == "cancelled":
+            self.status.say(_("Cancelled; nothing was kept."))
+        else:
+            self.status.fail(message)
+        self.panel.update()
+
+    def _onPreview(self, path: Any) -> None:
+        self._sheet = qt.QDialog(slicer.util.mainWindow())  # kept: without a reference it would close again
+        self._sheet.setWindowTitle(_("Samples the model would be trained on"))
+        label = qt.QLabel(self._sheet)
+        showIn(label, qt.QPixmap(str(path)), 1200, 800)
+        qt.QVBoxLayout(self._sheet).addWidget(label)
+        self._sheet.show()
+        self.panel.update()
+
+    def _onMeasured(self, found: Mapping[str, Any]) -> None:
+        device = _("the graphics card") if found["device"] == "cuda" else _("the processor")
+        sentence = _("About {time} on {device}").format(time=inWords(found["seconds"]), device=device)
+        if found["memory_bytes"]:
+            sentence += _(", {size} of memory").format(size=sizeInWords(found["memory_bytes"]))
+        if found["free_bytes"]:
+            sentence += _(" ({size} free)").format(size=sizeInWords(found["free_bytes"]))
+        self.estimate.say(sentence + ".")
+        self.panel.update()
+
+    # --------------------------------------------------------------------------------------------------------- display
+
+    def update(self) -> None:
+        ui = self.ui
+        for button in (ui.adaptButton, ui.previewButton, ui.measureButton):
+            allow(button, *self._whyNot())
+        self.training.update()
+        ui.newAdapterNameEdit.setPlaceholderText(self._proposedName())
+
+    def _proposedName(self) -> str:
+        return "-".join(self.logic.exemplars.structures()) or _("named after its structures")
+
+    def _whyNot(self) -> tuple[str, ...]:
+        needs = self._methods[self.method.value]["needs"] if self._methods else ()
+        ui = self.ui
+        targets = "targets" not in needs or ui.targetsEdit.currentPath
+        auxiliary = "auxiliary" not in needs or ui.auxiliaryEdit.currentPath
+        return (
+            self.panel.whyNotCompute(),
+            unless(self._methods, _("the methods are not known yet")),
+            unless(not self.panel.isBusy, _("something else is running")),
+            unless("exemplars" not in needs or self.logic.exemplars.list(), _("add an exemplar first")),
+            unless(targets, _("choose the folder of the unlabelled volumes first")),
+            unless(auxiliary, _("choose the folder of the other data first")),
+        )
+
+
+def alignLabels(labels: Sequence[Any]) -> None:
+    """Give the labels of several forms one width, so that their fields stand in one column."""
+    widest = max(label.property("sizeHint").width() for label in labels)
+    for label in labels:
+        label.setMinimumWidth(widest)
+
+
+def sizeInWords(count: int) -> str:
+    """A number of bytes: 350 MB, 1.2 GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

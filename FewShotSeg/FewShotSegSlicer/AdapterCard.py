@@ -1,0 +1,70 @@
+"""The card of an adapter in words."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from .Status import WARNING
+
+Card = Mapping[str, Any]
+
+
+def structuresOf(card: Card) -> str:
+    """The structures an adapter has learned, by value: "liver, spleen"."""
+    return ", ".join(name for _value, name in sorted(card["structures"].items(), key=lambda entry: int(entry[0])))
+
+
+def lineOf(card: Card) -> str:
+    """One line for a list: structures, base model, and the estimate if there is one."""
+    return " · ".join([structuresOf(card), card["base_model"] or card["method"], *_meanDice(card)])
+
+
+def textOf(card: Card) -> str:
+    """All that a user wants to know before relying on it, as rich text for a label."""
+    metrics = card["metrics"]
+    rows = [
+        (_("Structures"), structuresOf(card)),
+        (_("Base model"), card["base_model"] or _("none: a network of its own")),
+        (_("Learned from"), _sources(card["provenance"].get("exemplars", ()))),
+        (_("Training"), _training(card, metrics)),
+        (_("Estimated Dice"), _estimate(metrics)),
+    ]
+    cells = "".join(
+        f'<tr><td style="padding-right: 8px"><i>{html.escape(name)}</i></td><td>{html.escape(text)}</td></tr>'
+        for name, text in rows
+        if text
+    )
+    warnings = "".join(
+        f"<p>{WARNING} {html.escape(warning)}</p>" for warning in (metrics.get("guard") or {}).get("warnings", ())
+    )
+    return f"<table>{cells}</table>{warnings}"
+
+
+def _meanDice(card: Card) -> list[str]:
+    estimated = card["metrics"].get("estimated_dice")
+    return [_("Dice {value:.2f}").format(value=sum(estimated.values()) / len(estimated))] if estimated else []
+
+
+def _sources(exemplars: Sequence[Mapping[str, Any]]) -> str:
+    slices = sum(len(exemplar["annotated_slices"]) for exemplar in exemplars)
+    names = ", ".join(dict.fromkeys(exemplar["name"] for exemplar in exemplars))
+    return _("{slices} annotated slices of {names}").format(slices=slices, names=names) if exemplars else ""
+
+
+def _training(card: Card, metrics: Mapping[str, Any]) -> str:
+    if "steps" not in metrics:
+        return card["method"]
+    return _("{method}, {steps} steps, best after {best}").format(
+        method=card["method"], steps=metrics["steps"], best=metrics.get("best_step", metrics["steps"])
+    )
+
+
+def _estimate(metrics: Mapping[str, Any]) -> str:
+    estimated, how = metrics.get("estimated_dice"), metrics.get("estimate", "")
+    if not estimated:
+        return how
+    return ", ".join(f"{name} {value:.2f}" for name, value in estimated.items()) + f" ({how})"

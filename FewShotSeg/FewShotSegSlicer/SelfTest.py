@@ -1,0 +1,43 @@
+"""What the module's own test does in a running Slicer: the tests of Testing/Extension, or without them a short look."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+
+import slicer
+
+from . import SamplePatients
+
+_TESTS = Path(__file__).resolve().parents[2] / "Testing" / "Extension"
+
+
+def run() -> None:
+    """Run what can be run here; raises AssertionError when something fails."""
+    if not _TESTS.is_dir():  # installed, without the tests
+        look()
+    elif importlib.util.find_spec("pytest") is None:
+        logging.warning('Only a short test is run: Testing/Extension needs slicer.util.pip_install("pytest").')
+        look()
+    else:
+        _runTests()
+
+
+def look() -> None:
+    """Load the module and a sample patient. Needs neither torch nor a worker."""
+    logic = slicer.util.getModuleLogic("FewShotSeg")
+    assert logic is not None
+    volumeNode, segmentationNode = SamplePatients.load(1)
+    segmentation = segmentationNode.GetSegmentation()
+    assert volumeNode.GetImageData() is not None
+    assert segmentation.GetNumberOfSegments() == 5
+    names = [segmentation.GetNthSegment(number).GetName() for number in range(5)]
+    assert "liver" in names, names
+
+
+def _runTests() -> None:
+    import pytest
+
+    failed = pytest.main([str(_TESTS), f"--rootdir={_TESTS.parents[1]}", "-q", "-p", "no:cacheprovider"])
+    assert not failed, f"Testing/Extension ended with {failed!r}; the Python console shows which tests failed."

@@ -1,0 +1,164 @@
+"""How long from a click in a slice view to its mask in the segment, at rest and during an adaptation.
+
+python Testing/Extension/benchmark_clicks.py [--clicks 40] [--shape 200 512 512]
+
+Real events in the views of the test host, the bundled model in its worker process, a timer that polls every 30 ms as
+the panel does. Printed, not asserted: it depends on the machine. The longest stall is the longest time in which the
+window did not react. Most of it is drawing, which is done without a graphics card here; so the longest poll, with the
+answer taken in and the mask written, stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+POLL_MS = 30  # as the panel
+SCROLL_S = 0.6  # a person looks at the slice before clicking
+
+
+class Bench:
+    """A patient in the views, the logic with its timer, and clocks on both."""
+
+    def __init__(self, shape: Sequence[int] | None) -> None:
+        import qt
+        import slicer.util
+
+        from FewShotSegSlicer import SamplePatients, Scene
+        from FewShotSegSlicer.Logic import Logic
+        from FewShotSegSlicer.PromptTool import PromptTool
+
+        volume, self.drawn = SamplePatients.load(1)
+        self.volume = enlarged(volume, shape) if shape else volume
+        slicer.util.setSliceViewerLayers(background=self.volume, fit=True)
+        self.exemplars = [(volume, self.drawn)]
+        self.segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "clicked")
+        self.segmentation.CreateDefaultDisplayNodes()
+        self.segmentation.SetReferenceImageGeometryParameterFromVolumeNode(self.volume)
+        self.logic = Logic()
+        self.times: list[float] = []
+        self.logic.live.timed.connect(self.times.append)
+        self.logic.live.failed.connect(say)
+        self.logic.live.setTarget(self.volume, self.segmentation, Scene.addSegment(self.segmentation, "liver"))
+        self.tool = PromptTool(self.logic.live)
+        self.tool.install()
+        self.tool.mode = "positive"
+        self.longestPoll = self.longestStall = 0.0
+        self.timer = qt.QTimer()
+        self.timer.setInterval(POLL_MS)
+        self.timer.connect("timeout()", self.poll)
+        self.timer.start()
+
+    def poll(self) -> None:
+        started = time.perf_counter()
+        self.logic.poll()
+        self.longestPoll = max(self.longestPoll, time.perf_counter() - started)
+
+    def turn(self) -> None:
+        import slicer
+
+        started = time.perf_counter()
+        slicer.app.processEvents()
+        self.longestStall = max(self.longestStall, time.perf_counter() - started)
+        time.sleep(0.001)
+
+    def until(self, condition: Callable[[], Any], timeout_s: float = 120.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Nothing came within {timeout_s:g} s.")
+            self.turn()
+
+    def rest(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        self.until(lambda: time.monotonic() >= end)
+
+    def click(self, view: str, xy: tuple[int, int]) -> None:
+        import slicer
+
+        interactor = slicer.app.layoutManager().sliceWidget(view).sliceView().interactor()
+        interactor.SetEventInformation(*xy, 0, 0, "\0", 0, None)
+        for event in ("MouseMoveEvent", "LeftButtonPressEvent", "LeftButtonReleaseEvent"):
+            interactor.InvokeEvent(event)
+
+    def measure(self, clicks: int) -> str:
+        """Scroll to a slice, wait a moment, click three times on it, and so on; returns the times in words."""
+        import slicer
+
+        sliceWidget = slicer.app.layoutManager().sliceWidget("Red")
+        logic, (width, height) = sliceWidget.sliceLogic(), sliceWidget.sliceView().renderWindow().GetSize()
+        step, start = self.volume.GetSpacing()[2], logic.GetSliceOffset()
+        self.times.clear()
+        self.longestPoll = self.longestStall = 0.0
+        for number in range(clicks):
+            if number % 3 == 0:
+                logic.SetSliceOffset(start + step * (number // 3 % 8))
+                self.rest(SCROLL_S)
+                self.logic.live.clear(*self.logic.live.activeSlice)
+            x, y = ((0.45, 0.5), (0.55, 0.45), (0.5, 0.6))[number % 3]
+            self.click("Red", (int(x * width), int(y * height)))
+            self.until(lambda wanted=number + 1: len(self.times) == wanted)
+            self.rest(0.1)
+        logic.SetSliceOffset(start)
+        milliseconds = 1e3 * np.array(self.times)
+        return (
+            f"click to mask {np.median(milliseconds):.0f} ms (median; 90 %: {np.percentile(milliseconds, 90):.0f} ms), "
+            f"longest stall {1e3 * self.longestStall:.0f} ms, longest poll {1e3 * self.longestPoll:.0f} ms"
+        )
+
+
+def enlarged(volumeNode: Any, shape: Sequence[int]) -> Any:
+    """The same body with more voxels."""
+    import slicer.util
+
+    from FewShotSegSlicer import Scene
+
+    volume = Scene.volumeFromNode(volumeNode)
+    picks = [np.linspace(0, old - 1, new).round().astype(int) for old, new in zip(volume.shape, shape, strict=True)]
+    scale = np.diag([*(old / new for old, new in zip(volume.shape[::-1], shape[::-1], strict=True)), 1.0])
+    return slicer.util.addVolumeFromArray(volume.array[np.ix_(*picks)], volume.affine @ scale, "large")
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clicks", type=int, default=40)
+    parser.add_argument("--shape", type=int, nargs=3, metavar=("K", "J", "I"), help="default: the sample patient's")
+    arguments = parser.parse_args()
+    sys.path[:0] = [str(ROOT), str(ROOT / "FewShotSeg")]
+    from Testing.SlicerHost import start
+
+    start()
+    bench = Bench(arguments.shape)
+    size = " x ".join(map(str, bench.volume.GetImageData().GetDimensions()))
+    say(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, volume {size}")
+    try:
+        bench.click("Red", (400, 180))  # starts the worker
+        bench.until(lambda: bench.times)
+        say(f"at rest:        {bench.measure(arguments.clicks)}")
+        steps: list[Any] = []
+        run = bench.logic.adapt(bench.exemplars, progress=steps.append, recipe={"steps": 100_000})
+        bench.until(lambda: any(message["step"] > 1 for message in steps), 600)
+        say(f"while adapting: {bench.measure(arguments.clicks)}")
+        run.cancel()
+        bench.until(lambda: not run.isRunning)
+    finally:
+        bench.tool.remove()
+        bench.logic.live.setTarget(None, None, None)
+        bench.logic.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The module as Slicer sees it: what it is called, its sample data, its console, reloading, closing the scene."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import slicer
+
+from FewShotSegSlicer import SamplePatients, SelfTest
+
+MODULE = Path(__file__).resolve().parents[2] / "FewShotSeg" / "FewShotSeg.py"
+
+
+@pytest.fixture
+def module(panel: Any) -> Any:
+    return slicer.util.getModule("FewShotSeg")
+
+
+def test_the_module_presents_itself(module: Any) -> None:
+    assert module.title == "FewShotSeg"
+    assert list(module.categories) == ["Segmentation"]
+    assert list(module.contributors)
+    assert "Not for clinical use" in module.helpText
+    assert module.acknowledgementText
+    assert len(MODULE.read_text(encoding="utf-8").splitlines()) < 150
+
+
+def test_the_console_gets_the_logic_of_the_panel(panel: Any) -> None:
+    logic = slicer.util.getModuleLogic("FewShotSeg")
+    assert logic is panel.logic
+    assert [kind.__name__ for kind in type(logic).__mro__[:3]] == [
+        "FewShotSegLogic",
+        "Logic",
+        "ScriptedLoadableModuleLogic",
+    ]
+    assert logic.moduleName == "FewShotSeg"
+
+
+@pytest.fixture
+def sameModulesAfterwards() -> Iterator[None]:
+    """Later tests hold classes of the modules of before; to them the same class of a reloaded module is another one."""
+
+    def ours() -> set[str]:
+        return {
+            name for name in sys.modules if name.split(".")[0] in ("FewShotSeg", "FewShotSegSlicer", "FewShotSegLib")
+        }
+
+    before = {name: sys.modules[name] for name in ours()}
+    yield
+    for name in ours():
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def test_reloading_takes_every_file_anew_and_ends_the_workers_of_before(
+    sameModulesAfterwards: None, panel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, closed = panel.logic, []
+    close = before.close
+
+    def noticedClose() -> None:
+        closed.append(True)
+        close()
+
+    monkeypatch.setattr(before, "close", noticedClose)
+    names = ("FewShotSeg", "FewShotSegSlicer.Logic", "FewShotSegSlicer.Panel", "FewShotSegLib.client")
+    old = {name: sys.modules[name] for name in names}
+    panel.onReload()
+    after = slicer.util.getModuleWidget("FewShotSeg")
+    assert closed == [True]
+    assert after is not panel
+    assert [name for name in names if sys.modules[name] is old[name]] == []
+    assert type(after.logic).__mro__[1] is sys.modules["FewShotSegSlicer.Logic"].Logic
+
+
+def test_the_panel_hears_of_a_scene_that_closes(panel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(panel.panel, "onSceneStartClose", lambda: heard.append("start"))
+    monkeypatch.setattr(panel.panel, "onSceneEndClose", lambda: heard.append("end"))
+    slicer.mrmlScene.Clear(0)
+    assert heard == ["start", "end"]
+    panel.cleanup()
+    slicer.mrmlScene.Clear(0)
+    assert heard == ["start", "end"]
+
+
+def test_the_short_self_test_passes(panel: Any) -> None:
+    SelfTest.look()
+
+
+# ---------------------------------------------------------------------------------------------------- sample data
+
+
+def test_sample_patients_are_registered_when_slicer_has_started(panel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[dict[str, Any]] = []
+
+    class SampleDataLogic:
+        @staticmethod
+        def registerCustomSampleDataSource(**source: Any) -> None:
+            registered.append(source)
+
+    sampleData = types.ModuleType("SampleData")
+    sampleData.SampleDataLogic = SampleDataLogic  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "SampleData", sampleData)
+    slicer.app.startupCompleted.emit()
+    assert [source["sampleName"] for source in registered] == ["FewShotSegPatient1", "FewShotSegPatient2"]
+    assert all(Path(source["thumbnailFileName"]).is_file() for source in registered)
+    pressed = types.SimpleNamespace(sampleName="FewShotSegPatient2")
+    [node] = registered[1]["customDownloader"](pressed)
+    assert node.GetName() == "FewShotSegPatient2"
+
+
+def test_the_first_patient_has_five_structures_on_three_slices(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", lambda *a, **k: pytest.fail("a socket was opened"))
+    volumeNode, segmentationNode = SamplePatients.load(1)
+    assert slicer.util.arrayFromVolume(volumeNode).shape == (40, 160, 160)
+    segmentation = segmentationNode.GetSegmentation()
+    ids = [segmentation.GetNthSegmentID(number) for number in range(segmentation.GetNumberOfSegments())]
+    assert [segmentation.GetSegment(one).GetName() for one in ids] == [
+        "liver", "right kidney", "left kidney", "spleen", "aorta",
+    ]  # fmt: skip
+    masks = [slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, one, volumeNode) for one in ids]
+    assert all(mask.any() for mask in masks)
+    assert np.flatnonzero(np.any(masks, axis=(0, 2, 3))).size == 3
+
+
+def test_the_second_patient_is_another_one_and_comes_without_a_segmentation(scene: Any) -> None:
+    first, _ = SamplePatients.load(1)
+    second, segmentationNode = SamplePatients.load(2)
+    assert segmentationNode is None
+    assert (slicer.util.arrayFromVolume(first) != slicer.util.arrayFromVolume(second)).mean() > 0.5
+    assert slicer.app.layoutManager().sliceWidget("Red").sliceLogic().GetBackgroundLayer().GetVolumeNode() is second

@@ -1,0 +1,740 @@
+"""The panel: what it offers when, what it asks of the logic, and how it shows the answers. No worker is started."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import qt
+import slicer
+
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.methods import METHODS, method
+from FewShotSegLib.prompt import Prompt
+from FewShotSegLib.recipe import describe
+from FewShotSegSlicer import Dependencies, PromptTool, Scene
+from FewShotSegSlicer.Comparison import Comparison
+from FewShotSegSlicer.Run import RunProgress
+from Testing.Extension.cases import addCase
+
+WIDTH = 400  # pixels of Slicer's module panel as many have it
+SECTIONS = ("segment", "exemplar", "adapt", "result", "batch", "setup")
+
+
+class FakeRun:
+    """A job that does nothing until it is told how it ends."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = arguments
+        self.isRunning = self.canKeepBest = True
+        self.told: list[str] = []
+
+    def cancel(self) -> None:
+        self.told.append("cancel")
+
+    def stopAndKeepBest(self) -> None:
+        self.told.append("stopAndKeepBest")
+
+    def drop(self, *_arguments: Any, **_options: Any) -> None:
+        self.isRunning = False
+
+    def progress(self, **message: Any) -> None:
+        message = {"step": 0, "total": 0, "message": "", "metrics": {}, **message}
+        share = message["step"] / message["total"] if message["total"] else None
+        self.arguments["progress"](RunProgress(message, fraction=share, remaining_s=95.0))
+
+    def done(self, result: Any) -> None:
+        self.isRunning = False
+        self.arguments["onDone"](result)
+
+    def failed(self, kind: str, message: str) -> None:
+        self.isRunning = False
+        self.arguments["onError"](kind, message)
+
+
+class Case:
+    """The panel with everything it may ask of the logic replaced; `runs` are the jobs it has asked for, by name."""
+
+    def __init__(self, widget: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.widget, self.panel, self.ui, self.logic = widget, widget.panel, widget.panel.ui, widget.logic
+        self.runs: dict[str, FakeRun] = {}
+        self.requests: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        for name in ("adapt", "segment", "processBatch", "preview", "measure", "suggestNextSlice", "compare"):
+            monkeypatch.setattr(self.logic, name, self._asked(name))
+        monkeypatch.setattr(self.logic, "methods", self._methods)
+        monkeypatch.setattr(self.logic.workers, "request", self._request)
+        monkeypatch.setattr(self.logic.workers, "sendVolume", lambda *arguments, **options: None)
+        monkeypatch.setattr(
+            type(self.logic), "runs", property(lambda _self: [run for run in self.runs.values() if run.isRunning])
+        )
+
+    def _asked(self, name: str) -> Callable[..., FakeRun]:
+        def ask(*arguments: Any, **options: Any) -> FakeRun:
+            self.runs[name] = FakeRun({"arguments": arguments, **options})
+            return self.runs[name]
+
+        return ask
+
+    def _methods(self, onDone: Callable[..., Any], onError: Callable[..., Any]) -> None:
+        modules = {name: method(name) for name in METHODS}
+        onDone(
+            [
+                {
+                    "name": name,
+                    "label": m.LABEL,
+                    "about": m.__doc__,
+                    "needs": sorted(m.NEEDS),
+                    "options": describe(m.Recipe),
+                }
+                for name, m in modules.items()
+            ]
+        )
+
+    def _request(self, _worker: str, request: dict[str, Any], **callbacks: Any) -> int:
+        self.requests.append((request, callbacks))
+        return len(self.requests)
+
+    def show(self, section: str) -> None:
+        for name in SECTIONS:
+            getattr(self.ui, name + "Section").collapsed = name != section
+        slicer.app.processEvents()
+
+    def load(self, **options: Any) -> tuple[Any, Any]:
+        """A volume with two structures drawn on two slices, chosen, with the Red view on a drawn slice."""
+        volumeNode, segmentationNode, _volume, _labels = addCase(**options)
+        self.ui.volumeSelector.setCurrentNode(volumeNode)
+        self.ui.segmentationSelector.setCurrentNode(segmentationNode)
+        Scene.jumpToSlice(volumeNode, 0, 1)
+        slicer.app.processEvents()
+        self.logic.live.setSlice(0, 1, "Red")
+        return volumeNode, segmentationNode
+
+    def press(self, button: Any) -> None:
+        assert button.enabled, button.toolTip
+        button.click()
+        slicer.app.processEvents()
+
+    def answerClick(self, mask: np.ndarray) -> None:
+        """Answer the newest question about a click."""
+        request, callbacks = next(one for one in reversed(self.requests) if one[0]["op"] == "predict")
+        axis, index = "kji".index(request["prompt"]["axis"]), request["prompt"]["index"]
+        callbacks["onResult"]({**Prompt(axis, index, mask=mask).to_dict(), "iou": 0.9, "seconds": 0.01})
+        slicer.app.processEvents()
+
+
+@pytest.fixture
+def case(
+    request: pytest.FixtureRequest, tmp_path: Path, _a_trained_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Case:
+    shutil.copytree(_a_trained_folder / "home", tmp_path / "home")
+    monkeypatch.setenv("FEWSHOTSEG_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("FEWSHOTSEG_MODELS", raising=False)
+    monkeypatch.setattr(Dependencies, "missing", lambda: ())
+    return Case(request.getfixturevalue("panel"), monkeypatch)
+
+
+@pytest.fixture
+def adapter(case: Case, _a_trained_folder: Path) -> str:
+    """An adapter for "disc" and "square" in the folder of adapters."""
+    path = case.logic.adapterFolder.folder / "organs.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(_a_trained_folder / "organs.safetensors", path)
+    case.logic.adapterFolder.added(path)
+    return str(path)
+
+
+def widgetsOf(case: Case) -> Iterator[tuple[str, Any]]:
+    kinds = (qt.QAbstractButton, qt.QComboBox, qt.QLineEdit, qt.QAbstractSpinBox, qt.QListWidget, qt.QProgressBar)
+    for name, widget in vars(case.ui).items():
+        if isinstance(widget, kinds) and not name.startswith("qt_"):
+            yield name, widget
+
+
+# ---------------------------------------------------------------------------------------------------------- appearance
+
+
+def test_everything_has_a_tooltip_and_what_is_disabled_says_why(case: Case) -> None:
+    for name, widget in widgetsOf(case):
+        assert widget.toolTip, f"{name} has no tooltip"
+        dependsOnBox = name in ("lowestSpinBox", "highestSpinBox")
+        if not widget.enabled and not dependsOnBox:
+            assert "Not now: " in widget.toolTip, f"{name} does not say why it is disabled"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_section_fits_a_narrow_panel_without_cutting_words(case: Case, adapter: str, section: str) -> None:
+    case.load()
+    case.press(case.ui.addSliceButton)
+    case.show(section)
+    top = case.widget.layout.itemAt(0).widget()
+    top.setFixedWidth(WIDTH)
+    slicer.app.processEvents()
+    assert top.property("minimumSizeHint").width() <= WIDTH
+    for name, widget in vars(case.ui).items():
+        isText = isinstance(widget, qt.QPushButton | qt.QToolButton | qt.QCheckBox | qt.QLabel)
+        if isText and widget.visible and widget.text and not getattr(widget, "wordWrap", False):
+            assert widget.width >= widget.property("minimumSizeHint").width(), f"{name} is cut off"
+
+
+def test_the_hotkeys_in_the_tooltips_are_those_of_the_tool(case: Case) -> None:
+    buttons = (
+        case.ui.positiveButton,
+        case.ui.negativeButton,
+        case.ui.boxButton,
+        case.ui.undoButton,
+        case.ui.redoButton,
+    )
+    for button in (*buttons, case.ui.clearButton, case.ui.acceptButton):
+        told = button.toolTip.partition("Key: ")[2].split("\n")[0]
+        assert told in PromptTool.HOTKEYS, f"{button.name} promises the key {told!r}"
+
+
+def test_an_empty_scene_asks_for_a_volume(case: Case) -> None:
+    assert case.ui.clickStatusLabel.text.startswith("Load a volume")
+    assert not case.ui.addSliceButton.enabled
+
+
+# ---------------------------------------------------------------------------------------------------------- structures
+
+
+def test_the_first_structure_makes_a_segmentation_on_the_grid_of_the_volume(case: Case) -> None:
+    volumeNode, *_ = addCase()
+    slicer.mrmlScene.RemoveNode(slicer.util.getNode("drawn"))
+    case.ui.volumeSelector.setCurrentNode(volumeNode)
+    case.ui.structureNameEdit.setText("liver")
+    case.press(case.ui.addStructureButton)
+    node = case.panel.segmentationNode
+    assert node.GetName() == "CT segmentation"
+    assert list(Scene.segmentsByName(node)) == ["liver"]
+    assert case.panel.structure == "liver"
+    assert case.ui.structureNameEdit.text == ""
+    assert np.allclose(node.GetSegmentation().GetNthSegment(0).GetColor(), (221 / 255, 130 / 255, 101 / 255))
+
+
+def test_a_known_name_chooses_the_structure_that_is_there(case: Case) -> None:
+    _volumeNode, segmentationNode = case.load()
+    case.ui.structureNameEdit.setText("square")
+    case.ui.structureNameEdit.returnPressed.emit()
+    assert len(Scene.segmentsByName(segmentationNode)) == 2
+    assert case.panel.structure == "square"
+    assert case.logic.live.segmentId == Scene.segmentsByName(segmentationNode)["square"]
+
+
+def test_removing_a_structure_asks_first(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    _volumeNode, segmentationNode = case.load()
+    asked: list[str] = []
+
+    def refuse(question: str, *_arguments: Any) -> bool:
+        asked.append(question)
+        return len(asked) > 1
+
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", refuse)
+    case.press(case.ui.removeStructureButton)
+    assert list(Scene.segmentsByName(segmentationNode)) == ["disc", "square"]
+    case.press(case.ui.removeStructureButton)
+    assert list(Scene.segmentsByName(segmentationNode)) == ["square"]
+    assert "disc" in asked[0]
+
+
+# -------------------------------------------------------------------------------------------------------------- clicks
+
+
+def test_a_click_in_the_red_view_is_asked_shown_accepted_and_undone(
+    case: Case, clickIn: Callable[..., None], runUntil: Callable[..., None]
+) -> None:
+    volumeNode, segmentationNode = case.load()
+    case.press(case.ui.positiveButton)
+    assert case.panel.segment.tool.mode == "positive"
+    assert "Click on disc" in case.ui.clickStatusLabel.text
+    clickIn("Red", Scene.rasFromIjk(volumeNode)[:3] @ [40, 10, 1, 1])
+    runUntil(lambda: any(request["op"] == "predict" for request, _ in case.requests))
+    mask = np.zeros((64, 64), bool)
+    mask[5:20, 30:50] = True
+    case.answerClick(mask)
+    segmentId = case.panel.segment.segmentId
+    assert np.array_equal(Scene.sliceMask(segmentationNode, segmentId, volumeNode, 0, 1), mask)
+    assert "Accept it" in case.ui.clickStatusLabel.text
+    case.press(case.ui.acceptButton)
+    assert not case.ui.acceptButton.enabled
+    case.press(case.ui.undoButton)
+    assert not np.array_equal(Scene.sliceMask(segmentationNode, segmentId, volumeNode, 0, 1), mask)
+    assert case.ui.redoButton.enabled
+
+
+def test_a_tool_is_chosen_by_button_or_key_and_put_down_by_the_same(
+    case: Case, pressKey: Callable[[str], None]
+) -> None:
+    case.load()
+    case.press(case.ui.boxButton)
+    assert case.panel.segment.tool.mode == "box"
+    pressKey("N")
+    assert (case.ui.boxButton.checked, case.ui.negativeButton.checked) == (False, True)
+    case.press(case.ui.negativeButton)
+    assert case.panel.segment.tool.mode == "none"
+
+
+def test_leaving_the_module_puts_the_tool_down_and_takes_the_keys_away(
+    case: Case, pressKey: Callable[[str], None]
+) -> None:
+    case.load()
+    case.press(case.ui.positiveButton)
+    slicer.util.selectModule("")
+    pressKey("N")
+    assert case.panel.segment.tool.mode == "none"
+    slicer.util.selectModule("FewShotSeg")
+    pressKey("N")
+    assert case.panel.segment.tool.mode == "negative"
+
+
+def test_a_failed_click_is_explained_until_the_next_one_is_answered(
+    case: Case, clickIn: Callable[..., None], runUntil: Callable[..., None]
+) -> None:
+    volumeNode, _segmentationNode = case.load()
+    case.press(case.ui.positiveButton)
+    clickIn("Red", Scene.rasFromIjk(volumeNode)[:3] @ [40, 10, 1, 1])
+    runUntil(lambda: any(request["op"] == "predict" for request, _ in case.requests))
+    case.requests[-1][1]["onError"]("defect", "ValueError: no\n\nTraceback of it")
+    assert "ValueError: no" in case.ui.clickStatusLabel.text
+    case.panel.update()
+    assert "ValueError: no" in case.ui.clickStatusLabel.text
+    case.ui.clickStatusLabel.linkActivated.emit("report")
+    assert qt.QApplication.clipboard().text() == "Traceback of it"
+
+
+def test_the_choices_of_where_masks_may_go_reach_the_writer(case: Case) -> None:
+    _volumeNode, segmentationNode = case.load()
+    case.panel.segment.overwrite.choose("all")
+    case.panel.segment.inside.choose(Scene.segmentsByName(segmentationNode)["square"])
+    case.ui.intensityCheckBox.setChecked(True)
+    case.ui.lowestSpinBox.setValue(-20)
+    writer = case.logic.live.writer
+    assert writer.overwriteMode == "all"
+    assert writer.editableInside == Scene.segmentsByName(segmentationNode)["square"]
+    assert writer.editableIntensity == (-20, case.ui.highestSpinBox.value)
+
+
+def test_a_volume_under_a_warp_is_explained_and_breaks_nothing(case: Case) -> None:
+    volumeNode, _segmentationNode = case.load()
+    warp = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLGridTransformNode")
+    volumeNode.SetAndObserveTransformNodeID(warp.GetID())
+    case.panel.update()
+    assert not case.ui.emptySliceButton.enabled
+
+
+def test_propagation_asks_for_direction_and_count(case: Case) -> None:
+    case.load()
+    case.logic.live.addPoint(0, 1, tuple(Scene.rasFromIjk(case.panel.volumeNode)[:3] @ [40, 10, 1, 1]), True)
+    case.ui.propagateSpinBox.setValue(7)
+    case.press(case.ui.propagateForwardButton)
+    request = case.requests[-1][0]
+    assert (request["op"], request["direction"], request["count"]) == ("propagate", 1, 7)
+    assert case.ui.stopPropagationButton.visible or not case.ui.propagateBackButton.visible
+    case.logic.live.cancelPropagation()
+    assert not case.ui.propagateBackButton.isHidden()
+
+
+# ----------------------------------------------------------------------------------------------------------- exemplars
+
+
+def test_a_slice_becomes_an_exemplar_in_one_click(case: Case) -> None:
+    case.load()
+    case.press(case.ui.addSliceButton)
+    item = case.ui.exemplarList.item(0)
+    assert item.text().splitlines()[:2] == ["CT k=1", "disc, square"]
+    assert not item.icon().isNull()
+    assert item.isSelected()
+    assert not case.ui.exemplarHintLabel.visible
+
+
+def test_all_annotated_slices_become_one_exemplar(case: Case) -> None:
+    case.load()
+    case.press(case.ui.addAnnotatedButton)
+    assert [exemplar.slices for exemplar in case.logic.exemplars.list()] == [(1, 3)]
+
+
+def test_an_exemplar_is_renamed_left_out_and_removed(case: Case) -> None:
+    case.load()
+    case.press(case.ui.addSliceButton)
+    case.ui.exemplarNameEdit.setText("first")
+    case.ui.exemplarNameEdit.editingFinished.emit()
+    assert [exemplar.name for exemplar in case.logic.exemplars.list()] == ["first"]
+    case.ui.exemplarList.item(0).setCheckState(qt.Qt.Unchecked)
+    assert not case.logic.exemplars.list()[0].isEnabled
+    case.press(case.ui.removeExemplarButton)
+    assert case.logic.exemplars.list() == ()
+    assert case.ui.exemplarList.count == 0
+
+
+def test_what_will_make_learning_hard_is_listed(case: Case) -> None:
+    _volumeNode, segmentationNode = case.load()
+    mask = np.zeros((64, 64), bool)
+    mask[0, 0] = True
+    dot = Scene.addSegment(segmentationNode, "dot")
+    case.logic.live.writer.accept(dot, 0, 1, mask)
+    case.press(case.ui.addSliceButton)
+    assert "dot is a single voxel" in case.ui.preflightLabel.text
+
+
+def test_exemplars_can_be_ticked_by_structure(case: Case) -> None:
+    case.load()
+    case.press(case.ui.addSliceButton)
+    case.panel.exemplars.learn.choose("square")
+    assert [exemplar.isEnabled for exemplar in case.logic.exemplars.list()] == [True]
+    texts = [case.ui.learnSelector.itemText(i) for i in range(case.ui.learnSelector.count)]
+    assert texts == ["All structures", "disc", "square"]
+
+
+def test_exemplars_go_out_and_come_in_as_a_bundle(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.load()
+    case.press(case.ui.addSliceButton)
+    bundle = str(tmp_path / "bundle.zip")
+    monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *_: bundle)
+    monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", lambda *_: bundle)
+    case.press(case.ui.exportExemplarsButton)
+    case.press(case.ui.removeExemplarButton)
+    case.press(case.ui.importExemplarsButton)
+    assert [exemplar.name for exemplar in case.logic.exemplars.list()] == ["CT k=1"]
+
+
+# --------------------------------------------------------------------------------------------------------------- adapt
+
+
+@pytest.fixture
+def readyToAdapt(case: Case) -> Case:
+    case.load()
+    case.press(case.ui.addSliceButton)
+    case.show("adapt")
+    return case
+
+
+def test_every_method_is_offered_when_the_section_is_opened(case: Case) -> None:
+    case.show("adapt")
+    texts = [case.ui.methodSelector.itemText(i) for i in range(case.ui.methodSelector.count)]
+    assert texts == [method(name).LABEL for name in METHODS]
+    assert "add an exemplar first" in case.ui.adaptButton.toolTip
+
+
+def test_adapt_hands_over_what_was_chosen(readyToAdapt: Case) -> None:
+    case = readyToAdapt
+    case.panel.adapt.start.choose((None, "tiny"))
+    case.panel.adapt._forms["lora"].setRecipe({"steps": 7})
+    case.ui.minutesSpinBox.setValue(2)
+    case.ui.newAdapterNameEdit.setText("mine")
+    case.panel.adapt.window.choose(True)
+    case.press(case.ui.adaptButton)
+    arguments = case.runs["adapt"].arguments
+    asked = {key: arguments[key] for key in ("method", "recipe", "base", "warmStart", "maxSeconds", "name", "device")}
+    assert asked == {
+        "method": "lora",
+        "recipe": {"steps": 7},
+        "base": "tiny",
+        "warmStart": None,
+        "maxSeconds": 120.0,
+        "name": "mine",
+        "device": "auto",
+    }
+    assert arguments["window"] == case.panel.shownWindow()
+    assert "something else is running" in case.ui.adaptButton.toolTip
+
+
+def test_a_training_shows_its_progress_curves_and_picture(readyToAdapt: Case) -> None:
+    case = readyToAdapt
+    case.press(case.ui.adaptButton)
+    run = case.runs["adapt"]
+    picture = np.full((16, 64, 3), 77, np.uint8)
+    sent = {"shape": list(picture.shape), "data": base64.b64encode(picture.tobytes()).decode()}
+    for step in (1, 2, 3):
+        run.progress(step=step, total=4, message="adapting", metrics={"loss": 1.0 / step, "score": 0.2 * step})
+    run.progress(step=4, total=4, message="adapting", metrics={"loss": 0.2}, picture=sent)
+    assert case.ui.trainingFrame.visible
+    assert case.ui.trainingProgressBar.value == 100
+    assert case.ui.trainingLabel.text == "Adapting: step 4 of 4, about 1 min 35 s left"
+    assert len(case.panel.adapt.training.plot.loss) == 4
+    assert case.panel.adapt.training.plot.dice == [(1, 0.2), (2, 0.4), (3, pytest.approx(0.6))]
+    assert not case.ui.plotLabel.pixmap.isNull()
+    assert not case.ui.heldOutLabel.pixmap.isNull()
+
+
+def test_a_training_is_stopped_well_or_given_up(readyToAdapt: Case) -> None:
+    case = readyToAdapt
+    case.press(case.ui.adaptButton)
+    run = case.runs["adapt"]
+    run.canKeepBest = False
+    run.progress(step=1, total=4, message="estimating 1/2", metrics={"loss": 1.0})
+    assert not case.ui.stopButton.enabled
+    run.canKeepBest = True
+    run.progress(step=1, total=4, message="adapting", metrics={"loss": 1.0})
+    case.press(case.ui.stopButton)
+    assert run.told == ["stopAndKeepBest"]
+    assert not case.ui.stopButton.enabled
+    case.press(case.ui.cancelButton)
+    run.failed("cancelled", "Cancelled.")
+    assert "nothing was kept" in case.ui.adaptStatusLabel.text
+    assert not case.ui.trainingFrame.visible
+    assert case.ui.adaptButton.enabled
+
+
+def test_a_new_adapter_is_chosen_everywhere_at_once(readyToAdapt: Case, adapter: str) -> None:
+    case = readyToAdapt
+    case.press(case.ui.adaptButton)
+    case.runs["adapt"].done(adapter)
+    assert case.panel.segment.model.value == (adapter, None)
+    assert case.panel.batch.adapter.value == adapter
+    assert case.panel.result.card["path"] == adapter
+    assert not case.ui.resultSection.collapsed
+    assert "disc, square" in case.ui.cardLabel.text
+
+
+def test_a_worker_that_died_is_explained(readyToAdapt: Case) -> None:
+    case = readyToAdapt
+    case.press(case.ui.adaptButton)
+    case.runs["adapt"].failed("dead", "The process ended unexpectedly (code -9). Memory ran out.")
+    assert "Memory ran out" in case.ui.adaptStatusLabel.text
+    assert case.ui.adaptButton.enabled
+
+
+def test_what_adapt_refuses_is_shown_beside_the_button(readyToAdapt: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = readyToAdapt
+
+    def refuse(**_options: Any) -> None:
+        raise InputError("The exemplars show no square.")
+
+    monkeypatch.setattr(case.logic, "adapt", refuse)
+    case.press(case.ui.adaptButton)
+    assert "The exemplars show no square." in case.ui.adaptStatusLabel.text
+
+
+def test_time_and_memory_are_measured_on_request(readyToAdapt: Case) -> None:
+    case = readyToAdapt
+    case.press(case.ui.measureButton)
+    case.runs["measure"].done({"seconds": 200.0, "memory_bytes": 2_500_000_000, "free_bytes": None, "device": "cpu"})
+    assert case.ui.estimateLabel.text == "About 3 min 20 s on the processor, 2.5 GB of memory."
+
+
+def test_samples_are_shown_before_training(readyToAdapt: Case, tmp_path: Path) -> None:
+    case = readyToAdapt
+    pixmap = qt.QPixmap(60, 40)
+    pixmap.fill(qt.QColor(200, 0, 0))
+    assert pixmap.save(str(tmp_path / "sheet.png"))
+    case.press(case.ui.previewButton)
+    case.runs["preview"].done(str(tmp_path / "sheet.png"))
+    dialog = case.panel.adapt._sheet
+    assert dialog.visible
+    assert not dialog.findChild(qt.QLabel).pixmap.isNull()
+    dialog.close()
+
+
+# -------------------------------------------------------------------------------------------------------------- result
+
+
+def test_a_new_adapter_is_kept_renamed_or_discarded(case: Case, adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert case.ui.adapterList.item(0).text().startswith("organs (new)")
+    case.press(case.ui.keepButton)
+    assert case.ui.adapterList.item(0).text().splitlines() == ["organs", "disc, square · tiny"]
+    case.ui.adapterNameEdit.setText("better")
+    case.ui.adapterNameEdit.editingFinished.emit()
+    assert [card["name"] for card in case.logic.adapters()] == ["better"]
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda *_arguments: True)
+    case.press(case.ui.discardButton)
+    assert case.logic.adapters() == []
+    assert case.ui.resultHintLabel.text
+
+
+def test_learning_on_starts_from_the_chosen_adapter(case: Case, adapter: str) -> None:
+    case.press(case.ui.continueButton)
+    assert not case.ui.adaptSection.collapsed
+    assert case.panel.adapt.start.value == (adapter, None)
+
+
+def test_base_and_adapter_are_compared_side_by_side_or_in_turn(case: Case, adapter: str) -> None:
+    case.load()
+    case.show("result")
+    case.press(case.ui.compareButton)
+    arguments = case.runs["compare"].arguments
+    volumeNode, axis, index, card, prompt = arguments["arguments"][:5]
+    assert (volumeNode.GetName(), axis, index, card["path"], prompt) == ("CT", 0, 1, adapter, None)
+    assert arguments["structure"] == "disc"
+    base, adapted = np.zeros((64, 64), bool), np.zeros((64, 64), bool)
+    base[10:20, 10:20] = adapted[12:22, 10:20] = True
+    image = np.full((64, 64), 90, np.uint8)
+    onDone = arguments["arguments"][5]
+    onDone(Comparison(0, 1, image, base, adapted, 0.7, 0.9, np.diag([-1.0, -1.0, 4.0, 1.0])))
+    assert "20 voxels added (green), 20 removed (red)" in case.ui.compareTextLabel.text
+    wide = case.ui.compareLabel.pixmap.width()
+    case.ui.flickerCheckBox.setChecked(True)
+    assert case.ui.compareLabel.pixmap.width() < wide
+    case.ui.flickerCheckBox.setChecked(False)
+    assert case.ui.compareLabel.pixmap.width() == wide
+
+
+def test_a_volume_is_segmented_with_or_without_clicks(case: Case, adapter: str) -> None:
+    volumeNode, segmentationNode = case.load()
+    case.ui.applyVolumeSelector.setCurrentNode(volumeNode)
+    case.press(case.ui.applyButton)
+    arguments = case.runs["segment"].arguments
+    assert arguments["arguments"][0] is volumeNode
+    assert (arguments["arguments"][2], arguments["prompts"]) == (None, None)
+    case.runs["segment"].done(segmentationNode)
+    assert "Segmented into drawn" in case.ui.resultStatusLabel.text
+    case.logic.live.addPoint(0, 1, tuple(Scene.rasFromIjk(volumeNode)[:3] @ [40, 10, 1, 1]), True)
+    case.panel.result.into.choose(True)
+    case.ui.usePromptsCheckBox.setChecked(True)
+    case.press(case.ui.applyButton)
+    arguments = case.runs["segment"].arguments
+    assert (arguments["arguments"][2], arguments["prompts"]) == (segmentationNode, True)
+
+
+def test_the_suggested_slice_is_shown(case: Case, adapter: str) -> None:
+    case.load()
+    case.press(case.ui.suggestButton)
+    case.runs["suggestNextSlice"].done((0, 4))
+    view = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
+    assert Scene.viewedSlice(case.panel.volumeNode, view) == (0, 4)
+    assert "least sure on slice 4" in case.ui.resultStatusLabel.text
+
+
+# --------------------------------------------------------------------------------------------------------------- batch
+
+
+def test_a_folder_is_segmented_and_its_table_can_be_opened(case: Case, adapter: str, tmp_path: Path) -> None:
+    case.show("batch")
+    assert "choose the volumes first" in case.ui.runBatchButton.toolTip
+    case.ui.batchFolderEdit.setCurrentPath(str(tmp_path))
+    case.ui.batchOutputEdit.setCurrentPath(str(tmp_path / "out"))
+    case.press(case.ui.runBatchButton)
+    run = case.runs["processBatch"]
+    assert run.arguments["arguments"] == (str(tmp_path), adapter, str(tmp_path / "out"))
+    run.progress(step=1, total=2, message="ct1: slice 3")
+    assert case.ui.batchProgressBar.value == 50
+    assert not case.ui.openTableButton.enabled
+    run.done(str(tmp_path / "out" / "volumes.csv"))
+    assert "volumes.csv" in case.ui.batchStatusLabel.text
+    assert case.ui.openTableButton.enabled
+
+
+def test_files_and_sequences_are_batches_too(case: Case, adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = ("/data/a.nrrd", "/data/b.nii.gz")
+    monkeypatch.setattr(qt.QFileDialog, "getOpenFileNames", lambda *_: chosen)
+    case.ui.batchOutputEdit.setCurrentPath("/data/out")
+    case.panel.batch.source.choose(1)
+    case.press(case.ui.chooseFilesButton)
+    assert case.ui.chooseFilesButton.text == "2 files chosen..."
+    case.press(case.ui.runBatchButton)
+    assert case.runs["processBatch"].arguments["arguments"][0] == chosen
+    case.runs["processBatch"].done("/data/out/volumes.csv")
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "cine")
+    case.panel.batch.source.choose(2)
+    case.ui.sequenceSelector.setCurrentNode(sequence)
+    case.press(case.ui.runBatchButton)
+    assert case.runs["processBatch"].arguments["arguments"][0] is sequence
+
+
+# ----------------------------------------------------------------------------------------------- setup, scene, leaving
+
+
+def test_missing_packages_are_said_on_top_and_installed_with_a_button(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Dependencies, "missing", lambda: ("torch>=2.4",))
+    case.load()
+    case.panel.enter()
+    assert not case.ui.setupNotice.isHidden()
+    assert "Python packages are missing" in case.ui.positiveButton.toolTip
+    case.press(case.ui.setupNoticeButton)
+    assert not case.ui.setupSection.collapsed
+
+    def install() -> bool:
+        monkeypatch.setattr(Dependencies, "missing", lambda: ())
+        return True
+
+    monkeypatch.setattr(Dependencies, "install", install)
+    case.press(case.ui.installButton)
+    assert case.ui.setupNotice.isHidden()
+    assert case.ui.positiveButton.enabled
+
+
+def test_without_a_network_installing_ends_in_a_sentence(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> bool:
+        raise InputError("The Python package index cannot be reached.")
+
+    monkeypatch.setattr(Dependencies, "missing", lambda: ("torch>=2.4",))
+    monkeypatch.setattr(Dependencies, "install", fail)
+    case.panel.enter()
+    case.press(case.ui.installButton)
+    assert "cannot be reached" in case.ui.setupLabel.text
+
+
+def test_another_folder_of_adapters_is_looked_into_at_once(case: Case, adapter: str, tmp_path: Path) -> None:
+    assert case.ui.adapterList.count == 1
+    (tmp_path / "other").mkdir()
+    case.ui.adapterFolderEdit.setCurrentPath(str(tmp_path / "other"))
+    assert case.ui.adapterList.count == 0
+
+
+def test_the_choices_are_saved_with_the_scene_and_hold_again(case: Case, adapter: str) -> None:
+    volumeNode, segmentationNode = case.load()
+    case.show("adapt")
+    case.panel.segment.model.choose((adapter, None))
+    case.panel.adapt._forms["lora"].widget.findChild(qt.QSpinBox).setValue(9)
+    node = case.logic.getParameterNode()
+    assert node.GetNodeReference("Volume") is volumeNode
+    assert node.GetNodeReference("Segmentation") is segmentationNode
+    assert json.loads(node.GetParameter("Recipes")) == {"lora": {"steps": 9}}
+    slicer.util.selectModule("")
+    slicer.util.getModule("FewShotSeg").discardWidget()
+    slicer.util.selectModule("FewShotSeg")
+    panel = slicer.util.getModuleWidget("FewShotSeg").panel
+    assert panel.volumeNode is volumeNode
+    assert panel.segmentationNode is segmentationNode
+    assert panel.segment.model.value == (adapter, None)
+
+
+def test_closing_the_scene_leaves_a_panel_that_works(case: Case) -> None:
+    case.load()
+    case.press(case.ui.addSliceButton)
+    case.press(case.ui.positiveButton)
+    slicer.mrmlScene.Clear(0)
+    slicer.app.processEvents()
+    assert case.panel.volumeNode is None
+    assert case.ui.exemplarList.count == 0
+    assert case.ui.clickStatusLabel.text.startswith("Load a volume")
+    case.load()
+    assert case.ui.addSliceButton.enabled
+
+
+def test_removing_the_volume_leaves_a_panel_that_works(case: Case) -> None:
+    volumeNode, _segmentationNode = case.load()
+    slicer.mrmlScene.RemoveNode(volumeNode)
+    slicer.app.processEvents()
+    assert case.panel.volumeNode is None
+    assert not case.ui.positiveButton.enabled
+
+
+def test_nothing_is_left_of_a_panel_that_was_cleaned_up(case: Case, adapter: str) -> None:
+    case.load()
+    live, folder = case.logic.live, case.logic.adapterFolder
+    slicer.util.selectModule("")
+    slicer.util.getModule("FewShotSeg").discardWidget()
+    live.changed()
+    folder.changed()
+    slicer.mrmlScene.Clear(0)
+    slicer.app.processEvents()
+    assert slicer.util.mainWindow().findChildren(qt.QShortcut) == [] or all(
+        not shortcut.enabled for shortcut in slicer.util.mainWindow().findChildren(qt.QShortcut)
+    )
+    slicer.util.selectModule("FewShotSeg")
+
+
+def test_without_a_main_window_there_are_no_hotkeys_and_no_complaint(case: Case) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slicer.util, "mainWindow", lambda: None)
+        case.panel.exit()
+        case.panel.enter()
+    case.load()
+    assert case.ui.positiveButton.enabled
