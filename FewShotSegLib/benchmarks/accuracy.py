@@ -214,8 +214,11 @@ def _click(mask: NDArray[np.bool_], index: int) -> dict[str, Any]:
 
 
 def _box(mask: NDArray[np.bool_], index: int) -> dict[str, Any]:
-    """The tight box."""
-    return {"box_ijk": np.pad(tight_box(mask).astype(float), ((0, 0), (0, 1)), constant_values=index)}
+    """The tight box; where the mask is one pixel wide, half a pixel more to each side that there is."""
+    corners = tight_box(mask).astype(float)
+    flat = corners[0] == corners[1]
+    corners = np.clip(corners + np.where(flat, [[-0.5], [0.5]], 0), 0, np.array(mask.shape[::-1]) - 1)
+    return {"box_ijk": np.pad(corners, ((0, 0), (0, 1)), constant_values=index)}
 
 
 def _prompting(predictor: Predictor, dataset: DataSet, make: Callable[..., dict[str, Any]]) -> Segmenter:

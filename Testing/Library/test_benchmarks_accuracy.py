@@ -135,3 +135,11 @@ def test_base_model_boxes_and_clicks_are_scored_once_for_all_numbers_of_exemplar
     before = (tmp_path / "result.jsonl").read_bytes()
     assert accuracy.main(given) == 0
     assert (tmp_path / "result.jsonl").read_bytes() == before
+
+
+def test_a_box_around_a_line_has_an_area() -> None:
+    mask = np.zeros((10, 12), bool)
+    mask[0, 3:9] = True
+    assert accuracy._box(mask, 7)["box_ijk"].tolist() == [[3, 0, 7], [8, 0.5, 7]]
+    mask[1] = mask[0]
+    assert accuracy._box(mask, 7)["box_ijk"].tolist() == [[3, 0, 7], [8, 1, 7]]
