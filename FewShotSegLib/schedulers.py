@@ -145,14 +145,12 @@ class RandomArm(_Bandit):
         super().__init__(names, Uniform(), rng)
 
 
-def scheduler_of(
-    name: str, arms: Sequence[str], options: BanditRecipe | None = None, *, rng: np.random.Generator
-) -> Scheduler:
+def scheduler_of(name: str, arms: Sequence[str], options: BanditRecipe | None, rng: np.random.Generator) -> Scheduler:
     """Return the scheduler called `name` (one of `SCHEDULERS`) for arms with these names.
 
-    `options` are those of ASAP (default: ours); the others have none. Without arms all of them are `Direct`.
+    `options` are those of ASAP (None: ours); the others have none. Without arms all of them are `Direct`.
 
-    >>> scheduler_of("mtl", ["liver", "spleen"], rng=np.random.default_rng(0)).choose(1)
+    >>> scheduler_of("mtl", ["liver", "spleen"], None, np.random.default_rng(0)).choose(1)
     (0, 1)
     """
     makers: dict[str, Callable[[], Scheduler]] = {

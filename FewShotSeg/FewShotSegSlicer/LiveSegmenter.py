@@ -178,7 +178,10 @@ class LiveSegmenter:
         """Say which slice a view shows; cheap, to be called at every change."""
         if self._viewed.get(view) == (axis, index):
             return
-        self._viewed[view] = self._active = (axis, index)
+        isScrolled = view in self._viewed
+        self._viewed[view] = (axis, index)
+        if isScrolled or not view or self._active is None:  # of views that appear together, the first
+            self._active = (axis, index)
         if view:
             self._viewed.pop("", None)  # where the console worked without views
         self._scrolledAt = self._clock()

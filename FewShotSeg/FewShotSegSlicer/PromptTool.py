@@ -16,6 +16,7 @@ import slicer
 
 from FewShotSegLib.errors import InputError
 
+from . import Scene
 from .LiveSegmenter import LiveSegmenter
 from .PromptView import PromptView
 from .Signal import Signal
@@ -117,10 +118,9 @@ class PromptTool:
             view.draw()
 
     def _onMoved(self, _segmentId: str, axis: int, index: int) -> None:
-        if any(view.where == (axis, index) for view in self._views):
-            return
-        if not any(view.jumpTo(axis, index) for view in self._views) and self._views:
-            self._views[0].jumpTo(axis, index)
+        target = self.live.target
+        if target is not None and not any(view.where == (axis, index) for view in self._views):
+            Scene.jumpToSlice(target.volumeNode, axis, index)
 
     # -------------------------------------------------------------------------------------------------------- hotkeys
 

@@ -24,7 +24,7 @@ Slice = tuple[int, int]
 Position = tuple[int, int]  # pixels from the lower left corner of the view
 
 POSITIVE_RGB, NEGATIVE_RGB, BOX_RGB = (0.15, 0.9, 0.25), (1.0, 0.2, 0.15), (1.0, 0.85, 0.1)
-POINT_SIZE = 2.2  # per cent of the view
+POINT_SIZE = 3.0  # per cent of the view
 CORNER_PX = 8  # a press that near to a corner of the box takes hold of it
 SMALLEST_DRAG_PX = 4
 _FIRST = 10.0  # priority of our observers: before the view's own at 0, and the Segment Editor's at 1
@@ -44,9 +44,7 @@ class PromptView:
         self._box: tuple[Point, Point] | None = None
         self._points = [PointsNode(self, positive=True), PointsNode(self, positive=False)]
         self._outline = Outline(self._view)
-        self._tags = [
-            self._sliceNode.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: self.update()),
-        ]
+        self._sliceTag = self._sliceNode.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: self.update())
         handlers: dict[str, Callable[[], bool]] = {
             "LeftButtonPressEvent": self._press,
             "LeftButtonDoubleClickEvent": self._pressTwice,
@@ -59,8 +57,7 @@ class PromptView:
     def close(self) -> None:
         for tag in self._eventTags.values():
             self._interactor.RemoveObserver(tag)
-        for tag in self._tags:
-            self._sliceNode.RemoveObserver(tag)
+        self._sliceNode.RemoveObserver(self._sliceTag)
         for points in self._points:
             points.close()
         self._outline.close()
@@ -105,14 +102,6 @@ class PromptView:
         target = self._live.target
         corners = target.boxCorners(self.where[0], box) if box and target is not None and self.where else []
         self._outline.show([self._xy(corner) for corner in corners])
-
-    def jumpTo(self, axis: int, index: int) -> bool:
-        """Show a slice, if it is one along the view's direction."""
-        target = self._live.target
-        if target is None or self.where is None or self.where[0] != axis:
-            return False
-        Scene.jumpToSlice(target.volumeNode, axis, index, self._sliceNode)
-        return True
 
     def _plane(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Return a point of the view's plane, and its normal."""
@@ -195,9 +184,9 @@ class PromptView:
         try:
             self._live.movePoint(*self.where, number, point_ras, dragging=not isLast)
         except InputError:  # outside the volume: it stays where it could last be
-            if isLast:
-                at = self._live.promptOn(*self.where).points_ras[number]
-                self._live.movePoint(*self.where, number, at)
+            points = self._live.promptOn(*self.where).points_ras
+            if isLast and number < len(points):
+                self._live.movePoint(*self.where, number, points[number])
         if isLast:
             self.draw()
 
@@ -236,7 +225,8 @@ class PointsNode:
         if self._node is not None:
             for tag in self._tags:
                 self._node.RemoveObserver(tag)
-            slicer.mrmlScene.RemoveNode(self._node)
+            if self._node.GetScene() is not None:  # it goes with a scene that is closed
+                slicer.mrmlScene.RemoveNode(self._node)
         self._node, self._tags, self._numbers, self._shown = None, [], [], []
 
     @property

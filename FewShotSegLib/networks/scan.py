@@ -20,6 +20,7 @@ from torch import Tensor
 
 # Numbers per tensor of states that are in work at once: what stays in a CPU's cache, what keeps a GPU busy.
 _STATES_CPU, _STATES_GPU = 2**20, 2**25
+_SHORT = 32  # steps that are not worth cutting; such sequences, along the slices, come in thousands
 
 
 def selective_scan(u: Tensor, delta: Tensor, decay: Tensor, write: Tensor, read: Tensor, skip: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ def selective_scan(u: Tensor, delta: Tensor, decay: Tensor, write: Tensor, read:
     skip (E,) is D. Computed in float32 at least, also under autocast: 8 bits are not enough for a thousand factors.
     """
     length = u.shape[1]
-    chunk = math.isqrt(max(length - 1, 0)) + 1
+    chunk = length if length <= _SHORT else math.isqrt(length - 1) + 1
     padding = -length % chunk  # steps of length 0: they neither forget nor learn
     with torch.autocast(u.device.type, enabled=False):
         wide = torch.float64 if u.dtype == torch.float64 else torch.float32
@@ -90,13 +91,14 @@ def _states(u: Tensor, delta: Tensor, write: Tensor, decay: Tensor, chunk: int) 
 def _accumulate(x: Tensor, factors: Tensor, whole: Tensor) -> None:
     """x_t += factors_t x_{t-1} in place, along chunks and positions of (B, K, c, E, N)."""
     chunks, positions = x.shape[1:3]
-    end = x[:, :, 0]  # of a chunk that starts from nothing
-    for t in range(1, positions):
-        end = torch.addcmul(x[:, :, t], factors[:, :, t], end)
-    start = torch.zeros_like(end)
-    for k in range(1, chunks):
-        torch.addcmul(end[:, k - 1], whole[:, k - 1], start[:, k - 1], out=start[:, k])
-    x[:, :, 0].addcmul_(factors[:, :, 0], start)
+    if chunks > 1:
+        end = x[:, :, 0]  # of a chunk that starts from nothing
+        for t in range(1, positions):
+            end = torch.addcmul(x[:, :, t], factors[:, :, t], end)
+        start = torch.zeros_like(end)
+        for k in range(1, chunks):
+            torch.addcmul(end[:, k - 1], whole[:, k - 1], start[:, k - 1], out=start[:, k])
+        x[:, :, 0].addcmul_(factors[:, :, 0], start)
     for t in range(1, positions):
         x[:, :, t].addcmul_(factors[:, :, t], x[:, :, t - 1])
 
@@ -104,13 +106,14 @@ def _accumulate(x: Tensor, factors: Tensor, whole: Tensor) -> None:
 def _accumulate_backwards(x: Tensor, factors: Tensor, whole: Tensor) -> None:
     """x_t += factors_{t+1} x_{t+1} in place: the transpose of `_accumulate`."""
     chunks, positions = x.shape[1:3]
-    first = x[:, :, -1]
-    for t in range(positions - 2, -1, -1):
-        first = torch.addcmul(x[:, :, t], factors[:, :, t + 1], first)
-    leaving = factors[:, :, 0] * first  # what a chunk hands to the one before it
-    for k in range(chunks - 2, -1, -1):
-        leaving[:, k].addcmul_(whole[:, k], leaving[:, k + 1])
-    x[:, :-1, -1] += leaving[:, 1:]
+    if chunks > 1:
+        first = x[:, :, -1]
+        for t in range(positions - 2, -1, -1):
+            first = torch.addcmul(x[:, :, t], factors[:, :, t + 1], first)
+        leaving = factors[:, :, 0] * first  # what a chunk hands to the one before it
+        for k in range(chunks - 2, -1, -1):
+            leaving[:, k].addcmul_(whole[:, k], leaving[:, k + 1])
+        x[:, :-1, -1] += leaving[:, 1:]
     for t in range(positions - 2, -1, -1):
         x[:, :, t].addcmul_(factors[:, :, t + 1], x[:, :, t + 1])
 

@@ -496,7 +496,8 @@ def test_nothing_is_asked_while_scrolling(bench: Bench) -> None:
 def test_the_slice_in_use_is_encoded_first_then_the_other_views_then_its_neighbours(bench: Bench) -> None:
     bench.live.setSlice(1, 6, "Green")
     bench.live.setSlice(2, 11, "Yellow")
-    bench.live.setSlice(0, 1, "Red")
+    bench.live.setSlice(0, 2, "Red")
+    bench.live.setSlice(0, 1, "Red")  # the only view that was scrolled
     bench.wait()
     for _ in range(20):
         assert len(bench.workers.open) <= 1  # so that a click waits for one at most

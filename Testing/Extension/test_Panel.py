@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,10 @@ import pytest
 import qt
 import slicer
 
+from FewShotSegLib import base_models
+from FewShotSegLib.adapter import Adapter, save_adapter
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.methods import METHODS, method
 from FewShotSegLib.prompt import Prompt
 from FewShotSegLib.recipe import describe
@@ -129,22 +131,46 @@ class Case:
 
 
 @pytest.fixture
-def case(
-    request: pytest.FixtureRequest, tmp_path: Path, _a_trained_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> Case:
-    shutil.copytree(_a_trained_folder / "home", tmp_path / "home")
+def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     monkeypatch.setenv("FEWSHOTSEG_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("FEWSHOTSEG_MODELS", raising=False)
     monkeypatch.setattr(Dependencies, "missing", lambda: ())
+    (tmp_path / "tiny.safetensors").write_bytes(b"never opened")
+    base_models.add(tmp_path / "tiny.safetensors", "compact", "tiny")
     return Case(request.getfixturevalue("panel"), monkeypatch)
 
 
+METRICS = {
+    "steps": 400,
+    "best_step": 360,
+    "estimated_dice": {"disc": 0.91, "square": 0.77},
+    "estimate": "left-out exemplars (2 folds)",
+    "guard": {"warnings": ["With clicks the adapter is worse than the base model."]},
+}
+
+
 @pytest.fixture
-def adapter(case: Case, _a_trained_folder: Path) -> str:
-    """An adapter for "disc" and "square" in the folder of adapters."""
+def adapter(case: Case) -> str:
+    """An adapter for "disc" and "square" in the folder of adapters; only its card is ever read."""
     path = case.logic.adapterFolder.folder / "organs.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(_a_trained_folder / "organs.safetensors", path)
+    intensity = IntensitySpec.from_dict({"kind": "window", "low": -160.0, "high": 240.0})
+    source = {"name": "CT.nrrd", "annotated_slices": [1, 3]}
+    made = Adapter(
+        {"weight": np.zeros(1)},
+        method="lora",
+        recipe={},
+        base_model="tiny",
+        base_sha256="0" * 64,
+        structures={1: "disc", 2: "square"},
+        intensity=intensity,
+        image_size=64,
+        seed=0,
+        axis=0,
+        provenance={"exemplars": [source]},
+        metrics=METRICS,
+    )
+    save_adapter(made, path)
     case.logic.adapterFolder.added(path)
     return str(path)
 
@@ -536,7 +562,7 @@ def test_samples_are_shown_before_training(readyToAdapt: Case, tmp_path: Path) -
 def test_a_new_adapter_is_kept_renamed_or_discarded(case: Case, adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert case.ui.adapterList.item(0).text().startswith("organs (new)")
     case.press(case.ui.keepButton)
-    assert case.ui.adapterList.item(0).text().splitlines() == ["organs", "disc, square · tiny"]
+    assert case.ui.adapterList.item(0).text().splitlines() == ["organs", "disc, square · tiny · Dice 0.84"]
     case.ui.adapterNameEdit.setText("better")
     case.ui.adapterNameEdit.editingFinished.emit()
     assert [card["name"] for card in case.logic.adapters()] == ["better"]
@@ -544,6 +570,21 @@ def test_a_new_adapter_is_kept_renamed_or_discarded(case: Case, adapter: str, mo
     case.press(case.ui.discardButton)
     assert case.logic.adapters() == []
     assert case.ui.resultHintLabel.text
+
+
+def test_the_card_says_what_an_adapter_is_worth(case: Case, adapter: str) -> None:
+    card = qt.QTextDocument()
+    card.setHtml(case.ui.cardLabel.text)
+    text = card.toPlainText()
+    for words in (
+        "disc, square",
+        "tiny",
+        "2 annotated slices of CT.nrrd",
+        "lora, 400 steps, best after 360",
+        "disc 0.91, square 0.77 (left-out exemplars (2 folds))",
+        "⚠ With clicks the adapter is worse than the base model.",
+    ):
+        assert words in text
 
 
 def test_learning_on_starts_from_the_chosen_adapter(case: Case, adapter: str) -> None:

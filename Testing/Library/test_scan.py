@@ -59,7 +59,7 @@ def largest_error(found: list[Tensor], wanted: list[Tensor]) -> float:
     )
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 16, 17, 101])
+@pytest.mark.parametrize("length", [1, 2, 3, 32, 33, 49, 101])
 def test_the_scan_and_its_gradients_are_those_of_the_definition(length: int) -> None:
     values = arguments(3, length, 5, 4)
     assert largest_error(with_gradients(selective_scan, values), with_gradients(step_by_step, values)) < 1e-13
@@ -92,14 +92,16 @@ def test_a_direction_of_the_network_computes_what_a_block_of_mambapy_does_with_t
     torch.testing.assert_close(direction.scan(u), theirs, rtol=1e-6, atol=1e-7)  # mambapy computes A in float32
 
 
-def test_gradients_agree_with_finite_differences() -> None:
+@pytest.mark.parametrize("short", [0, 32])
+def test_gradients_agree_with_finite_differences(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "_SHORT", short)  # in chunks, and in one go
     assert torch.autograd.gradcheck(selective_scan, arguments(2, 6, 2, 3))
 
 
 def test_blocks_of_sequences_and_channels_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = arguments(3, 30, 5, 4)
+    values = arguments(3, 36, 5, 4)
     whole = with_gradients(selective_scan, values)
-    for budget in (1, 30 * 4 * 2, 30 * 4 * 5 * 2):  # one channel, two channels, two sequences at a time
+    for budget in (1, 36 * 4 * 2, 36 * 4 * 5 * 2):  # one channel, two channels, two sequences at a time
         monkeypatch.setattr(scan, "_STATES_CPU", budget)
         assert largest_error(with_gradients(selective_scan, values), whole) < 1e-14
 

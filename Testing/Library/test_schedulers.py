@@ -21,7 +21,7 @@ BANDITS = ("asap", "dal_ucb1", "dal_exp3")
 
 def a_scheduler(name: str, arms: tuple[str, ...] = NAMES, seed: int = 0, **options: Any) -> Scheduler:
     recipe = BanditRecipe(**options) if options else None
-    return scheduler_of(name, arms, recipe, rng=np.random.default_rng(seed))
+    return scheduler_of(name, arms, recipe, np.random.default_rng(seed))
 
 
 def measured(turn: int, arm: int) -> tuple[float, float]:
