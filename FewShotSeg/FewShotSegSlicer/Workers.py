@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -47,7 +48,10 @@ class Workers:
     def __init__(self, python: str | None = None, environment: Mapping[str, str] | None = None) -> None:
         """`python` is the interpreter that has torch: PythonSlicer inside Slicer, otherwise this one."""
         python = python or shutil.which("PythonSlicer") or sys.executable
-        self._clients = {name: WorkerClient(python, environment) for name in ("prompt", "job")}
+        # Training on every core would make each click wait for a second; OMP_NUM_THREADS, if set, is the user's choice.
+        spared = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 2) - 1, 1)), **os.environ, **(environment or {})}
+        jobs = {**(environment or {}), "OMP_NUM_THREADS": spared["OMP_NUM_THREADS"]}
+        self._clients = {"prompt": WorkerClient(python, environment), "job": WorkerClient(python, jobs)}
         self._waiting: dict[tuple[str, int], _Waiting] = {}
         self._refused: list[tuple[str, int, str]] = []
         self.generation = 0

@@ -72,6 +72,20 @@ def workers() -> Iterator[Workers]:
     shared.close()
 
 
+def test_jobs_leave_a_core_to_clicks_unless_the_user_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def threads(workers: Workers, worker: str) -> str | None:
+        return workers._clients[worker]._environment.get("OMP_NUM_THREADS")
+
+    spared = Workers()
+    assert (threads(spared, "job"), threads(spared, "prompt")) == ("7", None)
+    assert threads(Workers(environment={"OMP_NUM_THREADS": "3"}), "job") == "3"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert threads(Workers(), "job") == "5"
+
+
 def test_clicks_and_jobs_are_answered_by_two_processes(workers: Workers) -> None:
     pids = {asked(workers, worker, op="hello")[1][0]["pid"] for worker in ("prompt", "job")}
     assert len(pids) == 2
