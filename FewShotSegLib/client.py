@@ -42,11 +42,14 @@ class WorkerClient:
     """Starts a worker when there is something to do, and again when it has died.
 
     `python` is the interpreter that has torch (default: this one; inside Slicer give PythonSlicer). `environment` is
-    added to this process's own.
+    added to this process's own. `niceness` 1..19 lets everything else on the computer go before the worker.
     """
 
-    def __init__(self, python: str | None = None, environment: Mapping[str, str] | None = None) -> None:
-        self._command = [python or sys.executable, "-u", "-m", "FewShotSegLib.worker"]
+    def __init__(
+        self, python: str | None = None, environment: Mapping[str, str] | None = None, niceness: int = 0
+    ) -> None:
+        self._command = [python or sys.executable, "-u", "-m", "FewShotSegLib.worker", "--niceness", str(niceness)]
+        self._niceness = niceness
         self._environment = dict(environment or {})
         self._worker: _Process | None = None
         self._open: set[int] = set()
@@ -129,7 +132,9 @@ class WorkerClient:
     def _start(self) -> None:
         paths = [str(_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
         changes = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1"}
-        self._worker = _Process(self._command, {**os.environ, **changes, **self._environment})
+        self._worker = _Process(
+            self._command, {**os.environ, **changes, **self._environment}, gives_way=self._niceness > 0
+        )
         for sent in self._volumes.values():  # a new worker knows none of them
             self._send(sent.request(self._files()))
 
@@ -171,10 +176,13 @@ class _SentVolume:
 class _Process:
     """The process, and the threads that carry lines to and from it."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, gives_way: bool) -> None:
         options: dict[str, Any] = {"start_new_session": True}  # its children die with it, Ctrl-C does not reach it
         if os.name == "nt":
-            options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}  # type: ignore[attr-defined]
+            flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW  # type: ignore[attr-defined]
+            if gives_way:
+                flags |= subprocess.BELOW_NORMAL_PRIORITY_CLASS  # type: ignore[attr-defined]
+            options = {"creationflags": flags}
         try:
             self.popen = subprocess.Popen(
                 command, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -35,14 +35,16 @@ One thread reads requests, so that cancelling works during a job; all torch work
 
 from __future__ import annotations
 
+import argparse
 import base64
+import contextlib
 import json
 import os
 import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -311,7 +313,20 @@ def guarded_streams() -> tuple[TextIO, TextIO]:
     return requests, output
 
 
-def main() -> int:
+def give_way(niceness: int) -> None:
+    """Let other processes go first: a window that waits for a processor stutters. Windows is told at the start."""
+    if niceness and os.name != "nt":
+        os.nice(niceness)
+        # Linux weighs sessions against each other first, and the worker has one of its own. Other systems have no such
+        # file, and some kernels do not let it be written: the worker then is merely less polite.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(niceness))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m FewShotSegLib.worker", description="Answers requests on stdin.")
+    parser.add_argument("--niceness", type=int, choices=range(20), default=0, metavar="0..19")
+    give_way(parser.parse_args(arguments).niceness)
     stream, output = guarded_streams()
     channel, requests, finished = Channel(output), Requests(), threading.Event()
     reader = threading.Thread(target=read, args=(stream, channel, requests, finished), daemon=True)

@@ -18,6 +18,7 @@ from FewShotSegLib.errors import InputError
 from .Signal import guarded
 
 WorkerName = Literal["prompt", "job"]
+_NICENESS: dict[WorkerName, int] = {"prompt": 5, "job": 15}  # the window before the clicks, the clicks before the jobs
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -51,7 +52,10 @@ class Workers:
         # Training on every core would make each click wait for a second; OMP_NUM_THREADS, if set, is the user's choice.
         spared = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 2) - 1, 1)), **os.environ, **(environment or {})}
         jobs = {**(environment or {}), "OMP_NUM_THREADS": spared["OMP_NUM_THREADS"]}
-        self._clients = {"prompt": WorkerClient(python, environment), "job": WorkerClient(python, jobs)}
+        self._clients = {
+            "prompt": WorkerClient(python, environment, niceness=_NICENESS["prompt"]),
+            "job": WorkerClient(python, jobs, niceness=_NICENESS["job"]),
+        }
         self._waiting: dict[tuple[str, int], _Waiting] = {}
         self._refused: list[tuple[str, int, str]] = []
         self.generation = 0

@@ -193,19 +193,18 @@ def test_everything_has_a_tooltip_and_what_is_disabled_says_why(case: Case) -> N
             assert "Not now: " in widget.toolTip, f"{name} does not say why it is disabled"
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_every_section_fits_a_narrow_panel_without_cutting_words(case: Case, adapter: str, section: str) -> None:
+def test_every_section_fits_a_narrow_panel_without_cutting_words(case: Case, adapter: str) -> None:
     case.load()
     case.press(case.ui.addSliceButton)
-    case.show(section)
     top = case.widget.layout.itemAt(0).widget()
     top.setFixedWidth(WIDTH)
-    slicer.app.processEvents()
-    assert top.property("minimumSizeHint").width() <= WIDTH
-    for name, widget in vars(case.ui).items():
-        isText = isinstance(widget, qt.QPushButton | qt.QToolButton | qt.QCheckBox | qt.QLabel)
-        if isText and widget.visible and widget.text and not getattr(widget, "wordWrap", False):
-            assert widget.width >= widget.property("minimumSizeHint").width(), f"{name} is cut off"
+    for section in SECTIONS:
+        case.show(section)
+        assert top.property("minimumSizeHint").width() <= WIDTH, section
+        for name, widget in vars(case.ui).items():
+            isText = isinstance(widget, qt.QPushButton | qt.QToolButton | qt.QCheckBox | qt.QLabel)
+            if isText and widget.visible and widget.text and not getattr(widget, "wordWrap", False):
+                assert widget.width >= widget.property("minimumSizeHint").width(), f"{name} is cut off"
 
 
 def test_the_hotkeys_in_the_tooltips_are_those_of_the_tool(case: Case) -> None:

@@ -452,6 +452,14 @@ def test_an_interpreter_that_is_not_there_is_named() -> None:
         WorkerClient("/no/such/python").submit({"op": "hello"})
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has priority classes")
+def test_a_worker_lets_the_window_go_first() -> None:
+    with WorkerClient(niceness=3) as client:
+        ask(client, op="hello")
+        assert client.pid is not None
+        assert os.getpriority(os.PRIO_PROCESS, client.pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 3, 19)
+
+
 def test_the_client_does_without_torch() -> None:
     import subprocess
 
