@@ -35,7 +35,11 @@ _RAS_AXIS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), 
 
 
 class UnusableArm(InputError):  # noqa: N818 - the caller leaves the arm out and goes on
-    """This arm can give no samples any more; the message says why."""
+    """The arm of this index can give no samples any more; the message says why."""
+
+    def __init__(self, arm: int, reason: str) -> None:
+        super().__init__(reason)
+        self.arm = arm
 
 
 # ---------------------------------------------------------------------------------------------------------------- grid
@@ -246,7 +250,7 @@ class Pool:
         smaller than the patch it is put in the middle, zeros and background around it.
         """
         if arm in self.quarantined:
-            raise UnusableArm(f"{self.names[arm]}: {self.quarantined[arm]}")
+            raise UnusableArm(arm, f"{self.names[arm]}: {self.quarantined[arm]}")
         case, prepared = self._case_showing(arm, rng)
         numbers = self._numbers(arm)
         corner = self._corner(self._places_of(case, arm, prepared), prepared.image.shape, rng)
@@ -260,7 +264,7 @@ class Pool:
             report(Progress(number, len(cases), f"preparing auxiliary data: {self.arms[arm].data_set.name}"))
             if arm not in self.quarantined:
                 try:
-                    self._prepare(case, self.arms[arm].data_set)
+                    self._prepare(case, arm)
                 except UnusableArm:
                     continue  # said, and kept in `quarantined`
 
@@ -269,11 +273,11 @@ class Pool:
         chosen = self.arms[arm]
         cases = chosen.data_set.cases
         for at in rng.permutation(len(cases)):
-            prepared = self._prepare(cases[at], chosen.data_set)
+            prepared = self._prepare(cases[at], arm)
             if prepared.shown.intersection(chosen.labels):
                 return cases[at], prepared
         self._quarantine([arm], f"none of its {len(cases)} cases shows it")
-        raise UnusableArm(f"{chosen.name}: {self.quarantined[arm]}")
+        raise UnusableArm(arm, f"{chosen.name}: {self.quarantined[arm]}")
 
     def _numbers(self, arm: int) -> list[int]:
         """The numbers under which the labels of an arm are kept."""
@@ -309,16 +313,17 @@ class Pool:
 
     # ---------------------------------------------------------------------------------------------------- on the grid
 
-    def _prepare(self, case: Case, data_set: DataSet) -> _Prepared:
+    def _prepare(self, case: Case, arm: int) -> _Prepared:
         if case in self._prepared:
             return self._prepared[case]
+        data_set = self.arms[arm].data_set
         labels = self._ordered_labels(data_set)
         try:
             stem, prepared, is_new = self._kept_or_made(case, labels)
         except (InputError, OSError) as error:
-            arms = [index for index, arm in enumerate(self.arms) if arm.data_set.name == data_set.name]
-            self._quarantine([arm for arm in arms if arm not in self.quarantined], str(error))
-            raise UnusableArm(str(error)) from error
+            same = [index for index, other in enumerate(self.arms) if other.data_set.name == data_set.name]
+            self._quarantine([index for index in same if index not in self.quarantined], str(error))
+            raise UnusableArm(arm, str(error)) from error
         if is_new:  # a cache that cannot be written is not the fault of the data, and stops the run
             _keep(prepared, stem)
             prepared = _read_kept(stem) or prepared

@@ -152,6 +152,68 @@ def _smooth(values: Any) -> Any:
     return (sums[high] - sums[low]) / (high - low)
 
 
+MOST_ARMS = 24
+
+
+def choices_chart(summary: Mapping[str, Any]) -> Chart:
+    """Which auxiliary data were trained with, turn by turn, and how well their gradients agreed with the target's.
+
+    `summary` is what `turns.Turns.summary` returns. Arms that were played most come first; at most `MOST_ARMS`.
+    """
+    plays = [row for row in summary["turns"] if row["turn"] > 0]
+    if not plays:
+        raise InputError("A picture of choices needs at least one turn with auxiliary data.")
+    counts = {name: sum(row["name"] == name for row in plays) for name in summary["arms"]}
+    shown = sorted(counts, key=lambda name: -counts[name])[:MOST_ARMS]
+    size = (9.6, 1.15 + 0.24 * len(shown))
+    return _drawn(size, lambda figure, theme: _draw_choices(figure, theme, plays, shown, counts, summary))
+
+
+def _draw_choices(
+    figure: Any,
+    theme: _Theme,
+    plays: Sequence[Mapping[str, Any]],
+    shown: Sequence[str],
+    counts: Mapping[str, int],
+    summary: Mapping[str, Any],
+) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    low = 0.55 / figure.get_figheight()
+    high = 1 - 0.42 / figure.get_figheight()
+    ax = figure.add_axes((0.25, low, 0.60, high - low))
+    bars = figure.add_axes((0.87, low, 0.11, high - low))
+    agreement = LinearSegmentedColormap.from_list("agreement", [theme.second, theme.third, theme.first])
+    rows = {name: at for at, name in enumerate(shown)}
+    drawn = [row for row in plays if row["name"] in rows]
+    cosines = [row["cosine"] or 0.0 for row in drawn]
+    most = max([abs(value) for value in cosines] + [0.1])
+    marks = ax.scatter(
+        [row["turn"] for row in drawn], [rows[row["name"]] for row in drawn], c=cosines, cmap=agreement, vmin=-most,
+        vmax=most, s=22, marker="s", linewidths=0,
+    )  # fmt: skip
+    left_out = summary.get("left_out", {})
+    names = [f"{name} (left out)" if name in left_out else name for name in shown]
+    ax.set_yticks(range(len(shown)), [name if len(name) < 34 else f"{name[:32]}..." for name in names])
+    ax.set_ylim(len(shown) - 0.4, -0.6)
+    ax.set_xlim(0, max(row["turn"] for row in plays) + 1)
+    ax.set_xlabel("turn", fontsize=9, color=theme.soft)
+    ax.set_title("Auxiliary data trained with, turn by turn", loc="left", fontsize=10, color=theme.ink, pad=8)
+    bars.barh(range(len(shown)), [counts[name] for name in shown], color=theme.third, height=0.55)
+    bars.set_ylim(ax.get_ylim())
+    bars.set_yticks([])
+    bars.set_title("turns", loc="left", fontsize=10, color=theme.ink, pad=8)
+    for part, grid in ((ax, "y"), (bars, "x")):
+        _quiet_axes(part, theme, grid=grid)
+    bar = figure.colorbar(
+        marks, cax=figure.add_axes((0.02, 0.16 / figure.get_figheight(), 0.14, 0.012)), orientation="horizontal"
+    )
+    bar.outline.set_visible(False)
+    bar.set_ticks([-most, most], labels=[f"{-most:.2f}", f"{most:.2f}"])
+    bar.ax.tick_params(length=0, labelsize=8, colors=theme.soft, pad=2)
+    bar.ax.set_title("agreement (cosine)", fontsize=8, color=theme.soft, pad=4)
+
+
 def bars_chart(groups: Mapping[str, Mapping[str, float]], label: str = "Dice") -> Chart:
     """Bars side by side: {"base model": {"liver": 0.61, ...}, "adapted": {...}}; the last group stands out."""
     structures = list(dict.fromkeys(name for group in groups.values() for name in group))

@@ -67,6 +67,9 @@ class AuxiliaryFiles:
 class AdaptJob:
     """Make an adapter, the file `out`, from exemplars, unlabelled targets and auxiliary data.
 
+    Auxiliary data are the `auxiliary` data sets and those in `auxiliary_folder`. `source_folder` and `target_folder`
+    hold the labelled and the unlabelled images of an adaptation from one kind of image to another.
+
     `base` is the name of a base model or a file. `recipe` holds the options that differ from the method's defaults.
     `warm_start` is an adapter to go on from. After `max_seconds` training stops and keeps the best so far. `intensity`
     is an `IntensitySpec` as a table; None is the one of `warm_start`, or what suits the first exemplar.
@@ -78,6 +81,9 @@ class AdaptJob:
     exemplars: tuple[ExemplarFiles, ...] = ()
     targets: tuple[str, ...] = _path(())
     auxiliary: tuple[AuxiliaryFiles, ...] = ()
+    auxiliary_folder: str | None = _path(None)
+    source_folder: str | None = _path(None)
+    target_folder: str | None = _path(None)
     base: str = _path("bundled")
     recipe: dict[str, Any] = field(default_factory=dict)
     warm_start: str | None = _path(None)

@@ -85,9 +85,11 @@ class _Stopwatch:
 
 def _preset(job: AdaptJob, device: torch.device) -> str | None:
     module = method(job.method)
+    recipe = from_dict(module.Recipe, job.recipe)
+    if not module.needs_base(recipe):
+        return None
     model, _ = base_models.find(job.base)
-    recipe = module.resolve(from_dict(module.Recipe, job.recipe), architecture_of(model), device)
-    return getattr(recipe, "preset", None)
+    return getattr(module.resolve(recipe, architecture_of(model), device), "preset", None)
 
 
 def _used_bytes(device: torch.device) -> int | None:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 
 from . import base_models
-from .adapter import load_adapter
+from .adapter import Adapter, load_adapter
 from .errors import InputError
 from .sam.loading import load_base
 from .sam.predictor import Predictor
+from .volume_networks import VolumePredictor, is_volume_network
 
 
 def choose_device(wanted: str, say: Callable[[str], None]) -> torch.device:
@@ -23,9 +24,26 @@ def choose_device(wanted: str, say: Callable[[str], None]) -> torch.device:
     return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
+def load_any_predictor(adapter_path: str | None, base: str | None, device: torch.device) -> Predictor | VolumePredictor:
+    """What `load_predictor` loads, or an adapter that is a 3-D network of its own; a base model means nothing to it."""
+    adapter = load_adapter(adapter_path) if adapter_path else None
+    if adapter is not None and is_volume_network(adapter):
+        return VolumePredictor(adapter, device)
+    return _promptable(adapter, adapter_path, base, device)
+
+
 def load_predictor(adapter_path: str | None, base: str | None, device: torch.device) -> Predictor:
     """An adapter on the base model it was made for (or on `base`), or a base model alone (default: the bundled one)."""
     adapter = load_adapter(adapter_path) if adapter_path else None
+    if adapter is not None and is_volume_network(adapter):
+        raise InputError(
+            f"{adapter_path} is a 3-D network, which segments whole volumes and answers no clicks; click with the base "
+            "model, or with an adapter of it."
+        )
+    return _promptable(adapter, adapter_path, base, device)
+
+
+def _promptable(adapter: Adapter | None, adapter_path: str | None, base: str | None, device: torch.device) -> Predictor:
     if adapter is None:
         return Predictor(load_base(base or "bundled", device=str(device)))
     name = base or adapter.base_model

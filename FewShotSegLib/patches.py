@@ -402,15 +402,33 @@ def onto_volume(values: Array, volume: Volume, grid: Grid) -> NDArray[np.float32
 
     Linear along each axis. For logits or probabilities; threshold afterwards.
     """
+    result, steps = _turned_back(np.asarray(values, np.float32), volume, grid)
+    for axis, size in enumerate(volume.shape):
+        weights = _linear(size, result.shape[axis], steps[axis])
+        result = np.moveaxis(np.tensordot(weights, result, axes=(1, axis)), 0, axis)
+    return np.ascontiguousarray(result)
+
+
+def labels_onto_volume(labels: Array, volume: Volume, grid: Grid) -> Array:
+    """Return labels on the grid (D, H, W) at the voxels of the volume (K, J, I): those of the nearest voxel.
+
+    Far faster and smaller than bringing back the logits of many structures, with edges a voxel of the grid rough.
+    """
+    result, steps = _turned_back(np.asarray(labels), volume, grid)
+    for axis, size in enumerate(volume.shape):
+        at = np.floor(_places_in(size, result.shape[axis], steps[axis]) + 0.5).astype(int)
+        result = np.take(result, np.clip(at, 0, result.shape[axis] - 1), axis=axis)
+    return np.ascontiguousarray(result)
+
+
+def _turned_back(values: Array, volume: Volume, grid: Grid) -> tuple[Array, list[float]]:
+    """The values with the volume's array axes, and its voxel size along each in voxels of the grid."""
     own = orientation_of(volume.affine)[::-1]  # of array axes, as the ones below
     wanted = grid.orientation[::-1]
     source = [next(axis for axis in range(3) if _alike(letter, wanted[axis])) for letter in own]
     backwards = tuple(axis for axis in range(3) if own[axis] != wanted[source[axis]])
-    result = np.flip(np.asarray(values, np.float32).transpose(source), backwards)
-    for axis, size in enumerate(volume.shape):
-        step = volume.spacing_mm[2 - axis] / grid.spacing_mm[2 - source[axis]]
-        result = np.moveaxis(np.tensordot(_linear(size, result.shape[axis], step), result, axes=(1, axis)), 0, axis)
-    return np.ascontiguousarray(result)
+    steps = [float(volume.spacing_mm[2 - axis] / grid.spacing_mm[2 - source[axis]]) for axis in range(3)]
+    return np.flip(values.transpose(source), backwards), steps
 
 
 def _alike(letter: str, other: str) -> bool:
@@ -419,5 +437,10 @@ def _alike(letter: str, other: str) -> bool:
 
 def _linear(size: int, given: int, step: float) -> NDArray[np.float32]:
     """(size, given) weights of linear interpolation, the middle of both in one place, the last values repeated."""
-    at = np.clip((np.arange(size) - (size - 1) / 2) * step + (given - 1) / 2, 0, given - 1)
+    at = _places_in(size, given, step)
     return np.clip(1 - np.abs(at[:, None] - np.arange(given)), 0, None).astype(np.float32)
+
+
+def _places_in(size: int, given: int, step: float) -> Array:
+    """Where `size` voxels lie among `given` ones that are `step` times as small, the middle of both in one place."""
+    return np.clip((np.arange(size) - (size - 1) / 2) * step + (given - 1) / 2, 0, given - 1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,15 +23,17 @@ import torch
 
 from . import base_models
 from .adapter import Adapter, card, check_base, load_adapter, save_adapter
+from .charts import choices_chart
 from .contact_sheet import contact_sheet
+from .data_sets import DataSet, data_set_of, data_sets_in
 from .errors import Cancelled, InputError
 from .evaluation import evaluate_case, evaluate_folder, summarize, write_plot, write_rows, write_summary
 from .exemplar import AXES, Exemplar, check_exemplars, load_exemplar, preflight
-from .files import known_suffix, sha256_of_array
+from .files import known_suffix, sha256_of_array, written_whole
 from .intensity import IntensitySpec
 from .job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
 from .methods import method
-from .opening import choose_device, load_predictor
+from .opening import choose_device, load_any_predictor
 from .progress import Progress, Report, silent
 from .prompt import Prompt, load_prompts
 from .quality import CUT_OFF, quality
@@ -54,7 +56,9 @@ from .sam.predictor import Predictor
 from .segmentation import Segmentation, SegmentOptions, segment, slice_axis
 from .version import __version__
 from .volume import Volume, load_labelmap, load_volume, save_labelmap, save_volume
+from .volume_networks import VolumePredictor
 
+AnyPredictor = Predictor | VolumePredictor
 STAGES = ("adapt", "segment", "evaluate")
 
 
@@ -109,16 +113,20 @@ def _adapt(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, Any]:
     recipe = from_dict(module.Recipe, job.recipe)
     with timed(timings, "load"):
         exemplars = [_exemplar(files) for files in job.exemplars]
+        auxiliary = _auxiliary(job, module)
         start = load_adapter(job.warm_start) if job.warm_start else None
     for warning in preflight(exemplars):
         notes.warn(warning)
     with timed(timings, "adapt"):
-        adapter = _fitting_adapter(job, module, recipe, exemplars, start, device, notes)
+        given = _Given(module, recipe, exemplars, auxiliary, start)
+        adapter = _fitting_adapter(job, given, device, notes)
     save_adapter(adapter, out)
-    for leftover in _checkpoints(out):
-        leftover.unlink(missing_ok=True)
+    outputs = [out, *_pictures(adapter, out)]
+    _remove_checkpoints(job)
     record = record_of(job, device.type, timings, notes.warnings)
-    record |= {"adapter": card(adapter), "metrics": dict(adapter.metrics), "outputs": checksums([out])}
+    record |= {"adapter": card(adapter), "metrics": dict(adapter.metrics), "outputs": checksums(outputs)}
+    if len(outputs) > 1:
+        record["report"] = outputs[1].name
     write_record(record, result_path(out.parent, out.stem))
     return record
 
@@ -147,6 +155,38 @@ def architecture_of(model: base_models.BaseModel) -> str:
     return "compact" if model.architecture == "compact" else "sam"
 
 
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What a method is given, apart from the job's own numbers."""
+
+    method: ModuleType
+    recipe: Any
+    exemplars: Sequence[Exemplar]
+    auxiliary: Sequence[DataSet]
+    start: Adapter | None
+
+
+def _auxiliary(job: AdaptJob, module: ModuleType) -> list[DataSet]:
+    """The auxiliary data sets of a job; a method that has no use for them says so."""
+    found = [data_set_of(files) for files in job.auxiliary]
+    if job.auxiliary_folder:
+        found += data_sets_in(Path(job.auxiliary_folder))
+    if found and "auxiliary" not in module.NEEDS:
+        raise InputError(f"The method {job.method} uses no auxiliary data; leave them out, or choose method asap.")
+    return found
+
+
+def _pictures(adapter: Adapter, out: Path) -> list[Path]:
+    """Pictures of how an adapter came to be, beside it."""
+    summary = adapter.metrics.get("auxiliary")
+    if not summary or not any(row["turn"] for row in summary["turns"]):
+        return []
+    path = out.with_name(f"{out.stem}.report.png")
+    with written_whole(path) as part:
+        part.write_bytes(choices_chart(summary).light)
+    return [path]
+
+
 def _exemplar(files: ExemplarFiles) -> Exemplar:
     axis = AXES[files.axis] if files.axis else None
     return load_exemplar(
@@ -159,21 +199,13 @@ def _exemplar(files: ExemplarFiles) -> Exemplar:
     )
 
 
-def _fitting_adapter(
-    job: AdaptJob,
-    module: ModuleType,
-    recipe: Any,
-    exemplars: Sequence[Exemplar],
-    start: Adapter | None,
-    device: torch.device,
-    notes: Notes,
-) -> Adapter:
+def _fitting_adapter(job: AdaptJob, given: _Given, device: torch.device, notes: Notes) -> Adapter:
     """Adapt, with the next smaller preset each time the GPU runs out of memory."""
-    model, _ = base_models.find(job.base)
-    architecture = architecture_of(model)
+    module, recipe = given.method, given.recipe
+    architecture = architecture_of(base_models.find(job.base)[0]) if module.needs_base(recipe) else "compact"
     while True:
         chosen = module.resolve(recipe, architecture, device)
-        adapter = _attempt(job, module, chosen, exemplars, start, device, notes)
+        adapter = _attempt(job, replace(given, recipe=chosen), device, notes)
         if adapter is not None:
             return adapter
         # Here, not in the handler: the exception holds every tensor of the failed attempt.
@@ -185,28 +217,23 @@ def _fitting_adapter(
         )
 
 
-def _attempt(
-    job: AdaptJob,
-    module: ModuleType,
-    recipe: Any,
-    exemplars: Sequence[Exemplar],
-    start: Adapter | None,
-    device: torch.device,
-    notes: Notes,
-) -> Adapter | None:
+def _attempt(job: AdaptJob, given: _Given, device: torch.device, notes: Notes) -> Adapter | None:
     """Adapt with a resolved recipe; None when the GPU ran out of memory."""
+    module, recipe, start = given.method, given.recipe, given.start
     checkpoint = _checkpoint(Path(job.out), recipe, device)
     try:
-        network = load_base(job.base, image_size=recipe.image_size, device=str(device))
-        if start is not None:
-            check_base(start, network.name, network.sha256)
+        network = None
+        if module.needs_base(recipe):
+            network = load_base(job.base, image_size=recipe.image_size, device=str(device))
+            if start is not None:
+                check_base(start, network.name, network.sha256)
         if checkpoint.exists():
             notes.say(f"Going on from {checkpoint.name}.")
         return module.adapt(
             network,
-            exemplars,
+            given.exemplars,
             [load_volume(path) for path in job.targets] if "targets" in module.NEEDS else (),
-            (),
+            given.auxiliary,
             recipe,
             rng=stage_rng(job.seed, "adapt"),
             report=notes,
@@ -216,16 +243,17 @@ def _attempt(
             start=start,
         )
     except torch.cuda.OutOfMemoryError:
-        checkpoint.unlink(missing_ok=True)
+        _remove_checkpoints(job)
         return None
     except Cancelled:
-        checkpoint.unlink(missing_ok=True)
+        _remove_checkpoints(job)
         raise
 
 
-def _chosen_intensity(job: AdaptJob, start: Adapter | None, network: PromptableNetwork) -> IntensitySpec | None:
+def _chosen_intensity(job: AdaptJob, start: Adapter | None, network: PromptableNetwork | None) -> IntensitySpec | None:
     if job.intensity is not None:
-        return replace(IntensitySpec.from_dict(job.intensity), scale=network.scale)
+        chosen = IntensitySpec.from_dict(job.intensity)
+        return replace(chosen, scale=network.scale) if network is not None else chosen
     return start.intensity if start else None
 
 
@@ -249,9 +277,12 @@ def _checkpoint(out: Path, recipe: Any, device: torch.device) -> Path:
     return out.with_name(f"{out.stem}{preset}.checkpoint.pt")
 
 
-def _checkpoints(out: Path) -> list[Path]:
-    pattern = re.compile(rf"{re.escape(out.stem)}(\.(cpu|\d+GB))?\.checkpoint(\.part)?\.pt")
-    return [path for path in out.parent.iterdir() if pattern.fullmatch(path.name)]
+def _remove_checkpoints(job: AdaptJob) -> None:
+    out = Path(job.out)
+    pattern = re.compile(rf"{re.escape(out.stem)}(\.(cpu|\d+GB))?\.checkpoint(\.\d+)?(\.part)?\.pt")
+    for path in list(out.parent.iterdir()):
+        if pattern.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ segment
@@ -263,7 +294,7 @@ def _segment(job: SegmentJob, device: torch.device, notes: Notes, raise_failures
     names = output_names(job.images)
     check_writable(result_path(out, names[0]))
     with timed(timings, "load"):
-        predictor = load_predictor(job.adapter, job.base, device)
+        predictor = load_any_predictor(job.adapter, job.base, device)
     records, failed = [], {}
     for number, (image, name) in enumerate(zip(job.images, names, strict=True)):
         part = replace(job, images=(image,))
@@ -293,7 +324,9 @@ def output_names(images: Sequence[str]) -> list[str]:
     return list(seen)
 
 
-def _tried(job: SegmentJob, name: str, predictor: Predictor, notes: Notes) -> tuple[dict[str, Any], Exception | None]:
+def _tried(
+    job: SegmentJob, name: str, predictor: AnyPredictor, notes: Notes
+) -> tuple[dict[str, Any], Exception | None]:
     """The record of one image, and what went wrong with it; the record of a failed image is written too."""
     try:
         return _segment_image(job, name, predictor, notes), None
@@ -301,13 +334,13 @@ def _tried(job: SegmentJob, name: str, predictor: Predictor, notes: Notes) -> tu
         raise
     except Exception as error:
         kind = "input" if isinstance(error, InputError) else "bug"
-        record = record_of(job, predictor.network.device.type, {}, notes.warnings)
+        record = record_of(job, predictor.device.type, {}, notes.warnings)
         record |= {"image": job.images[0], "error": {"kind": kind, "message": str(error)}}
         write_record(record, result_path(Path(job.out), name))
         return record, error
 
 
-def _segment_image(job: SegmentJob, name: str, predictor: Predictor, notes: Notes) -> dict[str, Any]:
+def _segment_image(job: SegmentJob, name: str, predictor: AnyPredictor, notes: Notes) -> dict[str, Any]:
     timings: dict[str, float] = {}
     out, image = Path(job.out), job.images[0]
     with timed(timings, "load"):
@@ -324,12 +357,12 @@ def _segment_image(job: SegmentJob, name: str, predictor: Predictor, notes: Note
         found = _segmentation(job, volume, prompts, predictor, notes)
     with timed(timings, "save"):
         paths = _save(found, out, name, volume)
-    axis = slice_axis(volume, predictor, prompts, _options(job))
+    axis = slice_axis(volume, predictor.adapter, prompts, _options(job))
     structures = quality(found, axis)
     for structure, row in structures.items():
         # Volumes are often cut through an organ: worth a flag in the table, not a warning each time.
         notes.warnings.extend(f"{name}: {structure} {flag}." for flag in row["flags"] if flag != CUT_OFF)
-    record = record_of(job, predictor.network.device.type, timings, notes.warnings)
+    record = record_of(job, predictor.device.type, timings, notes.warnings)
     record |= {"image": image, "digest": digest, "axis": "kji"[axis], "outputs": checksums(paths)}
     record["metrics"] = {"structures": structures}
     write_record(record, target)
@@ -337,9 +370,13 @@ def _segment_image(job: SegmentJob, name: str, predictor: Predictor, notes: Note
 
 
 def _segmentation(
-    job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predictor: Predictor, notes: Notes
+    job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predictor: AnyPredictor, notes: Notes
 ) -> Segmentation:
     options = _options(job)
+    if isinstance(predictor, VolumePredictor):
+        if prompts:
+            raise InputError("The adapter is a 3-D network, which takes no prompts; leave them out.")
+        return predictor.segment(volume, options=options, report=notes)
     try:
         return segment(volume, predictor, prompts=prompts, options=options, report=notes)
     except torch.cuda.OutOfMemoryError:
@@ -360,11 +397,10 @@ def _options(job: SegmentJob) -> SegmentOptions:
     )
 
 
-def _digest(job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predictor: Predictor) -> str:
+def _digest(job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predictor: AnyPredictor) -> str:
     """Equal for everything that decides the output."""
-    network, adapter = predictor.network, predictor.adapter
     asked = [_options(job).__dict__, [prompt.to_dict() for prompt in prompts]]
-    made_by = [__version__, network.sha256, network.image_size, adapter.digest if adapter else ""]
+    made_by = [__version__, *predictor.identity]
     return digest_of(asked, made_by, sha256_of_array(volume.array), sha256_of_array(volume.affine))
 
 

@@ -102,7 +102,7 @@ class PromptSession:
         from .suggestion import suggest_slice
 
         known, predictor = self._volume(request), self._predictor(request)
-        axis = slice_axis(known.volume, predictor, (), SegmentOptions(axis=AXES.get(request.get("axis", ""))))
+        axis = slice_axis(known.volume, predictor.adapter, (), SegmentOptions(axis=AXES.get(request.get("axis", ""))))
         found = suggest_slice(
             known.volume, predictor, axis, known=request.get("known", ()), intensity=known.intensity, report=report
         )

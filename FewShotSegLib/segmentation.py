@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.progress import Progress, Report, silent
@@ -74,7 +75,7 @@ def segment(
     """
     options = options or SegmentOptions()
     adapter = predictor.adapter
-    axis = slice_axis(volume, predictor, prompts, options)
+    axis = slice_axis(volume, adapter, prompts, options)
     if intensity is None:
         intensity = adapter.intensity if adapter else IntensitySpec.auto(volume)
     structures = _structures(predictor, prompts)
@@ -109,7 +110,8 @@ def propagate(
         )
     for prompt in prompts:
         prompt.check_inside(volume)
-    axis, adapter = slice_axis(volume, predictor, prompts, options), predictor.adapter
+    adapter = predictor.adapter
+    axis = slice_axis(volume, adapter, prompts, options)
     if intensity is None:
         intensity = adapter.intensity if adapter else IntensitySpec.auto(volume)
     learned = adapter.structures if adapter else {}
@@ -268,7 +270,7 @@ def cleaned(labels: NDArray[Any], spacing_mm: NDArray[Any], options: SegmentOpti
     return labels
 
 
-def slice_axis(volume: Volume, predictor: Predictor, prompts: Sequence[Prompt], options: SegmentOptions) -> int:
+def slice_axis(volume: Volume, adapter: Adapter | None, prompts: Sequence[Prompt], options: SegmentOptions) -> int:
     axes = {prompt.axis for prompt in prompts}
     if len(axes) > 1:
         raise InputError("The prompts lie on slices of different axes; segment with those of one axis at a time.")
@@ -281,7 +283,7 @@ def slice_axis(volume: Volume, predictor: Predictor, prompts: Sequence[Prompt], 
         return wanted
     # An adapter's axis is an array axis of its exemplars; another volume may be stored in another order, but what
     # was annotated across its acquisition plane is best read across the acquisition plane again.
-    return predictor.adapter.axis if predictor.adapter and volume.acquisition_axis == 0 else volume.acquisition_axis
+    return adapter.axis if adapter and volume.acquisition_axis == 0 else volume.acquisition_axis
 
 
 def _structures(predictor: Predictor, prompts: Sequence[Prompt]) -> dict[int, str]:

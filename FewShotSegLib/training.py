@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from FewShotSegLib.errors import InputError, StopAndKeepBest
 from FewShotSegLib.files import written_whole
 from FewShotSegLib.progress import Progress, Report
 
+MOST_SPOILED = 20
 LossAt = Callable[[int], tuple[Tensor, dict[str, float]]]
 
 
@@ -42,9 +44,11 @@ class Schedule:
     validate_every: int = 0
     patience: int = 0
     accumulate: int = 1
+    summed: bool = False  # micro-batches are added up instead of averaged
     clip_norm: float = 1.0
     ema_decay: float = 0.0
     checkpoint_seconds: float = 60.0
+    last_step: int | None = None  # to stop after, with the learning rates of `steps`
 
     def learning_rate_at(self, step: int, elapsed_seconds: float = 0.0) -> float:
         """Learning rate of a step counted from 0."""
@@ -84,6 +88,17 @@ def step_rng(seed: int, step: int) -> np.random.Generator:
     return np.random.default_rng([seed, step])
 
 
+def read_checkpoint(path: Path, identity: str) -> dict[str, Any]:
+    """The state that the run of this `identity` saved, on the CPU; damaged files and other runs' are refused."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"The checkpoint {path} is damaged ({error}); delete it to start this run anew.") from error
+    if not isinstance(state, dict) or state.get("identity") != identity:
+        raise InputError(f"The checkpoint {path} belongs to another run; delete it or choose another output.")
+    return state
+
+
 def fit(
     parameters: Mapping[str, Tensor],
     loss_at: LossAt,
@@ -112,7 +127,8 @@ def fit(
     started = time.monotonic() - run.seconds
     last_saved = time.monotonic()
     stopped_by, looked_at = "steps", -1
-    while run.step < schedule.steps:
+    last_step = min(schedule.steps, schedule.last_step or schedule.steps)
+    while run.step < last_step:
         run.seconds = time.monotonic() - started
         if schedule.max_seconds and run.seconds >= schedule.max_seconds:
             stopped_by = "time"
@@ -166,6 +182,7 @@ class _Run:
         self.best_score: float | None = None
         self.best_step = -1
         self.stale = 0
+        self.spoiled = 0  # steps in a row without a finite gradient
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
@@ -182,16 +199,28 @@ class _Run:
         for micro in range(schedule.accumulate):
             with torch.autocast(device, amp, enabled=amp is not None):
                 loss, metrics = loss_at(self.step * schedule.accumulate + micro)
-            self.scaler.scale(loss / schedule.accumulate).backward()
-            metrics["loss"] = float(loss.detach())
+            self.scaler.scale(loss if schedule.summed else loss / schedule.accumulate).backward()
+            metrics = {"loss": float(loss.detach()), **metrics}
         self.scaler.unscale_(self.optimizer)
-        if schedule.clip_norm:
-            torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), schedule.clip_norm)
-        self.scaler.step(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), schedule.clip_norm or math.inf)
+        if self.scaler.is_enabled() or torch.isfinite(norm):
+            self.scaler.step(self.optimizer)
+            self.spoiled = 0
+        else:
+            self._leave_out_step()
         self.scaler.update()
         self.step += 1
         self._follow()
         return {**metrics, "learning_rate": rate}
+
+    def _leave_out_step(self) -> None:
+        """Half precision spoils a step now and then, and such a step would spoil the network; many mean it is lost."""
+        self.spoiled += 1
+        if self.spoiled >= MOST_SPOILED:
+            raise InputError(
+                f"Training broke down: for {MOST_SPOILED} steps in a row the gradient was not finite. Choose a lower "
+                "learning_rate in the recipe, and look whether an image holds absurd values."
+            )
 
     def _follow(self) -> None:
         # The average starts short, so that the first hundred steps do not drag the random start along.
@@ -248,14 +277,7 @@ class _Run:
             torch.save(state, part)
 
     def restore(self, path: Path) -> None:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise InputError(
-                f"The checkpoint {path} is damaged ({error}); delete it to start this run anew."
-            ) from error
-        if not isinstance(state, dict) or state.get("identity") != self.identity:
-            raise InputError(f"The checkpoint {path} belongs to another run; delete it or choose another output.")
+        state = read_checkpoint(path, self.identity)
         self._load(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

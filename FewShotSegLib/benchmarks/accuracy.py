@@ -72,6 +72,7 @@ class Setting:
     slices: int
     recipe: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    image_size: int | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
         chosen.seconds, chosen.cases, chosen.slices, chosen.shots = min(chosen.seconds, 10), 1, 8, [3]
     setting = Setting(
         chosen.data, chosen.base, chosen.seconds, chosen.seed, chosen.cases, chosen.slices, tuple(chosen.recipe),
-        tuple(chosen.models),
+        tuple(chosen.models), chosen.image_size or (None if chosen.base == "bundled" else 512),
     )  # fmt: skip
     record = Path(f"{chosen.out}.jsonl")
     for name in chosen.datasets:
@@ -113,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", type=int, default=4, help="most test cases per data set")
     parser.add_argument("--slices", type=int, default=40, help="slices per test case, evenly spread")
     parser.add_argument("--base", default="bundled")
+    parser.add_argument("--image-size", type=int, metavar="PX", help="of base and adapted model; default: their own")
     parser.add_argument("--recipe", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a few minutes, to see that it runs")
@@ -129,7 +131,7 @@ def _done(record: Path) -> dict[tuple[str, int, str, str], dict[str, Any]]:
 def _cells(dataset: DataSet, shots: int, setting: Setting, done: dict[Any, Any]) -> Iterator[dict[str, Any]]:
     """One result per model and way of prompting, those already done left out; the base model is that of 0 shots."""
     chosen = exemplars(dataset, setting.data, shots) if shots else []
-    network = load_base(setting.base, image_size=None if setting.base == "bundled" else 512)
+    network = load_base(setting.base, image_size=setting.image_size)
     ways: dict[str, tuple[str, ...]] = {
         "adapted": (CLICK, FREE, CORRECTED),
         "adapted, no synthesis": (CLICK, FREE),
@@ -176,7 +178,8 @@ def _scorers(
 def _adapted(
     network: PromptableNetwork, chosen: list[Any], dataset: DataSet, setting: Setting, *, synthesis: bool
 ) -> tuple[Adapter, dict[str, Any]]:
-    recipe = with_overrides(lora.Recipe(synthesis=synthesis, estimate_folds=0, guard="off"), setting.recipe)
+    size = () if setting.image_size is None else (f"image_size={setting.image_size}",)
+    recipe = with_overrides(lora.Recipe(synthesis=synthesis, estimate_folds=0, guard="off"), (*size, *setting.recipe))
     started = time.monotonic()
     adapter = lora.adapt(
         network, chosen, recipe=recipe, rng=np.random.default_rng(setting.seed), report=silent,

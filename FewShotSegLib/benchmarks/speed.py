@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from FewShotSegLib import phantom
+from FewShotSegLib import phantom, prompted_recipe, prompted_training
 from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.benchmarks.pairing import Row, interleaved, milliseconds, ratios, spread, table
 from FewShotSegLib.benchmarks.plain import plain_copy, random_vit_b
@@ -225,8 +225,8 @@ def _training(size: Size) -> Iterator[Row]:
     """A LoRA step of ViT-B: plain against ours with the same losses, and against the preset for small GPUs."""
     network = random_vit_b(size.step_px)
     plain = plain_copy(network)
-    preset = lora.PRESETS["8GB"]
-    every_block = replace(preset, encoder_blocks=lora.ALL_BLOCKS, checkpointing=False)
+    preset = prompted_recipe.PRESETS["8GB"]
+    every_block = replace(preset, encoder_blocks=prompted_recipe.ALL_BLOCKS, checkpointing=False)
     lesson = _lesson(_source(size, size.step_px), preset.batch_size)
     name = f"LoRA step of ViT-B at {size.step_px} px, batch {preset.batch_size}: plain / ours"
     blocks = f"last {preset.encoder_blocks} blocks"
@@ -259,7 +259,7 @@ def _lesson(source: Synthesizer, batch_size: int) -> Lesson:
 
 @contextlib.contextmanager
 def _step(
-    network: PromptableNetwork, preset: lora.Preset, lesson: Lesson, amp: torch.dtype | None
+    network: PromptableNetwork, preset: prompted_recipe.Preset, lesson: Lesson, amp: torch.dtype | None
 ) -> Iterator[Callable[[], FitResult]]:
     """A training step: encode, answer the queries, go backward, update. Samples are there already."""
     recipe = lora.Recipe(encoder_blocks=preset.encoder_blocks)
@@ -267,7 +267,7 @@ def _step(
     images = images_of(samples, network, "sam")
     weights = (recipe.cross_entropy_weight, recipe.dice_weight)
     generator = torch.Generator().manual_seed(0)
-    spec = lora.adaptation_spec(recipe, network)
+    spec = prompted_recipe.adaptation_spec(recipe, network)
     adaptation = Adaptation(network, spec, sorted(phantom.STRUCTURES), generator=generator)
 
     def loss_at(_: int) -> tuple[Tensor, dict[str, float]]:
@@ -275,7 +275,7 @@ def _step(
         losses = [query_loss(network, adaptation, embedding, query, weights) for query in queries]
         return torch.stack(losses).mean(), {}
 
-    with adaptation.applied(network) as parameters, lora.checkpointing(network, preset.checkpointing):
+    with adaptation.applied(network) as parameters, prompted_training.checkpointing(network, preset.checkpointing):
         yield lambda: fit(parameters, loss_at, Schedule(1), report=silent, amp=amp)
 
 
@@ -286,7 +286,7 @@ def _synthesis(size: Size) -> Iterator[Row]:
     comparison is the stricter one.
     """
     network = load_base("bundled")
-    batch_size = lora.COMPACT.batch_size
+    batch_size = prompted_recipe.COMPACT.batch_size
     source = _source(size, network.image_size)
     numbers = itertools.count()
 
@@ -294,7 +294,7 @@ def _synthesis(size: Size) -> Iterator[Row]:
         return [source.draw(step_rng(0, next(numbers))) for _ in range(batch_size)]
 
     amp = torch.bfloat16 if bfloat16_pays() else None
-    with _threads(1), _step(network, lora.COMPACT, _lesson(source, batch_size), amp) as step:
+    with _threads(1), _step(network, prompted_recipe.COMPACT, _lesson(source, batch_size), amp) as step:
         seconds = interleaved({"step": step, "draw": draw}, 10 * size.repeats)
     note = f"{milliseconds(seconds['step'], batch_size)} / {milliseconds(seconds['draw'], batch_size)} per sample"
     name = f"synthesized / used up by training the bundled model, samples per second, batch {batch_size}, 1 thread"
@@ -366,8 +366,8 @@ def _segment(size: Size) -> Iterator[Row]:
 
 
 def _untrained_adapter(network: PromptableNetwork, intensity: IntensitySpec) -> Adapter:
-    recipe = lora.resolve(lora.Recipe(), lora.architecture_of(network), network.device)
-    spec = lora.adaptation_spec(recipe, network)
+    recipe = prompted_recipe.resolve(lora.Recipe(), prompted_recipe.architecture_of(network), network.device)
+    spec = prompted_recipe.adaptation_spec(recipe, network)
     adaptation = Adaptation(network, spec, sorted(phantom.STRUCTURES), generator=torch.Generator().manual_seed(0))
     return Adapter(
         tensors=adaptation.tensors(network), method="lora", recipe=to_dict(recipe), base_model=network.name,

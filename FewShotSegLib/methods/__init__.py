@@ -7,11 +7,11 @@ from types import ModuleType
 
 from FewShotSegLib.errors import InputError
 
-METHODS = ("lora",)
+METHODS = ("lora", "asap")
 
 
 def method(name: str) -> ModuleType:
-    """The module of a method; it offers LABEL, NEEDS, Recipe and adapt()."""
+    """The module of a method; it offers LABEL, NEEDS, Recipe, needs_base(), resolve(), smaller_preset() and adapt()."""
     if name not in METHODS:
         raise InputError(f"Unknown method {name!r}; allowed are {', '.join(METHODS)}.")
     return importlib.import_module(f"FewShotSegLib.methods.{name}")

@@ -1,5 +1,7 @@
 """LoRA for SAM: q and v of the fused qkv projection, decoder attention, optional MLPs (Hu et al. 2022).
 
+Two kinds of adapter: LoRA, and Loose LoRA as we read it in GMISeg (Xu 2024, section 3.2).
+
 The base is lent. `attach` puts a wrapper in the place of each adapted Linear and leaves the Linear itself alone, also
 while merged, so `detach` gives back the very same modules with the very same bits.
 
@@ -38,8 +40,45 @@ class LowRank(nn.Module):
         return self.scale * (self.B @ self.A)
 
 
+class LooseLowRank(nn.Module):
+    """scale * W z, where z are the channel-pooled outputs of four linear layers in a row; zero at the start because W
+    is.
+
+    The layers go in -> 4 rank -> rank -> 4 rank -> out, with A1, A2, B1, B2; each output is averaged over its channels
+    to `rank` values, and W (out, 4 rank) takes the four of them together. The paper gives a figure and no formula.
+    Without an activation, which it does not mention, all of this is one matrix of rank 2 rank at most: the third and
+    fourth layer see nothing but the second. Pooling over tokens instead would lose the place of everything.
+    """
+
+    def __init__(self, base: nn.Linear, out_features: int, spec: LoraSpec, generator: torch.Generator) -> None:
+        super().__init__()
+        weight, rank, wide = base.weight, spec.rank, 4 * spec.rank
+        self.scale, self.rank = spec.scale, rank
+        self.A1 = nn.Parameter(_kaiming_uniform((wide, base.in_features), generator).to(weight))
+        self.A2 = nn.Parameter(_kaiming_uniform((rank, wide), generator).to(weight))
+        self.B1 = nn.Parameter(_kaiming_uniform((wide, rank), generator).to(weight))
+        self.B2 = nn.Parameter(_kaiming_uniform((out_features, wide), generator).to(weight))
+        self.W = nn.Parameter(weight.new_zeros(out_features, 4 * rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.pooled()), self.W) * self.scale
+
+    def pooled(self) -> Tensor:
+        """The matrix (4 rank, in) from x to z. Pooling is linear, so the wide layers never see a token."""
+        inner = self.A2 @ self.A1
+        layers = (self.A1, inner, self.B1 @ inner, self.B2 @ (self.B1 @ inner))
+        return torch.cat([F.adaptive_avg_pool1d(layer.T, self.rank).T for layer in layers])
+
+    def delta(self) -> Tensor:
+        """The change of the dense weight, (out, in)."""
+        return self.scale * (self.W @ self.pooled())
+
+
 # What the adapters of one kind are made of. Each takes (base, out_features, spec, generator).
-KINDS: dict[str, Callable[[nn.Linear, int, LoraSpec, torch.Generator], LowRank]] = {"lora": LowRank}
+KINDS: dict[str, Callable[[nn.Linear, int, LoraSpec, torch.Generator], LowRank | LooseLowRank]] = {
+    "lora": LowRank,
+    "loose": LooseLowRank,
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +87,7 @@ class LoraSpec:
 
     `alpha` None means alpha = rank, a scale of 1, as in SAMed (Zhang and Liu 2023); peft's default is 2 at rank 4.
     `encoder_blocks` None means all; few late blocks save most of the memory. `mlp` adds the encoder's MLP layers.
+    `kind` "loose" takes about six times the parameters of "lora" for twice the rank.
     """
 
     rank: int = 4

@@ -104,6 +104,16 @@ class Predictor:
             self._digest = adapter.digest
 
     @property
+    def identity(self) -> tuple[str, int, str]:
+        """All of the model that decides its answers: digests of base model and adapter, and the image size."""
+        return self.network.sha256, self.network.image_size, self._digest
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return self.network.device
+
+    @property
     def image_size(self) -> int:
         """Side length in pixels of the square the network works on."""
         return self.network.image_size

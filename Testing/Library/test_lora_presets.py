@@ -7,15 +7,17 @@ import torch
 
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.methods import METHODS, lora, method
-from FewShotSegLib.methods.lora import (
+from FewShotSegLib.prompted_recipe import (
     ALL_BLOCKS,
     PRESETS,
-    Recipe,
     adaptation_spec,
     architecture_of,
     best_preset,
     resolve,
     smaller_preset,
+)
+from FewShotSegLib.prompted_recipe import (
+    PromptedRecipe as Recipe,
 )
 from FewShotSegLib.sam.adaptation import Adaptation
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact

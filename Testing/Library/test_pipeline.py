@@ -145,6 +145,7 @@ def test_a_chosen_window_is_that_of_the_adapter(an_adapt_job: AdaptJob) -> None:
 def test_out_of_gpu_memory_steps_down_one_preset_and_says_so(
     an_adapt_job: AdaptJob, a_listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from FewShotSegLib import prompted_recipe
     from FewShotSegLib.methods import lora
 
     tried = []
@@ -157,7 +158,8 @@ def test_out_of_gpu_memory_steps_down_one_preset_and_says_so(
         return real(base, exemplars, targets, auxiliary, recipe, **rest)
 
     monkeypatch.setattr(lora, "adapt", short_of_memory)
-    monkeypatch.setattr(lora, "COMPACT", lora.PRESETS["12GB"])  # any resolution that depends on the preset
+    # Any resolution that depends on the preset.
+    monkeypatch.setattr(prompted_recipe, "COMPACT", prompted_recipe.PRESETS["12GB"])
     monkeypatch.setattr(lora, "resolve", resolve_like_sam)
     record = run(replace(an_adapt_job, recipe={**QUICK, "preset": "12GB"}), a_listener)
     assert [preset for preset, _ in tried] == ["12GB", "8GB"]

@@ -339,3 +339,25 @@ def test_the_generator_of_a_step_depends_on_seed_and_step_alone() -> None:
     draw = lambda seed, step: step_rng(seed, step).integers(2**62)  # noqa: E731
     assert draw(1, 7) == draw(1, 7)
     assert len({int(draw(seed, step)) for seed in range(4) for step in range(4)}) == 16
+
+
+# --- gradients that are not finite ----------------------------------------------------------------------------------
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing() -> None:
+    x = torch.zeros(2, requires_grad=True)
+    seen: list[list[float]] = []
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        seen.append(x.tolist())
+        return (x - 1).square().sum() * (float("nan") if step in (1, 2) else 1.0), {}
+
+    fit({"x": x}, loss_at, Schedule(5, warmup_steps=0, weight_decay=0.0), report=silent)
+    assert seen[1] == seen[2] == seen[3] != seen[4]
+    assert seen[0] != seen[1]
+
+
+def test_training_that_is_lost_ends_with_a_sentence() -> None:
+    x = torch.zeros(2, requires_grad=True)
+    with pytest.raises(InputError, match="lower learning_rate"):
+        fit({"x": x}, lambda step: ((x * float("inf")).sum(), {}), Schedule(100), report=silent)

@@ -1,0 +1,252 @@
+"""`fewshotseg benchmark asap`: how auxiliary data are chosen, side by side, on real cases.
+
+Targets are single structures with three annotated cases; arms are every other structure of the other data sets, and of
+the target's own data set, on other patients. All methods start from the same weights, take the same number of steps and
+see the same exemplars; only the choice of auxiliary data differs. Every run is kept as one line of JSON, so an
+interrupted benchmark goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from FewShotSegLib.adapter import Adapter
+from FewShotSegLib.benchmarks.datasets import DATASETS
+from FewShotSegLib.benchmarks.datasets import DataSet as Known
+from FewShotSegLib.data_sets import Case, DataSet
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.files import write_text_whole
+from FewShotSegLib.methods import asap
+from FewShotSegLib.progress import silent
+from FewShotSegLib.recipe import with_overrides
+from FewShotSegLib.volume import Volume
+from FewShotSegLib.volume_networks import VolumePredictor
+
+logger = logging.getLogger(__name__)
+
+METHODS = {
+    "Direct": "direct",
+    "GMS": "gms",
+    "MTL": "mtl",
+    "DAL (UCB1)": "dal_ucb1",
+    "DAL (EXP3)": "dal_exp3",
+    "Random": "random",
+    "ASAP": "asap",
+}
+MOST_SLICES = 48  # of a case, spread over all of it
+MOST_CASES = 6  # of an auxiliary data set
+PATCH = (12, 80, 80)
+SHOTS = 3  # fewer where the data set has no more than one case beside them
+
+
+@dataclass(frozen=True)
+class Target:
+    """A structure to learn: `cases` annotated, the others of the data set to test on, arms apart from both."""
+
+    data_set: str
+    structure: str
+    labels: tuple[int, ...]
+    spacing_mm: tuple[float, float, float]
+
+
+# Voxels at which organs are some ten voxels wide in a patch that a CPU can train on.
+TARGETS = {
+    "chaos spleen": Target("chaos", "spleen", (4,), (3.0, 3.0, 7.7)),
+    "chaos liver": Target("chaos", "liver", (1,), (2.5, 2.5, 7.7)),
+    "btcv liver": Target("btcv", "liver", (6,), (3.0, 3.0, 5.0)),
+    "btcv vessel": Target("btcv", "portal and splenic vein", (10,), (2.0, 2.0, 4.0)),
+    "ms lesions": Target("ms", "lesion", (1,), (1.0, 1.0, 3.0)),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is held equal for all methods."""
+
+    data: Path
+    steps: int
+    cases: int
+    recipe: tuple[str, ...]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the benchmark; the table goes to standard output and to `<out>.md`."""
+    chosen = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
+    if not chosen.data.is_dir():
+        raise InputError(f"There is no data folder {chosen.data}; give one with --data.")
+    setting = Setting(chosen.data, chosen.steps, chosen.cases, tuple(chosen.recipe))
+    record = Path(f"{chosen.out}.jsonl")
+    done = {_key(run) for run in _runs(record)}
+    for target in chosen.targets:
+        for network in chosen.networks:
+            for seed in range(chosen.seeds):
+                for method in chosen.methods:
+                    if (target, network, method, seed) in done:
+                        continue
+                    run = _run(TARGETS[target], method, network, seed, setting)
+                    run = {"target": target, "network": network, "method": method, "seed": seed, **run}
+                    logger.info("%s", {key: value for key, value in run.items() if key != "turns"})
+                    with record.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(run) + "\n")
+    table = _table(_runs(record), chosen.steps)
+    write_text_whole(Path(f"{chosen.out}.md"), table)
+    sys.stdout.write(table)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fewshotseg benchmark asap", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    parser.add_argument("--out", default="asap", help="prefix of the result files")
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS), metavar="NAME")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME")
+    parser.add_argument("--networks", nargs="+", default=["unet"], choices=("unet", "swinunet", "mambaunet"))
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--cases", type=int, default=4, help="most test cases per target")
+    parser.add_argument("--recipe", nargs="*", default=[], metavar="KEY=VALUE")
+    return parser
+
+
+def _runs(record: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []
+
+
+def _key(run: dict[str, Any]) -> tuple[str, str, str, int]:
+    return run["target"], run["network"], run["method"], run["seed"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- run
+
+
+def _run(target: Target, method: str, network: str, seed: int, setting: Setting) -> dict[str, Any]:
+    """Adapts once and scores the result on cases that neither exemplars nor arms have shown."""
+    known = _known(target)
+    shots, tests, rest = _split(known, setting)
+    recipe = asap.Recipe(
+        network=network, scheduler=METHODS[method], steps=setting.steps, estimate_folds=0, validate_every=0,
+        spacing_mm=target.spacing_mm, patch=PATCH,
+    )  # fmt: skip
+    recipe = with_overrides(recipe, setting.recipe)
+    started = time.monotonic()
+    adapter = asap.adapt(
+        None, [_exemplar(known, image, target) for image in shots], auxiliary=arms_for(target, setting.data, rest),
+        recipe=recipe, rng=np.random.default_rng(seed), report=silent, intensity=known.intensity,
+    )  # fmt: skip
+    seconds = time.monotonic() - started
+    scores = [score for image in tests for score in [_score(adapter, known, image, target)] if score is not None]
+    auxiliary = adapter.metrics.get("auxiliary") or {"arms": [], "turns": []}
+    return {
+        "dice": float(np.mean([d for d, _ in scores])), "iou": float(np.mean([j for _, j in scores])),
+        "cases": len(scores), "seconds": round(seconds, 1), "steps": setting.steps, "arms": len(auxiliary["arms"]),
+        "turns": [(row["turn"], row["name"], row["cosine"]) for row in auxiliary["turns"] if row["turn"] > 0],
+    }  # fmt: skip
+
+
+def _known(target: Target) -> Known:
+    """The data set with the target as its only structure."""
+    return replace(DATASETS[target.data_set], structures={value: target.structure for value in target.labels})
+
+
+def _split(known: Known, setting: Setting) -> tuple[list[Path], list[Path], list[Path]]:
+    """Exemplars, test cases, and the cases that arms of the same data set come from: all that is not tested on."""
+    images = sorted(setting.data.glob(known.images))
+    shots = min(SHOTS, len(images) - 1)
+    tests = images[shots : shots + setting.cases]
+    return images[:shots], tests, [image for image in images if image not in tests]
+
+
+def _exemplar(known: Known, image: Path, target: Target) -> Exemplar:
+    volume, labelmap = known.load(image)
+    volume, labels = _thinned(volume, labelmap.volume.array)
+    return Exemplar(volume, labels, known.structures, 0, tuple(range(len(labels))), name=image.name)
+
+
+def _thinned(volume: Volume, labels: np.ndarray) -> tuple[Volume, np.ndarray]:
+    every = max(1, -(-volume.shape[0] // MOST_SLICES))
+    affine = volume.affine.copy()
+    affine[:3, 2] *= every
+    return Volume(volume.array[::every], affine), labels[::every]
+
+
+def _score(adapter: Adapter, known: Known, image: Path, target: Target) -> tuple[float, float] | None:
+    """Dice and IoU of a case; None where the structure is not in it."""
+    volume, labelmap = known.load(image)
+    volume, labels = _thinned(volume, labelmap.volume.array)
+    truth = np.isin(labels, target.labels)
+    if not truth.any():
+        return None
+    predictor = VolumePredictor(adapter, torch.device("cpu"))
+    found = predictor.segment(volume).labelmap.volume.array > 0
+    both, either = np.count_nonzero(found & truth), np.count_nonzero(found | truth)
+    return 2 * both / (both + either), both / either
+
+
+def arms_for(target: Target, data: Path, rest: Sequence[Path]) -> list[DataSet]:
+    """Every structure of the other data sets; of the target's own the other structures, on the cases in `rest`."""
+    found = []
+    for name, known in DATASETS.items():
+        own = name == target.data_set
+        images = list(rest) if own else sorted(data.glob(known.images))
+        labels = {v: s for v, s in known.structures.items() if not (own and v in target.labels)}
+        parts: dict[str, tuple[str, ...]] = {s: (s,) for s in labels.values()}
+        if known.merged and labels:
+            (whole,) = labels.values()
+            labels = {value: f"part {value}" for value in range(1, 5)}
+            parts = {whole: tuple(labels.values())}
+        if labels:
+            found.append(DataSet(name, tuple(_case(known, image, labels) for image in images[:MOST_CASES]), parts))
+    return found
+
+
+def _case(known: Known, image: Path, labels: dict[int, str]) -> Case:
+    return Case(image, (image.parent / re.sub(*known.labels, image.name)).resolve(), labels)
+
+
+# -------------------------------------------------------------------------------------------------------------- table
+
+
+def _table(runs: Sequence[dict[str, Any]], steps: int) -> str:
+    """DSC / mIoU in percent, mean and standard deviation over seeds: the layout of the paper's Table 1."""
+    targets = [name for name in TARGETS if any(run["target"] == name for run in runs)]
+    lines = [
+        f"DSC / mIoU (%), mean and spread over seeds, {steps} steps, three shots.",
+        "",
+        "| network | method | " + " | ".join(targets) + " | mean |",
+        "|---|---|" + "---|" * (len(targets) + 1),
+    ]
+    lines += [row for network in dict.fromkeys(run["network"] for run in runs) for row in _rows(runs, network, targets)]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(runs: Sequence[dict[str, Any]], network: str, targets: Sequence[str]) -> Iterator[str]:
+    for method in METHODS:
+        cells, means = [], []
+        for target in targets:
+            own = [r for r in runs if (r["network"], r["method"], r["target"]) == (network, method, target)]
+            cells.append(_cell(own))
+            means += [float(np.mean([run["dice"] for run in own]))] if own else []
+        if means:
+            mean = f"{100 * np.mean(means):.1f}" if len(means) == len(targets) else ""
+            yield f"| {network} | {method} | " + " | ".join(cells) + f" | {mean} |"
+
+
+def _cell(runs: Sequence[dict[str, Any]]) -> str:
+    if not runs:
+        return ""
+    spread = f" ± {100 * np.std([run['dice'] for run in runs]):.1f}" if len(runs) > 1 else ""
+    return f"{100 * np.mean([run['dice'] for run in runs]):.1f}{spread} / {100 * np.mean([r['iou'] for r in runs]):.1f}"

@@ -1,0 +1,241 @@
+"""ASAP: a bandit picks the auxiliary data set that is trained with beside a few target cases, turn by turn.
+
+Yang et al., "Adapting foundation models for few-shot medical image segmentation: actively and sequentially" (ASAP).
+Every turn one *arm*, one structure of one auxiliary data set, is trained with together with the exemplars. Which one is
+decided by what it paid so far: its loss, and the cosine between its gradient and the target's (`bandit`, `turns`). The
+right data set helps more than any regularizer, the wrong one hurts; this finds out in a single run.
+
+What is adapted is a 3-D network (UNet, SwinUNet, MambaUNet, as in the paper; one per structure), or the promptable
+model with LoRA, whose arms are clicked structures. The methods that the paper compares with are other `scheduler`s of
+the same run. Departures: our reading of the bandit (see `BanditRecipe`); a turn is a few steps, not an epoch, as there
+are three cases; networks without weights of their own are trained shortly on all arms first.
+
+When to use it: a few annotated cases, and a folder of other labelled data sets. Cost: as training with one fixed
+auxiliary data set, however many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from FewShotSegLib.adapter import Adapter
+from FewShotSegLib.auxiliary import Grid, Pool
+from FewShotSegLib.bandit import PRESETS as READINGS
+from FewShotSegLib.bandit import BanditRecipe
+from FewShotSegLib.data_sets import DataSet
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.exemplar import Exemplar, check_exemplars
+from FewShotSegLib.folders import cache_folder
+from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.network_training import NetworkRecipe, adapt_networks
+from FewShotSegLib.patches import PatchRecipe
+from FewShotSegLib.progress import Report
+from FewShotSegLib.prompted_recipe import PromptedRecipe, architecture_of, smaller_preset
+from FewShotSegLib.prompted_recipe import resolve as resolve_prompted
+from FewShotSegLib.prompted_training import Lesson, adapt_prompted, synthesizer_of
+from FewShotSegLib.recipe import option
+from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.samples import click_query, images_of, on_device, query_loss
+from FewShotSegLib.schedulers import SCHEDULERS, Direct, Scheduler, scheduler_of
+from FewShotSegLib.synthesis import Sample
+from FewShotSegLib.turns import TurnRecipe, Turns, spread
+
+__all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset", "synthesizer_of"]
+
+LABEL = "ASAP: learn beside auxiliary data sets"
+NEEDS = frozenset({"exemplars", "auxiliary"})
+
+
+@dataclass(frozen=True)
+class Recipe(PromptedRecipe):
+    """Options of LoRA on the promptable model count for network "sam" only, those of patches and networks for the
+    others.
+    """
+
+    network: str = option(
+        "sam",
+        "What is adapted: the promptable model, or a 3-D network",
+        choices=("sam", "unet", "swinunet", "mambaunet"),
+    )
+    scheduler: str = option(
+        "asap", "How auxiliary data are chosen: ASAP, or a method to compare with", choices=SCHEDULERS, advanced=True
+    )
+    reading: str = option(
+        "default", "Reading of ASAP: ours (then the options below count), or the authors' paper, run or code",
+        choices=("default", "paper", "log", "released"), advanced=True,
+    )  # fmt: skip
+    bandit: BanditRecipe = field(default_factory=BanditRecipe, metadata={"help": "How an arm is valued"})
+    weight_decay: float = option(1e-7, "AdamW weight decay (ASAP: 1e-7)", min=0.0, max=1.0, advanced=True)
+    steps_per_turn: int = option(1, "Steps with the same auxiliary data", min=1, max=1000, advanced=True)
+    finish: float = option(
+        0.3,
+        "Share of the steps, at the end, that train on the exemplars alone (ASAP: 0)",
+        min=0.0,
+        max=1.0,
+        advanced=True,
+    )
+    measured_steps: int = option(1, "Steps of a turn whose gradients are compared", min=1, max=1000, advanced=True)
+    probe_batches: int = option(2, "Batches of each arm that are looked at before training", min=1, advanced=True)
+    max_cases: int = option(30, "Most cases used of an auxiliary data set (ASAP: 30)", min=1, max=10_000, advanced=True)
+    exclude: str = option("", 'Arms to leave out, "data set: structure", separated by ;', advanced=True)
+    size: str = option("small", "Size of a 3-D network", choices=("small", "paper"), advanced=True)
+    patch: tuple[int, int, int] = option((16, 96, 96), "Patch of a 3-D network: slices, rows, columns", advanced=True)
+    spacing_mm: tuple[float, float, float] | None = option(
+        None, "Voxel size (i, j, k) a 3-D network works at; none: the first exemplar's", advanced=True
+    )
+    weights: str | None = option(None, "File of weights a 3-D network starts from", advanced=True)
+    pretraining_steps: int = option(
+        200, "Steps of a 3-D network on all arms before the first turn, where it has no weights", min=0, advanced=True
+    )
+    patches: PatchRecipe = field(default_factory=PatchRecipe, metadata={"help": "How patches are drawn"})
+
+
+def needs_base(recipe: Recipe) -> bool:
+    """Whether a promptable base model is adapted."""
+    return recipe.network == "sam"
+
+
+def resolve(recipe: Recipe, architecture: str, device: torch.device) -> Recipe:
+    """The recipe with everything the preset decides filled in."""
+    resolved = resolve_prompted(recipe, architecture, device)
+    if needs_base(recipe):
+        return resolved
+    return replace(resolved, batch_size=recipe.batch_size or 2, encoder_blocks=0, checkpointing=False, pool_size=0)
+
+
+def adapt(
+    base: PromptableNetwork | None,
+    exemplars: Sequence[Exemplar],
+    targets: Sequence[Any] = (),
+    auxiliary: Sequence[DataSet] = (),
+    recipe: Recipe | None = None,
+    *,
+    rng: np.random.Generator,
+    report: Report,
+    intensity: IntensitySpec | None = None,
+    max_seconds: float | None = None,
+    checkpoint: Path | None = None,
+    start: Adapter | None = None,
+) -> Adapter:
+    """Trains an adapter for the exemplars' structures beside the auxiliary data sets. Targets are not used.
+
+    Without auxiliary data this is plain fine-tuning, bit for bit. What was chosen when, and what it paid, stands in the
+    metrics under "auxiliary".
+    """
+    architecture = architecture_of(base) if base is not None else "compact"
+    recipe = resolve(recipe or Recipe(), architecture, base.device if base is not None else torch.device("cpu"))
+    structures = check_exemplars(exemplars)
+    intensity = intensity or IntensitySpec.auto(exemplars[0].volume)
+    if base is not None:
+        intensity = replace(intensity, scale=base.scale)
+        pool = _pool(auxiliary, _slice_grid(exemplars[0], base.image_size), intensity, recipe)
+        _prepare(pool, recipe, report)
+        arms = _PromptedArms(base, pool, recipe, exemplars[0].axis) if pool else None
+        return adapt_prompted(
+            base, exemplars, recipe, method="asap", rng=rng, report=report, intensity=intensity,
+            max_seconds=max_seconds, checkpoint=checkpoint, start=start, beside=arms.beside if arms else None,
+        )  # fmt: skip
+    if start is not None:
+        raise InputError("A 3-D network does not go on from an adapter; leave the warm start out, or use network=sam.")
+    grid = Grid.of(exemplars[0].volume, recipe.patch, recipe.spacing_mm)
+    pool = _pool(auxiliary, grid, intensity, recipe)
+    _prepare(pool, recipe, report)
+    return adapt_networks(
+        exemplars, structures, pool, lambda seed: _scheduler(recipe, pool, seed), _network_recipe(recipe), grid=grid,
+        intensity=intensity, method="asap", recipe_of_method=recipe, rng=rng, report=report, max_seconds=max_seconds,
+        checkpoint=checkpoint,
+    )  # fmt: skip
+
+
+def _pool(auxiliary: Sequence[DataSet], grid: Grid, intensity: IntensitySpec, recipe: Recipe) -> Pool | None:
+    if not auxiliary:
+        return None
+    exclude = [name.strip() for name in recipe.exclude.split(";") if name.strip()]
+    return Pool(
+        auxiliary, grid, cache_folder() / "auxiliary", max_cases=recipe.max_cases, intensity=intensity,
+        foreground=recipe.patches.foreground, exclude=exclude,
+    )  # fmt: skip
+
+
+def _prepare(pool: Pool | None, recipe: Recipe, report: Report) -> None:
+    if pool is not None and recipe.scheduler != "direct":
+        pool.prepare(report)
+
+
+def _scheduler(recipe: Recipe, pool: Pool | None, seed: int) -> Scheduler:
+    rng = np.random.default_rng([seed, 3])
+    if pool is None:
+        return Direct(rng)
+    options = recipe.bandit if recipe.reading == "default" else READINGS[recipe.reading]
+    scheduler = scheduler_of(recipe.scheduler, pool.names, options, rng)
+    for arm, reason in pool.quarantined.items():
+        scheduler.quarantine(arm, reason)
+    return scheduler
+
+
+def _network_recipe(recipe: Recipe) -> NetworkRecipe:
+    return NetworkRecipe(
+        network=recipe.network, size=recipe.size, steps=recipe.steps, learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay, warmup_steps=recipe.warmup_steps, batch_size=recipe.batch_size or 1,
+        validate_every=recipe.validate_every, estimate_folds=recipe.estimate_folds, weights=recipe.weights,
+        pretraining_steps=recipe.pretraining_steps, checkpoint_seconds=recipe.checkpoint_seconds,
+        patches=recipe.patches, turns=_turn_recipe(recipe),
+    )  # fmt: skip
+
+
+def _turn_recipe(recipe: Recipe) -> TurnRecipe:
+    return TurnRecipe(
+        recipe.steps_per_turn, min(recipe.measured_steps, recipe.steps_per_turn), recipe.probe_batches,
+        alone_from=round((1 - recipe.finish) * recipe.steps),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- the promptable model
+
+
+def _slice_grid(exemplar: Exemplar, image_size: int) -> Grid:
+    """Slices of auxiliary data at the scale that the exemplar's slices have in the network, cut to its square."""
+    axes = [axis for axis in range(3) if axis != exemplar.axis]  # of the array, (k, j, i)
+    mm = np.asarray(exemplar.volume.spacing_mm, dtype=np.float64)[::-1]
+    scale = max(exemplar.volume.shape[axis] for axis in axes) / image_size
+    spacing, patch = mm.copy(), [image_size] * 3
+    spacing[axes] *= scale
+    patch[exemplar.axis] = 1
+    d, h, w = patch
+    return Grid.of(exemplar.volume, (d, h, w), spacing[::-1].tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class _PromptedArms:
+    """Arms of the promptable model: one slice, one structure of it clicked, whatever it is called."""
+
+    network: PromptableNetwork
+    pool: Pool
+    recipe: Recipe
+    axis: int
+
+    def beside(self, lesson: Lesson, parameters: Mapping[str, torch.Tensor], seed: int) -> Turns:
+        """Turns in which the exemplars' lesson is the target."""
+
+        def auxiliary(arms: Sequence[int], rng: np.random.Generator) -> torch.Tensor:
+            samples = [self._sample(arm, rng) for arm in spread(arms, self.recipe.batch_size or 1, rng)]
+            embedding = self.network.encode(images_of(samples, self.network, lesson.scale))
+            query = on_device(click_query(samples, max(self.recipe.click_prompts, 1), rng), self.network.device)
+            weights = (self.recipe.cross_entropy_weight, self.recipe.dice_weight)
+            return query_loss(self.network, lesson.adaptation, embedding, query, weights)
+
+        return Turns(
+            _scheduler(self.recipe, self.pool, seed), self.pool.names, lambda step: lesson.loss_at(step)[0], auxiliary,
+            self.network, parameters, seed=seed, recipe=_turn_recipe(self.recipe),
+            probe_scale=2.0**12 if self.network.device.type == "cuda" else 1.0,
+        )  # fmt: skip
+
+    def _sample(self, arm: int, rng: np.random.Generator) -> Sample:
+        image, mask = self.pool.sample(arm, rng)
+        return Sample(image.squeeze(self.axis), mask.squeeze(self.axis).astype(np.int32), None, {})

@@ -1,0 +1,152 @@
+"""What a promptable model is adapted with: the options of a run, and what fits which machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import torch
+
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.recipe import check, option
+from FewShotSegLib.sam.adaptation import AdaptationSpec
+from FewShotSegLib.sam.lora import KINDS, LoraSpec
+from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.synthesis import SynthesisRecipe
+
+ALL_BLOCKS = -1
+R = TypeVar("R", bound="PromptedRecipe")
+
+
+@dataclass(frozen=True)
+class PromptedRecipe:
+    """Defaults for the bundled model on a CPU; `preset` adjusts SAM ViT models to the memory there is."""
+
+    preset: str = option("auto", "Size of the work, by free GPU memory", choices=("auto", "cpu", "8GB", "12GB", "24GB"))
+    steps: int = option(400, "Most optimization steps", min=1, max=100_000)
+    learning_rate: float = option(1e-3, "Peak learning rate (Cheap Lunch: 1e-3)", min=1e-6, max=0.1, advanced=True)
+    synthesis: bool = option(
+        True, "Train on synthesized samples; off: on the exemplar slices as they are", advanced=True
+    )
+    estimate_folds: int = option(
+        2, "Exemplars left out in turn to estimate Dice; 0: no estimate", min=0, max=10, advanced=True
+    )
+    guard: str = option(
+        "warn", "If the adapter is worse than the base model", choices=("warn", "refuse", "off"), advanced=True
+    )
+    rank: int = option(4, "LoRA rank (Cheap Lunch: 4)", min=1, max=256, advanced=True)
+    alpha: float | None = option(None, "LoRA scale is alpha / rank; none: alpha = rank", advanced=True)
+    kind: str = option("lora", "Form of the low-rank update", choices=tuple(KINDS), advanced=True)
+    encoder_blocks: int | None = option(
+        None, "Last encoder blocks that get LoRA; -1 all, 0 none, none: as the preset says", min=-1, advanced=True
+    )
+    mlp: bool = option(False, "LoRA on the encoder's MLPs too", advanced=True)
+    full_decoder: bool = option(False, "Train the whole mask decoder instead of LoRA on it", advanced=True)
+    tokens: int = option(4, "Tokens learned per structure", min=1, max=64, advanced=True)
+    image_size: int | None = option(None, "Pixels of the network's square; none: as the preset says", advanced=True)
+    batch_size: int | None = option(None, "Slices per step; none: as the preset says", min=1, max=256, advanced=True)
+    accumulate: int = option(1, "Batches per optimizer step", min=1, max=64, advanced=True)
+    click_prompts: int = option(2, "Clicks and boxes per slice", min=0, max=32, advanced=True)
+    token_prompts: int = option(4, "Structure tokens per slice", min=0, max=64, advanced=True)
+    token_click_probability: float = option(
+        0.35, "Share of tokens that come with a click", min=0.0, max=1.0, advanced=True
+    )
+    correction_probability: float = option(
+        0.25, "Share of steps with a corrective click", min=0.0, max=1.0, advanced=True
+    )
+    cross_entropy_weight: float = option(1.0, "Weight of cross-entropy (Cheap Lunch: 1)", min=0.0, advanced=True)
+    dice_weight: float = option(0.8, "Weight of the Dice loss (Cheap Lunch: 0.8)", min=0.0, advanced=True)
+    weight_decay: float = option(0.1, "AdamW weight decay (SAMed: 0.1)", min=0.0, max=1.0, advanced=True)
+    warmup_steps: int = option(20, "Steps until the peak learning rate", min=0, max=10_000, advanced=True)
+    validate_every: int = option(40, "Steps between looks at held-back samples", min=0, advanced=True)
+    patience: int = option(0, "Looks without gain before stopping; 0: never", min=0, advanced=True)
+    pool_size: int | None = option(
+        None, "Samples drawn once and reused; 0: endless; none: as the preset says", min=0, advanced=True
+    )
+    checkpointing: bool | None = option(
+        None, "Recompute activations to save memory; none: as the preset says", advanced=True
+    )
+    checkpoint_seconds: float = option(20.0, "Seconds between checkpoints; 0: after every step", min=0.0, advanced=True)
+    synthesizer: SynthesisRecipe = field(default_factory=SynthesisRecipe, metadata={"help": "How samples are drawn"})
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.click_prompts + self.token_prompts == 0:
+            raise InputError("A recipe needs click_prompts or token_prompts above 0.")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What fits a machine. Blocks are the last ones of the encoder."""
+
+    encoder_blocks: int
+    image_size: int
+    batch_size: int
+    checkpointing: bool
+    pool_size: int = 0
+    free_gib: float = 0.0
+
+
+# SAM ViT models, from the largest need to the smallest; figures from micro-sam's and peft-sam's memory tables.
+PRESETS = {
+    "24GB": Preset(ALL_BLOCKS, 512, 8, False, free_gib=20.0),
+    "12GB": Preset(6, 512, 4, False, free_gib=10.0),
+    "8GB": Preset(3, 512, 2, True, free_gib=6.0),
+    # A frozen encoder sees each pooled sample once; its embedding is kept.
+    "cpu": Preset(0, 512, 2, False, pool_size=64),
+}
+COMPACT = Preset(ALL_BLOCKS, 160, 4, False)
+
+
+def resolve(recipe: R, architecture: str, device: torch.device) -> R:
+    """The recipe with everything the preset decides filled in; what the user set stays."""
+    name = recipe.preset
+    if name == "auto":
+        name = best_preset(device)
+    preset = COMPACT if architecture == "compact" else PRESETS[name]
+    return replace(
+        recipe,
+        preset=name,
+        encoder_blocks=preset.encoder_blocks if recipe.encoder_blocks is None else recipe.encoder_blocks,
+        image_size=recipe.image_size or preset.image_size,
+        batch_size=recipe.batch_size or preset.batch_size,
+        checkpointing=preset.checkpointing if recipe.checkpointing is None else recipe.checkpointing,
+        pool_size=preset.pool_size if recipe.pool_size is None else recipe.pool_size,
+    )
+
+
+def best_preset(device: torch.device) -> str:
+    """The largest preset that fits the *free* memory of the device."""
+    if device.type != "cuda":
+        return "cpu"
+    free_gib = torch.cuda.mem_get_info(device)[0] / 2**30
+    return next((name for name, preset in PRESETS.items() if free_gib >= preset.free_gib), "cpu")
+
+
+def smaller_preset(name: str) -> str | None:
+    """The preset to try when memory ran out; None when there is none."""
+    names = list(PRESETS)
+    after = names.index(name) + 1
+    return names[after] if after < len(names) else None
+
+
+def architecture_of(network: PromptableNetwork) -> str:
+    """ "compact" or "sam"."""
+    return "compact" if hasattr(network.mask_decoder, "upscale") else "sam"
+
+
+def adaptation_spec(recipe: PromptedRecipe, network: PromptableNetwork) -> AdaptationSpec:
+    """What is trained in this network."""
+    depth = len(network.image_encoder.blocks)
+    last = depth if recipe.encoder_blocks in (None, ALL_BLOCKS) else min(recipe.encoder_blocks or 0, depth)
+    lora = LoraSpec(
+        rank=recipe.rank,
+        alpha=recipe.alpha,
+        encoder_blocks=tuple(range(depth - last, depth)) or None,
+        encoder=last > 0,
+        # Something must carry LoRA; beside a frozen encoder that is the decoder even where it is trained fully.
+        decoder=not recipe.full_decoder or last == 0,
+        mlp=recipe.mlp,
+        kind=recipe.kind,
+    )
+    return AdaptationSpec(lora, recipe.tokens, recipe.full_decoder)

@@ -1,0 +1,125 @@
+"""3-D networks as adapters: what is kept of them, and segmenting volumes with them. They answer no clicks.
+
+Such an adapter has no base model. Its `architecture` says all that prediction needs:
+
+    network   arguments of `networks.build`
+    head      "binary": a network per structure, its tensors called "<label>/<name>"; "classes": one for all of them
+    grid      spacing_mm (i, j, k), patch (D, H, W), orientation: what volumes are brought to
+    anatomy   `AnatomySpace` as a table, where the network sees edges instead of intensities
+    resample  "logits" or "labels": what is brought back to the voxels of the volume
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from FewShotSegLib.adapter import Adapter
+from FewShotSegLib.auxiliary import Grid, onto_grid
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.networks import build, load_weights, weights_of
+from FewShotSegLib.patches import foreground_logit, labels_onto_volume, onto_volume, predict
+from FewShotSegLib.progress import Progress, Report, silent
+from FewShotSegLib.sam.attention import bfloat16_pays
+from FewShotSegLib.segmentation import Segmentation, SegmentOptions, cleaned
+from FewShotSegLib.volume import Labelmap, Volume
+
+Array = NDArray[Any]
+
+OVERLAP = 0.5
+
+
+def network_arguments(grid: Grid, name: str, size: str, out_channels: int = 2) -> dict[str, Any]:
+    """Arguments of `networks.build` for a network on this grid, as JSON types."""
+    spacing = [float(mm) for mm in reversed(grid.spacing_mm)]  # along D, H, W
+    return {"name": name, "size": size, "out_channels": out_channels, "patch": list(grid.patch), "spacing": spacing}
+
+
+def tensors_of(networks: Mapping[int, nn.Module]) -> dict[str, Array]:
+    """Tensors of binary networks {label: network} for an adapter."""
+    return {f"{value}/{name}": t for value, network in networks.items() for name, t in weights_of(network).items()}
+
+
+def grid_to_dict(grid: Grid) -> dict[str, Any]:
+    """A grid as JSON types."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(grid).items()}
+
+
+def grid_from_dict(values: Mapping[str, Any]) -> Grid:
+    """The grid back from JSON."""
+    i, j, k = values["spacing_mm"]
+    d, h, w = values["patch"]
+    return Grid((float(i), float(j), float(k)), (int(d), int(h), int(w)), values["orientation"])
+
+
+def is_volume_network(adapter: Adapter) -> bool:
+    """Whether an adapter is a 3-D network of its own."""
+    return not adapter.base_model and bool(adapter.architecture and "network" in adapter.architecture)
+
+
+class VolumePredictor:
+    """The networks of an adapter on a device."""
+
+    def __init__(self, adapter: Adapter, device: torch.device) -> None:
+        if not is_volume_network(adapter):
+            raise InputError(f"The adapter was made for the base model {adapter.base_model} and holds no 3-D network.")
+        self.adapter, self.device = adapter, device
+        self.architecture = dict(adapter.architecture or {})
+        self.grid = grid_from_dict(self.architecture["grid"])
+        self.identity = ("", 0, adapter.digest)
+        values = sorted(adapter.structures) if self.architecture["head"] == "binary" else [0]
+        self.networks = {value: self._network(value) for value in values}
+
+    def _network(self, value: int) -> nn.Module:
+        network = build(**self.architecture["network"])
+        prefix = f"{value}/" if value else ""
+        own = {name.removeprefix(prefix): t for name, t in self.adapter.tensors.items() if name.startswith(prefix)}
+        load_weights(network, own)
+        return network.to(self.device).eval()
+
+    def segment(
+        self, volume: Volume, *, options: SegmentOptions | None = None, report: Report = silent
+    ) -> Segmentation:
+        """Segments a volume: its structures everywhere; where they overlap the higher logit wins."""
+        options = options or SegmentOptions()
+        logits = self._logits(volume, report)  # (C, D, H, W), background first
+        values = np.array(
+            [0, *sorted(self.adapter.structures)], np.uint8 if max(self.adapter.structures) < 256 else int
+        )
+        by_logits = self.architecture.get("resample") != "labels" or options.probabilities
+        if by_logits:
+            logits = np.stack([onto_volume(channel, volume, self.grid) for channel in logits])
+        labels = values[logits.argmax(axis=0)]
+        if not by_logits:
+            labels = labels_onto_volume(labels, volume, self.grid)
+        report(Progress(1, 1, "segmented"))
+        probabilities = {}
+        if options.probabilities:
+            shares = np.exp(logits - logits.max(axis=0))
+            shares /= shares.sum(axis=0)
+            probabilities = {int(value): shares[at].astype(np.float16) for at, value in enumerate(values) if value}
+        labels = cleaned(labels, volume.spacing_mm, options)
+        return Segmentation(Labelmap(volume.like(labels), dict(self.adapter.structures)), probabilities, {})
+
+    def _logits(self, volume: Volume, report: Report) -> NDArray[np.float32]:
+        intensity = self.adapter.intensity
+        image = intensity.apply(volume.array, intensity.range_of(volume.array))
+        image, _ = onto_grid(image, np.zeros(volume.shape, bool), volume.affine, self.grid)
+        amp = torch.bfloat16 if bfloat16_pays(self.device) else None
+        found = []
+        for value, network in self.networks.items():
+            message = f"segmenting {self.adapter.structures[value]}" if value else "segmenting"
+            logits = predict(
+                network, image, self.grid.patch, overlap=OVERLAP, device=self.device, amp=amp, report=report,
+                message=message,
+            )  # fmt: skip
+            found.append(logits if not value else foreground_logit(torch.from_numpy(logits)[None])[0].numpy())
+        if 0 in self.networks:
+            return np.asarray(found[0])
+        return np.stack([np.zeros_like(found[0]), *found])

@@ -1,0 +1,237 @@
+"""ASAP on cases of discs: 3-D networks and the promptable model, beside auxiliary data sets on disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from FewShotSegLib.adapter import load_adapter
+from FewShotSegLib.data_sets import data_sets_in
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.job import AdaptJob, ExemplarFiles, SegmentJob
+from FewShotSegLib.methods import asap, lora
+from FewShotSegLib.opening import load_predictor
+from FewShotSegLib.pipeline import run
+from FewShotSegLib.progress import silent
+from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.schedulers import SCHEDULERS
+from FewShotSegLib.volume import Labelmap, load_labelmap, load_volume, save_volume
+from FewShotSegLib.volume_networks import VolumePredictor
+from Testing.conftest import DISC, QUICK, SQUARE, Listener, discs, write_discs
+
+NETWORK: dict[str, Any] = {
+    "network": "unet", "steps": 6, "patch": [4, 32, 32], "batch_size": 1, "estimate_folds": 0, "steps_per_turn": 2,
+    "measured_steps": 1, "probe_batches": 1, "pretraining_steps": 2, "validate_every": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FEWSHOTSEG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def an_auxiliary_folder(tmp_path: Path) -> Path:
+    """Two data sets with two structures each: four arms."""
+    for number, name in enumerate(("north", "south")):
+        for case in range(2):
+            write_discs(tmp_path / "auxiliary" / name, f"case {case}", 10 * number + case)
+    return tmp_path / "auxiliary"
+
+
+@pytest.fixture
+def a_job(tmp_path: Path, an_auxiliary_folder: Path, a_home: Path) -> AdaptJob:
+    image, labelmap = write_discs(tmp_path, "patient", 5)
+    exemplar = ExemplarFiles(str(image), str(labelmap), axis="k", slices="all", structures={DISC: "disc"})
+    return AdaptJob(
+        str(tmp_path / "disc.safetensors"), method="asap", exemplars=(exemplar,),
+        auxiliary_folder=str(an_auxiliary_folder), recipe=NETWORK, device="cpu",
+    )  # fmt: skip
+
+
+def segmented(job: AdaptJob, folder: Path) -> np.ndarray:
+    run(SegmentJob((job.exemplars[0].image,), str(folder), adapter=job.out))
+    return load_labelmap(folder / "patient.seg.nrrd").volume.array
+
+
+@pytest.mark.parametrize("network", ["unet", "swinunet", "mambaunet"])
+def test_a_network_is_trained_kept_and_segments(a_job: AdaptJob, tmp_path: Path, network: str) -> None:
+    record = run(replace(a_job, recipe={**NETWORK, "network": network, "patch": [4, 32, 32]}))
+    adapter = load_adapter(a_job.out)
+    assert (adapter.method, adapter.base_model, adapter.architecture["network"]["name"]) == ("asap", "", network)  # type: ignore[index]
+    assert record["metrics"]["auxiliary"]["arms"] == ["north: disc", "north: square", "south: disc", "south: square"]
+    labels = segmented(a_job, tmp_path / "out")
+    volume = load_volume(a_job.exemplars[0].image)
+    found = VolumePredictor(adapter, "cpu").segment(volume)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found.labelmap.volume.array, labels)
+    assert labels.shape == volume.shape
+
+
+def test_enough_training_finds_the_disc_in_another_patient(tmp_path: Path, an_rng: np.random.Generator) -> None:
+    cases = [discs(an_rng) for _ in range(3)]
+    exemplars = [
+        Exemplar(volume, np.where(labels == DISC, 1, 0), {1: "disc"}, 0, tuple(range(6)), name=str(number))
+        for number, (volume, labels) in enumerate(cases[:2])
+    ]
+    recipe = asap.Recipe(
+        network="unet", steps=60, patch=(4, 48, 48), batch_size=2, estimate_folds=0, learning_rate=3e-3
+    )
+    adapter = asap.adapt(None, exemplars, recipe=recipe, rng=an_rng, report=silent)
+    volume, labels = cases[2]
+    found = VolumePredictor(adapter, "cpu").segment(volume).labelmap.volume.array > 0  # type: ignore[arg-type]
+    overlap = (
+        2 * np.count_nonzero(found & (labels == DISC)) / (np.count_nonzero(found) + np.count_nonzero(labels == DISC))
+    )
+    assert overlap > 0.8
+
+
+def test_the_same_job_gives_the_same_bytes_with_and_without_a_warm_cache(a_job: AdaptJob, tmp_path: Path) -> None:
+    run(a_job)
+    again = replace(a_job, out=str(tmp_path / "again.safetensors"))
+    run(again)
+    assert Path(a_job.out).read_bytes() == Path(again.out).read_bytes()
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_way_of_choosing_runs(a_job: AdaptJob, scheduler: str) -> None:
+    record = run(replace(a_job, recipe={**NETWORK, "scheduler": scheduler}))
+    turns = record["metrics"].get("auxiliary", {"turns": []})["turns"]
+    assert bool(turns) == (scheduler not in ("direct", "mtl"))
+
+
+def test_every_structure_of_the_exemplars_gets_a_network(a_job: AdaptJob, tmp_path: Path, a_listener: Listener) -> None:
+    both = replace(a_job.exemplars[0], structures={DISC: "disc", SQUARE: "square"})
+    run(replace(a_job, exemplars=(both,)), a_listener)
+    adapter = load_adapter(a_job.out)
+    assert {name.split("/")[0] for name in adapter.tensors} == {"1", "2"}
+    assert set(np.unique(segmented(a_job, tmp_path / "out"))) <= {0, DISC, SQUARE}
+    shares = [progress.metrics["done"] for progress in a_listener.heard if "done" in progress.metrics]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+
+
+def test_exemplars_left_out_in_turn_say_how_long_to_train(a_job: AdaptJob, tmp_path: Path) -> None:
+    image, labelmap = write_discs(tmp_path, "second", 6)
+    second = replace(a_job.exemplars[0], image=str(image), labelmap=str(labelmap))
+    record = run(replace(a_job, exemplars=(*a_job.exemplars, second), recipe={**NETWORK, "estimate_folds": 2}))
+    training = record["metrics"]["structures"]["disc"]
+    assert training["best_step"] in (3, 6)
+    assert training["steps"] == training["best_step"]
+    assert 0 <= record["metrics"]["estimated_dice"]["disc"] <= 1
+    assert "left-out exemplars" in record["metrics"]["estimate"]
+
+
+def test_the_choices_are_drawn_beside_the_adapter(a_job: AdaptJob) -> None:
+    record = run(a_job)
+    picture = Path(a_job.out).with_name(record["report"])
+    assert picture.name == "disc.report.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.name in record["outputs"]
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(a_job: AdaptJob, tmp_path: Path) -> None:
+    run(a_job)
+
+    class KilledError(RuntimeError):
+        pass
+
+    again = replace(a_job, out=str(tmp_path / "again.safetensors"), recipe={**NETWORK, "checkpoint_seconds": 0.0})
+    whole = replace(again, out=str(tmp_path / "whole.safetensors"))
+    run(whole)
+    with pytest.raises(KilledError):
+        run(again, Killer(3, KilledError()))
+    assert list(tmp_path.glob("again.checkpoint*.pt"))
+    run(again)
+    assert Path(again.out).read_bytes() == Path(whole.out).read_bytes()
+    assert not list(tmp_path.glob("again.checkpoint*.pt"))
+
+
+class Killer(Listener):
+    """Stops the final training at a step."""
+
+    def __call__(self, progress: Any) -> None:
+        self.heard.append(progress)
+        if progress.message == "adapting" and progress.step == self.at_step and self.error is not None:
+            raise self.error
+
+
+def test_a_damaged_file_leaves_its_data_set_out_and_says_so(a_job: AdaptJob, caplog: pytest.LogCaptureFixture) -> None:
+    folder = Path(a_job.auxiliary_folder or "")
+    (folder / "south" / "case 1.nrrd").write_bytes(b"not an image")
+    record = run(a_job)
+    assert set(record["metrics"]["auxiliary"]["left_out"]) == {"south: disc", "south: square"}
+    assert "south: disc" in caplog.text
+
+
+def test_an_arm_can_be_left_out_by_name(a_job: AdaptJob) -> None:
+    record = run(replace(a_job, recipe={**NETWORK, "exclude": "north: disc; south: disc"}))
+    assert record["metrics"]["auxiliary"]["arms"] == ["north: square", "south: square"]
+
+
+def test_the_promptable_model_learns_beside_clicked_auxiliary_slices(
+    a_job: AdaptJob, a_tiny_base: str, tmp_path: Path
+) -> None:
+    recipe = {**QUICK, "steps_per_turn": 2, "probe_batches": 1, "steps": 6, "finish": 0.0}
+    record = run(replace(a_job, base=a_tiny_base, recipe=recipe))
+    adapter = load_adapter(a_job.out)
+    assert (adapter.method, adapter.base_model) == ("asap", "tiny")
+    rows = record["metrics"]["auxiliary"]["turns"]
+    assert [row["turn"] for row in rows] == [0, 0, 0, 0, 1, 2, 3]
+    assert any(abs(row["cosine"]) > 0 for row in rows if row["cosine"] is not None)
+    assert segmented(replace(a_job, base=a_tiny_base), tmp_path / "out").shape == (6, 64, 64)
+
+
+def test_without_auxiliary_data_it_is_lora_to_the_bit(a_tiny_sam: PromptableNetwork, an_exemplar: Exemplar) -> None:
+    options = {**QUICK, "steps": 3, "encoder_blocks": -1}
+    size = options.pop("image_size")
+    assert size == a_tiny_sam.image_size
+    one, other = (
+        module.adapt(
+            a_tiny_sam, [an_exemplar], recipe=module.Recipe(**options, weight_decay=0.0),
+            rng=np.random.default_rng(3), report=silent,
+        )
+        for module in (lora, asap)
+    )  # fmt: skip
+    assert all(np.array_equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+
+
+def test_auxiliary_data_for_a_method_without_use_for_them_are_refused(a_job: AdaptJob, a_tiny_base: str) -> None:
+    with pytest.raises(InputError, match="uses no auxiliary data"):
+        run(replace(a_job, method="lora", base=a_tiny_base, recipe=QUICK))
+
+
+def test_a_3d_network_answers_no_clicks_and_says_so(a_job: AdaptJob) -> None:
+    import torch
+
+    run(a_job)
+    with pytest.raises(InputError, match="answers no clicks"):
+        load_predictor(a_job.out, None, torch.device("cpu"))
+
+
+def test_slices_of_auxiliary_data_have_the_scale_of_the_exemplars(an_exemplar: Exemplar) -> None:
+    grid = asap._slice_grid(an_exemplar, 32)  # 64 x 64 voxels of 1 mm on 32 x 32 pixels
+    assert grid.patch == (1, 32, 32)
+    assert grid.spacing_mm == (2.0, 2.0, 4.0)
+
+
+def test_data_sets_of_the_folder_are_found(an_auxiliary_folder: Path) -> None:
+    assert [data_set.name for data_set in data_sets_in(an_auxiliary_folder)] == ["north", "south"]
+
+
+def test_a_flipped_volume_is_segmented_in_its_own_voxels(a_job: AdaptJob, tmp_path: Path) -> None:
+    run(a_job)
+    volume = load_volume(a_job.exemplars[0].image)
+    affine = volume.affine @ np.diag([1.0, 1.0, -1.0, 1.0])
+    affine[:3, 3] = (volume.affine @ [0, 0, volume.shape[0] - 1, 1])[:3]
+    save_volume(type(volume)(volume.array[::-1], affine), tmp_path / "flipped.nrrd")
+    predictor = VolumePredictor(load_adapter(a_job.out), "cpu")  # type: ignore[arg-type]
+    one = predictor.segment(volume).labelmap
+    other = predictor.segment(type(volume)(volume.array[::-1].copy(), affine)).labelmap
+    assert isinstance(one, Labelmap)
+    np.testing.assert_array_equal(one.volume.array[::-1], other.volume.array)
