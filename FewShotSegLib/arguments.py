@@ -56,11 +56,13 @@ def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example: fewshotseg adapt --exemplar "ct.nrrd=ct.seg.nrrd@k:40,52,61" --out organs.safetensors',
     )  # fmt: skip
-    adapt.add_argument("--method", default="lora", help="method of adaptation: lora (default), asap")
+    adapt.add_argument("--method", default="lora", help="method of adaptation: lora (default), asap, uda")
     adapt.add_argument(
-        "--exemplar", action="append", required=True, metavar="IMAGE=LABELMAP[@AXIS:K,K,...]", dest="exemplars",
+        "--exemplar", action="append", default=[], metavar="IMAGE=LABELMAP[@AXIS:K,K,...]", dest="exemplars",
         help="an annotated case; @k:12,14 says which slices are complete, @k:all that all are; may be repeated",
     )  # fmt: skip
+    adapt.add_argument("--source", metavar="DIR", help="folder of labelled images of another kind (method uda)")
+    adapt.add_argument("--target", metavar="DIR", help="folder of unlabelled images (method uda)")
     adapt.add_argument("--auxiliary", metavar="DIR", help="folder of labelled data sets to learn beside (method asap)")
     adapt.add_argument(
         "--structures", type=structures_from, metavar="6=liver,1=spleen", help="labels to use, and names"
@@ -153,6 +155,8 @@ def adapt_job(chosen: argparse.Namespace, recipe: dict[str, Any]) -> AdaptJob:
         method=chosen.method,
         exemplars=tuple(_exemplar(text, chosen) for text in chosen.exemplars),
         auxiliary_folder=chosen.auxiliary,
+        source_folder=chosen.source,
+        target_folder=chosen.target,
         base=chosen.base,
         recipe=recipe,
         warm_start=chosen.warm_start,

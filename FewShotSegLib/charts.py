@@ -152,6 +152,24 @@ def _smooth(values: Any) -> Any:
     return (sums[high] - sums[low]) / (high - low)
 
 
+def gallery_chart(pictures: Mapping[str, Any]) -> Chart:
+    """Pictures (H, W, 3) uint8 one below the other, each under its title."""
+    if not pictures:
+        raise InputError("A gallery needs at least one picture.")
+    heights = [9.0 * picture.shape[0] / picture.shape[1] + 0.35 for picture in pictures.values()]
+    return _drawn((9.6, sum(heights) + 0.2), lambda figure, theme: _draw_gallery(figure, theme, pictures, heights))
+
+
+def _draw_gallery(figure: Any, theme: _Theme, pictures: Mapping[str, Any], heights: Sequence[float]) -> None:
+    total, top = figure.get_figheight(), figure.get_figheight() - 0.1
+    for (title, picture), height in zip(pictures.items(), heights, strict=True):
+        ax = figure.add_axes((0.03, (top - height) / total, 0.94, (height - 0.35) / total))
+        ax.imshow(picture, interpolation="nearest", aspect="auto")
+        ax.set_axis_off()
+        ax.set_title(title, loc="left", fontsize=10, color=theme.ink, pad=5)
+        top -= height
+
+
 MOST_ARMS = 24
 
 

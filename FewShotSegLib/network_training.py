@@ -72,13 +72,12 @@ def adapt_networks(
     report: Report,
     max_seconds: float | None = None,
     checkpoint: Path | None = None,
-    device: torch.device | None = None,
+    device: torch.device,
 ) -> Adapter:
     """Trains a network per structure and returns them as one adapter. `scheduler_for` makes a scheduler from a seed.
 
     `max_seconds` is shared among structures; `checkpoint` is resumed from, structure by structure.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seed = int(rng.integers(2**31))
     networks: dict[int, nn.Module] = {}
     metrics: dict[str, Any] = {"estimated_dice": {}, "estimate": "not asked for", "structures": {}}

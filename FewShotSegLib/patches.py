@@ -90,9 +90,10 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One structure of a labelled image on the grid.
+    """A labelled image on the grid.
 
-    image (D, H, W) float32 in [0, 1]; mask (D, H, W) bool; known (D, H, W) bool, None for all of it.
+    image (D, H, W) float32 in [0, 1]; mask (D, H, W) bool of one structure, or uint8 labels of several; known (D, H, W)
+    bool, None for all of it.
     """
 
     image: Array
@@ -110,7 +111,7 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """What a network is trained on: image float32, mask and known bool, each (D, H, W)."""
+    """What a network is trained on: image float32, mask bool (or labels int64) and known bool, each (D, H, W)."""
 
     image: Tensor
     mask: Tensor
@@ -254,7 +255,8 @@ def cut(
     else:
         moved = (_part(layer, corner.astype(int), patch).to(device) for layer in layers)
     image, mask, unseen = moved
-    return Patch(_shaded(image, change), mask > 0.5, unseen < 0.5)
+    labels = mask > 0.5 if case.mask.dtype == np.bool_ else mask.round().long()
+    return Patch(_shaded(image, change), labels, unseen < 0.5)
 
 
 def _part(array: Array, corner: Array, patch: Sequence[int]) -> Tensor:

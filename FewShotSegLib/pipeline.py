@@ -23,15 +23,17 @@ import torch
 
 from . import base_models
 from .adapter import Adapter, card, check_base, load_adapter, save_adapter
-from .charts import choices_chart
+from .charts import choices_chart, gallery_chart
 from .contact_sheet import contact_sheet
 from .data_sets import DataSet, data_set_of, data_sets_in
 from .errors import Cancelled, InputError
 from .evaluation import evaluate_case, evaluate_folder, summarize, write_plot, write_rows, write_summary
 from .exemplar import AXES, Exemplar, check_exemplars, load_exemplar, preflight
 from .files import known_suffix, sha256_of_array, written_whole
+from .folders import images_in
 from .intensity import IntensitySpec
 from .job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
+from .memory_curve import MemoryCurve, gpu_memory_of
 from .methods import method
 from .opening import choose_device, load_any_predictor
 from .progress import Progress, Report, silent
@@ -113,15 +115,15 @@ def _adapt(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, Any]:
     recipe = from_dict(module.Recipe, job.recipe)
     with timed(timings, "load"):
         exemplars = [_exemplar(files) for files in job.exemplars]
-        auxiliary = _auxiliary(job, module)
+        auxiliary = _labelled_sets(job, module)
         start = load_adapter(job.warm_start) if job.warm_start else None
-    for warning in preflight(exemplars):
+    for warning in preflight(exemplars) if "exemplars" in module.NEEDS else ():
         notes.warn(warning)
     with timed(timings, "adapt"):
         given = _Given(module, recipe, exemplars, auxiliary, start)
         adapter = _fitting_adapter(job, given, device, notes)
     save_adapter(adapter, out)
-    outputs = [out, *_pictures(adapter, out)]
+    outputs = [out, *_pictures(adapter, out, notes)]
     _remove_checkpoints(job)
     record = record_of(job, device.type, timings, notes.warnings)
     record |= {"adapter": card(adapter), "metrics": dict(adapter.metrics), "outputs": checksums(outputs)}
@@ -166,24 +168,51 @@ class _Given:
     start: Adapter | None
 
 
-def _auxiliary(job: AdaptJob, module: ModuleType) -> list[DataSet]:
-    """The auxiliary data sets of a job; a method that has no use for them says so."""
+def _labelled_sets(job: AdaptJob, module: ModuleType) -> list[DataSet]:
+    """The auxiliary data sets of a job, or its labelled source; what a method has no use for is refused."""
+    given = {
+        "exemplars": job.exemplars, "auxiliary": job.auxiliary or job.auxiliary_folder, "source": job.source_folder,
+        "targets": job.targets or job.target_folder,
+    }  # fmt: skip
+    for what, value in given.items():
+        if value and what not in module.NEEDS:
+            raise InputError(
+                f"The method {job.method} uses no {_CALLED[what]}; leave it out, or choose another method."
+            )
+        if not value and what in module.NEEDS & {"source", "targets"}:
+            raise InputError(f"The method {job.method} needs {_CALLED[what]}; give it.")
     found = [data_set_of(files) for files in job.auxiliary]
-    if job.auxiliary_folder:
-        found += data_sets_in(Path(job.auxiliary_folder))
-    if found and "auxiliary" not in module.NEEDS:
-        raise InputError(f"The method {job.method} uses no auxiliary data; leave them out, or choose method asap.")
+    for folder in (job.auxiliary_folder, job.source_folder):
+        found += data_sets_in(Path(folder)) if folder else []
     return found
 
 
-def _pictures(adapter: Adapter, out: Path) -> list[Path]:
-    """Pictures of how an adapter came to be, beside it."""
-    summary = adapter.metrics.get("auxiliary")
-    if not summary or not any(row["turn"] for row in summary["turns"]):
+_CALLED = {
+    "exemplars": "exemplar: an image with one annotated slice at least",
+    "auxiliary": "auxiliary data",
+    "source": "folder with labelled source images",
+    "targets": "folder with unlabelled target images",
+}
+
+
+def _targets(job: AdaptJob) -> dict[str, Volume]:
+    """The unlabelled target volumes of a job by name."""
+    paths = [*job.targets, *(images_in(job.target_folder) if job.target_folder else ())]
+    return dict(zip(output_names(paths), map(load_volume, paths), strict=True))
+
+
+def _pictures(adapter: Adapter, out: Path, notes: Notes) -> list[Path]:
+    """How an adapter came to be, as a picture beside it; methods that have nothing to show get none."""
+    auxiliary = adapter.metrics.get("auxiliary") or {"turns": []}
+    if any(row["turn"] for row in auxiliary["turns"]):
+        chart = choices_chart(auxiliary)
+    elif notes.pictures:
+        chart = gallery_chart(notes.pictures)
+    else:
         return []
     path = out.with_name(f"{out.stem}.report.png")
     with written_whole(path) as part:
-        part.write_bytes(choices_chart(summary).light)
+        part.write_bytes(chart.light)
     return [path]
 
 
@@ -232,7 +261,7 @@ def _attempt(job: AdaptJob, given: _Given, device: torch.device, notes: Notes) -
         return module.adapt(
             network,
             given.exemplars,
-            [load_volume(path) for path in job.targets] if "targets" in module.NEEDS else (),
+            _targets(job) if "targets" in module.NEEDS else (),
             given.auxiliary,
             recipe,
             rng=stage_rng(job.seed, "adapt"),
@@ -241,6 +270,7 @@ def _attempt(job: AdaptJob, given: _Given, device: torch.device, notes: Notes) -
             max_seconds=job.max_seconds,
             checkpoint=checkpoint,
             start=start,
+            **({} if network is not None else {"device": device}),
         )
     except torch.cuda.OutOfMemoryError:
         _remove_checkpoints(job)
@@ -353,7 +383,8 @@ def _segment_image(job: SegmentJob, name: str, predictor: AnyPredictor, notes: N
         notes.say(f"{name}.seg.nrrd is there already, from the same image and adapter; not made again.")
         return {**known, "skipped": True}
     _check_not_the_input(image, out / f"{name}.seg.nrrd")
-    with timed(timings, "segment"):
+    curve = MemoryCurve(gpu_memory_of(predictor.device)) if predictor.device.type == "cuda" else None
+    with timed(timings, "segment"), curve or contextlib.nullcontext():
         found = _segmentation(job, volume, prompts, predictor, notes)
     with timed(timings, "save"):
         paths = _save(found, out, name, volume)
@@ -364,7 +395,7 @@ def _segment_image(job: SegmentJob, name: str, predictor: AnyPredictor, notes: N
         notes.warnings.extend(f"{name}: {structure} {flag}." for flag in row["flags"] if flag != CUT_OFF)
     record = record_of(job, predictor.device.type, timings, notes.warnings)
     record |= {"image": image, "digest": digest, "axis": "kji"[axis], "outputs": checksums(paths)}
-    record["metrics"] = {"structures": structures}
+    record["metrics"] = {"structures": structures} | ({"gpu_memory": curve.summary()} if curve else {})
     write_record(record, target)
     return record
 

@@ -33,6 +33,9 @@ class Progress:
         return min(max(self.step / self.total, 0.0), 1.0) if self.total > 0 else None
 
 
+STAGE = "Finished: "
+"""What the message of a picture begins with that shows a finished stage; such pictures are kept beside the result."""
+
 # The call is the cancellation point: a report may raise Cancelled, so it is made at least once per step or slice.
 Report = Callable[[Progress], None]
 

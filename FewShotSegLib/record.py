@@ -20,7 +20,7 @@ from typing import Any
 from .errors import InputError
 from .files import part_path, sha256_of_file, write_text_whole
 from .job import Job, to_dict, with_paths_from
-from .progress import Progress, Report
+from .progress import STAGE, Progress, Report
 from .version import __version__
 
 # Progress messages that begin so are kept in the record.
@@ -29,15 +29,18 @@ _PACKAGES = ("numpy", "scipy", "torch", "SimpleITK", "safetensors")
 
 
 class Notes:
-    """A report that remembers the warnings that went through it."""
+    """A report that remembers the warnings that went through it, and the pictures of finished stages by title."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self.warnings: list[str] = []
+        self.pictures: dict[str, Any] = {}
 
     def __call__(self, progress: Progress) -> None:
         if progress.message.startswith(WARNING):
             self._keep(progress.message.removeprefix(WARNING))
+        if progress.picture is not None and progress.message.startswith(STAGE):
+            self.pictures[progress.message.removeprefix(STAGE)] = progress.picture
         self._report(progress)
 
     def say(self, sentence: str) -> None:

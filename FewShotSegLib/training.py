@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ class Schedule:
     ema_decay: float = 0.0
     checkpoint_seconds: float = 60.0
     last_step: int | None = None  # to stop after, with the learning rates of `steps`
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: Nesterov momentum 0.99, as nnU-Net
 
     def learning_rate_at(self, step: int, elapsed_seconds: float = 0.0) -> float:
         """Learning rate of a step counted from 0."""
@@ -171,9 +172,11 @@ class _Run:
         self.companion = companion
         decayed = [p for p in parameters.values() if p.ndim > 1]
         others = [p for p in parameters.values() if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=schedule.learning_rate,
+        groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(groups, lr=schedule.learning_rate)
+            if schedule.optimizer == "adamw"
+            else torch.optim.SGD(groups, lr=schedule.learning_rate, momentum=0.99, nesterov=True)
         )
         on_gpu = any(p.is_cuda for p in parameters.values())
         self.scaler = torch.amp.GradScaler("cuda", enabled=on_gpu)

@@ -177,6 +177,7 @@ class Turns:
         before = 0 if turn == 1 else turn
         for arm in self.scheduler.probes(before):
             self._look(before, arm)
+        self._target_probe = None
 
     def _look(self, turn: int, arm: int) -> None:
         """Measure an arm with the network as it is."""

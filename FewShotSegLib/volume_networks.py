@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from FewShotSegLib.adapter import Adapter
+from FewShotSegLib.anatomy_space import AnatomySpace
 from FewShotSegLib.auxiliary import Grid, onto_grid
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.networks import build, load_weights, weights_of
 from FewShotSegLib.patches import foreground_logit, labels_onto_volume, onto_volume, predict
 from FewShotSegLib.progress import Progress, Report, silent
@@ -58,6 +60,15 @@ def grid_from_dict(values: Mapping[str, Any]) -> Grid:
     return Grid((float(i), float(j), float(k)), (int(d), int(h), int(w)), values["orientation"])
 
 
+def seen_by(volume: Volume, intensity: IntensitySpec, anatomy: AnatomySpace | None = None) -> Array:
+    """What a network sees of a volume, (K, J, I) in [0, 1]: its anatomy image where there is such a space, else its
+    intensities.
+    """
+    if anatomy is not None:
+        return anatomy.apply(volume).array
+    return intensity.apply(volume.array, intensity.range_of(volume.array))
+
+
 def is_volume_network(adapter: Adapter) -> bool:
     """Whether an adapter is a 3-D network of its own."""
     return not adapter.base_model and bool(adapter.architecture and "network" in adapter.architecture)
@@ -72,6 +83,8 @@ class VolumePredictor:
         self.adapter, self.device = adapter, device
         self.architecture = dict(adapter.architecture or {})
         self.grid = grid_from_dict(self.architecture["grid"])
+        anatomy = self.architecture.get("anatomy")
+        self.anatomy = AnatomySpace.from_dict(anatomy) if anatomy else None
         self.identity = ("", 0, adapter.digest)
         values = sorted(adapter.structures) if self.architecture["head"] == "binary" else [0]
         self.networks = {value: self._network(value) for value in values}
@@ -92,12 +105,11 @@ class VolumePredictor:
         values = np.array(
             [0, *sorted(self.adapter.structures)], np.uint8 if max(self.adapter.structures) < 256 else int
         )
-        by_logits = self.architecture.get("resample") != "labels" or options.probabilities
-        if by_logits:
+        if self.architecture.get("resample") == "labels" and not options.probabilities:
+            labels = labels_onto_volume(values[logits.argmax(axis=0)], volume, self.grid)
+        else:
             logits = np.stack([onto_volume(channel, volume, self.grid) for channel in logits])
-        labels = values[logits.argmax(axis=0)]
-        if not by_logits:
-            labels = labels_onto_volume(labels, volume, self.grid)
+            labels = values[logits.argmax(axis=0)]
         report(Progress(1, 1, "segmented"))
         probabilities = {}
         if options.probabilities:
@@ -108,8 +120,7 @@ class VolumePredictor:
         return Segmentation(Labelmap(volume.like(labels), dict(self.adapter.structures)), probabilities, {})
 
     def _logits(self, volume: Volume, report: Report) -> NDArray[np.float32]:
-        intensity = self.adapter.intensity
-        image = intensity.apply(volume.array, intensity.range_of(volume.array))
+        image = seen_by(volume, self.adapter.intensity, self.anatomy)
         image, _ = onto_grid(image, np.zeros(volume.shape, bool), volume.affine, self.grid)
         amp = torch.bfloat16 if bfloat16_pays(self.device) else None
         found = []

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from FewShotSegLib.adapter import Adapter
+from FewShotSegLib.benchmarks.asap_cost import costs
 from FewShotSegLib.benchmarks.datasets import DATASETS
 from FewShotSegLib.benchmarks.datasets import DataSet as Known
 from FewShotSegLib.data_sets import Case, DataSet
@@ -86,8 +87,12 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark; the table goes to standard output and to `<out>.md`."""
     chosen = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
-    if not chosen.data.is_dir():
-        raise InputError(f"There is no data folder {chosen.data}; give one with --data.")
+    if chosen.cost:
+        for network in chosen.networks:
+            sys.stdout.write(costs(network, chosen.steps, repeats=9) + "\n")
+        return 0
+    if chosen.data is None or not chosen.data.is_dir():
+        raise InputError(f"There is no data folder {chosen.data}; give one with --data, or measure time with --cost.")
     setting = Setting(chosen.data, chosen.steps, chosen.cases, tuple(chosen.recipe))
     record = Path(f"{chosen.out}.jsonl")
     done = {_key(run) for run in _runs(record)}
@@ -110,7 +115,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fewshotseg benchmark asap", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    parser.add_argument("--data", type=Path, help="folder with the data sets")
+    parser.add_argument("--cost", action="store_true", help="measure time and memory only; needs no data")
     parser.add_argument("--out", default="asap", help="prefix of the result files")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS), metavar="NAME")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME")

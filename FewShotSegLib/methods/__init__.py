@@ -7,7 +7,7 @@ from types import ModuleType
 
 from FewShotSegLib.errors import InputError
 
-METHODS = ("lora", "asap")
+METHODS = ("lora", "asap", "uda")
 
 
 def method(name: str) -> ModuleType:

@@ -122,14 +122,17 @@ def adapt(
     max_seconds: float | None = None,
     checkpoint: Path | None = None,
     start: Adapter | None = None,
+    device: torch.device | None = None,
 ) -> Adapter:
     """Trains an adapter for the exemplars' structures beside the auxiliary data sets. Targets are not used.
 
-    Without auxiliary data this is plain fine-tuning, bit for bit. What was chosen when, and what it paid, stands in the
+    A 3-D network is trained on `device` (default: the CPU), a promptable one where its base is. Without auxiliary data
+    this is plain fine-tuning, bit for bit. What was chosen when, and what it paid, stands in the
     metrics under "auxiliary".
     """
     architecture = architecture_of(base) if base is not None else "compact"
-    recipe = resolve(recipe or Recipe(), architecture, base.device if base is not None else torch.device("cpu"))
+    device = base.device if base is not None else device or torch.device("cpu")
+    recipe = resolve(recipe or Recipe(), architecture, device)
     structures = check_exemplars(exemplars)
     intensity = intensity or IntensitySpec.auto(exemplars[0].volume)
     if base is not None:
@@ -149,7 +152,7 @@ def adapt(
     return adapt_networks(
         exemplars, structures, pool, lambda seed: _scheduler(recipe, pool, seed), _network_recipe(recipe), grid=grid,
         intensity=intensity, method="asap", recipe_of_method=recipe, rng=rng, report=report, max_seconds=max_seconds,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint, device=device,
     )  # fmt: skip
 
 

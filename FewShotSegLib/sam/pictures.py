@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from FewShotSegLib.outlines import outline, outlined
 from FewShotSegLib.sam.adaptation import Adaptation, target_of
 from FewShotSegLib.sam.clicks import FIRST_PROMPT
 from FewShotSegLib.sam.network import PADDING, PromptableNetwork, PromptBatch
@@ -53,15 +54,7 @@ def _labels_found(network: PromptableNetwork, adaptation: Adaptation, images: Te
 def _drawn(
     sample: Sample, found: NDArray[np.int64], colors: Mapping[int, tuple[float, float, float]]
 ) -> NDArray[np.uint8]:
-    picture = np.repeat((255 * sample.image.clip(0, 1)).astype(np.uint8)[..., None], 3, axis=2)
-    for value, color in colors.items():
-        picture[_outline(sample.labels == value)] = TRUTH
-        picture[_outline(found == value)] = np.round(255 * np.array(color)).astype(np.uint8)
+    picture = outlined(sample.image, found, colors)
+    for value in colors:
+        picture[outline(sample.labels == value) & ~outline(found == value)] = TRUTH
     return picture
-
-
-def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels of a mask (H, W) with a neighbour outside it."""
-    padded = np.pad(mask, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inner

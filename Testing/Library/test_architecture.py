@@ -18,9 +18,10 @@ LIBRARY = ROOT / "FewShotSegLib"
 # Lowest first; a module imports from its own layer and from those above it in this list, never from those below.
 # Folders stand for all their modules. What is not listed belongs to "steps".
 LAYERS = {
-    "data": "errors version progress files image_files segments volume intensity prompt exemplar recipe adapter job",
-    "arrays": "folders data_sets slices pasting inpainting contact_sheet synthesis bandit schedulers metrics phantom "
-    "base_models",
+    "data": "errors version progress files scratch image_files segments volume intensity prompt exemplar recipe "
+    "adapter job",
+    "arrays": "folders data_sets outlines slices pasting inpainting contact_sheet synthesis bandit schedulers metrics "
+    "phantom base_models",
     "networks": "losses sam networks",
     "steps": "training gradients segmentation evaluation report auxiliary registration translation anatomy_space",
     "methods": "methods pretraining",

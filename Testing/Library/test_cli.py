@@ -179,7 +179,7 @@ def test_a_benchmark_gets_the_words_behind_its_name(monkeypatch: pytest.MonkeyPa
     [
         ([], "COMMAND"),
         (["dance"], "invalid choice"),
-        (["adapt", "--out", "a.safetensors"], "--exemplar"),
+        (["adapt", "--out", "a.safetensors"], "At least one exemplar"),
         (["segment", "x.nrrd", "--out", "o", "--axis", "z"], "invalid choice"),
         (["segment", "x.nrrd", "--out", "o", "--processes", "0"], "from 1 is needed"),
         (["adapt", "--exemplar", "a=b", "--out", "a.safetensors", "--seed", "-1"], "argument --seed"),

@@ -33,7 +33,9 @@ QUICK = {
     "pool_size": 0, "click_prompts": 2, "token_prompts": 2,
 }  # fmt: skip
 
-EVERY_METHOD = pytest.mark.parametrize("a_method", METHODS, indirect=True)
+# Methods that learn from exemplars; what learns without any is tested beside itself.
+FROM_EXEMPLARS = [name for name in METHODS if "exemplars" in method(name).NEEDS]
+EVERY_METHOD = pytest.mark.parametrize("a_method", FROM_EXEMPLARS, indirect=True)
 Adapt = Callable[..., Adapter]
 
 
@@ -71,11 +73,13 @@ def logits_of(network: PromptableNetwork, adapter: Adapter) -> bytes:
     return masks.logits.tobytes() + masks.iou.tobytes()
 
 
-@EVERY_METHOD
-def test_a_method_says_what_it_is_and_what_it_needs(a_method: ModuleType) -> None:
-    assert a_method.LABEL
-    assert set(a_method.NEEDS) <= {"exemplars", "targets", "auxiliary"}
-    assert a_method.__doc__
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_says_what_it_is_and_what_it_needs(name: str) -> None:
+    module = method(name)
+    assert module.LABEL
+    assert set(module.NEEDS) <= {"exemplars", "targets", "auxiliary", "source"}
+    assert module.__doc__
+    assert module.needs_base(module.Recipe()) in (True, False)
 
 
 @EVERY_METHOD

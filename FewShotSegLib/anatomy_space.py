@@ -1,0 +1,134 @@
+"""What CT and MR have in common: where the borders of the organs are, not how bright the organs are.
+
+The anatomy space of Zhu et al. ("A novel pseudo label-based unsupervised multiple target domain adaptation framework
+for abdominal organ segmentation", FLARE 2024, section 2.1) is the magnitude of the Sobel gradient. The paper leaves
+open how it is computed; here it is per millimetre, and scaled so that neither gain, offset nor inversion of the
+intensities changes it. One `AnatomySpace` object, kept with what was trained on it, makes training and prediction see
+the same images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .intensity import IntensitySpec
+from .volume import Volume
+
+Mode = Literal["auto", "2d", "3d"]
+
+# Beyond this ratio a voxel reaches over several tissues from slice to slice, and the difference between two slices says
+# more about the gap than about a border.
+_THICKEST = 3.0
+_ROUNDING = 1e-5  # share of the largest gradient that float32 filters may leave where an image is constant
+
+
+@dataclass(frozen=True)
+class AnatomySpace:
+    """How a volume becomes its anatomy image.
+
+    mode `3d`: all three derivatives. `2d`: the two within the slices as acquired, each slice on its own. `auto`: 3d
+    where slices are at most three times as thick as their voxels are wide. `percentile` of the foreground becomes 1,
+    what lies above it is cut off. `intensity` is applied first and decides where values saturate; None:
+    `IntensitySpec.auto` of each volume.
+    """
+
+    mode: Mode = "auto"
+    percentile: float = 99.5
+    intensity: IntensitySpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise InputError(f'The mode of the anatomy space must be auto, 2d or 3d, got "{self.mode}".')
+        number = isinstance(self.percentile, int | float) and not isinstance(self.percentile, bool)
+        if not (number and 0 < self.percentile <= 100):
+            raise InputError(f"The percentile that becomes 1 lies between 0 and 100, got {self.percentile!r}.")
+        object.__setattr__(self, "percentile", float(self.percentile))
+        if not isinstance(self.intensity, IntensitySpec | None):
+            raise InputError(f"The intensity of the anatomy space is an IntensitySpec or none, got {self.intensity!r}.")
+
+    def mode_of(self, volume: Volume) -> Mode:
+        """Return `2d` or `3d`: the mode itself, or what `auto` means for this volume."""
+        if self.mode != "auto":
+            return self.mode
+        across = volume.acquisition_axis
+        spacing = volume.spacing_mm[::-1]
+        widest = float(np.delete(spacing, across).max())
+        return "2d" if volume.shape[across] == 1 or spacing[across] > _THICKEST * widest else "3d"
+
+    def settled(self, volumes: Iterable[Volume]) -> AnatomySpace:
+        """Return the space with `auto` decided once for all: 2d as soon as one of the volumes needs it.
+
+        Two domains must be seen in the same mode, or the thickness of their slices tells them apart.
+        """
+        modes = {self.mode_of(volume) for volume in volumes}
+        return replace(self, mode="2d" if "2d" in modes else "3d") if modes else self
+
+    def apply(self, volume: Volume) -> Volume:
+        """Return the anatomy image, float32 (K, J, I) in [0, 1] in the same place; a constant volume gives zeros.
+
+        The foreground is where the gradient exceeds the mean of those that are not zero. Unlike a mask by brightness it
+        is the same for inverted contrast, and unlike all voxels it does not depend on how much air is in the picture.
+        About four float32 copies of the volume are held at a time.
+        """
+        spec = self.intensity or IntensitySpec.auto(volume)
+        image = np.stack([spec.apply(plane) for plane in volume.array]) if spec.kind == "minmax" else None
+        if image is None:
+            image = spec.apply(volume.array, spec.range_of(volume.array))
+        magnitude = gradient_magnitude(volume.like(image), in_plane=self.mode_of(volume) == "2d")
+        return volume.like(_scaled(magnitude, self.percentile))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        intensity = None if self.intensity is None else self.intensity.to_dict()
+        return {"mode": self.mode, "percentile": self.percentile, "intensity": intensity}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AnatomySpace:
+        """Return the space that `to_dict` described; unknown and missing keys are refused."""
+        if not isinstance(values, Mapping) or set(values) != {"mode", "percentile", "intensity"}:
+            raise InputError(f"An anatomy space has the keys mode, percentile and intensity, got {values!r}.")
+        intensity = None if values["intensity"] is None else IntensitySpec.from_dict(values["intensity"])
+        return cls(values["mode"], values["percentile"], intensity)
+
+
+def gradient_magnitude(volume: Volume, *, in_plane: bool = False) -> NDArray[np.float32]:
+    """Return the length (K, J, I) of the Sobel gradient in units of the volume per mm.
+
+    `in_plane`: of the two components within the slices as acquired, computed slice by slice. At the border of the
+    volume, where only one neighbour is known, the component across it counts half.
+
+    >>> ramp = np.arange(5.0) * np.ones((4, 4, 1))  # 1 per voxel of 0.5 mm
+    >>> float(gradient_magnitude(Volume(ramp, np.diag([0.5, 1, 1, 1])))[1, 1, 2])
+    2.0
+    """
+    import torch
+    from monai.transforms import SobelGradients
+
+    across = volume.acquisition_axis
+    # MONAI filters along all axes behind the first: slices take the place of channels, or the volume is the only one.
+    stack = np.moveaxis(volume.array, across, 0).astype(np.float32) if in_plane else volume.array[np.newaxis]
+    spacing = np.delete(volume.spacing_mm[::-1], across) if in_plane else volume.spacing_mm[::-1]
+    image = torch.from_numpy(np.ascontiguousarray(stack, dtype=np.float32))
+    squares = torch.zeros_like(image)
+    for axis, mm in enumerate(spacing):  # one at a time: three components at once would double the memory
+        # Normalized kernels have gain 1. Replicated borders, unlike reflected ones, also work for a single voxel.
+        sobel = SobelGradients(spatial_axes=axis, normalize_kernels=True, padding_mode="replicate")
+        squares += (torch.as_tensor(sobel(image)) / float(mm)).square_()
+    magnitude = squares.sqrt_().numpy()
+    return np.ascontiguousarray(np.moveaxis(magnitude, 0, across) if in_plane else magnitude[0])
+
+
+def _scaled(magnitude: NDArray[np.float32], percentile: float) -> NDArray[np.float32]:
+    """Return the magnitude with the percentile of its foreground at 1."""
+    some = magnitude[magnitude > _ROUNDING * magnitude.max()]
+    if not some.size:
+        return np.zeros_like(magnitude)
+    # The mean of equal values may come out a rounding error above all of them.
+    foreground = some[some >= min(some.mean(dtype=np.float64), some.max())]
+    return np.clip(magnitude / np.float32(np.percentile(foreground, percentile)), 0.0, 1.0)

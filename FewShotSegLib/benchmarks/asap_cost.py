@@ -1,0 +1,107 @@
+"""What the choice of auxiliary data costs: ASAP against training with one fixed auxiliary data set, in one run.
+
+Both take the same steps of one target and one auxiliary batch; they take turns, so what slows the machine slows both.
+Memory is the peak of what PyTorch's allocator holds in a step. Cases are noise: only time is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from FewShotSegLib.benchmarks.pairing import Spread, interleaved, ratios
+from FewShotSegLib.networks import build, parameter_count
+from FewShotSegLib.patches import patch_loss
+from FewShotSegLib.progress import silent
+from FewShotSegLib.schedulers import scheduler_of
+from FewShotSegLib.training import Schedule, fit
+from FewShotSegLib.turns import TurnRecipe, Turns
+
+PATCH = (12, 80, 80)
+BATCH = 2
+COUNTS = (5, 15, 30)
+
+
+def costs(network: str, steps: int, repeats: int) -> str:
+    """A Markdown table: time with and without the first look at all arms, and peak memory, for each number of arms."""
+    gradient_mb = parameter_count(_network(network)) * 4 / 1e6
+    lines = [
+        f"{network}, patch {' x '.join(map(str, PATCH))}, batch {BATCH}, {steps} steps; ratios to a fixed auxiliary "
+        f"data set, median and quartiles of {repeats} pairs. Its gradient has {gradient_mb:.1f} MB.",
+        "",
+        "| arms | time of a step | time of a run with the first look | peak memory over the fixed one, MB |",
+        "|---|---|---|---|",
+    ]
+    for count in COUNTS:
+        step = _ratio(network, count, steps, repeats, look=False)
+        run = _ratio(network, count, steps, repeats, look=True)
+        more = (_peak(network, "asap", count) - _peak(network, "random", 1)) / 1e6
+        lines.append(f"| {count} | {_text(step)} | {_text(run)} | {more:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _text(value: Spread) -> str:
+    return f"{value.median:.3f} ({value.low:.3f} to {value.high:.3f})"
+
+
+def _ratio(network: str, count: int, steps: int, repeats: int, *, look: bool) -> Spread:
+    runs = {
+        "asap": _run(network, "asap", count, steps, look=look),
+        "fixed": _run(network, "random", 1, steps, look=look),
+    }
+    seconds = interleaved(runs, repeats)
+    return ratios(seconds["asap"], seconds["fixed"])
+
+
+def _network(name: str) -> nn.Module:
+    return build(name, patch=PATCH, spacing=(7.7, 3.0, 3.0))
+
+
+def _run(name: str, scheduler: str, count: int, steps: int, *, look: bool) -> Callable[[], object]:
+    """A training run of `steps` steps; without `look` its arms have been looked at before."""
+    network = _network(name)
+    turns = _turns(network, scheduler, count)
+    if not look:
+        for arm in turns.scheduler.probes(0):
+            turns.scheduler.observe(0, arm, 1.0, 0.1)
+    before = turns.state()
+
+    def run() -> None:
+        turns.load_state(before)
+        parameters = dict(network.named_parameters())
+        with turns:
+            fit(parameters, turns.loss_at, turns.schedule(Schedule(steps)), report=silent)
+
+    return run
+
+
+def _turns(network: nn.Module, scheduler: str, count: int) -> Turns:
+    names = [f"arm {number}" for number in range(count)]
+    image = torch.rand(BATCH, 1, *PATCH)
+    mask = image[:, 0] > 0.8
+
+    def loss(*_: object) -> torch.Tensor:
+        return patch_loss(network(image), mask).mean()
+
+    chosen = scheduler_of(scheduler, names, None, np.random.default_rng(0))
+    return Turns(
+        chosen, names, loss, loss, network, dict(network.named_parameters()), seed=0, recipe=TurnRecipe(probe_batches=2)
+    )
+
+
+def _peak(name: str, scheduler: str, count: int) -> int:
+    """Bytes that the allocator holds at most in some steps, over what it held before."""
+    run = _run(name, scheduler, count, 3, look=True)
+    return peak_bytes(run)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most bytes that PyTorch has allocated on the CPU during `work`, over what it held before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = profiler.profiler.kineto_results.events()
+    levels = np.cumsum([event.nbytes() for event in events if event.name() == "[memory]"])
+    return int(levels.max(initial=0))

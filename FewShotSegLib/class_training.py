@@ -1,0 +1,113 @@
+"""Training one 3-D network for all structures at once, on many labelled cases: the way of nnU-Net, made small.
+
+Deep supervision with Dice + cross-entropy on patches drawn around structures (Isensee et al. 2021); what differs from
+it is in `patches.PatchRecipe`. Used where labels are many and imperfect: translated sources and pseudo-labelled
+targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from monai.losses import DiceCELoss
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from FewShotSegLib.auxiliary import Grid
+from FewShotSegLib.networks import build, load_weights, supervised, weights_of
+from FewShotSegLib.patches import Case, PatchRecipe, PatchSource, predict
+from FewShotSegLib.progress import Report, silent
+from FewShotSegLib.sam.attention import bfloat16_pays
+from FewShotSegLib.training import Schedule, fit, step_rng
+from FewShotSegLib.volume_networks import network_arguments
+
+
+@dataclass(frozen=True)
+class ClassRecipe:
+    """A training run. The paper: SGD 0.01 with momentum 0.99, poly 0.9, batch 2, 250,000 steps."""
+
+    network: str = "dynunet"
+    size: Literal["small", "paper"] = "small"
+    steps: int = 300
+    batch_size: int = 2
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 2e-3
+    weight_decay: float = 3e-5
+    patches: PatchRecipe = field(default_factory=PatchRecipe)
+
+
+def train_classes(
+    cases: Sequence[Case],
+    weights: Sequence[float],
+    grid: Grid,
+    names: Iterable[str],
+    recipe: ClassRecipe,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    start: dict[str, NDArray[np.float32]] | None = None,
+    report: Report = silent,
+    message: str = "training",
+    checkpoint: Path | None = None,
+    identity: str = "",
+) -> dict[str, NDArray[np.float32]]:
+    """Returns the weights of a network with background and one channel per name, in the order of the labels 1, 2, ...
+
+    `weights`: how often a case is drawn against the others. `start`: weights to go on from.
+    """
+    names = list(names)
+    network = class_network(grid, len(names) + 1, recipe, seed).to(device)
+    if start is not None:
+        load_weights(network, start)
+    network.train()
+    share = np.array(weights, dtype=np.float64) / np.sum(weights)
+    sources = [PatchSource([case], grid, recipe.patches, names, device) for case in cases]
+    loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
+
+    def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = step_rng(seed, step)
+        drawn = [sources[int(at)].draw(rng) for at in rng.choice(len(sources), recipe.batch_size, p=share)]
+        images, labels = (torch.stack([getattr(patch, name) for patch in drawn]) for name in ("image", "mask"))
+        logits = network(images[:, None].to(device))
+        truth = labels[:, None].to(device)
+        parts = [weight * loss(part.float(), truth) for weight, part in supervised(logits)]
+        return torch.stack(parts).sum(), {}
+
+    schedule = Schedule(
+        recipe.steps, recipe.learning_rate, recipe.weight_decay, warmup_steps=min(20, recipe.steps // 10),
+        optimizer=recipe.optimizer, clip_norm=12.0 if recipe.optimizer == "sgd" else 1.0, checkpoint_seconds=20.0,
+    )  # fmt: skip
+    fit(
+        dict(network.named_parameters()), loss_at, schedule, report=report, message=message, amp=precision(device),
+        checkpoint=checkpoint, identity=identity,
+    )  # fmt: skip
+    return weights_of(network)
+
+
+def class_network(grid: Grid, channels: int, recipe: ClassRecipe, seed: int = 0) -> nn.Module:
+    """The network, with fresh weights."""
+    return build(**network_arguments(grid, recipe.network, recipe.size, channels), seed=seed)
+
+
+def precision(device: torch.device | str) -> torch.dtype | None:
+    """Half precision where it pays."""
+    return torch.bfloat16 if bfloat16_pays(torch.device(device)) else None
+
+
+def predicted_labels(
+    weights: dict[str, NDArray[np.float32]], image: NDArray[np.float32], grid: Grid, channels: int, recipe: ClassRecipe,
+    *, device: torch.device | str = "cpu", report: Report = silent, message: str = "segmenting",
+) -> NDArray[np.uint8]:  # fmt: skip
+    """Labels (D, H, W) of an image (D, H, W) on the grid."""
+    network = class_network(grid, channels, recipe)
+    load_weights(network, weights)
+    logits = predict(
+        network.to(device), image, grid.patch, overlap=0.5, batch=2, device=device, amp=precision(device),
+        report=report, message=message,
+    )  # fmt: skip
+    return logits.argmax(axis=0).astype(np.uint8)

@@ -1,0 +1,554 @@
+"""From labelled images of one kind to unlabelled ones of another, such as CT to MR, without drawing a contour.
+
+Zhu et al., "A novel pseudo label-based unsupervised multiple target domain adaptation framework for abdominal organ
+segmentation" (FLARE 2024). Four parts: images of both kinds become *anatomy images*, their edges, and a CycleGAN makes
+the labelled ones look like the unlabelled (ASIT); a teacher trained on these labels the targets, in rounds; targets
+that the rounds disagree on borrow the labels of a similar target by registration (MDM); those that stay uncertain are
+left out (PLF). A small fast network learns from what is left.
+
+Departures, each argued where it is made: see `anatomy_space`, `translation`, `registration` and `pseudo_labels`.
+Translated volumes whose edges have drifted are not trained on. A borrowed label counts as one more round, so it is
+filtered too.
+
+When to use it: labelled CT (or any other kind) and a stack of unlabelled MR. Cost: a quarter of an hour and more on a
+CPU, by the preset; every stage is kept and not computed twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from FewShotSegLib.adapter import Adapter
+from FewShotSegLib.anatomy_space import AnatomySpace
+from FewShotSegLib.auxiliary import Grid, onto_grid
+from FewShotSegLib.class_training import ClassRecipe, predicted_labels, train_classes
+from FewShotSegLib.data_sets import DataSet
+from FewShotSegLib.edge_consistency import EdgeConsistency, drift_picture, edge_consistency
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.exemplar import load_exemplar
+from FewShotSegLib.files import sha256_of_array, written_whole
+from FewShotSegLib.folders import cache_folder
+from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.outlines import outlined
+from FewShotSegLib.patches import Case, PatchRecipe
+from FewShotSegLib.progress import STAGE, Progress, Report
+from FewShotSegLib.pseudo_labels import (
+    PseudoLabelRecipe,
+    Uncertainty,
+    Verdict,
+    ensemble,
+    filter_cases,
+    split_domains,
+    uncertainty,
+)
+from FewShotSegLib.recipe import check, option, to_dict
+from FewShotSegLib.registration import Borrowed, RegistrationRecipe, borrow_labels, size_of
+from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.segments import structure_colors
+from FewShotSegLib.translation import PRESETS as TRANSLATIONS
+from FewShotSegLib.translation import (
+    TranslationRecipe,
+    Translator,
+    load_translator,
+    save_translator,
+    train_translator,
+)
+from FewShotSegLib.volume import Volume
+from FewShotSegLib.volume_networks import grid_to_dict, network_arguments, seen_by
+
+__all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset"]
+
+LABEL = "UDA: from labelled to unlabelled images of another kind"
+NEEDS = frozenset({"source", "targets"})
+
+Array = NDArray[Any]
+Weights = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes that fit a machine."""
+
+    steps: int
+    patch: tuple[int, int, int]
+    in_plane: int  # voxels of the longer side of a target slice
+    size: str
+    translation: str
+
+
+PRESETS = {
+    "cpu": Preset(300, (16, 96, 96), 128, "small", "cpu"),
+    "gpu": Preset(3000, (32, 160, 160), 192, "paper", "gpu"),
+    "paper": Preset(250_000, (40, 224, 192), 0, "paper", "paper"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Switching parts off gives the rows of the paper's Table 7."""
+
+    preset: str = option("auto", "Size of the work", choices=("auto", *PRESETS))
+    space: str = option(
+        "anatomy", "What networks see: edges (ASIT), or intensities (plain CycleGAN)", choices=("anatomy", "intensity")
+    )
+    translate: bool = option(True, "Make the labelled images look like the unlabelled ones first")
+    rounds: int = option(3, "Teachers in turn, each trained with the labels of the one before too", min=1, max=10)
+    match: bool = option(True, "Uncertain targets borrow labels of similar ones by registration (MDM)")
+    filter: bool = option(True, "Leave out targets that stay uncertain (PLF)")
+    steps: int | None = option(None, "Training steps of each network; none: as the preset says", min=1, advanced=True)
+    patch: tuple[int, int, int] | None = option(None, "Patch; none: as the preset says", advanced=True)
+    spacing_mm: tuple[float, float, float] | None = option(
+        None, "Voxel size (i, j, k) of all work; none: the targets', in plane as the preset says", advanced=True
+    )
+    size: str = option("as preset", "Size of the network", choices=("as preset", "small", "paper"), advanced=True)
+    optimizer: str = option("adamw", "sgd: momentum 0.99, as the paper", choices=("adamw", "sgd"), advanced=True)
+    learning_rate: float = option(2e-3, "Peak learning rate (with sgd: 0.01)", min=1e-6, max=0.1, advanced=True)
+    target_share: float = option(
+        0.5, "Share of training patches from pseudo-labelled targets", min=0.0, max=1.0, advanced=True
+    )
+    drift_limit: float = option(
+        0.5, "Least agreement of edges before and after translation", min=-1.0, max=1.0, advanced=True
+    )
+    translation_steps: int | None = option(None, "Steps of the translation; none: as the preset says", min=1)
+    adversarial: str = option(
+        "lsgan", "Adversarial loss: squares (CycleGAN's code) or logarithms (eq. 1)", choices=("lsgan", "log"),
+        advanced=True,
+    )  # fmt: skip
+    cycle_weight: float = option(10.0, "Weight of coming back to the same slice", min=0.0, advanced=True)
+    identity_weight: float = option(5.0, "Weight of leaving slices alone", min=0.0, advanced=True)
+    registration: RegistrationRecipe = field(default_factory=RegistrationRecipe, metadata={"help": "How labels travel"})
+    pseudo_labels: PseudoLabelRecipe = field(
+        default_factory=lambda: PseudoLabelRecipe(drop_fraction=0.2, vote="majority"),
+        metadata={"help": "Which pseudo-labels to trust"},
+    )
+    patches: PatchRecipe = field(default_factory=PatchRecipe, metadata={"help": "How patches are drawn"})
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.filter and self.rounds < 2:
+            raise InputError(
+                f"Filtering compares at least 2 rounds, got rounds={self.rounds}; add one or set filter off."
+            )
+
+
+def needs_base(recipe: Recipe) -> bool:
+    """Whether a promptable base model is adapted."""
+    return False
+
+
+def resolve(recipe: Recipe, architecture: str, device: torch.device) -> Recipe:
+    """The recipe with everything the preset decides filled in, but the voxel size, which the targets decide."""
+    name = ("gpu" if device.type == "cuda" else "cpu") if recipe.preset == "auto" else recipe.preset
+    preset = PRESETS[name]
+    return replace(
+        recipe, preset=name, steps=recipe.steps or preset.steps, patch=recipe.patch or preset.patch,
+        size=preset.size if recipe.size == "as preset" else recipe.size,
+        translation_steps=recipe.translation_steps or TRANSLATIONS[preset.translation].steps,
+    )  # fmt: skip
+
+
+def smaller_preset(name: str) -> str | None:
+    """The preset to try when memory ran out; None when there is none."""
+    names = list(PRESETS)
+    return names[names.index(name) - 1] if names.index(name) else None
+
+
+def adapt(
+    base: PromptableNetwork | None,
+    exemplars: Sequence[Any],
+    targets: Mapping[str, Volume],
+    source: Sequence[DataSet],
+    recipe: Recipe | None = None,
+    *,
+    rng: np.random.Generator,
+    report: Report,
+    intensity: IntensitySpec | None = None,
+    max_seconds: float | None = None,
+    checkpoint: Path | None = None,
+    start: Adapter | None = None,
+    device: torch.device | None = None,
+) -> Adapter:
+    """Trains a small network for the structures of the one labelled `source`, on images like the `targets`.
+
+    `targets` {name: volume} are unlabelled. `intensity` is the targets'. Stages are kept in the cache folder, by
+    content; `checkpoint` is not needed. Metrics hold what every stage decided.
+    """
+    device = device or torch.device("cpu")
+    recipe = resolve(recipe or Recipe(), "", device)
+    if start is not None:
+        raise InputError("This method does not go on from an adapter; leave the warm start out.")
+    if max_seconds is not None:
+        raise InputError("This method has no time limit; choose fewer steps or rounds in the recipe.")
+    if len(targets) < 2:
+        raise InputError(f"At least 2 unlabelled target volumes are needed, got {len(targets)}; more are better.")
+    if len(source) != 1:
+        names = ", ".join(data_set.name for data_set in source) or "none"
+        raise InputError(
+            f"The labelled images must be one data set, got {len(source)} ({names}); choose its own folder."
+        )
+    seed = int(rng.integers(2**31))
+    run = _Run(_Sources(source[0]), dict(targets), recipe, seed, device, report, intensity)
+    weights = run.all_stages()
+    return Adapter(
+        tensors=weights,
+        method="uda",
+        recipe=to_dict(recipe),
+        base_model="",
+        base_sha256="",
+        structures=run.structures,
+        intensity=run.target_intensity,
+        image_size=max(run.grid.patch),
+        seed=seed,
+        axis=next(iter(targets.values())).acquisition_axis,
+        provenance={"source": source[0].name, "source_cases": len(source[0].cases), "targets": sorted(targets)},
+        metrics=run.metrics,
+        architecture={
+            "network": network_arguments(run.grid, run.training.network, run.training.size, len(run.structures) + 1),
+            "head": "classes",
+            "grid": grid_to_dict(run.grid),
+            "anatomy": run.anatomy.to_dict() if run.anatomy else None,
+            "resample": "labels",
+        },
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- source
+
+
+class _Sources:
+    """The labelled cases: volumes, and labels 1, 2, ... in the order of the structures."""
+
+    def __init__(self, data_set: DataSet) -> None:
+        self.volumes: dict[str, Volume] = {}
+        self.labels: dict[str, Array] = {}
+        found = [
+            load_exemplar(
+                case.image, case.labelmap, axis=0, slices="all", structures=case.structures, resample=case.resample,
+                time_index=case.time_index,
+            )
+            for case in data_set.cases
+        ]  # fmt: skip
+        names = {name for exemplar in found for name in exemplar.structures.values()}
+        wanted = data_set.structures or {name: (name,) for name in sorted(names)}
+        self.structures = dict(enumerate(wanted, start=1))
+        number_of = {label: at for at, labels in enumerate(wanted.values(), start=1) for label in labels}
+        for case, exemplar in zip(data_set.cases, found, strict=True):
+            table = np.zeros(max(exemplar.structures, default=0) + 1, np.uint8)
+            for value, name in exemplar.structures.items():
+                table[value] = number_of.get(name, 0)
+            name = case.image.name
+            self.volumes[name] = exemplar.volume
+            self.labels[name] = table[exemplar.labelmap]
+
+
+# --------------------------------------------------------------------------------------------------------------- stages
+
+
+class _Run:
+    """The stages in order. Each is kept under a digest of all that it depends on."""
+
+    def __init__(
+        self,
+        sources: _Sources,
+        targets: dict[str, Volume],
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+        report: Report,
+        intensity: IntensitySpec | None,
+    ) -> None:
+        self.sources, self.targets, self.recipe, self.seed = sources, targets, recipe, seed
+        self.device, self.report = device, report
+        self.structures = sources.structures
+        first = next(iter(targets.values()))
+        self.target_intensity = intensity or IntensitySpec.auto(first)
+        self.anatomy: AnatomySpace | None = None
+        if recipe.space == "anatomy":
+            self.anatomy = AnatomySpace().settled([*sources.volumes.values(), *targets.values()])
+        self.grid = _grid_for(first, recipe)
+        self.training = ClassRecipe(
+            size="paper" if recipe.size == "paper" else "small", steps=recipe.steps or 1, patches=recipe.patches,
+            optimizer="sgd" if recipe.optimizer == "sgd" else "adamw", learning_rate=recipe.learning_rate,
+        )  # fmt: skip
+        self.metrics: dict[str, Any] = {"stages": {}}
+        self.target_images = {name: self._image(volume, self.target_intensity) for name, volume in targets.items()}
+        self.folder = cache_folder() / "uda" / self._data_key()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def all_stages(self) -> Weights:
+        """The weights of the final network."""
+        self._stage(0, "translating")
+        cases = self._translated()
+        self._stage(1, "teaching")
+        rounds = self._rounds(cases)
+        if not (self.recipe.match or self.recipe.filter) and self.recipe.rounds == 1:
+            return self._teacher(cases, [], 1)
+        self._stage(2, "matching")
+        borrowed = self._borrowed(rounds) if self.recipe.match else {}
+        self._stage(3, "filtering")
+        labels = self._trusted(rounds, borrowed)
+        self._stage(4, "learning the small network")
+        return self._student(cases, labels)
+
+    def _stage(self, number: int, name: str) -> None:
+        self.report(Progress(number, 5, name))
+
+    def _image(self, volume: Volume, intensity: IntensitySpec) -> NDArray[np.float32]:
+        """What networks see of a volume, on the grid."""
+        image = seen_by(volume, intensity, self.anatomy)
+        return onto_grid(image, np.zeros(volume.shape, bool), volume.affine, self.grid)[0]
+
+    def _data_key(self) -> str:
+        arrays = {name: sha256_of_array(volume.array) for name, volume in self.targets.items()}
+        arrays |= {f"source {name}": sha256_of_array(volume.array) for name, volume in self.sources.volumes.items()}
+        arrays |= {f"labels {name}": sha256_of_array(labels) for name, labels in self.sources.labels.items()}
+        space = (self.anatomy.to_dict() if self.anatomy else None, self.target_intensity.to_dict())
+        return _digest(arrays, grid_to_dict(self.grid), space, self.structures, self.seed)
+
+    # ------------------------------------------------------------------------------------------------------ translation
+
+    def _translated(self) -> list[Case]:
+        """Source cases in the looks of the targets; those whose edges drifted are left out."""
+        cases = []
+        for name, volume in self.sources.volumes.items():
+            image = seen_by(volume, IntensitySpec.auto(volume), self.anatomy)
+            image, labels = onto_grid(image, self.sources.labels[name], volume.affine, self.grid)
+            cases.append(Case(image, labels.astype(np.uint8), None, self.grid.spacing_mm, name))
+        if not self.recipe.translate:
+            self.metrics["stages"]["translation"] = {"translated": False}
+            return cases
+        translator = self._translator(cases)
+        kept: list[Case] = []
+        found: dict[str, Any] = {}
+        shown: list[tuple[float, Case, Array, int]] = []
+        for case in cases:
+            image = translator.translate(case.image, report=self.report)
+            drift = self._drift(case.image, image)
+            found[case.name] = {"agreement": drift.score, "rejected": drift.reason}
+            if drift.accepted:
+                kept.append(replace(case, image=image))
+            if drift.worst_slice is not None:
+                shown.append((drift.score, case, image, drift.worst_slice))
+        self._show_drift(sorted(shown, key=lambda row: row[0])[:2])
+        self.metrics["stages"]["translation"] = {"translated": True, "cases": found}
+        if not kept:
+            raise InputError(
+                "The translation moved the anatomy of every labelled volume, so none can be learned from. Train it "
+                "longer (translation_steps), lower drift_limit, or switch translate off."
+            )
+        return kept
+
+    def _show_drift(self, shown: Sequence[tuple[float, Case, Array, int]]) -> None:
+        """The volumes that kept their anatomy least, each at its worst slice."""
+        rows = [
+            drift_picture(case.image[at], image[at], self._edges(case.image)[at], self._edges(image)[at])
+            for _, case, image, at in shown
+        ]
+        self._show(
+            "Translation: labelled image, translated, edges before (red) and after (cyan); the worst slices", rows
+        )
+
+    def _show(self, title: str, rows: Sequence[NDArray[np.uint8]]) -> None:
+        """A picture of a finished stage: rows of equal width, as far as they are."""
+        if rows:
+            width = max(row.shape[1] for row in rows)
+            rows = [np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0))) for row in rows]
+            self.report(Progress(0, 0, f"{STAGE}{title}", picture=np.concatenate(rows)))
+
+    def _slice_with(self, name: str, found: Sequence[Array]) -> NDArray[np.uint8]:
+        """The slice of a target that shows most, once for each of several labelmaps."""
+        at = int(np.argmax(sum(np.count_nonzero(labels, axis=(1, 2)) for labels in found)))
+        colors = structure_colors(self.structures)
+        return np.concatenate([outlined(self.target_images[name][at], labels[at], colors) for labels in found], axis=1)
+
+    def _edges(self, image: Array) -> Array:
+        """Anatomy images of arrays on the grid; in anatomy space they are ones already."""
+        if self.anatomy is not None:
+            return image
+        volume = Volume(image, np.diag([*self.grid.spacing_mm, 1.0]))
+        return AnatomySpace("2d", intensity=IntensitySpec("window", 0.0, 1.0)).apply(volume).array
+
+    def _drift(self, before: Array, after: Array) -> EdgeConsistency:
+        return edge_consistency(self._edges(before), self._edges(after), threshold=self.recipe.drift_limit)
+
+    def _translator(self, cases: Sequence[Case]) -> Translator:
+        recipe = self._translation_recipe()
+        key = _digest(to_dict(recipe))
+        path = self.folder / f"translator-{key}.safetensors"
+        if path.is_file():
+            return load_translator(path, self.device)
+        checkpoint = path.with_suffix(".ckpt")
+        translator = train_translator(
+            [case.image for case in cases], list(self.target_images.values()), recipe, seed=self.seed,
+            device=self.device, report=self.report, checkpoint=checkpoint, identity=key,
+        )  # fmt: skip
+        save_translator(translator, path)
+        checkpoint.unlink(missing_ok=True)
+        return translator
+
+    def _translation_recipe(self) -> TranslationRecipe:
+        recipe = self.recipe
+        # Edges of both kinds are much alike, so learning starts from no change; intensities may have to be inverted.
+        return replace(
+            TRANSLATIONS[PRESETS[recipe.preset].translation], skip=self.anatomy is not None,
+            steps=recipe.translation_steps or 1, cycle_weight=recipe.cycle_weight,
+            identity_weight=recipe.identity_weight, adversarial="log" if recipe.adversarial == "log" else "lsgan",
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------------------------------------------------- rounds
+
+    def _rounds(self, cases: Sequence[Case]) -> dict[str, list[NDArray[np.uint8]]]:
+        """Labels of each target (D, H, W), one per round, oldest first."""
+        found: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in self.targets}
+        for number in range(1, self.recipe.rounds + 1):
+            taught = [
+                Case(image, found[name][-1], None, self.grid.spacing_mm, name)
+                for name, image in self.target_images.items()
+                if number > 1 and found[name][-1].any()
+            ]
+            weights = self._teacher(cases, taught, number)
+            for name, image in self.target_images.items():
+                found[name].append(self._labels(weights, image, name, number))
+        names = list(found)[:: max(len(found) // 3, 1)][:3]
+        self._show("Teachers: labels of each round, oldest first", [self._slice_with(n, found[n]) for n in names])
+        return found
+
+    def _teacher(self, cases: Sequence[Case], taught: Sequence[Case], number: int) -> Weights:
+        return self._trained(cases, taught, f"teacher {number}", self.seed + number)
+
+    def _trained(self, cases: Sequence[Case], taught: Sequence[Case], name: str, seed: int) -> Weights:
+        """Weights of a network taught by sources and by labelled targets; kept."""
+        digests = [sha256_of_array(case.image) + sha256_of_array(case.mask) for case in [*cases, *taught]]
+        key = _digest(digests, repr(self.training), self.recipe.target_share, seed)
+        path = self.folder / f"network-{key}.npz"
+        if path.is_file():
+            with np.load(path) as kept:
+                return {tensor: kept[tensor] for tensor in kept.files}
+        share = self.recipe.target_share if taught else 0.0
+        weights = [(1 - share) / len(cases)] * len(cases) + [share / max(len(taught), 1)] * len(taught)
+        checkpoint = path.with_suffix(".ckpt")
+        trained = train_classes(
+            [*cases, *taught], weights, self.grid, self.structures.values(), self.training, seed=seed,
+            device=self.device, report=self.report, message=name, checkpoint=checkpoint, identity=key,
+        )  # fmt: skip
+        with written_whole(path) as part, part.open("wb") as stream:
+            np.savez(stream, **trained)  # type: ignore[arg-type]
+        checkpoint.unlink(missing_ok=True)
+        return trained
+
+    def _labels(self, weights: Weights, image: NDArray[np.float32], name: str, number: int) -> NDArray[np.uint8]:
+        return predicted_labels(
+            weights, image, self.grid, len(self.structures) + 1, self.training, device=self.device, report=self.report,
+            message=f"round {number}: {name}",
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------------------------------------ matching, filter
+
+    def _uncertainties(self, rounds: Mapping[str, Sequence[Array]]) -> dict[str, Uncertainty]:
+        return {name: uncertainty(list(labels), list(self.structures)) for name, labels in rounds.items()}
+
+    def _borrowed(self, rounds: Mapping[str, Sequence[Array]]) -> dict[str, Borrowed]:
+        """What uncertain targets could borrow from certain ones, on the grid."""
+        if self.recipe.rounds < 2:
+            uncertain = {name: Uncertainty(0.0, {}, empty=not labels[-1].any()) for name, labels in rounds.items()}
+        else:
+            uncertain = self._uncertainties(rounds)
+        split = split_domains(uncertain)
+        on_grid = {name: self._gridded(name, volume) for name, volume in self.targets.items()}
+        by = self.recipe.registration.match_by
+        sizes = {
+            name: size_of(name, on_grid[name], rounds[name][-1], by=by)  # type: ignore[arg-type]
+            for name in self.targets
+        }
+
+        def load(name: str) -> tuple[Volume, Volume]:
+            return on_grid[name], on_grid[name].like(rounds[name][-1])
+
+        found = {
+            name: borrow_labels(
+                sizes[name], on_grid[name], [sizes[other] for other in split.better], load, self.recipe.registration,
+                report=self.report,
+            )
+            for name in split.worse
+        }  # fmt: skip
+        lent = [
+            self._slice_with(name, [rounds[name][-1], borrowed.labels.array])
+            for name, borrowed in found.items()
+            if borrowed.labels is not None
+        ]
+        self._show("Matching: labels of the last teacher, and those borrowed by registration", lent[:3])
+        self.metrics["stages"]["matching"] = {
+            "rule": split.rule, "lenders": list(split.better),
+            "borrowers": {name: borrowed.to_dict() for name, borrowed in found.items()},
+        }  # fmt: skip
+        return found
+
+    def _gridded(self, name: str, volume: Volume) -> Volume:
+        """The intensities of a target on the grid, in the grid's own frame: axis-aligned, origin in the middle."""
+        intensity = self.target_intensity
+        image = intensity.apply(volume.array, intensity.range_of(volume.array))
+        image = onto_grid(image, np.zeros(volume.shape, bool), volume.affine, self.grid)[0]
+        affine = np.diag([*self.grid.spacing_mm, 1.0])
+        affine[:3, 3] = -affine[:3, :3] @ ((np.array(image.shape[::-1]) - 1) / 2)
+        return Volume(image, affine)
+
+    def _trusted(
+        self, rounds: Mapping[str, Sequence[NDArray[np.uint8]]], borrowed: Mapping[str, Borrowed]
+    ) -> dict[str, NDArray[np.uint8]]:
+        """One labelmap for each target that is trusted."""
+        opinions = {
+            name: [*labels, *(b.labels.array.astype(np.uint8) for b in [borrowed.get(name)] if b and b.labels)]
+            for name, labels in rounds.items()
+        }
+        if not self.recipe.filter:
+            return {name: labels[-1] for name, labels in opinions.items() if labels[-1].any()}
+        verdicts = filter_cases(self._uncertainties(opinions), self.recipe.pseudo_labels)
+        self.metrics["stages"]["filter"] = [verdict.to_dict() for verdict in verdicts]
+        kept = {v.name: ensemble(opinions[v.name], self.recipe.pseudo_labels.vote) for v in verdicts if v.kept}
+        kept = {name: labels for name, labels in kept.items() if labels.any()}
+        order = [verdict.name for verdict in verdicts if verdict.name in kept]
+        self._show(
+            "Filter: what is learned from, the least and the most certain target",
+            [self._slice_with(name, [kept[name]]) for name in (*order[:1], *order[-1:])],
+        )
+        if not kept:
+            raise InputError(f"No target could be trusted: {_reasons(verdicts)}. Allow more, or train longer (steps).")
+        return kept
+
+    def _student(self, cases: Sequence[Case], labels: Mapping[str, NDArray[np.uint8]]) -> Weights:
+        taught = [
+            Case(self.target_images[name], found, None, self.grid.spacing_mm, name) for name, found in labels.items()
+        ]
+        return self._trained(cases, taught, "small network", self.seed + 100)
+
+
+def _reasons(verdicts: Sequence[Verdict]) -> str:
+    return "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in verdicts if verdict.reason)
+
+
+def _grid_for(target: Volume, recipe: Recipe) -> Grid:
+    """The grid of all work: the targets' orientation, coarser in plane where the preset says so."""
+    assert recipe.patch is not None  # resolved
+    if recipe.spacing_mm is not None:
+        return Grid.of(target, recipe.patch, recipe.spacing_mm)
+    spacing = np.asarray(target.spacing_mm, dtype=np.float64)
+    across = 2 - target.acquisition_axis  # of (i, j, k)
+    in_plane = [axis for axis in range(3) if axis != across]
+    longest = max(target.shape[::-1][axis] for axis in in_plane)
+    wanted = PRESETS[recipe.preset].in_plane
+    if wanted:
+        spacing[in_plane] *= max(longest / wanted, 1.0)
+    return Grid.of(target, recipe.patch, spacing.tolist())
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
