@@ -160,7 +160,10 @@ class PatchSource:
         self.cases, self.patch, self.recipe = list(cases), grid.patch, recipe or PatchRecipe()
         self.device = device
         self.mirrors = mirrored_axes(self.recipe.flip, names, grid.orientation)
-        self._structure = [_places(case.mask) for case in self.cases]
+        # Of each label by itself: a liver has a hundred times the voxels of an adrenal gland.
+        self._structure = [
+            [_places(case.mask == value) for value in np.unique(case.mask) if value] for case in self.cases
+        ]
         self._known = [None if case.known is None else _places(case.known) for case in self.cases]
 
     def draw(self, rng: np.random.Generator) -> Patch:
@@ -176,11 +179,13 @@ class PatchSource:
 
     def place(self, rng: np.random.Generator) -> tuple[Case, Array]:
         """Return a case and the centre (3,) of a patch in it, in voxels."""
-        showing = [at for at, places in enumerate(self._structure) if len(places)]
+        showing = [at for at, labels in enumerate(self._structure) if labels]
         wanted = rng.random() < self.recipe.foreground and bool(showing)
         at = int(rng.choice(showing)) if wanted else int(rng.integers(len(self.cases)))
         case, patch = self.cases[at], np.array(self.patch)
-        places = self._structure[at] if wanted else self._known[at]
+        labels = self._structure[at]
+        label = int(rng.integers(len(labels))) if wanted and len(labels) > 1 else 0
+        places = labels[label] if wanted else self._known[at]
         if places is None:
             corner = np.floor(rng.random(3) * (np.array(case.image.shape) - patch + 1))
         else:

@@ -368,3 +368,15 @@ def test_on_its_own_grid_a_volume_comes_back_bit_for_bit(a_volume: Volume) -> No
     grid = Grid.of(a_volume, (4, 24, 24))
     image, _ = onto_grid(a_volume.array, np.zeros(a_volume.shape, np.uint8), a_volume.affine, grid)
     np.testing.assert_array_equal(onto_volume(image, a_volume, grid), a_volume.array.astype(np.float32))
+
+
+def test_patches_are_drawn_around_small_structures_as_often_as_around_large_ones() -> None:
+    labels = np.zeros((8, 64, 64), np.uint8)
+    labels[:, :40, :40], labels[4, 60:62, 60:62] = 1, 2
+    grid = Grid((1.0, 1.0, 1.0), (4, 8, 8))
+    recipe = PatchRecipe(foreground=1.0, change_probability=0.0)
+    source = PatchSource([Case(np.zeros(labels.shape, np.float32), labels)], grid, recipe)
+    drawn = [source.draw(np.random.default_rng(seed)).mask for seed in range(60)]
+    shows_small = sum(bool((patch == 2).any()) for patch in drawn)
+    assert 15 < shows_small < 45
+    assert {int(value) for patch in drawn for value in patch.unique()} == {0, 1, 2}
