@@ -153,15 +153,13 @@ class CycleGan(nn.Module):
         for parameter in self.discriminators:
             parameter.requires_grad_(False)
         try:
-            gans = [
-                adversarial_loss(judge(fake), True, recipe.adversarial)
-                for judge, fake in ((self.judge_target, fakes.target), (self.judge_source, fakes.source))
-            ]
+            gan_target = adversarial_loss(self.judge_target(fakes.target), True, recipe.adversarial)
+            gan_source = adversarial_loss(self.judge_source(fakes.source), True, recipe.adversarial)
         finally:
             for parameter in self.discriminators:
                 parameter.requires_grad_(True)
         cycle = F.l1_loss(self.to_source(fakes.target), source) + F.l1_loss(self.to_target(fakes.source), target)
-        return Objective(*gans, cycle, self._identity(source, target, fakes)), fakes
+        return Objective(gan_target, gan_source, cycle, self._identity(source, target, fakes)), fakes
 
     def _identity(self, source: Tensor, target: Tensor, fakes: Fakes) -> Tensor:
         if not self.recipe.identity_weight:
