@@ -7,7 +7,7 @@ for message in client.poll():          # from a timer; never waits
 client.close()
 
 Use one client for prompts and another for jobs, so that clicks are answered during training. Threads here only move
-lines between pipes and queues; messages are handled where `poll` is called.
+lines between pipes and queues, and voxels into files; messages are handled where `poll` is called.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,13 +24,14 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from . import scratch
 from .errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -55,7 +57,7 @@ class WorkerClient:
         self._open: set[int] = set()
         self._number = 0
         self._volumes: dict[str, _SentVolume] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
 
     @property
     def is_running(self) -> bool:
@@ -98,19 +100,21 @@ class WorkerClient:
             self._send({"op": "stop_and_keep_best", "target": number})
 
     def send_volume(self, name: str, array: Array, affine: Array, intensity: Mapping[str, Any] | None = None) -> int:
-        """Make a volume (K, J, I) known to the worker under `name`; it is sent again to a new worker."""
+        """Make a volume (K, J, I) known to the worker under `name`; it is sent again to a new worker.
+
+        The array is not copied, and read later, by another thread: send it under another name once it has changed.
+        Where its file cannot be written, every request that needs the volume tries again, and fails with the reason.
+        """
+        self._volumes.pop(name, None)
         self._volumes[name] = _SentVolume(name, np.asarray(array), np.asarray(affine, np.float64), intensity)
-        return self.submit(self._volumes[name].request(self._files()))
+        if self._worker is None:
+            self._start()  # sends all of them, this one last
+            return self._number
+        return self._send_volume(self._volumes[name])
 
     def forget_volume(self, name: str) -> None:
         if self._volumes.pop(name, None) is not None and self._worker is not None:
             self._send({"op": "forget", "volume": name})
-
-    def _files(self) -> Path:
-        """A folder that only this user can read."""
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="fewshotseg-", ignore_cleanup_errors=True)
-        return Path(self._folder.name)
 
     def close(self, patience_s: float = 2.0) -> None:
         """End the worker: ask, then insist, then kill it with all its children. Waits at most 2 x `patience_s`."""
@@ -120,7 +124,7 @@ class WorkerClient:
             worker.end(patience_s)
         self._volumes.clear()
         if self._folder is not None:
-            self._folder.cleanup()
+            shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
     def __enter__(self) -> WorkerClient:
@@ -136,14 +140,30 @@ class WorkerClient:
             self._command, {**os.environ, **changes, **self._environment}, gives_way=self._niceness > 0
         )
         for sent in self._volumes.values():  # a new worker knows none of them
-            self._send(sent.request(self._files()))
+            self._send_volume(sent)
 
     def _send(self, request: Mapping[str, Any]) -> int:
         assert self._worker is not None
+        number = self._next()
+        line = _line(number, request)
+        self._worker.write(_Outgoing(number, request.get("op", ""), request.get("volume", ""), lambda: line))
+        return number
+
+    def _send_volume(self, sent: _SentVolume) -> int:
+        assert self._worker is not None
+        number = self._next()
+        self._worker.write(_Outgoing(number, "volume", sent.name, lambda: _line(number, sent.request(self._files()))))
+        return number
+
+    def _next(self) -> int:
         self._number += 1
         self._open.add(self._number)
-        self._worker.write({"id": self._number, **request})
         return self._number
+
+    def _files(self) -> Path:
+        if self._folder is None or not self._folder.is_dir():
+            self._folder = scratch.new_folder()
+        return self._folder
 
     def _obituary(self, worker: _Process) -> dict[str, Any]:
         lost, self._open, self._worker = sorted(self._open), set(), None
@@ -166,11 +186,30 @@ class _SentVolume:
     intensity: Mapping[str, Any] | None
 
     def request(self, folder: Path) -> dict[str, Any]:
+        """Write the file and return the request that names it; `OSError` where that cannot be done."""
         handle, path = tempfile.mkstemp(suffix=".npy", dir=folder)
-        with os.fdopen(handle, "wb") as stream:
-            np.save(stream, self.array)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                np.save(stream, self.array)
+        except OSError:
+            Path(path).unlink(missing_ok=True)  # the space is needed
+            raise
         values = {"op": "volume", "volume": self.name, "path": path, "delete": True}
         return {**values, "affine": self.affine.tolist(), "intensity": self.intensity}
+
+
+@dataclass(frozen=True, eq=False)
+class _Outgoing:
+    """A request on its way: `volume` is the name of the one it is about, "" for none; `make` returns its line."""
+
+    number: int
+    op: str
+    volume: str
+    make: Callable[[], str]
+
+
+def _line(number: int, request: Mapping[str, Any]) -> str:
+    return json.dumps({"id": number, **request}, allow_nan=False) + "\n"
 
 
 class _Process:
@@ -191,7 +230,7 @@ class _Process:
         except OSError as error:
             raise InputError(f"Cannot start {command[0]}: {error.strerror}. Give the path of a Python.") from error
         self._incoming: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._outgoing: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._outgoing: queue.SimpleQueue[_Outgoing | None] = queue.SimpleQueue()
         self._errors: deque[str] = deque(maxlen=_ERROR_LINES)
         self._gone_since = 0.0
         self._threads = [
@@ -201,8 +240,8 @@ class _Process:
         for thread in self._threads:
             thread.start()
 
-    def write(self, request: Mapping[str, Any]) -> None:
-        self._outgoing.put(json.dumps(request, allow_nan=False) + "\n")
+    def write(self, request: _Outgoing) -> None:
+        self._outgoing.put(request)
 
     def arrived(self) -> list[dict[str, Any]]:
         messages = []
@@ -255,14 +294,32 @@ class _Process:
     def _write(self) -> None:
         stream = self.popen.stdin
         assert stream is not None
-        while (line := self._outgoing.get()) is not None:
+        owed: dict[str, Callable[[], str]] = {}  # volumes whose files could not be written when it was their turn
+        while (request := self._outgoing.get()) is not None:
+            if request.op in ("volume", "forget"):
+                owed.pop(request.volume, None)
             try:
-                stream.write(line)
+                # Here and not where it was asked for: writing 100 MB would hold up the window.
+                lines = owed[request.volume]() if request.volume in owed else ""
+                owed.pop(request.volume, None)
+                lines += request.make()
+            except OSError as error:
+                if request.op == "volume":
+                    owed[request.volume] = request.make
+                self._incoming.put(_not_handed_over(request.number, error))
+                continue
+            try:
+                stream.write(lines)
                 stream.flush()
             except OSError:  # it is gone; the reader says so
                 break
         with contextlib.suppress(OSError):
             stream.close()
+
+
+def _not_handed_over(number: int, error: OSError) -> dict[str, Any]:
+    sentence = f"Cannot hand the volume to the worker: {error.strerror or error}. Make room in the temporary folder."
+    return {"id": number, "type": "error", "kind": "input", "message": sentence}
 
 
 def _end_tree(process: subprocess.Popen[str], *, by_force: bool) -> None:

@@ -235,6 +235,12 @@ def _slice_header(file: str) -> list[float] | None:
 # -------------------------------------------------------------------------------------------------------------- write
 
 
+def is_sheared(affine: Array) -> bool:
+    """Whether the axes of a volume (affine IJK to RAS) are not at right angles, which image files cannot hold."""
+    direction = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(direction.T @ direction - np.eye(3)).max() > _SHEAR_TOLERANCE)
+
+
 def image_from(array: Array, affine: Array) -> SimpleITK.Image:
     """Return an image of the array (K, J, I) at the place the affine (IJK to RAS) says; shear is refused."""
     import SimpleITK as sitk
@@ -242,7 +248,7 @@ def image_from(array: Array, affine: Array) -> SimpleITK.Image:
     affine_lps = _LPS_FROM_RAS @ affine
     spacing = np.linalg.norm(affine_lps[:3, :3], axis=0)
     direction = affine_lps[:3, :3] / spacing
-    if np.abs(direction.T @ direction - np.eye(3)).max() > _SHEAR_TOLERANCE:
+    if is_sheared(affine):
         raise InputError("The volume is sheared, which image files cannot hold; resample it to straight axes first.")
     image = sitk.GetImageFromArray(_storable(array))
     image.SetSpacing(spacing.tolist())

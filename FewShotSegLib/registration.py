@@ -139,7 +139,9 @@ class RegistrationRecipe:
 
     - L2 of intensities (`l2`), taken literally between two MR sequences, is worse than no registration (on a phantom
       with inverted contrast 36 mm of error instead of 11). The anatomy images, which the rest of the method uses as
-      well, agree whatever the contrast; that is the default. Mutual information is the textbook alternative.
+      well, agree whatever the contrast; that is the default. Mutual information is the textbook alternative. Where all
+      images are of one sequence `l2` is the better choice: over seven pairs of abdominal T2 the organs overlapped by
+      0.30 (Dice) before, 0.44 with gradients, 0.52 with `l2`.
     - An affine transform is found at about 2 mm as well as at full resolution, in a fraction of the time.
     """
 
@@ -172,9 +174,10 @@ class RegistrationRecipe:
 class Registration:
     """`moving_from_fixed` (4, 4) takes a point of the fixed image, RAS mm, to the same anatomy in the moving one.
 
-    `before` and `after` are the metric at the better of the starting points (headers as they are, or centres of mass
-    together) and at the end; lower is better. `determinant` is the change of volume. `coverage` is the share of the
-    fixed image's body that the moving image covers. `rejected` is the reason, empty when the transform is accepted.
+    `before` and `after` are the metric, smoothed by 4 mm, at the better of the starting points (headers as they are, or
+    centres of mass together) and at the end; lower is better. `determinant` is the change of volume. `coverage` is the
+    share of the fixed image's body that the moving image covers. `rejected` is the reason, empty when the transform is
+    accepted.
     """
 
     moving_from_fixed: Matrix
@@ -304,8 +307,13 @@ class _Search:
         return [np.eye(4), _matrix_of(sitk.AffineTransform(moments))]
 
     def cost(self, moving_from_fixed: Matrix) -> float:
-        """The metric at the finest level, at every voxel; lower is better."""
-        fixed, moving = self.levels[-1]
+        """The metric at every voxel of the coarsest level; lower is better.
+
+        The borders of two patients never quite meet, so the finest level says little: on six pairs of abdominal MR
+        registration brought the organs closer in four, while the metric of anatomy images at the finest level rose in
+        five. The coarsest level judged five of the six rightly.
+        """
+        fixed, moving = self.levels[0]
         method = self._method()
         method.SetInitialTransform(_transform_of(moving_from_fixed, _centre_of(fixed)))
         return float(method.MetricEvaluate(fixed, moving))
@@ -329,7 +337,7 @@ class _Search:
         # ITK halves it at every turn, which ends before the last tenths of a millimetre are found.
         method.SetOptimizerAsRegularStepGradientDescent(
             learningRate=1.0,
-            minStep=1e-3,
+            minStep=1e-4,
             numberOfIterations=self.recipe.iterations,
             gradientMagnitudeTolerance=1e-12,
             relaxationFactor=0.8,

@@ -4,6 +4,7 @@ One request per line on the input, {"id": 1, "op": ...}:
 
     hello                               versions of this process
     methods                             the methods of adaptation and the options of their recipes, for a form
+    folder   path, holds                what a folder holds, for a line in a form: its "data sets" or its "volumes"
     job      job                        run a job; sends {"type": "progress", "step", "total", "message", "metrics"},
                                         now and then with a "picture": shape (H, W, 3) and bytes in base64
     batch    job                        the same for a segment job of many images: volumes.csv is written, and an image
@@ -150,6 +151,7 @@ class Worker:
         self._does = {
             "hello": self._hello,
             "methods": _describe_methods,
+            "folder": _describe_folder,
             "job": self._watched(_run_job),
             "batch": self._watched(_run_batch),
             "measure": self._watched(_measure),
@@ -241,6 +243,26 @@ def _describe_methods(request: Mapping[str, Any]) -> dict[str, Any]:
             for name in METHODS
         ]
     }
+
+
+def _describe_folder(request: Mapping[str, Any]) -> dict[str, Any]:
+    from .data_sets import data_sets_in
+    from .folders import images_in
+
+    path = Path(request["path"])
+    if request["holds"] == "volumes":
+        return {"volumes": len(images_in(path))}
+    found = [
+        {
+            "name": one.name,
+            "cases": len(one.cases),
+            "structures": list(one.structures or ()),
+            "modality": one.modality,
+            "licence": one.licence,
+        }
+        for one in data_sets_in(path)
+    ]
+    return {"data_sets": found}
 
 
 def _run_job(request: Mapping[str, Any], report: Report) -> dict[str, Any]:

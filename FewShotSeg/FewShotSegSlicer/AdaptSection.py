@@ -6,19 +6,22 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import qt
-import slicer
 from slicer.i18n import tr as _
 
 from .Chooser import Chooser
-from .Pictures import showIn
+from .FolderRow import FolderRow
+from .Pictures import inWindow
 from .RecipeForm import RecipeForm
 from .Run import inWords
-from .Status import Status, allow, unless
+from .Status import Status, allow, unless, waiting
 from .TrainingView import TrainingView
 
 if TYPE_CHECKING:
     from .Panel import Panel
+
+# What a method may need beside exemplars, each a folder: what that holds, and how `Logic.adapt` calls it.
+_FOLDERS = {"auxiliary": "data sets", "source": "data sets", "targets": "volumes"}
+_ARGUMENTS = {"auxiliary": "auxiliaryFolder", "source": "sourceFolder", "targets": "targetFolder"}
 
 
 class AdaptSection:
@@ -34,6 +37,9 @@ class AdaptSection:
         self.training = TrainingView(self.ui, lambda: panel.width)
         self._methods: dict[str, Mapping[str, Any]] = {}
         self._forms: dict[str, RecipeForm] = {}
+        self._rows = {
+            need: FolderRow(panel.ui, need, holds, panel.logic, self._onSettings) for need, holds in _FOLDERS.items()
+        }
         self._asked = False
         self._sheet: Any = None
         self._started = 0.0
@@ -72,6 +78,17 @@ class AdaptSection:
         wanted = self.panel.choices.value("Method")  # before the first of the list is chosen and remembered
         self.method.offer([(_(entry["label"]), entry["name"]) for entry in methods])
         self.method.choose(wanted)
+        if not self.status.isFailure:
+            self.status.say(self._aboutInterrupted())
+
+    def _aboutInterrupted(self) -> str:
+        """What is to be gone on with, if anything: said once, when the section is opened."""
+        interrupted = self.logic.interrupted()
+        if not interrupted:
+            return ""
+        return _(
+            "The adaptation of {names} of {date} was interrupted. Adapt with the same exemplars and settings to go on."
+        ).format(names=", ".join(interrupted[0].structures), date=interrupted[0].date)
 
     def _onMethodsFailed(self, _kind: str, message: str) -> None:
         self._asked = False
@@ -84,6 +101,7 @@ class AdaptSection:
         if entry is not None:
             form = self._forms.get(entry["name"]) or self._newForm(entry)
             form.widget.setVisible(True)
+            alignLabels([*form.labels(), *self._labels()])
             self.ui.methodSelector.setToolTip(entry["about"])
         self._showNeeds()
         self._onSettings()
@@ -93,9 +111,13 @@ class AdaptSection:
         self.ui.recipeContainer.layout().addWidget(form.widget)
         form.changed.connect(self._onSettings)
         self._forms[entry["name"]] = form
-        alignLabels([*form.labels(), *self._labels()])
-        form.setRecipe(self.panel.choices.value("Recipes", {}).get(entry["name"], {}))
+        self._showRemembered(entry["name"])
         return form
+
+    def _showRemembered(self, method: str) -> None:
+        """Show the recipe of a method that the scene remembers; one of another version may not fit any more."""
+        with self.status.trying():
+            self._forms[method].setRecipe(self.panel.choices.value("Recipes", {}).get(method, {}))
 
     def _labels(self) -> list[Any]:
         ui = self.ui
@@ -105,14 +127,17 @@ class AdaptSection:
             ui.newAdapterNameEditLabel,
             ui.windowSelectorLabel,
             ui.minutesSpinBoxLabel,
-            ui.targetsEditLabel,
-            ui.auxiliaryEditLabel,
+            *(row.label for need, row in self._rows.items() if need in self._needs),
         ]
 
     def _showNeeds(self) -> None:
-        needs = self._methods.get(self.method.value, {}).get("needs", ())
-        self.ui.targetsFrame.setVisible("targets" in needs)
-        self.ui.auxiliaryFrame.setVisible("auxiliary" in needs)
+        for need, row in self._rows.items():
+            row.setNeeded(need in self._needs)
+
+    @property
+    def _needs(self) -> Sequence[str]:
+        """What the chosen method needs."""
+        return self._methods.get(self.method.value, {}).get("needs", ())
 
     def _onSettings(self) -> None:
         self.estimate.say("")
@@ -125,11 +150,19 @@ class AdaptSection:
         remembered = self.panel.choices.value("Recipes", {})
         return {**remembered, **{name: form.recipe() for name, form in self._forms.items()}}
 
+    @property
+    def folders(self) -> dict[str, str]:
+        """{need: the folder chosen for it}."""
+        return {need: row.path for need, row in self._rows.items()}
+
     def recall(self) -> None:
-        """Show the recipes that the scene remembers."""
+        """Show the recipes and the folders that the scene remembers."""
+        for need, path in self.panel.choices.value("Folders", {}).items():
+            if need in self._rows:
+                self._rows[need].setPath(path)
         self.method.choose(self.panel.choices.value("Method"))
-        for name, form in self._forms.items():
-            form.setRecipe(self.panel.choices.value("Recipes", {}).get(name, {}))
+        for name in self._forms:
+            self._showRemembered(name)
 
     def startFrom(self, path: str) -> None:
         """Go on from an adapter, with the exemplars there are now."""
@@ -165,7 +198,7 @@ class AdaptSection:
 
     def _settings(self) -> dict[str, Any]:
         adapter, base = self.start.value or (None, None)
-        ui, minutes = self.ui, self.ui.minutesSpinBox.value
+        minutes = self.ui.minutesSpinBox.value
         settings = {
             "method": self.method.value,
             "recipe": self._forms[self.method.value].recipe(),
@@ -176,15 +209,12 @@ class AdaptSection:
         }
         if base is not None:
             settings["base"] = base
-        needs = self._methods[self.method.value]["needs"]
-        if "targets" in needs:
-            settings["targets"] = [ui.targetsEdit.currentPath]
-        if "auxiliary" in needs:
-            settings["auxiliary"] = [ui.auxiliaryEdit.currentPath]
-        return settings
+        if "exemplars" not in self._needs:
+            settings["exemplars"] = ()
+        return settings | {_ARGUMENTS[need]: row.path for need, row in self._rows.items() if need in self._needs}
 
     def _try(self, action: Any) -> None:
-        with self.status.trying():
+        with self.status.trying(), waiting():  # volumes are written to files
             action()
 
     # --------------------------------------------------------------------------------------------------------- answers
@@ -202,12 +232,7 @@ class AdaptSection:
         self.panel.update()
 
     def _onPreview(self, path: Any) -> None:
-        self._sheet = qt.QDialog(slicer.util.mainWindow())  # kept: without a reference it would close again
-        self._sheet.setWindowTitle(_("Samples the model would be trained on"))
-        label = qt.QLabel(self._sheet)
-        showIn(label, qt.QPixmap(str(path)), 1200, 800)
-        qt.QVBoxLayout(self._sheet).addWidget(label)
-        self._sheet.show()
+        self._sheet = inWindow(path, _("Samples the model would be trained on"))
         self.panel.update()
 
     def _onMeasured(self, found: Mapping[str, Any]) -> None:
@@ -224,26 +249,26 @@ class AdaptSection:
 
     def update(self) -> None:
         ui = self.ui
-        for button in (ui.adaptButton, ui.previewButton, ui.measureButton):
-            allow(button, *self._whyNot())
+        whyNot = self._whyNot()
+        for button in (ui.adaptButton, ui.measureButton):
+            allow(button, *whyNot)
+        allow(ui.previewButton, *whyNot, unless("exemplars" in self._needs, _("this method makes no samples")))
         self.training.update()
         ui.newAdapterNameEdit.setPlaceholderText(self._proposedName())
 
     def _proposedName(self) -> str:
-        return "-".join(self.logic.exemplars.structures()) or _("named after its structures")
+        structures = self.logic.exemplars.structures() if "exemplars" in self._needs else ()
+        return "-".join(structures) or _("named after its structures")
 
     def _whyNot(self) -> tuple[str, ...]:
-        needs = self._methods[self.method.value]["needs"] if self._methods else ()
-        ui = self.ui
-        targets = "targets" not in needs or ui.targetsEdit.currentPath
-        auxiliary = "auxiliary" not in needs or ui.auxiliaryEdit.currentPath
+        hasExemplars = "exemplars" not in self._needs or self.logic.exemplars.list()
+        missing = (unless(row.path, row.whyNot()) for need, row in self._rows.items() if need in self._needs)
         return (
             self.panel.whyNotCompute(),
             unless(self._methods, _("the methods are not known yet")),
             unless(not self.panel.isBusy, _("something else is running")),
-            unless("exemplars" not in needs or self.logic.exemplars.list(), _("add an exemplar first")),
-            unless(targets, _("choose the folder of the unlabelled volumes first")),
-            unless(auxiliary, _("choose the folder of the other data first")),
+            unless(hasExemplars, _("add an exemplar first")),
+            *missing,
         )
 
 

@@ -35,6 +35,9 @@ class AdaptSettings:
     warmStart: Any = None
     targets: Sequence[Any] = ()
     auxiliary: Sequence[Any] = ()
+    auxiliaryFolder: str | Path | None = None
+    sourceFolder: str | Path | None = None
+    targetFolder: str | Path | None = None
     seed: int = 0
     device: str = "auto"
     maxSeconds: float | None = None
@@ -47,7 +50,7 @@ class AdaptSettings:
         start = adapters.card(self.warmStart) if self.warmStart else None
         known = {int(value): name for value, name in start["structures"].items()} if start else None
         exemplars = store.files(files, known) if self.exemplars is None else self._written(files, known)
-        if known is not None:
+        if known is not None and exemplars:
             _checkSameStructures(exemplars, known)
         return AdaptJob(
             out=str(out),
@@ -55,6 +58,9 @@ class AdaptSettings:
             exemplars=exemplars,
             targets=tuple(path for target in self.targets for path in _images(target, files)),
             auxiliary=tuple(dataSet for given in self.auxiliary for dataSet in _dataSets(given)),
+            auxiliary_folder=_absolute(self.auxiliaryFolder),
+            source_folder=_absolute(self.sourceFolder),
+            target_folder=_absolute(self.targetFolder),
             base=start["base_model"] if start and self.base == "bundled" else self.base,
             recipe=dict(self.recipe or {}),
             warm_start=start["path"] if start else None,
@@ -66,7 +72,7 @@ class AdaptSettings:
 
     def _written(self, files: JobFiles, known: Mapping[int, str] | None) -> tuple[ExemplarFiles, ...]:
         drawn = [_Drawn.of(*_checkedTuple(given)) for given in self.exemplars or ()]
-        if not drawn:
+        if not drawn and self.sourceFolder is None:  # there everything is
             raise InputError("At least one exemplar is needed: a volume node with its segmentation node.")
         self.taught.extend(one.taught for one in drawn)
         names = known or numbered(name for one in drawn for name in one.labelmap.structures.values())
@@ -140,6 +146,10 @@ def _images(target: Any, files: JobFiles) -> Iterable[str]:
     if not isinstance(target, str | Path):
         return [str(files.volume(target.GetID(), Scene.volumeFromNode(target), target.GetName()))]
     return images_in(target) if Path(target).is_dir() else [str(target)]
+
+
+def _absolute(folder: str | Path | None) -> str | None:
+    return str(Path(folder).expanduser().absolute()) if folder else None
 
 
 def _dataSets(given: Any) -> Iterable[AuxiliaryFiles]:

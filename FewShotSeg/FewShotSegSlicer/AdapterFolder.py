@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from FewShotSegLib.adapter import read_card
 from FewShotSegLib.base_models import user_folder
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.record import result_path
+from FewShotSegLib.record import read_record, result_path
 
 from .JobFiles import fileName, unusedPath
 from .Signal import Signal
@@ -66,9 +66,9 @@ class AdapterFolder:
             raise InputError(f"There is no adapter {given}; choose one of the list, or give the path of its file.")
         return Path(given)
 
-    def newPath(self, name: str) -> Path:
+    def newPath(self, name: str, taken: Iterable[Path] = ()) -> Path:
         """Return a file of the folder for an adapter that is about to be made; the same one is not given twice."""
-        path = unusedPath(self.folder, fileName(name), SUFFIX, self._promised)
+        path = unusedPath(self.folder, fileName(name), SUFFIX, self._promised.union(taken))
         self._promised.add(path)
         return path
 
@@ -92,10 +92,17 @@ class AdapterFolder:
         self.changed()
         return path
 
+    def reportOf(self, path: str | Path) -> Path | None:
+        """Return the picture that a method has made of its training, beside the adapter; None if there is none."""
+        path = Path(path)
+        named = (read_record(_recordOf(path)) or {}).get("report")
+        found = [_reportOf(path), *([path.parent / named] if isinstance(named, str) else [])]
+        return next((file for file in found if file.is_file()), None)
+
     def discard(self, adapter: str | Path | Mapping[str, Any]) -> None:
-        """Delete an adapter and its record."""
+        """Delete an adapter with its record and its report."""
         path = self.find(adapter)
-        for file in (path, _recordOf(path)):
+        for file in (path, _recordOf(path), _reportOf(path)):
             _onDisk(f"delete {file}", lambda file=file: file.unlink(missing_ok=True))
         self._undecided.discard(path)
         self.changed()
@@ -109,8 +116,9 @@ class AdapterFolder:
         if target.exists():
             raise InputError(f"There is an adapter called {target.stem} already; choose another name.")
         _onDisk(f"rename {path}", lambda: path.rename(target))
-        if _recordOf(path).exists():
-            _onDisk(f"rename {_recordOf(path)}", lambda: _recordOf(path).rename(_recordOf(target)))
+        for fileOf in (_recordOf, _reportOf):
+            if fileOf(path).exists():
+                _onDisk(f"rename {fileOf(path)}", lambda fileOf=fileOf: fileOf(path).rename(fileOf(target)))
         if path in self._undecided:
             self._undecided.remove(path)
             self._undecided.add(target)
@@ -135,6 +143,10 @@ class AdapterFolder:
 
 def _recordOf(path: Path) -> Path:
     return result_path(path.parent, path.stem)
+
+
+def _reportOf(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.report.png")
 
 
 def _onDisk(what: str, action: Any) -> None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import slicer
 from slicer.i18n import tr as _
 
+from FewShotSegLib import scratch
 from FewShotSegLib.errors import InputError
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ def _keepingVersions() -> Iterator[None]:
     """
     present = {name: version for name in _KEPT if (version := _version(name)) is not None}
     before = os.environ.get("PIP_CONSTRAINT")
-    with tempfile.TemporaryDirectory(prefix="fewshotseg-") as folder:
+    with tempfile.TemporaryDirectory(dir=scratch.process_folder()) as folder:
         file = Path(folder) / "keep.txt"
         file.write_text("".join(f"{name}=={version}\n" for name, version in present.items()), encoding="utf-8")
         os.environ["PIP_CONSTRAINT"] = " ".join(filter(None, [before, file.as_uri()]))

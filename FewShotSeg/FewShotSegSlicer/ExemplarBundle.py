@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import slicer
 
+from FewShotSegLib import scratch
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.exemplar import Exemplar, load_exemplar
 from FewShotSegLib.files import sha256_of_array, written_whole
@@ -32,6 +33,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _FORMAT = 1
 _CARDS, _JOB = "exemplars.json", "job.json"
+_LEVEL = 1  # the window waits; the best level takes five times as long for a tenth of the size
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,7 @@ class BundledExemplar:
 def write(groups: Sequence[ExemplarGroup], names: Mapping[int, str], path: Path) -> None:
     """Write a bundle, whole or not at all."""
     cards: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory(prefix="fewshotseg-") as folder:
+    with tempfile.TemporaryDirectory(dir=scratch.process_folder()) as folder:
         files = JobFiles(Path(folder))
         exemplars = [group.written(names, files) for group in groups]
         for number, group in enumerate(groups):
@@ -61,14 +63,17 @@ def write(groups: Sequence[ExemplarGroup], names: Mapping[int, str], path: Path)
         job = AdaptJob("adapter.safetensors", exemplars=tuple(_withoutFolder(files) for files in exemplars))
         _writeJson(files.folder / _JOB, to_dict(job))
         _writeJson(files.folder / _CARDS, {"format": _FORMAT, "exemplars": list(cards.values())})
-        with written_whole(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as bundle:
+        with (
+            written_whole(path) as part,
+            zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as bundle,
+        ):
             for file in sorted(files.folder.iterdir()):
                 bundle.write(file, file.name)
 
 
 def read(path: Path) -> Iterator[BundledExemplar]:
     """Yield the exemplars of a bundle; volumes that are not in the scene yet are added to it."""
-    with tempfile.TemporaryDirectory(prefix="fewshotseg-") as name:
+    with tempfile.TemporaryDirectory(dir=scratch.process_folder()) as name:
         folder = Path(name)
         job, cards = _contents(path, folder)
         exemplars = [_loaded(files, folder) for files in job.exemplars]

@@ -14,7 +14,7 @@ from FewShotSegLib.volume import AXIS_LETTERS
 from . import Scene
 from .Chooser import Chooser
 from .Pictures import pixmapOf
-from .Status import Status, allow, unless
+from .Status import Status, allow, unless, waiting
 
 if TYPE_CHECKING:
     from .Panel import Panel
@@ -61,7 +61,8 @@ class ExemplarSection:
 
     def addAnnotated(self) -> None:
         self.panel.logic.live.accept()
-        self._choose(self.store.addAnnotatedSlices(self.panel.volumeNode, self.panel.segmentationNode))
+        with waiting():
+            self._choose(self.store.addAnnotatedSlices(self.panel.volumeNode, self.panel.segmentationNode))
 
     def markEmpty(self) -> None:
         axis, index = self._slice()
@@ -80,12 +81,14 @@ class ExemplarSection:
     def importBundle(self) -> None:
         path = qt.QFileDialog.getOpenFileName(None, _("Import exemplars"), "", _("Exemplars (*.zip)"))
         if path:
-            self.store.importBundle(path)
+            with waiting():
+                self.store.importBundle(path)
 
     def exportBundle(self) -> None:
         path = qt.QFileDialog.getSaveFileName(None, _("Export exemplars"), "exemplars.zip", _("Exemplars (*.zip)"))
         if path:
-            self.store.exportBundle(path)
+            with waiting():
+                self.store.exportBundle(path)
             self.panel.say(_("Exported to {path}.").format(path=path))
 
     def _try(self, action: Any) -> None:

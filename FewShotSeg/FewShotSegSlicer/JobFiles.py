@@ -6,15 +6,17 @@ import contextlib
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from FewShotSegLib import scratch
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.exemplar import Slices
 from FewShotSegLib.files import write_text_whole
+from FewShotSegLib.image_files import is_sheared
 from FewShotSegLib.job import ExemplarFiles
 from FewShotSegLib.volume import AXIS_LETTERS, Labelmap, Volume, save_labelmap, save_volume
 
@@ -27,7 +29,7 @@ class JobFiles:
 
     def __init__(self, folder: Path | None = None) -> None:
         """`folder` is one that exists; default: a new one."""
-        self.folder = Path(tempfile.mkdtemp(prefix="fewshotseg-")) if folder is None else folder
+        self.folder = scratch.new_folder() if folder is None else folder
         self._volumes: dict[str, Path] = {}
 
     @classmethod
@@ -43,8 +45,17 @@ class JobFiles:
             raise
 
     def volume(self, key: str, volume: Volume, name: str) -> Path:
-        """Return the file of a volume, named after `name`; one that was written under the same `key` is used again."""
+        """Return the file of a volume, named after `name`; one that was written under the same `key` is used again.
+
+        `InputError` for a sheared one: no file format has room for that.
+        """
         if key not in self._volumes:
+            if is_sheared(volume.affine):
+                raise InputError(
+                    f'"{name}" is sheared, by the tilt of a CT gantry or by its transform: its axes are not at right '
+                    "angles. It can be clicked on, but not learned from or segmented whole. Straighten it in the "
+                    "module Crop Volume (with interpolation), and use the volume made there."
+                )
             path = self.unused(fileName(name), ".nrrd")
             save_volume(volume, path, compress=False)
             self._volumes[key] = path

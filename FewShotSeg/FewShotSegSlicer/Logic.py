@@ -15,6 +15,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 import slicer
 
+from FewShotSegLib import scratch
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.job import AdaptJob, SegmentJob, to_dict
 from FewShotSegLib.volume import AXIS_LETTERS
@@ -29,7 +31,7 @@ from FewShotSegLib.volume import AXIS_LETTERS
 from . import Dependencies, Results, Scene
 from .AdapterFolder import AdapterFolder
 from .AdaptSettings import AdaptSettings, TaughtSlices
-from .Checkpoints import Checkpoints
+from .Checkpoints import Checkpoints, Interrupted
 from .Comparison import Comparing, Comparison, entryOf
 from .ExemplarStore import ExemplarStore
 from .JobFiles import JobFiles
@@ -53,6 +55,8 @@ class Logic:
         self.live = LiveSegmenter(self.workers)
         self.exemplars = ExemplarStore()
         self.adapterFolder = AdapterFolder()
+        self.whileBusy: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """What to do while the caller has to wait, as the panel shows another cursor."""
         self._runs: list[Run] = []
         self._taught: list[TaughtSlices] = []
         self._checkpoints = Checkpoints()
@@ -60,6 +64,7 @@ class Logic:
         self._sheets: JobFiles | None = None
         self._compared: Target | None = None
         self.exemplars.changed.connect(self._forgetLostNodes)
+        scratch.remove_abandoned()
 
     def poll(self) -> None:
         """Take in what the workers have answered; returns at once. To be called every few hundredths of a second."""
@@ -74,11 +79,12 @@ class Logic:
             run.drop("the worker was started anew")
 
     def close(self) -> None:
-        """End the processes and whatever they are doing, and remove every file that was made for them."""
+        """End the processes and whatever they are doing, and remove every file that was made for them; checkpoints of
+        adaptations that were interrupted before are kept.
+        """
         self.workers.close()
         for run in self.runs:
             run.drop("the module was closed", isToldOf=False)
-        self._checkpoints.remove()
         if self._sheets is not None:
             self._sheets.remove()
         self.exemplars.close()
@@ -124,14 +130,16 @@ class Logic:
         `exemplars` are tuples (volumeNode, segmentationNode), with the slices behind them where not every slice with a
         label is complete ("all": every slice is known), and the array axis across the slices; None: those of the scene,
         `Logic.exemplars`. The adapter goes into the adapter folder as `name` (default: its structures and the time), or
-        to the file `out`. An adaptation whose process died goes on from its checkpoint when it is asked for again.
-        `settings`:
+        to the file `out`. An adaptation that broke off goes on from its checkpoint when it is asked for again, also
+        after Slicer was started anew; see `interrupted`. `settings`:
 
         - recipe: {option: value} where it differs from the method's defaults; see `methods`
         - base: name or file of the base model ("bundled")
         - warmStart: adapter to go on from, of the same structures
         - targets: unlabelled volumes, for methods that need them: nodes, files or folders
         - auxiliary: folders of other annotated data, for methods that need them
+        - auxiliaryFolder, sourceFolder, targetFolder: the same as one folder each, which the worker looks into;
+          sourceFolder holds the annotated images of an adaptation from one kind of image to another
         - seed, device ("auto", "cpu" or "cuda"), maxSeconds (then training stops and keeps the best)
         - window: lowest and highest value that the model shall see; default: by the kind of image
         """
@@ -141,15 +149,22 @@ class Logic:
             job = wanted.job(self.exemplars, self.adapterFolder, files, files.folder / "new.safetensors")
             job = replace(job, out=str(self._outOf(job, name, out)))
             self._taught += wanted.taught
+            if out is None:  # beside any other file the checkpoint is found again by its name
+                self._checkpoints.begin(job)
 
             def finish(record: dict[str, Any]) -> str:
+                self._checkpoints.end(job)
                 self.adapterFolder.added(Path(job.out))
                 return job.out
 
             def explain(kind: str, message: str) -> str:
-                if kind != "dead" or not self._checkpoints.note(job):
-                    return message
-                return f"{message} What was trained is kept: adapt again with the same settings to go on from there."
+                if kind == "cancelled":
+                    self._checkpoints.end(job)
+                elif self._checkpoints.interrupt(job):
+                    sentence, _, report = message.partition("\n\n")
+                    sentence += " What was trained is kept: adapt again with the same settings to go on from there."
+                    return "\n\n".join(filter(None, [sentence, report]))
+                return message
 
             run.start({"op": "job", "job": to_dict(job)}, finish, explain)
         return self._started(run, waitForCompletion)
@@ -202,12 +217,24 @@ class Logic:
     def _outOf(self, job: AdaptJob, name: str, out: str | Path | None) -> Path:
         if out is not None:
             return Path(out).expanduser().absolute()
-        before = self._checkpoints.outOf(job)
+        folder = self.adapterFolder.folder
+        before = self._checkpoints.outOf(job, folder)
         if before is not None and name in ("", before.stem):
             return before
         structures = dict.fromkeys(name for files in job.exemplars for name in (files.structures or {}).values())
-        made = f"{'-'.join(list(structures)[:4])} {datetime.now():%Y-%m-%d %H.%M}"
-        return self.adapterFolder.newPath(name or made)
+        made = f"{'-'.join(list(structures)[:4]) or job.method} {datetime.now():%Y-%m-%d %H.%M}"
+        return self.adapterFolder.newPath(name or made, [one.out for one in self._checkpoints.interrupted(folder)])
+
+    def interrupted(self) -> list[Interrupted]:
+        """Return the adaptations that broke off, the newest first; with the same exemplars and settings, `adapt` goes
+        on with them. Those older than a month are removed.
+        """
+        return self._checkpoints.interrupted(self.adapterFolder.folder)
+
+    def describeFolder(self, path: str, holds: str, onDone: Callback, onError: Callback) -> None:
+        """Ask what a folder holds, of `holds`: "data sets" or "volumes"; onDone(answer of the worker's "folder")."""
+        request = {"op": "folder", "path": path, "holds": holds}
+        self.workers.request("prompt", request, onResult=onDone, onError=onError)
 
     # ------------------------------------------------------------------------------------------------------- adapters
 
@@ -275,10 +302,9 @@ class Logic:
             made = f"{volumeNode.GetName()} {path.stem if path else 'segmentation'}"
 
             def finish(record: dict[str, Any]) -> Any:
-                drawn = self._drawnIn(volumeNode, segmentationNode)
-                return Results.intoScene(
-                    Path(job.out) / f"{image.stem}.seg.nrrd", volumeNode, segmentationNode, made, drawn
-                )
+                drawn, file = self._drawnIn(volumeNode, segmentationNode), Path(job.out) / f"{image.stem}.seg.nrrd"
+                with self.whileBusy():
+                    return Results.intoScene(file, volumeNode, segmentationNode, made, drawn)
 
             run.start({"op": "job", "job": to_dict(job)}, finish)
         return self._started(run, waitForCompletion)

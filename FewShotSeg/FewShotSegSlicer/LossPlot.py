@@ -103,6 +103,10 @@ class LossPlot:
             path.lineTo(x, y)
         painter.setPen(_pen(color, 2))
         painter.drawPath(path)
+        x, y = places[-1]
+        painter.setBrush(qt.QColor(*color))
+        painter.drawEllipse(round(x) - 1, round(y) - 1, 3, 3)  # a first value alone is no line yet
+        painter.setBrush(qt.Qt.NoBrush)
 
 
 def _pen(color: Sequence[int], width: int) -> Any:

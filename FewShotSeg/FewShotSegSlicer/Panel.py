@@ -19,11 +19,12 @@ from .ExemplarSection import ExemplarSection
 from .ResultSection import ResultSection
 from .SegmentSection import SegmentSection, setIcons
 from .SetupSection import SetupSection
-from .Status import unless
+from .Status import unless, waiting
 
 _POLL_MS = 30
 _SLOW_POLL_MS = 300  # while another module is shown
 _WIDEST = 380  # pixels of a picture; the module panel is seldom wider than 400
+_BESIDE = 34  # pixels beside a picture: margins, and a scroll bar that may come with it
 
 
 class Panel:
@@ -44,6 +45,7 @@ class Panel:
     # ------------------------------------------------------------------------------------------------- life of a panel
 
     def setup(self) -> None:
+        self.logic.whileBusy = waiting
         top = slicer.util.loadUI(self._widget.resourcePath("UI/FewShotSeg.ui"))
         self._widget.layout.addWidget(top)
         self.ui = slicer.util.childWidgetVariables(top)
@@ -115,7 +117,7 @@ class Panel:
     @property
     def width(self) -> int:
         """Pixels a picture may take."""
-        return min(self.ui.adaptSection.width - 16, 2 * _WIDEST) if self.ui.adaptSection.width > 100 else _WIDEST
+        return min(self.ui.adaptSection.width - _BESIDE, 2 * _WIDEST) if self.ui.adaptSection.width > 100 else _WIDEST
 
     @property
     def volumeNode(self) -> Any:
@@ -237,7 +239,8 @@ class Panel:
         bases = [model.name for model in base_models.models() if base_models.location(model) is not None]
         self.cards = [card for card in self.logic.adapters() if card["base_model"] in (*bases, "")]
         ofBases = [(_("{name} (base model)").format(name=name), (None, name)) for name in bases]
-        ofAdapters = [(card["name"], (card["path"], None)) for card in self.cards]
+        # A network of its own, without a base model, answers no clicks and cannot be gone on from.
+        ofAdapters = [(card["name"], (card["path"], None)) for card in self.cards if card["base_model"]]
         self.segment.model.offer(ofBases + ofAdapters)
         self.adapt.start.offer(
             ofBases + [(_("go on from {name}").format(name=name), value) for name, value in ofAdapters]
@@ -255,6 +258,7 @@ class Panel:
                 {"Volume": self.volumeNode, "Segmentation": self.segmentationNode},
                 {
                     "Recipes": self.adapt.recipes,
+                    "Folders": self.adapt.folders,
                     "Method": self.adapt.method.value or self.choices.value("Method"),
                     "Model": self.segment.model.value,
                     "Device": self.device,
@@ -267,12 +271,15 @@ class Panel:
         model, device = self.choices.value("Model"), self.choices.value("Device")
         shown = slicer.app.applicationLogic().GetSelectionNode().GetActiveVolumeID()
         volumeNode = self.choices.node("Volume") or (slicer.mrmlScene.GetNodeByID(shown) if shown else None)
-        for selector, node in (
+        remembered = (
             (self.ui.volumeSelector, volumeNode),
             (self.ui.segmentationSelector, self.choices.node("Segmentation")),
-        ):
-            if selector.currentNode() is None and node is not None:
-                selector.setCurrentNode(node)
+        )
+        unset = [
+            (selector, node) for selector, node in remembered if node is not None and selector.currentNode() is None
+        ]
+        for selector, node in unset:  # in this order: a volume brings a segmentation along
+            selector.setCurrentNode(node)
         if model is not None:
             self.segment.model.choose(tuple(model))
         if device is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,17 @@ def showIn(label: Any, pixmap: Any, width: int, height: int) -> None:
     """Show a pixmap in a label, as large as fits into the given pixels."""
     label.setPixmap(pixmap.scaled(width, height, qt.Qt.KeepAspectRatio, qt.Qt.SmoothTransformation))
     label.setVisible(True)
+
+
+def inWindow(path: str | Path, title: str, width: int = 1200, height: int = 800) -> Any:
+    """Show a picture file in a window of its own and return that; without a reference to it, it closes again."""
+    window = qt.QDialog(slicer.util.mainWindow())
+    window.setWindowTitle(title)
+    label = qt.QLabel(window)
+    showIn(label, qt.QPixmap(str(path)), width, height)
+    qt.QVBoxLayout(window).addWidget(label)
+    window.show()
+    return window
 
 
 def overlaid(image: Array, mask: Array, other: Array | None = None) -> Array:

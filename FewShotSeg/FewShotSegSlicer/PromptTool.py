@@ -53,6 +53,7 @@ class PromptTool:
         self._views: list[PromptView] = []
         self._target: Any = None
         self._shortcuts: list[Any] = []
+        self._isInstalled = False
 
     @property
     def mode(self) -> Mode:
@@ -69,16 +70,16 @@ class PromptTool:
 
     @property
     def isInstalled(self) -> bool:
-        return bool(self._views)
+        return self._isInstalled
 
     def install(self) -> None:
         """Begin to listen to the slice views, and to show prompts in them."""
         layoutManager = slicer.app.layoutManager()
         if self.isInstalled or layoutManager is None:  # without a main window there are no views
             return
-        self._target = self.live.target
-        names = layoutManager.sliceViewNames()
-        self._views = [PromptView(name, layoutManager.sliceWidget(name), self) for name in names]
+        self._isInstalled, self._target = True, self.live.target
+        self._followLayout()
+        layoutManager.connect("layoutChanged(int)", self._followLayout)
         self.live.changed.connect(self._onChanged)
         self.live.moved.connect(self._onMoved)
 
@@ -88,10 +89,23 @@ class PromptTool:
             return
         self.live.changed.disconnect(self._onChanged)
         self.live.moved.disconnect(self._onMoved)
+        slicer.app.layoutManager().disconnect("layoutChanged(int)", self._followLayout)
         for view in self._views:
             view.close()
-        self._views = []
+        self._views, self._isInstalled = [], False
         self.live.leave()
+
+    def _followLayout(self, _layout: int = 0) -> None:
+        """Watch the views that there are now: a layout may bring some, and take some away."""
+        if not self._isInstalled:
+            return
+        layoutManager = slicer.app.layoutManager()
+        names = layoutManager.sliceViewNames()
+        for view in [view for view in self._views if view.name not in names]:
+            view.close()
+            self._views.remove(view)
+        known = {view.name for view in self._views}
+        self._views += [PromptView(name, layoutManager.sliceWidget(name), self) for name in names if name not in known]
 
     def modeOfClick(self, interactor: Any) -> Mode:
         """Return what a click does now: with Ctrl the other sign, and nothing while markups are being placed."""

@@ -19,6 +19,7 @@ Option = Mapping[str, Any]
 _UNITS = {"_mm": " mm", "_px": " px", "_deg": "°", "_ml": " ml", "_seconds": " s", "_s": " s"}
 _ACRONYMS = {"mlp": "MLP", "sd": "SD", "lora": "LoRA"}
 _ANY_NUMBER = 1_000_000
+_NARROWEST = 50  # pixels of one number in a row
 
 
 class RecipeForm:
@@ -142,11 +143,14 @@ def _editor(option: Option, parent: Any, onEdit: Callable[..., None]) -> Editor:
         return _choice({_("Yes"): True, _("No"): False}, option, parent, onEdit)
     if kind == "bool":
         return _check(parent, onEdit)
-    if kind == "list":
-        return _texts(option, parent, onEdit) if option["any_length"] else _numbers(option, parent, onEdit)
+    if kind == "list" and option["any_length"]:
+        return _texts(option, parent, onEdit)
     if kind == "str":
-        return _text(parent, onEdit)
-    editor = _number(option, kind, option["default"], parent, onEdit)
+        return _text(option, parent, onEdit)
+    if kind == "list":
+        editor = _numbers(option, parent, onEdit)
+    else:
+        editor = _number(option, kind, option["default"], parent, onEdit)
     return _orNone(editor, parent, onEdit) if option["optional"] else editor
 
 
@@ -165,10 +169,12 @@ def _check(parent: Any, onEdit: Callable[..., None]) -> Editor:
     return box, lambda: box.checked, box.setChecked
 
 
-def _text(parent: Any, onEdit: Callable[..., None]) -> Editor:
+def _text(option: Option, parent: Any, onEdit: Callable[..., None]) -> Editor:
+    """An empty field is none, where that is allowed."""
     edit = qt.QLineEdit(parent)
     edit.connect("textChanged(QString)", onEdit)
-    return edit, lambda: edit.text, edit.setText
+    none = None if option["optional"] else ""
+    return edit, lambda: edit.text or none, lambda value: edit.setText(value or "")
 
 
 def _number(option: Option, kind: str, shown: float | None, parent: Any, onEdit: Callable[..., None]) -> Editor:
@@ -221,6 +227,9 @@ def _numbers(option: Option, parent: Any, onEdit: Callable[..., None]) -> Editor
     shown = option["default"] or [None] * len(option["parts"])
     editors = [_number(option, kind, value, widget, onEdit) for kind, value in zip(option["parts"], shown, strict=True)]
     for box, _read, _write in editors:
+        # Not as wide as its largest value would be: three of them share a narrow panel.
+        box.setSizePolicy(qt.QSizePolicy.Ignored, qt.QSizePolicy.Fixed)
+        box.setMinimumWidth(_NARROWEST)
         layout.addWidget(box, 1)
 
     def write(values: Sequence[Any]) -> None:

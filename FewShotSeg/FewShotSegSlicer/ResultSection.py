@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 
 from . import AdapterCard, Scene
 from .Chooser import Chooser
-from .Pictures import overlaid, pixmapOf, showIn, sideBySide
+from .Pictures import inWindow, overlaid, pixmapOf, showIn, sideBySide
 from .Status import Status, allow, unless
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class ResultSection:
         self._pictures: tuple[Any, ...] = ()  # base, adapted, both side by side
         self._number = 0
         self._isComparing = False
+        self._report: Any = None
         self._timer = qt.QTimer()
         self._timer.setInterval(_FLICKER_MS)
         self._timer.connect("timeout()", self._flicker)
@@ -42,6 +43,7 @@ class ResultSection:
             ui.keepButton: self.keep,
             ui.discardButton: self.discard,
             ui.continueButton: self.learnOn,
+            ui.reportButton: self.showReport,
             ui.compareButton: self.compare,
             ui.suggestButton: self.suggest,
             ui.applyButton: self.apply,
@@ -93,6 +95,8 @@ class ResultSection:
         self.ui.adapterNameEdit.setText(card["name"] if card else "")
         self.ui.cardLabel.setText(AdapterCard.textOf(card) if card else "")
         self.ui.cardLabel.setVisible(card is not None)
+        report = self.logic.adapterFolder.reportOf(card["path"]) if card else None
+        self.ui.reportButton.setVisible(report is not None)
         self._forgetComparison()
         self.update()
 
@@ -106,6 +110,12 @@ class ResultSection:
         question = _("Delete the adapter {name} for good?").format(name=card["name"] if card else "")
         if slicer.util.confirmOkCancelDisplay(question, _("Discard adapter")):
             self.logic.discard(card)
+
+    def showReport(self) -> None:
+        card = self.card
+        path = self.logic.adapterFolder.reportOf(card["path"]) if card is not None else None
+        if card is not None and path is not None:
+            self._report = inWindow(path, _("Training of {name}").format(name=card["name"]))
 
     def learnOn(self) -> None:
         if self.card is not None:
@@ -179,6 +189,9 @@ class ResultSection:
         self.status.say(message["message"])
 
     def _onApplied(self, node: Any) -> None:
+        panel = self.panel
+        if panel.segmentationNode is None and Scene.volumeOf(node) is panel.volumeNode:
+            self.ui.segmentationSelector.setCurrentNode(node)  # to be corrected
         self.status.say(_("Segmented into {name}. Look at it before you rely on it.").format(name=node.GetName()))
         self.panel.update()
 
@@ -250,13 +263,14 @@ class ResultSection:
         allow(ui.adapterNameEdit, adapter)
         allow(ui.keepButton, adapter, unless(card and card["isNew"], _("it is kept already")))
         allow(ui.discardButton, adapter)
-        allow(ui.continueButton, adapter)
+        promptable = unless(card is None or card["base_model"], _("it is a network of its own, without a base model"))
+        allow(ui.continueButton, adapter, promptable)
         knows = card is not None and panel.structure in card["structures"].values()
         asked = unless(panel.prompt() is not None or knows, _("click on the structure first"))
         compared = unless(not self._isComparing, _("the models are being asked"))
-        allow(ui.compareButton, ready, shown, asked, compared)
+        allow(ui.compareButton, ready, promptable, shown, asked, compared)
         allow(ui.flickerCheckBox, unless(self._pictures, _("compare first")))
-        allow(ui.suggestButton, ready, shown, busy)
+        allow(ui.suggestButton, ready, promptable, shown, busy)
         ui.resultHintLabel.setVisible(not panel.cards)
         self._updateApply(ready, busy)
 

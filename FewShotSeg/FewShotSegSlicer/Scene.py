@@ -37,6 +37,7 @@ __all__ = [
     "addSegment",
     "alignView",
     "annotatedSlices",
+    "claim",
     "ijkFromRas",
     "jumpToSlice",
     "labelmapFromSegmentation",
@@ -51,6 +52,7 @@ __all__ = [
     "sliceOffset",
     "viewedSlice",
     "volumeFromNode",
+    "volumeOf",
     "volumesInSequence",
 ]
 
@@ -236,6 +238,18 @@ def segmentsByName(segmentationNode: Any) -> dict[str, str]:
     for segmentId in segmentation.GetSegmentIDs():
         found.setdefault(segmentation.GetSegment(segmentId).GetName(), segmentId)
     return found
+
+
+def volumeOf(segmentationNode: Any) -> Any:
+    """Return the volume that a segmentation was made on, None where it does not say."""
+    return segmentationNode.GetNodeReference(slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole())
+
+
+def claim(segmentationNode: Any, volumeNode: Any) -> None:
+    """Let a segmentation that does not say on which volume it was made belong to this one; either may be None."""
+    if segmentationNode is not None and volumeNode is not None and volumeOf(segmentationNode) is None:
+        role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
+        segmentationNode.SetNodeReferenceID(role, volumeNode.GetID())
 
 
 def addSegment(segmentationNode: Any, name: str) -> str:

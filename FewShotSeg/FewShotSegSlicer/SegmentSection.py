@@ -8,7 +8,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import Scene
+from . import OwnSegmentations, Scene
 from .Chooser import Chooser
 from .PromptTool import Mode, PromptTool
 from .Status import Status, allow, unless
@@ -27,6 +27,7 @@ class SegmentSection:
         self.status = Status(self.ui.clickStatusLabel)
         self.tool = PromptTool(self.live)
         self._said = ""
+        self._chosenVolume: Any = None
         self.model = Chooser(self.ui.modelSelector, self._onModel)
         self.overwrite = Chooser(self.ui.overwriteSelector, self._setWriterOptions)
         self.inside = Chooser(self.ui.insideSelector, self._setWriterOptions)
@@ -46,8 +47,8 @@ class SegmentSection:
 
     def _connect(self) -> None:
         ui, live = self.ui, self.live
-        for selector in (ui.volumeSelector, ui.segmentationSelector):
-            selector.connect("currentNodeChanged(vtkMRMLNode*)", self._onNodes)
+        ui.volumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onVolume)
+        ui.segmentationSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onNodes)
         ui.structureTable.connect("selectionChanged(QItemSelection,QItemSelection)", self._onStructure)
         ui.structureNameEdit.connect("returnPressed()", self.addStructure)
         ui.structureNameEdit.connect("textChanged(QString)", self.update)
@@ -86,6 +87,7 @@ class SegmentSection:
     # ----------------------------------------------------------------------------------------------- life of the panel
 
     def enter(self) -> None:
+        self._showOwn()
         self.tool.install()
         if slicer.util.mainWindow() is not None:
             self.tool.installHotkeys(slicer.util.mainWindow())
@@ -146,8 +148,27 @@ class SegmentSection:
             self.ui.structureTable.setSelectedSegmentIDs([segmentId])
         self._onStructure()
 
+    def _onVolume(self, _node: Any = None) -> None:
+        """Another volume comes with its own segmentation, and without those of others."""
+        self._showOwn()
+        volumeNode, node = self.panel.volumeNode, self.panel.segmentationNode
+        if volumeNode is not None and (node is None or not OwnSegmentations.belongsTo(node, volumeNode)):
+            self.ui.segmentationSelector.setCurrentNode(OwnSegmentations.ofVolume(volumeNode))
+        self._onNodes()
+
+    def _showOwn(self) -> None:
+        """Only when the volume has changed: what the user turns on afterwards stays on."""
+        volumeNode = self.panel.volumeNode
+        if volumeNode is self._chosenVolume or not self.panel.isEntered:
+            return
+        self._chosenVolume = volumeNode
+        if volumeNode is not None and OwnSegmentations.showOnly(volumeNode):
+            self.panel.say(_("Masks of other volumes are hidden; the module Data can show them."))
+
     def _onNodes(self, _node: Any = None) -> None:
         volumeNode, node = self.panel.volumeNode, self.panel.segmentationNode
+        if node is not None and self.panel.isEntered:
+            OwnSegmentations.want(node)
         if node is not None and node.GetDisplayNode() is None:  # the selector has just made it
             node.CreateDefaultDisplayNodes()
             if volumeNode is not None:
@@ -167,6 +188,7 @@ class SegmentSection:
         self.status.say("")
         with self.status.trying():
             self.live.setTarget(self.panel.volumeNode, self.panel.segmentationNode, self.segmentId)
+            Scene.claim(self.panel.segmentationNode, self.panel.volumeNode)
             self._said = ""
             self._setWriterOptions()
         self.panel.remember()
@@ -174,6 +196,8 @@ class SegmentSection:
 
     def onSceneChanged(self) -> None:
         """The scene was closed or another one was loaded."""
+        self._chosenVolume = None
+        self._showOwn()
         self._onNodes()
 
     def _onMoved(self, segmentId: str, _axis: int, _index: int) -> None:

@@ -73,6 +73,16 @@ class Status:
         qt.QApplication.clipboard().setText(self._report)
 
 
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Show the cursor that asks for patience; no events are handled meanwhile, as slicer.util.WaitCursor would."""
+    qt.QApplication.setOverrideCursor(qt.QCursor(qt.Qt.WaitCursor))
+    try:
+        yield
+    finally:
+        qt.QApplication.restoreOverrideCursor()
+
+
 def allow(widget: Any, *reasons: str) -> None:
     """Enable a widget when all `reasons` are empty; else disable it, with the first one in its tooltip."""
     if widget.property("help") is None:

@@ -97,17 +97,12 @@ class Workers:
         intensity: Mapping[str, Any] | None = None,
         worker: WorkerName = "prompt",
     ) -> None:
-        """Make a volume (K, J, I) known under `name`, also to a process that replaces this one.
+        """Make a volume (K, J, I) known under `name`, also to a process that replaces this one; never waits.
 
-        `intensity` is the rule of FewShotSegLib.intensity that the user chose; None: the adapter's, or automatic.
+        The array is read later: send it under another name once it has changed. `intensity` is the rule of
+        FewShotSegLib.intensity that the user chose; None: the adapter's, or automatic.
         """
-        try:
-            self._clients[worker].send_volume(name, array, affine, intensity)
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(
-                f"Cannot hand the volume to the worker: {reason}. Make room in the temporary folder."
-            ) from error
+        self._clients[worker].send_volume(name, array, affine, intensity)
 
     def forgetVolume(self, name: str, worker: WorkerName = "prompt") -> None:
         self._clients[worker].forget_volume(name)

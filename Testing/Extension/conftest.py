@@ -288,6 +288,22 @@ def pressKey(slicerHost: Any) -> Callable[[str], None]:
 
 
 @pytest.fixture
+def sixViews(scene: Any, slicerHost: Any) -> Iterator[Callable[[], None]]:
+    """sixViews(): the layout with three more slice views, Slice4 to Slice6, until the test ends."""
+    import slicer
+
+    before = slicerHost.layoutManager().layout
+
+    def show() -> None:
+        slicerHost.layoutManager().setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutThreeOverThreeView)
+        slicerHost.processEvents()
+
+    yield show
+    slicerHost.layoutManager().setLayout(before)
+    slicerHost.processEvents()
+
+
+@pytest.fixture
 def snapshot(slicerHost: Any) -> Callable[[str], np.ndarray]:
     """snapshot("Red"): the view rendered now, uint8 (H, W, 3), first row on top."""
     import vtk

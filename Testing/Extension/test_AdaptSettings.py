@@ -18,6 +18,7 @@ from FewShotSegSlicer.ExemplarStore import ExemplarStore
 from FewShotSegSlicer.JobFiles import JobFiles
 from Testing.conftest import write_discs
 from Testing.Extension.cases import addCase
+from Testing.Extension.nodes import addTransform
 
 
 @pytest.fixture
@@ -72,6 +73,24 @@ def test_auxiliary_data_are_folders_of_annotated_cases(jobOf: Any, tmp_path: Pat
     (dataSet,) = job.auxiliary
     assert dataSet.name == "other hospital"
     assert [(Path(case.image).name, Path(case.labelmap).name) for case in dataSet.cases] == [("p1.nrrd", "p1.seg.nrrd")]
+
+
+def test_folders_go_into_the_job_as_they_are(jobOf: Any, tmp_path: Path) -> None:
+    volumeNode, segmentationNode, *_ = addCase()
+    job = jobOf([(volumeNode, segmentationNode)], auxiliaryFolder=tmp_path / "others")
+    assert (job.auxiliary_folder, job.source_folder, job.target_folder) == (str(tmp_path / "others"), None, None)
+    job = jobOf((), "uda", sourceFolder=str(tmp_path / "CT"), targetFolder=str(tmp_path / "MR"))
+    assert (job.source_folder, job.target_folder) == (str(tmp_path / "CT"), str(tmp_path / "MR"))
+    assert job.exemplars == ()
+
+
+def test_a_sheared_volume_is_refused_with_the_way_out(jobOf: Any) -> None:
+    volumeNode, segmentationNode, *_ = addCase()
+    shear = addTransform(np.array([[1, 0, 0.2, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
+    for node in (volumeNode, segmentationNode):
+        node.SetAndObserveTransformNodeID(shear.GetID())
+    with pytest.raises(InputError, match=r'"CT" is sheared, .* Straighten it in the module Crop Volume'):
+        jobOf([(volumeNode, segmentationNode)])
 
 
 def test_going_on_from_an_adapter_takes_its_base_and_its_numbers(jobOf: Any, an_adapter_file: Path) -> None:

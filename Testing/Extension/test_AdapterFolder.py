@@ -113,3 +113,22 @@ def test_another_folder_can_be_chosen(folder: AdapterFolder, tmp_path: Path) -> 
     folder.setFolder(str(tmp_path))
     folder.setFolder(None)
     assert heard == [tmp_path, AdapterFolder().folder]
+
+
+def test_the_report_of_a_training_is_found_and_goes_with_its_adapter(folder: AdapterFolder) -> None:
+    path = made(folder, "organ")
+    assert folder.reportOf(path) is None
+    (folder.folder / "organ.report.png").write_bytes(b"picture")
+    assert folder.reportOf(path) == folder.folder / "organ.report.png"
+    renamed = folder.rename("organ", "liver")
+    assert folder.reportOf(renamed) == folder.folder / "liver.report.png"
+    folder.discard(renamed)
+    assert list(folder.folder.iterdir()) == []
+
+
+def test_a_report_is_also_found_by_the_record(folder: AdapterFolder) -> None:
+    path = made(folder, "organ")
+    (folder.folder / "organ.result.json").write_text('{"report": "other.png"}', encoding="utf-8")
+    assert folder.reportOf(path) is None
+    (folder.folder / "other.png").write_bytes(b"picture")
+    assert folder.reportOf(path) == folder.folder / "other.png"

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import slicer
 
+from FewShotSegLib import scratch
 from FewShotSegLib.adapter import load_adapter
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.prompt import Prompt
@@ -106,6 +107,16 @@ def training(logic: Logic, **settings: Any) -> Run:
     return run
 
 
+@pytest.fixture
+def ours(home: Path) -> Path:
+    """Where this process has its temporary files."""
+    return scratch.process_folder()
+
+
+def fullFolders(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_dir() and any(path.iterdir())}
+
+
 def filesIn(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
@@ -168,7 +179,8 @@ def test_the_console_example_works_as_written(
 # ------------------------------------------------------------------------------------------------------------ adapting
 
 
-def test_adapting_to_nodes_gives_a_file_in_the_list_with_its_card(logic: Logic, home: Path) -> None:
+def test_adapting_to_nodes_gives_a_file_in_the_list_with_its_card(logic: Logic, ours: Path) -> None:
+    before = fullFolders(ours)
     volumeNode, segmentationNode, *_ = addCase(name="patient: 7")
     told: list[str] = []
     logic.adapterFolder.changed.connect(lambda: told.append(logic.adapters()[0]["name"]))
@@ -180,7 +192,7 @@ def test_adapting_to_nodes_gives_a_file_in_the_list_with_its_card(logic: Logic, 
     assert card["structures"] == {"1": "disc", "2": "square"}
     (source,) = card["provenance"]["exemplars"]
     assert (source["name"], source["annotated_slices"]) == ("patient_ 7.nrrd", [1, 3])
-    assert not [name for name in filesIn(home) if name.startswith("fewshotseg-") and any((home / name).iterdir())]
+    assert fullFolders(ours) <= before
 
 
 def test_without_exemplars_those_of_the_scene_are_learned(logic: Logic) -> None:
@@ -250,12 +262,12 @@ def test_training_goes_on_from_an_adapter_with_further_exemplars(logic: Logic) -
     ],
 )
 def test_what_is_missing_is_said_at_once_and_leaves_no_files(
-    logic: Logic, arguments: dict[str, Any], sentence: str, home: Path
+    logic: Logic, arguments: dict[str, Any], sentence: str, ours: Path
 ) -> None:
-    before = filesIn(home)
+    before = filesIn(ours)
     with pytest.raises(InputError, match=sentence):
         logic.adapt(**{**TINY, **arguments})
-    assert filesIn(home) == before
+    assert filesIn(ours) == before
     assert logic.runs == ()
 
 
@@ -321,15 +333,15 @@ def rasOf(volumeNode: Any, ijk: tuple[float, float, float]) -> Any:
     return (Scene.rasFromIjk(volumeNode) @ [*ijk, 1])[:3]
 
 
-def test_cancelling_leaves_nothing(logic: Logic, home: Path) -> None:
-    before = filesIn(home)
+def test_cancelling_leaves_nothing(logic: Logic, ours: Path) -> None:
+    before = fullFolders(ours)
     run = training(logic)
-    assert len(filesIn(home) - before) >= 1
+    assert len(fullFolders(ours) - before) >= 1
     logic.cancel()
     ended(logic, run)
     assert run.errorKind == "cancelled"
     assert filesIn(logic.adapterFolder.folder) == set()
-    assert {name for name in filesIn(home) - before if any((home / name).iterdir())} == set()
+    assert fullFolders(ours) <= before
 
 
 def test_stopping_keeps_the_best_so_far(logic: Logic) -> None:
@@ -381,16 +393,31 @@ def test_a_killed_process_is_explained_and_the_training_goes_on_when_asked_again
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_a_checkpoint_is_not_used_for_another_training_and_goes_with_the_session(ownLogic: Logic) -> None:
-    logic = ownLogic
-    run = training(logic)
-    os.kill(pidOfJob(logic), signal.SIGKILL)
-    ended(logic, run)
-    assert any(name.endswith(".checkpoint.pt") for name in filesIn(logic.adapterFolder.folder))
-    other = training(logic, seed=1)
-    assert other.history[0]["step"] == 1
-    logic.close()
-    assert filesIn(logic.adapterFolder.folder) == set()
+def test_an_interrupted_training_goes_on_in_a_later_session_and_only_when_it_is_the_same(
+    ownLogic: Logic, tmp_path: Path
+) -> None:
+    run = training(ownLogic)
+    os.kill(pidOfJob(ownLogic), signal.SIGKILL)
+    ended(ownLogic, run)
+    ownLogic.close()
+    later = Logic(Workers(environment=ONE_THREAD))
+    later.adapterFolder.setFolder(ownLogic.adapterFolder.folder)
+    try:
+        (interrupted,) = later.interrupted()
+        assert interrupted.structures == ("disc", "square")
+        other = training(later, seed=1)
+        assert other.history[0]["step"] == 1
+        other.cancel()
+        ended(later, other)
+        assert later.interrupted() == [interrupted]
+        again = training(later)
+        assert again.history[0]["step"] > 1
+        assert later.interrupted() == []
+        again.cancel()
+        ended(later, again)
+        assert filesIn(later.adapterFolder.folder) == set()
+    finally:
+        later.close()
 
 
 def pidOfJob(logic: Logic) -> int:
@@ -437,8 +464,8 @@ def test_a_segmentation_that_is_removed_meanwhile_is_replaced(logic: Logic, adap
     assert set(Scene.segmentsByName(run.result)) == {"disc", "square"}
 
 
-def test_closing_leaves_no_process_and_no_file(scene: Any, tmp_path: Path, home: Path) -> None:
-    before = filesIn(home)
+def test_closing_leaves_no_process_and_no_file(scene: Any, tmp_path: Path, home: Path, ours: Path) -> None:
+    before = filesIn(home), filesIn(ours)
     logic = Logic(Workers(environment=ONE_THREAD))
     logic.adapterFolder.setFolder(tmp_path / "Adapters")
     pids = [pidOf(logic, worker) for worker in ("prompt", "job")]
@@ -447,7 +474,7 @@ def test_closing_leaves_no_process_and_no_file(scene: Any, tmp_path: Path, home:
     logic.close()
     assert time.monotonic() - started < 10
     assert not any(isAlive(pid) for pid in pids)
-    assert filesIn(home) == before
+    assert (filesIn(home), filesIn(ours)) == before
     assert not any(name.endswith(".safetensors") for name in filesIn(tmp_path / "Adapters"))
     assert (run.isRunning, run.errorKind) == (False, "cancelled")
     logic.poll()

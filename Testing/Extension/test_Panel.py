@@ -21,11 +21,12 @@ from FewShotSegLib.methods import METHODS, method
 from FewShotSegLib.prompt import Prompt
 from FewShotSegLib.recipe import describe
 from FewShotSegSlicer import Dependencies, PromptTool, Scene
+from FewShotSegSlicer.Checkpoints import Interrupted
 from FewShotSegSlicer.Comparison import Comparison
 from FewShotSegSlicer.Run import RunProgress
 from Testing.Extension.cases import addCase
 
-WIDTH = 400  # pixels of Slicer's module panel as many have it
+WIDTH = 300  # pixels; Slicer's module panel is seldom made narrower
 SECTIONS = ("segment", "exemplar", "adapt", "result", "batch", "setup")
 
 
@@ -226,6 +227,83 @@ def test_an_empty_scene_asks_for_a_volume(case: Case) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- structures
+
+
+def test_a_chosen_volume_brings_its_own_segmentation_and_hides_those_of_others(case: Case) -> None:
+    (first, ofFirst, *_), (second, ofSecond, *_) = addCase(0, name="A"), addCase(1, name="B")
+
+    def shown() -> tuple[bool, bool]:
+        return tuple(bool(node.GetDisplayNode().GetVisibility()) for node in (ofFirst, ofSecond))
+
+    case.ui.volumeSelector.setCurrentNode(first)
+    assert case.panel.segmentationNode is ofFirst
+    assert shown() == (True, False)
+    case.ui.volumeSelector.setCurrentNode(second)
+    assert case.panel.segmentationNode is ofSecond
+    assert shown() == (False, True)
+    ofFirst.GetDisplayNode().SetVisibility(True)  # the user wants to see it after all
+    case.panel.update()
+    assert shown() == (True, True)
+    case.ui.volumeSelector.setCurrentNode(first)
+    case.ui.volumeSelector.setCurrentNode(second)
+    assert shown() == (True, True)
+
+
+def test_what_was_hidden_is_shown_with_its_volume_also_after_loading_the_scene(case: Case, tmp_path: Path) -> None:
+    addCase(0, name="A"), addCase(1, name="B")
+    for name in ("A", "B"):
+        case.ui.volumeSelector.setCurrentNode(slicer.util.getNode(name))
+    assert slicer.util.saveScene(str(tmp_path / "two.mrb"))
+    slicer.mrmlScene.Clear(0)
+    slicer.util.loadScene(str(tmp_path / "two.mrb"))
+    slicer.app.processEvents()
+    assert case.panel.volumeNode is slicer.util.getNode("B")
+    case.ui.volumeSelector.setCurrentNode(slicer.util.getNode("A"))
+    assert Scene.volumeOf(case.panel.segmentationNode) is slicer.util.getNode("A")
+    assert case.panel.segmentationNode.GetDisplayNode().GetVisibility()
+
+
+def test_a_segmentation_chosen_for_another_volume_is_shown_and_stays_chosen(case: Case) -> None:
+    """As for two sequences of one patient on the same grid."""
+    (first, ofFirst, *_), (second, ofSecond, *_) = addCase(0, name="T1"), addCase(1, name="T2")
+    slicer.mrmlScene.RemoveNode(ofSecond)
+    case.ui.volumeSelector.setCurrentNode(second)
+    assert (case.panel.segmentationNode, bool(ofFirst.GetDisplayNode().GetVisibility())) == (None, False)
+    case.ui.segmentationSelector.setCurrentNode(ofFirst)
+    assert ofFirst.GetDisplayNode().GetVisibility()
+    for volumeNode in (first, second):
+        case.ui.volumeSelector.setCurrentNode(volumeNode)
+        assert case.panel.segmentationNode is ofFirst
+        assert ofFirst.GetDisplayNode().GetVisibility()
+
+
+def test_volumes_of_one_patient_share_their_segmentations(case: Case) -> None:
+    (first, ofFirst, *_), (second, ofSecond, *_) = addCase(0, name="T1"), addCase(1, name="T2")
+    slicer.mrmlScene.RemoveNode(ofSecond)
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    patient = hierarchy.CreateSubjectItem(hierarchy.GetSceneItemID(), "Doe")
+    for volumeNode in (first, second):
+        hierarchy.SetItemParent(hierarchy.GetItemByDataNode(volumeNode), patient)
+    for volumeNode in (first, second):
+        case.ui.volumeSelector.setCurrentNode(volumeNode)
+        assert case.panel.segmentationNode is ofFirst
+        assert ofFirst.GetDisplayNode().GetVisibility()
+
+
+def test_a_segmentation_that_the_user_has_hidden_stays_hidden(case: Case) -> None:
+    (first, ofFirst, *_), (second, *_) = addCase(0, name="A"), addCase(1, name="B")
+    ofFirst.GetDisplayNode().SetVisibility(False)
+    for volumeNode in (second, first):
+        case.ui.volumeSelector.setCurrentNode(volumeNode)
+    assert not ofFirst.GetDisplayNode().GetVisibility()
+
+
+def test_a_volume_without_a_segmentation_is_not_drawn_on_with_that_of_another(case: Case) -> None:
+    (first, *_), (second, ofSecond, *_) = addCase(0, name="A"), addCase(1, name="B")
+    slicer.mrmlScene.RemoveNode(ofSecond)
+    case.ui.volumeSelector.setCurrentNode(first)
+    case.ui.volumeSelector.setCurrentNode(second)
+    assert case.panel.segmentationNode is None
 
 
 def test_the_first_structure_makes_a_segmentation_on_the_grid_of_the_volume(case: Case) -> None:
@@ -468,6 +546,100 @@ def test_adapt_hands_over_what_was_chosen(readyToAdapt: Case) -> None:
     assert "something else is running" in case.ui.adaptButton.toolTip
 
 
+def offerMethod(case: Case, monkeypatch: pytest.MonkeyPatch, *needs: str) -> None:
+    """Have the worker know a single method, with these needs."""
+    options = describe(method("lora").Recipe)
+    entry = {"name": "other", "label": "Other", "about": "", "needs": list(needs), "options": options}
+    monkeypatch.setattr(case.logic, "methods", lambda onDone, onError: onDone([entry]))
+    case.show("adapt")
+
+
+def test_a_method_that_learns_beside_other_data_asks_for_their_folder(
+    case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    case.load()
+    case.press(case.ui.addSliceButton)
+    offerMethod(case, monkeypatch, "exemplars", "auxiliary")
+    assert case.ui.auxiliaryFrame.visible
+    assert not case.ui.sourceFrame.visible
+    assert not case.ui.targetsFrame.visible
+    assert "choose the folder of auxiliary data sets first" in case.ui.adaptButton.toolTip
+    case.ui.auxiliaryEdit.setCurrentPath(str(tmp_path))
+    request, callbacks = case.requests[-1]
+    assert request == {"op": "folder", "path": str(tmp_path), "holds": "data sets"}
+    chaos = {"name": "CHAOS", "cases": 20, "structures": [], "modality": "MR", "licence": "CC BY 4.0"}
+    callbacks["onResult"]({"data_sets": [chaos, {**chaos, "name": "mine", "cases": 3, "modality": "", "licence": ""}]})
+    assert case.ui.auxiliaryAboutLabel.text == "CHAOS: 20 cases, MR, CC BY 4.0; mine: 3 cases"
+    case.press(case.ui.adaptButton)
+    arguments = case.runs["adapt"].arguments
+    assert arguments["auxiliaryFolder"] == str(tmp_path)
+    assert not {"sourceFolder", "targetFolder", "exemplars"} & set(arguments)
+
+
+def test_a_method_between_kinds_of_images_needs_two_folders_and_no_exemplar(
+    case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    offerMethod(case, monkeypatch, "source", "targets")
+    (tmp_path / "CT").mkdir()
+    (tmp_path / "MR").mkdir()
+    assert "choose the folder of annotated images first" in case.ui.adaptButton.toolTip
+    case.ui.sourceEdit.setCurrentPath(str(tmp_path / "CT"))
+    assert "choose the folder of unlabelled images first" in case.ui.adaptButton.toolTip
+    case.ui.targetsEdit.setCurrentPath(str(tmp_path / "MR"))
+    case.requests[-1][1]["onResult"]({"volumes": 12})
+    assert case.ui.targetsAboutLabel.text == "12 volumes"
+    assert "this method makes no samples" in case.ui.previewButton.toolTip
+    case.press(case.ui.adaptButton)
+    arguments = case.runs["adapt"].arguments
+    assert (arguments["sourceFolder"], arguments["targetFolder"]) == (str(tmp_path / "CT"), str(tmp_path / "MR"))
+    assert arguments["exemplars"] == ()
+
+
+def test_what_is_said_of_a_folder_is_said_of_the_chosen_one(
+    case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    offerMethod(case, monkeypatch, "targets")
+    case.ui.targetsEdit.setCurrentPath(str(tmp_path))
+    late = case.requests[-1][1]["onResult"]
+    case.ui.targetsEdit.setCurrentPath(str(tmp_path / "not there"))
+    late({"volumes": 12})
+    assert case.ui.targetsAboutLabel.text == ""
+    case.ui.targetsEdit.setCurrentPath(str(tmp_path))
+    case.requests[-1][1]["onError"]("input", "It holds no volume.")
+    assert "It holds no volume." in case.ui.targetsAboutLabel.text
+
+
+def test_the_folders_are_kept_with_the_scene(case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    offerMethod(case, monkeypatch, "exemplars", "auxiliary")
+    case.ui.auxiliaryEdit.setCurrentPath(str(tmp_path))
+    assert case.panel.choices.value("Folders")["auxiliary"] == str(tmp_path)
+    case.ui.auxiliaryEdit.setCurrentPath("")
+    case.panel.choices.keep({}, {"Folders": {"auxiliary": str(tmp_path)}})
+    case.panel.recall()
+    assert case.ui.auxiliaryEdit.currentPath == str(tmp_path)
+
+
+def test_a_remembered_recipe_that_does_not_fit_any_more_is_told_and_breaks_nothing(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case.panel.choices.keep({}, {"Recipes": {"other": {"gone": 1}}})
+    offerMethod(case, monkeypatch, "exemplars")
+    case.panel.recall()
+    assert "The recipe has no option" in case.ui.adaptStatusLabel.text
+    case.panel.adapt._forms["other"].setRecipe({"steps": 7})
+    case.panel.remember()
+    assert case.panel.choices.value("Recipes") == {"other": {"steps": 7}}
+
+
+def test_what_broke_off_is_told_when_the_section_is_opened(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Interrupted(Path("liver.safetensors"), "", ("liver", "spleen"), "2026-11-21 18:03")
+    monkeypatch.setattr(case.logic, "interrupted", lambda: [broken])
+    case.show("adapt")
+    assert case.ui.adaptStatusLabel.text.startswith(
+        "The adaptation of liver, spleen of 2026-11-21 18:03 was interrupted."
+    )
+
+
 def test_a_training_shows_its_progress_curves_and_picture(readyToAdapt: Case) -> None:
     case = readyToAdapt
     case.press(case.ui.adaptButton)
@@ -540,6 +712,20 @@ def test_time_and_memory_are_measured_on_request(readyToAdapt: Case) -> None:
     case.press(case.ui.measureButton)
     case.runs["measure"].done({"seconds": 200.0, "memory_bytes": 2_500_000_000, "free_bytes": None, "device": "cpu"})
     assert case.ui.estimateLabel.text == "About 3 min 20 s on the processor, 2.5 GB of memory."
+
+
+def test_the_report_of_a_training_is_shown_where_there_is_one(case: Case, adapter: str) -> None:
+    case.show("result")
+    assert not case.ui.reportButton.visible
+    pixmap = qt.QPixmap(60, 40)
+    pixmap.fill(qt.QColor(0, 0, 200))
+    assert pixmap.save(str(Path(adapter).with_name("organs.report.png")))
+    case.panel.refreshModels()
+    case.press(case.ui.reportButton)
+    window = case.panel.result._report
+    assert window.visible
+    assert not window.findChild(qt.QLabel).pixmap.isNull()
+    window.close()
 
 
 def test_samples_are_shown_before_training(readyToAdapt: Case, tmp_path: Path) -> None:

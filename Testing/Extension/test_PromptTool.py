@@ -122,6 +122,18 @@ def test_control_turns_the_sign_of_a_click(
     assert bench.prompt("Red").labels == (label,)
 
 
+def test_a_view_that_another_layout_brings_takes_clicks_at_once(
+    bench: ToolBench, clickIn: Any, sixViews: Callable[[], None]
+) -> None:
+    sixViews()
+    slicer.util.setSliceViewerLayers(background=bench.volume, fit=True)
+    slicer.app.processEvents()
+    clickIn("Slice4", (150, 140))
+    assert len(bench.prompt("Slice4").points_ras) == 1
+    bench.workers.answer()
+    bench.assertAnsweredIn("Slice4")
+
+
 def test_without_a_tool_and_while_markups_are_placed_clicks_are_slicers(
     bench: ToolBench, clickIn: Any, scene: Any
 ) -> None:

@@ -30,10 +30,12 @@ class Recipe:
     preset: str = option("cpu", "Size", choices=("cpu", "8GB"))
     decoder: bool = option(True, "Adapt the decoder")
     name: str = option("x", "Name", advanced=True)
+    weights: str | None = option(None, "File of weights", advanced=True)
     alpha: float | None = option(None, "Scale; none: the rank", advanced=True)
     saving: bool | None = option(None, "Save memory; none: as the preset says", advanced=True)
     blocks: tuple[int, ...] | None = option(None, "Blocks", advanced=True)
     scale: tuple[float, float] = option((0.9, 1.1), "Range of sizes", min=0.1, max=10, advanced=True)
+    spacing_mm: tuple[float, float] | None = option(None, "Grid; none: that of the first image", advanced=True)
     inner: Inner = field(default_factory=Inner, metadata={"help": "How samples are drawn"})
 
     def __post_init__(self) -> None:
@@ -46,10 +48,12 @@ EVERYTHING = {
     "preset": "8GB",
     "decoder": False,
     "name": "y",
+    "weights": "a.pt",
     "alpha": 8.0,
     "saving": False,
     "blocks": [1, 2],
     "scale": [0.5, 2.0],
+    "spacing_mm": [1.5, 2.0],
     "inner": {"angle_deg": 20.0, "flip": "always"},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -107,6 +108,44 @@ def test_a_mistake_is_told_as_one_sentence(workers: Workers) -> None:
     what, (kind, message) = asked(workers, "prompt", op="encode", volume="nobody", index=0)
     assert (what, kind) == ("onError", "input")
     assert message == "No volume is called 'nobody' here; send it first."
+
+
+def test_handing_over_a_large_volume_never_waits_and_what_needs_it_comes_after(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = np.save
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.5)
+        save(*arguments)
+
+    asked(workers, "prompt", op="hello")
+    monkeypatch.setattr(np, "save", slow)
+    started = time.monotonic()
+    workers.sendVolume("large", np.zeros((2, 4, 4), np.int16), np.eye(4))
+    assert time.monotonic() - started < 0.25
+    what, (kind, message) = asked(workers, "prompt", op="encode", volume="large", index=9)
+    assert (what, kind) == ("onError", "input")
+    assert "9" in message, "the volume was not there yet"
+    workers.forgetVolume("large")
+
+
+def test_a_volume_that_cannot_be_written_is_tried_again_for_what_needs_it(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        workers.sendVolume("v", np.zeros((2, 4, 4), np.int16), np.eye(4))
+        what, (kind, message) = asked(workers, "prompt", op="encode", volume="v", index=9)
+    assert (what, kind) == ("onError", "input")
+    sentence = "Cannot hand the volume to the worker: No space left on device. Make room in the temporary folder."
+    assert message == sentence
+    _what, (_kind, message) = asked(workers, "prompt", op="encode", volume="v", index=9)
+    assert "9" in message
+    workers.forgetVolume("v")
 
 
 def test_of_a_defect_the_traceback_follows_the_sentence(workers: Workers) -> None:

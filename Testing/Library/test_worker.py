@@ -478,6 +478,19 @@ def test_a_volume_in_a_file_reads_as_it_was_written(a_client: WorkerClient, tmp_
     assert (tmp_path / "v.npy").exists()
 
 
+def test_a_folder_is_described_in_short(a_client: WorkerClient, tmp_path: Path) -> None:
+    write_discs(tmp_path / "data" / "hospital", "p1", 1)
+    (tmp_path / "data" / "hospital" / "card.json").write_text('{"modality": "MR", "licence": "CC BY 4.0"}', "utf-8")
+    found = ask(a_client, op="folder", path=str(tmp_path / "data"), holds="data sets")["result"]
+    card = {"name": "hospital", "cases": 1, "structures": [], "modality": "MR", "licence": "CC BY 4.0"}
+    assert found == {"data_sets": [card]}
+    assert ask(a_client, op="folder", path=str(tmp_path / "data" / "hospital"), holds="volumes")["result"] == {
+        "volumes": 1
+    }
+    refused = ask(a_client, op="folder", path=str(tmp_path / "data"), holds="volumes")
+    assert (refused["kind"], "holds no volume" in refused["message"]) == ("input", True)
+
+
 def test_the_methods_are_described_for_a_form(a_client: WorkerClient) -> None:
     described = {entry["name"]: entry for entry in ask(a_client, op="methods")["result"]["methods"]}
     assert set(described) == set(METHODS)

@@ -23,6 +23,8 @@ MANAGERS = (
 )
 COLORS = {"Red": "#f34a4a", "Yellow": "#edd54c", "Green": "#6eb04b"}
 ORIENTATIONS = {"Red": "Axial", "Yellow": "Sagittal", "Green": "Coronal"}
+OTHER_COLOR, OTHER_ORIENTATION = "#8c8c8c", "Axial"
+OTHER_VIEWS = ("Slice4", "Slice5", "Slice6")  # the lower row of "three over three"
 _BUTTONS = {QtCore.Qt.LeftButton: "Left", QtCore.Qt.RightButton: "Right", QtCore.Qt.MiddleButton: "Middle"}
 _KEYS = {"Esc": "Escape", "Del": "Delete", "Backspace": "BackSpace", " ": "space"}  # VTK has them by X11's names
 
@@ -225,7 +227,7 @@ class _SliceBar(QtWidgets.QWidget):
             row.addWidget(part, stretch)
         self.setFixedHeight(24)
         self.setAttribute(QtCore.Qt.WA_StyledBackground)
-        self.setStyleSheet(f"background: {COLORS[name]}; color: #202020;")
+        self.setStyleSheet(f"background: {COLORS.get(name, OTHER_COLOR)}; color: #202020;")
         self._slider.valueChanged.connect(lambda tick: self._logic.SetSliceOffset(tick / 100))
         logic.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: self._refresh())
 
@@ -250,7 +252,7 @@ class qMRMLSliceWidget(QtWidgets.QWidget):
         self.setObjectName("qMRMLSliceWidget" + name)
         self._view = qMRMLSliceView(name, applicationLogic, scene)
         self._view._node.SetLayoutLabel(name[0])
-        self._view._node.SetOrientation(ORIENTATIONS[name])
+        self._view._node.SetOrientation(ORIENTATIONS.get(name, OTHER_ORIENTATION))
         self._bar = _SliceBar(name, self._view._logic)
         column = QtWidgets.QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
@@ -290,10 +292,15 @@ class qMRMLSliceWidget(QtWidgets.QWidget):
     )
 
 
-class LayoutManager:
-    """slicer.app.layoutManager(): three slice views, no 3-D view."""
+class LayoutManager(QtCore.QObject):
+    """slicer.app.layoutManager(): three slice views, six in the layout "three over three", no 3-D view."""
+
+    layoutChanged = QtCore.Signal(int)
 
     def __init__(self, applicationLogic: Any, scene: Any) -> None:
+        super().__init__()
+        self._applicationLogic, self._scene = applicationLogic, scene
+        self._layout = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView
         self._logics = applicationLogic.GetSliceLogics()
         self._widgets = {name: qMRMLSliceWidget(name, applicationLogic, scene) for name in COLORS}
         self.threeDViewCount = 0
@@ -303,6 +310,26 @@ class LayoutManager:
 
     def sliceViewNames(self) -> tuple[str, ...]:
         return tuple(self._widgets)
+
+    layout = QtCore.Property(int, lambda self: self._layout)
+
+    def setLayout(self, layout: int) -> None:
+        """Slicer keeps views that a layout does not show; here they go, so that no test meets those of another."""
+        isLarge = layout == slicer.vtkMRMLLayoutNode.SlicerLayoutThreeOverThreeView
+        for name in OTHER_VIEWS:
+            if isLarge and name not in self._widgets:
+                self._widgets[name] = qMRMLSliceWidget(name, self._applicationLogic, self._scene)
+                self._widgets[name].resize(300, 300)
+            elif not isLarge and name in self._widgets:
+                self._discard(self._widgets.pop(name))
+        self._layout = layout
+        self.layoutChanged.emit(layout)
+
+    def _discard(self, widget: qMRMLSliceWidget) -> None:
+        self._logics.RemoveItem(widget.sliceLogic())
+        for node in (widget.mrmlSliceCompositeNode(), widget.mrmlSliceNode()):
+            self._scene.RemoveNode(node)
+        widget.deleteLater()
 
     def mrmlSliceLogics(self) -> Any:
         return self._logics
