@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.exemplar import Exemplar, check_exemplars
 from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.losses import cross_entropy
 from FewShotSegLib.progress import Progress, Report
 from FewShotSegLib.prompted_recipe import PromptedRecipe, adaptation_spec, architecture_of, resolve
 from FewShotSegLib.recipe import to_dict
@@ -28,6 +29,7 @@ from FewShotSegLib.sam.clicks import random_click
 from FewShotSegLib.sam.network import Embedding, PromptableNetwork
 from FewShotSegLib.sam.pictures import answers_picture
 from FewShotSegLib.sam.samples import (
+    PixelLoss,
     Query,
     batch_dice,
     click_query,
@@ -44,6 +46,15 @@ from FewShotSegLib.turns import Turns
 
 Beside = Callable[["Lesson", Mapping[str, torch.Tensor], int], Turns]
 """(lesson, trained parameters, seed) -> what is trained beside the exemplars, in turns."""
+
+
+class Source(Protocol):
+    """Where training samples come from."""
+
+    structures: dict[int, str]
+
+    def draw(self, rng: np.random.Generator) -> Sample:
+        """One sample; all that is random comes from `rng`."""
 
 
 def adapt_prompted(
@@ -168,7 +179,32 @@ def _train(
             adaptation.locator.standardize(network.encode(images_of(drawn, network, intensity.scale)))
     for note in source.notes:
         report(Progress(0, recipe.steps, note))
-    lesson = Lesson(network, adaptation, source, recipe, intensity.scale, seed)
+    fitted, turns = learn(
+        network, adaptation, source, recipe, intensity.scale, seed=seed, report=report, max_seconds=max_seconds,
+        checkpoint=checkpoint, identity=_identity(network, exemplars, intensity, recipe, seed, start),
+        message=message, beside=beside,
+    )  # fmt: skip
+    return adaptation, fitted, turns
+
+
+def learn(
+    network: PromptableNetwork,
+    adaptation: Adaptation,
+    source: Source,
+    recipe: PromptedRecipe,
+    scale: str,
+    *,
+    seed: int,
+    identity: str,
+    report: Report,
+    message: str,
+    max_seconds: float | None = None,
+    checkpoint: Path | None = None,
+    beside: Beside | None = None,
+    pixel_loss: PixelLoss = cross_entropy,
+) -> tuple[FitResult, Turns | None]:
+    """Trains `adaptation` in place on samples of `source`; it ends as the best state that was seen."""
+    lesson = Lesson(network, adaptation, source, recipe, scale, seed, pixel_loss)
     schedule = Schedule(
         steps=recipe.steps,
         learning_rate=recipe.learning_rate,
@@ -190,7 +226,7 @@ def _train(
                 report=_with_picture(report, lesson),
                 validate=lesson.validate if recipe.validate_every else None,
                 checkpoint=checkpoint,
-                identity=_identity(network, exemplars, intensity, recipe, seed, start),
+                identity=identity,
                 amp=training_precision(network.device),
                 message=message,
                 companion=turns,
@@ -198,7 +234,7 @@ def _train(
         with torch.no_grad():
             for name, value in fitted.best.items():
                 parameters[name].copy_(value)
-    return adaptation, fitted, turns
+    return fitted, turns
 
 
 def _typical_clicks(source: Synthesizer, count: int, rng: np.random.Generator) -> dict[int, NDArray[np.float32]]:
@@ -220,13 +256,14 @@ class Lesson:
         self,
         network: PromptableNetwork,
         adaptation: Adaptation,
-        source: Synthesizer,
+        source: Source,
         recipe: PromptedRecipe,
         scale: str,
         seed: int,
+        pixel_loss: PixelLoss = cross_entropy,
     ) -> None:
         self.network, self.adaptation, self.source = network, adaptation, source
-        self.recipe, self.scale, self.seed = recipe, scale, seed
+        self.recipe, self.scale, self.seed, self.pixel_loss = recipe, scale, seed, pixel_loss
         self.pool: dict[int, tuple[Sample, Embedding | None]] = {}
         self.held_back: list[tuple[torch.Tensor, list[Query]]] = []
         self.shown: list[Sample] = []
@@ -238,7 +275,7 @@ class Lesson:
         correction = rng if rng.random() < recipe.correction_probability else None
         weights = (recipe.cross_entropy_weight, recipe.dice_weight)
         losses = [
-            query_loss(self.network, self.adaptation, embedding, query, weights, correction)
+            query_loss(self.network, self.adaptation, embedding, query, weights, correction, self.pixel_loss)
             for query in self._queries(samples, rng)
         ]
         loss = torch.stack(losses).mean()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from FewShotSegLib.sam.network import PADDING, Embedding, PromptableNetwork, Pro
 from FewShotSegLib.synthesis import Sample
 
 KINDS, SHARES = ("click", "box", "both"), (0.7, 0.2, 0.1)
+PixelLoss = Callable[[Tensor, Tensor], Tensor]
+"""Logits and targets (..., h, w) -> (...)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +63,9 @@ def query_loss(
     query: Query,
     weights: tuple[float, float],
     correction: np.random.Generator | None = None,
+    pixel_loss: PixelLoss = cross_entropy,
 ) -> Tensor:
-    """Mean over prompts of `weights` x (cross-entropy, Dice) at the decoder's own resolution.
+    """Mean over prompts of `weights` x (`pixel_loss`, Dice) at the decoder's own resolution.
 
     With `correction` a second answer is asked for after one corrective click, and both are learned from.
     """
@@ -75,12 +78,12 @@ def query_loss(
     target = _shrunk(query.targets, side, network.device)
     known = _shrunk(query.known, side, network.device)
     weight = torch.from_numpy(query.weight).to(network.device)
-    loss = _masked_loss(answer, iou, target, known, weight, weights)
+    loss = _masked_loss(answer, iou, target, known, weight, weights, pixel_loss)
     if correction is not None:
         prompts = corrected(prompts, answer.detach().float(), target, network, correction)
         logits, iou = network.decode(embedding, prompts)
         again, _ = target_of(logits, iou)
-        loss = 0.5 * (loss + _masked_loss(again, iou, target, known, weight, weights))
+        loss = 0.5 * (loss + _masked_loss(again, iou, target, known, weight, weights, pixel_loss))
     return loss
 
 
@@ -104,13 +107,19 @@ def locator_loss(adaptation: Adaptation, embedding: Embedding, samples: Sequence
 
 
 def _masked_loss(
-    answer: Tensor, iou: Tensor, target: Tensor, known: Tensor, weight: Tensor, weights: tuple[float, float]
+    answer: Tensor,
+    iou: Tensor,
+    target: Tensor,
+    known: Tensor,
+    weight: Tensor,
+    weights: tuple[float, float],
+    pixel_loss: PixelLoss,
 ) -> Tensor:
     answer = answer.float()
     probability = torch.sigmoid(answer) * known
     # Outside what is known both sides are made to agree, so the pixel costs nothing.
     agreed = torch.where(known > 0, answer, torch.where(target > 0.5, 30.0, -30.0))
-    per_mask = weights[0] * cross_entropy(agreed, target) + weights[1] * soft_dice_loss(
+    per_mask = weights[0] * pixel_loss(agreed, target) + weights[1] * soft_dice_loss(
         probability, target * known, squared=True
     )
     with torch.no_grad():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.sam.lora import (
+    LooseLowRank,
     LoraLinear,
     LoraQKV,
     LoraSpec,
@@ -30,6 +31,8 @@ from FewShotSegLib.sam.lora import (
 )
 from FewShotSegLib.sam.modeling import ImageEncoderViT, MaskDecoder, TwoWayTransformer
 from FewShotSegLib.sam.peft_format import from_peft, to_peft
+
+EVERY_KIND = pytest.mark.parametrize("kind", ["lora", "loose"])
 
 
 class Network(nn.Module):
@@ -79,21 +82,23 @@ def bits(network: nn.Module) -> dict[str, bytes]:
 # --- start and learning
 
 
-def test_attaching_changes_no_output_bit() -> None:
+@EVERY_KIND
+def test_attaching_changes_no_output_bit(kind: str) -> None:
     network = a_network()
     with torch.inference_mode():
         before = network(some_images())
-        with attached(network, LoraSpec(mlp=True), generator=generator()):
+        with attached(network, LoraSpec(mlp=True, kind=kind), generator=generator()):
             assert torch.equal(network(some_images()), before)
 
 
-def test_the_first_step_moves_b_and_leaves_a() -> None:
+@pytest.mark.parametrize(("kind", "moving"), [("lora", ".B"), ("loose", ".W")])
+def test_the_first_step_moves_the_last_matrix_alone(kind: str, moving: str) -> None:
     network = a_network()
-    with attached(network, LoraSpec(mlp=True), generator=generator()):
+    with attached(network, LoraSpec(mlp=True, kind=kind), generator=generator()):
         network(some_images()).square().sum().backward()
         for name, parameter in lora_parameters(network).items():
             assert parameter.grad is not None
-            assert bool(parameter.grad.any()) is name.endswith(".B"), name
+            assert bool(parameter.grad.any()) is name.endswith(moving), name
 
 
 def test_a_starts_as_kaiming_uniform_from_the_generator_alone() -> None:
@@ -117,6 +122,8 @@ def test_finite_differences_confirm_the_gradients() -> None:
     for module in (
         LoraQKV(base, LoraSpec(rank=2, alpha=3.0), generator()),
         LoraLinear(base, LoraSpec(rank=2), generator()),
+        LoraQKV(base, LoraSpec(rank=2, alpha=3.0, kind="loose"), generator()),
+        LoraLinear(base, LoraSpec(rank=1, kind="loose"), generator()),
     ):
         names, values = zip(*((n, p) for n, p in module.named_parameters() if not n.startswith("base.")), strict=True)
         values = tuple(torch.randn_like(v).requires_grad_(True) for v in values)
@@ -163,6 +170,42 @@ def test_the_decoder_gets_fourteen_adapters_of_the_known_count() -> None:
     attach(network, LoraSpec(rank=4, encoder=False), generator=generator())
     assert len(lora_modules(network)) == 14
     assert sum(p.numel() for p in lora_parameters(network).values()) == 23_552
+
+
+@pytest.mark.parametrize(("dim", "depth", "heads", "each"), [(768, 12, 12, 36_992), (1024, 24, 16, 49_280)])
+def test_a_loose_projection_of_the_official_sizes_has_the_known_count(
+    dim: int, depth: int, heads: int, each: int
+) -> None:
+    with torch.device("meta"):
+        network = Network(image_size=32, dim=dim, depth=depth, heads=heads, out=256)
+    attach(network, LoraSpec(rank=4, decoder=False, kind="loose"), generator=generator())
+    assert sum(p.numel() for p in lora_parameters(network).values()) == each * 2 * depth
+
+
+def a_loose_adapter(base: nn.Linear, rank: int, alpha: float | None = None) -> LooseLowRank:
+    """Of random values everywhere."""
+    loose = LooseLowRank(base, base.out_features, LoraSpec(rank=rank, alpha=alpha, kind="loose"), generator())
+    with torch.no_grad():
+        loose.W.normal_(generator=generator(1))
+    return loose
+
+
+def test_a_loose_change_is_what_pooling_the_channels_of_four_layers_gives() -> None:
+    loose = a_loose_adapter(nn.Linear(24, 40, dtype=torch.float64), rank=3, alpha=6.0)
+    x = torch.randn(5, 7, 24, dtype=torch.float64, generator=generator(2))
+    layers = [x @ loose.A1.T]
+    for matrix in (loose.A2, loose.B1, loose.B2):
+        layers.append(layers[-1] @ matrix.T)
+    assert [layer.shape[-1] for layer in layers] == [12, 3, 12, 40]
+    z = torch.cat([F.adaptive_avg_pool1d(layer, 3) for layer in layers], -1)
+    torch.testing.assert_close(loose(x), 2.0 * z @ loose.W.T)
+    torch.testing.assert_close(loose(x), x @ loose.delta().T)
+
+
+@pytest.mark.parametrize("rank", [2, 4, 8])
+def test_a_loose_change_has_twice_the_rank(rank: int) -> None:
+    loose = a_loose_adapter(nn.Linear(64, 48, dtype=torch.float64), rank)
+    assert torch.linalg.matrix_rank(loose.delta()).item() == 2 * rank
 
 
 def test_targets_are_chosen_independently() -> None:
@@ -217,7 +260,7 @@ def test_freeze_lets_nothing_but_the_adapters_learn() -> None:
         (lambda: LoraSpec(rank=2.5), "rank 2.5 is not allowed"),  # type: ignore[arg-type]
         (lambda: LoraSpec(alpha=0.0), "alpha 0.0 is not allowed"),
         (lambda: LoraSpec(alpha=float("nan")), "alpha nan is not allowed"),
-        (lambda: LoraSpec(kind="dora"), "'dora' is unknown: choose one of 'lora'"),
+        (lambda: LoraSpec(kind="dora"), "'dora' is unknown: choose one of 'lora', 'loose'"),
         (lambda: LoraSpec(encoder=False, decoder=False), "no target"),
         (lambda: LoraSpec(encoder=False, mlp=True), "encoder=False"),
     ],
@@ -300,11 +343,12 @@ def test_detaching_twice_is_harmless() -> None:
 # --- saving and merging
 
 
-def test_saved_tensors_reproduce_the_output_in_another_network() -> None:
+@EVERY_KIND
+def test_saved_tensors_reproduce_the_output_in_another_network(kind: str) -> None:
     network, twin = a_network(), a_network()
-    attach(network, LoraSpec(rank=2), generator=generator())
+    attach(network, LoraSpec(rank=2, kind=kind), generator=generator())
     train_a_little(network)
-    attach(twin, LoraSpec(rank=2), generator=generator(5))
+    attach(twin, LoraSpec(rank=2, kind=kind), generator=generator(5))
     load_lora_tensors(twin, lora_tensors(network))
     with torch.inference_mode():
         assert torch.equal(twin(some_images()), network(some_images()))
@@ -332,10 +376,11 @@ def test_tensors_of_another_network_are_refused_by_name_and_by_shape() -> None:
         load_lora_tensors(network, {**tensors, first: torch.zeros(2, 32)})
 
 
-def test_merged_weights_give_the_same_output_and_merging_is_idempotent() -> None:
+@EVERY_KIND
+def test_merged_weights_give_the_same_output_and_merging_is_idempotent(kind: str) -> None:
     network = a_network()
     base = bits(network)
-    handle = attach(network, LoraSpec(mlp=True, alpha=8.0), generator=generator())
+    handle = attach(network, LoraSpec(mlp=True, alpha=8.0, kind=kind), generator=generator())
     train_a_little(network)
     with torch.inference_mode():
         expected = network(some_images())
@@ -508,6 +553,12 @@ def _decoder_projections(network: Network) -> list[str]:
         return list(lora_modules(network))
 
 
+def test_loose_adapters_have_no_peft_layout() -> None:
+    network, spec = a_network(), LoraSpec(kind="loose")
+    with attached(network, spec, generator=generator()), pytest.raises(InputError, match="only kind 'lora' can be"):
+        to_peft(network, spec)
+
+
 def test_what_our_adapters_cannot_say_is_refused() -> None:
     network, spec = a_network(), LoraSpec()
     with attached(network, spec, generator=generator()):
@@ -531,10 +582,11 @@ def test_what_our_adapters_cannot_say_is_refused() -> None:
         from_peft(tensors, {k: v for k, v in config.items() if k not in ("lora_alpha", "alpha_pattern")})
 
 
-def test_training_with_adapters_lowers_the_loss() -> None:
+@EVERY_KIND
+def test_training_with_adapters_lowers_the_loss(kind: str) -> None:
     network, images = a_network(), some_images()
     target = torch.randn(network(images).shape, generator=generator(4))
-    with attached(network, LoraSpec(), generator=generator()):
+    with attached(network, LoraSpec(kind=kind), generator=generator()):
         optimizer = torch.optim.AdamW(lora_parameters(network).values(), lr=1e-2)
         losses = []
         for _ in range(10):

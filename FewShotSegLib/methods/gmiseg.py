@@ -1,0 +1,291 @@
+"""GMISeg: one adapter for structures nobody has named yet, learned from many tasks.
+
+Xu, "GMISeg: General Medical Image Segmentation without Re-Training" (2024): train Loose LoRA in the image encoder, the
+prompt encoder and the mask decoder on many segmentation tasks with simulated points and boxes, so that the model
+answers prompts on, and looks with a support set at, structures it was not trained on. Every data set is a task of its
+own and drawn as often as any other; of a volume the middle slices along the three planes are used. Loss: focal + Dice.
+
+What the paper leaves open: its eq. 2 and Fig. 3 (see `sam.lora.LooseLowRank`); optimizer and steps (ours are those of
+our other methods); "augmentation segmentation tasks" (our random transforms, see `SynthesisRecipe`). Its scores cannot
+be used as a target: a Jaccard above the Dice of the same row, for one. Flips are left out where a structure is named
+left or right.
+
+The adapter knows no structure by name: click with it, or give it a support set (`sam.support`).
+
+When to use it: labelled data sets of one kind at hand, and the next structure not among them. Cost: as one adaptation
+with LoRA, the longer the more tasks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from FewShotSegLib.adapter import Adapter
+from FewShotSegLib.data_sets import Case, DataSet
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.exemplar import Exemplar, check_exemplars, load_exemplar
+from FewShotSegLib.files import sha256_of_array
+from FewShotSegLib.intensity import PERCENTILES, IntensitySpec
+from FewShotSegLib.losses import focal_loss
+from FewShotSegLib.progress import Progress, Report
+from FewShotSegLib.prompted_recipe import PromptedRecipe, adaptation_spec, architecture_of, resolve, smaller_preset
+from FewShotSegLib.prompted_training import learn
+from FewShotSegLib.recipe import option, to_dict
+from FewShotSegLib.sam.adaptation import Adaptation
+from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.slices import LabelledSlice, labelled_slices
+from FewShotSegLib.synthesis import Sample, SynthesisRecipe, Synthesizer
+from FewShotSegLib.volume import Volume
+
+__all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset", "synthesizer_of"]
+
+LABEL = "GMISeg: learn from many tasks, for new ones"
+NEEDS = frozenset({"exemplars", "auxiliary"})
+THINNEST = 16  # slices of a labelled block that is worth cutting along its other planes
+
+
+def _changes() -> SynthesisRecipe:
+    """The paper's flips and noise, and our random transforms; no pasting, which would take structures out of place."""
+    return SynthesisRecipe(original_probability=1.0, empty_probability=0.0, flip="both", noise_sd=0.05)
+
+
+@dataclass(frozen=True)
+class Recipe(PromptedRecipe):
+    """Options of structure tokens count for nothing: there are none."""
+
+    kind: str = option("loose", "Form of the low-rank update", choices=("lora", "loose"), advanced=True)
+    full_decoder: bool = option(True, "Train the whole mask decoder instead of LoRA on it", advanced=True)
+    click_prompts: int = option(4, "Clicks and boxes per slice", min=1, max=32, advanced=True)
+    token_prompts: int = option(0, "Structure tokens per slice; the method has none", min=0, max=0, advanced=True)
+    estimate_folds: int = option(0, "Estimates by leaving out; the method makes none", min=0, max=0, advanced=True)
+    guard: str = option("off", "Comparison with the base model; the method makes none", choices=("off",), advanced=True)
+    cross_entropy_weight: float = option(1.0, "Weight of the focal loss (GMISeg: 1)", min=0.0, advanced=True)
+    focal_gamma: float = option(2.0, "Exponent of the focal loss; 0 is cross-entropy", min=0.0, max=20.0, advanced=True)
+    dice_weight: float = option(1.0, "Weight of the Dice loss (GMISeg: 1)", min=0.0, advanced=True)
+    slices_per_plane: int = option(
+        1, "Slices used of each volume along each plane (GMISeg: the middle one)", min=1, max=1000
+    )
+    max_cases: int = option(30, "Most cases used of an auxiliary data set", min=1, max=10_000, advanced=True)
+    synthesizer: SynthesisRecipe = field(default_factory=_changes, metadata={"help": "How samples are drawn"})
+
+
+def needs_base(recipe: Recipe) -> bool:
+    """Whether a promptable base model is adapted."""
+    return True
+
+
+def adapt(
+    base: PromptableNetwork,
+    exemplars: Sequence[Exemplar],
+    targets: Sequence[Any] = (),
+    auxiliary: Sequence[DataSet] = (),
+    recipe: Recipe | None = None,
+    *,
+    rng: np.random.Generator,
+    report: Report,
+    intensity: IntensitySpec | None = None,
+    max_seconds: float | None = None,
+    checkpoint: Path | None = None,
+    start: Adapter | None = None,
+) -> Adapter:
+    """Trains an adapter without structures of its own. Exemplars that list the same structures are one task, each
+    auxiliary data set is another; targets are not used.
+
+    `intensity` None: each volume gets what suits it. The adapter carries one of its own, for volumes that come without:
+    that of all volumes if they agree, else percentiles.
+    """
+    recipe = resolve(recipe or Recipe(), architecture_of(base), base.device)
+    tasks = list(_tasks(exemplars, auxiliary, recipe, base, intensity))
+    own = _common([rule for task in tasks for rule in task.rules])
+    mixture = Mixture([Synthesizer(t.slices, (), (), recipe.synthesizer, t.structures) for t in tasks])
+    for note in mixture.notes:
+        report(Progress(0, recipe.steps, note))
+    seed = int(rng.integers(2**31))
+    adaptation = Adaptation(base, adaptation_spec(recipe, base), (), generator=torch.Generator().manual_seed(seed))
+    if start is not None:
+        adaptation.load(base, start.tensors)
+    digests = [sha256_of_array(np.stack([piece.image, piece.labels])) for task in tasks for piece in task.slices]
+    fitted, _ = learn(
+        base, adaptation, mixture, recipe, own.scale, seed=seed, report=report, max_seconds=max_seconds,
+        checkpoint=checkpoint, message="learning from tasks",
+        identity=repr((base.sha256, base.image_size, to_dict(recipe), seed, start.digest if start else "", digests)),
+        pixel_loss=functools.partial(focal_loss, gamma=recipe.focal_gamma),
+    )  # fmt: skip
+    return Adapter(
+        tensors=adaptation.tensors(base),
+        method="gmiseg",
+        recipe=to_dict(recipe),
+        base_model=base.name,
+        base_sha256=base.sha256,
+        structures={},
+        intensity=own,
+        image_size=base.image_size,
+        seed=seed,
+        axis=0,
+        provenance={
+            "tasks": [
+                {"name": t.name, "structures": list(t.structures.values()), "slices": [s.source for s in t.slices]}
+                for t in tasks
+            ]
+        },
+        metrics={
+            "steps": fitted.steps,
+            "stopped_by": fitted.stopped_by,
+            "held_back_dice": fitted.best_score,
+            "best_step": fitted.best_step,
+            "estimated_dice": None,
+            "estimate": "not estimable: the structures to come are not known",
+        },
+        architecture={
+            "lora": to_dict(adaptation.spec.lora),
+            "tokens": recipe.tokens,
+            "full_decoder": recipe.full_decoder,
+        },
+    )
+
+
+def synthesizer_of(
+    exemplars: Sequence[Exemplar], intensity: IntensitySpec, image_size: int, recipe: Recipe, structures: dict[int, str]
+) -> Synthesizer:
+    """The source of training samples of one task."""
+    slices = [s for e in exemplars for s in middle_slices(e, intensity, image_size, recipe.slices_per_plane)]
+    return Synthesizer(slices, (), (), recipe.synthesizer, structures)
+
+
+class Mixture:
+    """Samples of several tasks, each as often as any other."""
+
+    def __init__(self, sources: Sequence[Synthesizer]) -> None:
+        self.sources = tuple(sources)
+        self.structures: dict[int, str] = {}  # their values mean another thing in each task
+        self.notes = list(dict.fromkeys(note for source in sources for note in source.notes))
+
+    def draw(self, rng: np.random.Generator) -> Sample:
+        """A sample of a random task."""
+        return self.sources[int(rng.integers(len(self.sources)))].draw(rng)
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What one data set teaches: a few slices, the structures on them, and how the volumes were read."""
+
+    name: str
+    structures: dict[int, str]
+    slices: list[LabelledSlice]
+    rules: list[IntensitySpec]
+
+
+def _tasks(
+    exemplars: Sequence[Exemplar],
+    auxiliary: Sequence[DataSet],
+    recipe: Recipe,
+    base: PromptableNetwork,
+    intensity: IntensitySpec | None,
+) -> Iterator[_Task]:
+    """Volumes are read one after the other; only their slices are kept."""
+    if not exemplars and not auxiliary:
+        raise InputError("At least one exemplar is needed, or a folder of labelled data sets.")
+    groups: dict[tuple[tuple[int, str], ...], list[Exemplar]] = {}
+    for exemplar in exemplars:
+        groups.setdefault(tuple(sorted(exemplar.structures.items())), []).append(exemplar)
+    for members in groups.values():
+        yield _task(members[0].name, check_exemplars(members), members, recipe, base, intensity)
+    for data_set in auxiliary:
+        cases = (_exemplar(case) for case in data_set.cases[: recipe.max_cases])
+        yield _task(data_set.name, None, cases, recipe, base, intensity)
+
+
+def _task(
+    name: str,
+    structures: dict[int, str] | None,
+    exemplars: Iterable[Exemplar],
+    recipe: Recipe,
+    base: PromptableNetwork,
+    intensity: IntensitySpec | None,
+) -> _Task:
+    task = _Task(name, dict(structures or {}), [], [])
+    for exemplar in exemplars:
+        rule = replace(intensity or IntensitySpec.auto(exemplar.volume), scale=base.scale)
+        task.rules.append(rule)
+        task.slices.extend(middle_slices(exemplar, rule, base.image_size, recipe.slices_per_plane))
+        for value, structure in exemplar.structures.items():
+            if task.structures.setdefault(value, structure) != structure:
+                raise InputError(
+                    f'{exemplar.name} calls label {value} "{structure}", another case of {name} '
+                    f'"{task.structures[value]}"; use the same labels throughout a data set.'
+                )
+    return task
+
+
+def _exemplar(case: Case) -> Exemplar:
+    """A case of a data set, whose labels are complete."""
+    return load_exemplar(
+        case.image, case.labelmap, slices="all", structures=case.structures, resample=case.resample,
+        time_index=case.time_index,
+    )  # fmt: skip
+
+
+def _common(rules: Sequence[IntensitySpec]) -> IntensitySpec:
+    """The rule of all volumes if they agree, else one that suits any."""
+    return rules[0] if len(set(rules)) == 1 else IntensitySpec("percentile", *PERCENTILES, scale=rules[0].scale)
+
+
+def middle_slices(
+    exemplar: Exemplar, intensity: IntensitySpec, image_size: int, per_plane: int = 1
+) -> list[LabelledSlice]:
+    """The `per_plane` labelled slices nearest to the middle of the labelled ones, along each plane.
+
+    The other two planes are cut where neighbouring slices are all annotated, through the longest such block; elsewhere
+    nothing is known of them.
+    """
+    labelled = [index for index in exemplar.annotated_slices if exemplar.labels_on(index).any()]
+    own = replace(exemplar, annotated_slices=_middle(labelled, per_plane), empty_slices=())
+    slices = labelled_slices(own, intensity, image_size)
+    block = _longest_block(sorted({*exemplar.annotated_slices, *exemplar.empty_slices}))
+    if len(block) < THINNEST:
+        return slices
+    part = _cut(exemplar, block)
+    # Percentiles are those of the whole volume, as they will be of one to segment.
+    fixed = intensity if intensity.kind != "percentile" else _as_window(intensity, exemplar.volume)
+    for axis in {0, 1, 2} - {exemplar.axis}:
+        shown = np.flatnonzero(part.labelmap.any(axis=tuple({0, 1, 2} - {axis}))).tolist()
+        across = replace(part, axis=axis, annotated_slices=_middle(shown, per_plane), empty_slices=())
+        slices += labelled_slices(across, fixed, image_size)
+    return slices
+
+
+def _middle(indices: Sequence[int], count: int) -> tuple[int, ...]:
+    first = max((len(indices) - count) // 2, 0)
+    return tuple(indices[first : first + count])
+
+
+def _longest_block(indices: Sequence[int]) -> range:
+    """The longest run of whole numbers without a gap; the first where several are."""
+    best = run = range(0)
+    for index in indices:
+        run = range(run.start, index + 1) if run and index == run.stop else range(index, index + 1)
+        best = run if len(run) > len(best) else best
+    return best
+
+
+def _cut(exemplar: Exemplar, block: range) -> Exemplar:
+    """The exemplar's block of slices as a volume of its own."""
+    at = tuple(slice(block.start, block.stop) if axis == exemplar.axis else slice(None) for axis in range(3))
+    affine = exemplar.volume.affine.copy()
+    affine[:3, 3] += affine[:3, 2 - exemplar.axis] * block.start
+    volume = Volume(exemplar.volume.array[at], affine)
+    return Exemplar(
+        volume, exemplar.labelmap[at], exemplar.structures, exemplar.axis, tuple(range(len(block))), (), exemplar.name
+    )
+
+
+def _as_window(intensity: IntensitySpec, volume: Volume) -> IntensitySpec:
+    low, high = intensity.range_of(volume.array) or (0.0, 0.0)
+    return IntensitySpec("window", low, high, intensity.scale) if high > low else intensity
