@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .data_sets import data_sets_in, files_of
 from .errors import InputError
 from .exemplar import parse_exemplar
 from .job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
@@ -56,14 +57,15 @@ def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example: fewshotseg adapt --exemplar "ct.nrrd=ct.seg.nrrd@k:40,52,61" --out organs.safetensors',
     )  # fmt: skip
-    adapt.add_argument("--method", default="lora", help="method of adaptation: lora (default), asap, uda")
+    adapt.add_argument("--method", default="lora", help="method of adaptation: lora (default), asap, uda, gmiseg")
     adapt.add_argument(
         "--exemplar", action="append", default=[], metavar="IMAGE=LABELMAP[@AXIS:K,K,...]", dest="exemplars",
-        help="an annotated case; @k:12,14 says which slices are complete, @k:all that all are; may be repeated",
+        help="an annotated case; @k:12,14 says which slices are complete, @k:all that all are; may be repeated; for "
+        "the method gmiseg also a folder of labelled data sets",
     )  # fmt: skip
     adapt.add_argument("--source", metavar="DIR", help="folder of labelled images of another kind (method uda)")
     adapt.add_argument("--target", metavar="DIR", help="folder of unlabelled images (method uda)")
-    adapt.add_argument("--auxiliary", metavar="DIR", help="folder of labelled data sets to learn beside (method asap)")
+    adapt.add_argument("--auxiliary", metavar="DIR", help="folder of labelled data sets to learn beside, or from")
     adapt.add_argument(
         "--structures", type=structures_from, metavar="6=liver,1=spleen", help="labels to use, and names"
     )
@@ -80,9 +82,24 @@ def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
 
 
 def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
-    segment = commands.add_parser("segment", parents=[work], help="segment images with an adapter, prompts, or both")
+    segment = commands.add_parser(
+        "segment", parents=[work], help="segment images with an adapter, a support set, or prompts",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='example without training: fewshotseg segment new.nrrd --support "ct.nrrd=ct.seg.nrrd@k:40" --out DIR',
+    )  # fmt: skip
     segment.add_argument("images", nargs="+", metavar="IMAGE")
     segment.add_argument("--adapter", metavar="ADAPTER")
+    segment.add_argument(
+        "--support", action="append", default=[], metavar="IMAGE=LABELMAP[@AXIS:K,K,...]",
+        help="an annotated case to segment after, at once and without training; may be repeated",
+    )  # fmt: skip
+    segment.add_argument(
+        "--support-recipe", nargs="+", default=[], metavar="FILE|KEY=VALUE", help="how the support set is used"
+    )
+    segment.add_argument(
+        "--structures", type=structures_from, metavar="6=liver,1=spleen", help="labels of the support set, and names"
+    )
+    segment.add_argument("--resample", action="store_true", help="bring its labelmaps of another grid onto its images")
     segment.add_argument("--base", metavar="MODEL", help="default: the one the adapter was made for")
     segment.add_argument("--prompts", metavar="FILE.json", help="points, boxes and masks on slices of the image")
     segment.add_argument("--axis", choices=("k", "j", "i"), help="slice axis; default: the adapter's")
@@ -150,10 +167,12 @@ def structures_from(text: str) -> dict[int, str]:
 
 
 def adapt_job(chosen: argparse.Namespace, recipe: dict[str, Any]) -> AdaptJob:
+    folders = [text for text in chosen.exemplars if chosen.method == "gmiseg" and Path(text).is_dir()]
     return AdaptJob(
         out=chosen.out,
         method=chosen.method,
-        exemplars=tuple(_exemplar(text, chosen) for text in chosen.exemplars),
+        exemplars=tuple(_exemplar(text, chosen) for text in chosen.exemplars if text not in folders),
+        auxiliary=tuple(files_of(found) for folder in folders for found in data_sets_in(Path(folder))),
         auxiliary_folder=chosen.auxiliary,
         source_folder=chosen.source,
         target_folder=chosen.target,
@@ -172,11 +191,13 @@ def _exemplar(text: str, chosen: argparse.Namespace) -> ExemplarFiles:
     return ExemplarFiles(str(image), str(labelmap), letter, slices, chosen.structures, chosen.resample)  # type: ignore[arg-type]
 
 
-def segment_job(chosen: argparse.Namespace) -> SegmentJob:
+def segment_job(chosen: argparse.Namespace, support_recipe: dict[str, Any]) -> SegmentJob:
     return SegmentJob(
         images=tuple(chosen.images),
         out=chosen.out,
         adapter=chosen.adapter,
+        support=tuple(_exemplar(text, chosen) for text in chosen.support),
+        support_recipe=support_recipe,
         prompts=chosen.prompts,
         base=chosen.base,
         axis=chosen.axis,

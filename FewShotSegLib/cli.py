@@ -89,12 +89,20 @@ def _recipe(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _segment(chosen: argparse.Namespace) -> None:
-    job = segment_job(chosen)
+    job = segment_job(chosen, _support_recipe(chosen))
     from .batch import segment_images
 
     with _watched(chosen) as (control, display):
         result = segment_images(job, processes=chosen.processes, dask=chosen.dask, report=control)
         display.result(result)
+
+
+def _support_recipe(chosen: argparse.Namespace) -> dict[str, Any]:
+    if not chosen.support_recipe:
+        return {}
+    from .sam.support import SupportRecipe
+
+    return recipe_from(SupportRecipe, chosen.support_recipe)
 
 
 def _evaluate(chosen: argparse.Namespace) -> None:

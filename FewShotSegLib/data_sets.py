@@ -88,6 +88,16 @@ def data_set_of(files: AuxiliaryFiles) -> DataSet:
     return DataSet(files.name, tuple(_case_of(case, files.name) for case in files.cases))
 
 
+def files_of(data_set: DataSet) -> AuxiliaryFiles:
+    """Return a data set as a job names it."""
+    cases = (ExemplarFiles(str(c.image), str(c.labelmap), None, "all", _dict(c), c.resample) for c in data_set.cases)
+    return AuxiliaryFiles(data_set.name, tuple(cases))
+
+
+def _dict(case: Case) -> dict[int, str] | None:
+    return dict(case.structures) if case.structures else None
+
+
 def _case_of(files: ExemplarFiles, name: str) -> Case:
     if files.slices not in (None, "all"):
         raise InputError(

@@ -199,15 +199,21 @@ def readable_card(values: Mapping[str, Any], parameters: int, size_bytes: int) -
         f"{e['name']}: slices {'kji'[e['axis']]}={','.join(map(str, e['annotated_slices']))}"
         for e in values["provenance"].get("exemplars", [])
     ]
+    tasks = [
+        f"{task['name']}: {', '.join(task['structures'])}; {len(task['slices'])} slices"
+        for task in values["provenance"].get("tasks", [])
+    ]
+    named = ", ".join(f"{value} = {name}" for value, name in values["structures"].items())
     intensity = values["intensity"]
     rows = [
-        ("structures", ", ".join(f"{value} = {name}" for value, name in values["structures"].items())),
+        ("structures", named or "none by name: give clicks, boxes or a support set"),
         ("base model", f"{values['base_model']} (sha256 {values['base_sha256'][:12]})"),
         ("method", f"{values['method']}, seed {values['seed']}"),
         ("slices", f"along {'kji'[values['axis']]}, {values['image_size']} px"),
         ("intensity", f"{intensity['kind']} {intensity['low']:g} to {intensity['high']:g}, scale {intensity['scale']}"),
         ("weights", f"{parameters:,} numbers, {size_bytes / 1e6:.1f} MB"),
         *(("exemplar", text) for text in exemplars),
+        *(("task", text) for text in tasks),
         *((name.replace("_", " "), _value(metrics[name])) for name in sorted(metrics)),
         ("recipe", ", ".join(f"{k}={_value(v)}" for k, v in values["recipe"].items() if not isinstance(v, Mapping))),
         ("digest", values["digest"]),

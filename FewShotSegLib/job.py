@@ -105,10 +105,13 @@ class AdaptJob:
 
 @dataclass(frozen=True)
 class SegmentJob:
-    """Segment `images` into the folder `out`, with an adapter, with prompts, or with both.
+    """Segment `images` into the folder `out`, with an adapter or a support set, with prompts, or with both.
 
-    `base` None is the base model that the adapter was made for, or the bundled one. `axis` None is the adapter's, or
-    the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed.
+    `support` are annotated cases that are looked at and not trained on; an adapter that comes with them has no
+    structures of its own. `support_recipe` holds the options of `SupportRecipe` that differ from its defaults.
+
+    `base` None is the base model that the adapter was made for, or the bundled one. `axis` None is that of the adapter
+    or the support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed.
     """
 
     kind: ClassVar[str] = "segment"
@@ -123,13 +126,17 @@ class SegmentJob:
     min_island_ml: float = 0.0
     seed: int = 0
     device: Device = "auto"
+    support: tuple[ExemplarFiles, ...] = ()
+    support_recipe: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_types(self)
         _check_not_empty(self, "images", "out")
         _check_seed(self.seed)
-        if self.adapter is None and self.prompts is None:
-            raise InputError("A segment job needs an adapter, prompts, or both, and has neither; add one.")
+        if self.adapter is None and self.prompts is None and not self.support:
+            raise InputError("A segment job needs an adapter, a support set or prompts, and has none; add one.")
+        if self.support_recipe and not self.support:
+            raise InputError('Job entry "support_recipe" has no meaning without "support"; add it, or leave both out.')
         if self.prompts is not None and len(self.images) > 1:
             raise InputError(
                 f"Prompts belong to one image, got {len(self.images)} images with one prompt file; use a job per image."

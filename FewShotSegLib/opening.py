@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from . import base_models
 from .adapter import Adapter, load_adapter
 from .errors import InputError
+from .exemplar import Exemplar
+from .progress import Report, silent
+from .prompted_recipe import PromptedRecipe, resolve
+from .recipe import from_dict
+from .sam import support
 from .sam.loading import load_base
+from .sam.network import PromptableNetwork
 from .sam.predictor import Predictor
 from .volume_networks import VolumePredictor, is_volume_network
 
@@ -43,11 +50,55 @@ def load_predictor(adapter_path: str | None, base: str | None, device: torch.dev
     return _promptable(adapter, adapter_path, base, device)
 
 
+def load_support_predictor(
+    exemplars: Sequence[Exemplar],
+    adapter_path: str | None,
+    base: str | None,
+    device: torch.device,
+    recipe: Mapping[str, Any],
+    report: Report = silent,
+) -> support.SupportPredictor:
+    """A support set on a base model (default: the bundled one), or on an adapter that knows no structure by name.
+
+    `recipe` holds the options of `SupportRecipe` that differ from its defaults.
+    """
+    chosen = from_dict(support.SupportRecipe, recipe)
+    adapter = load_adapter(adapter_path) if adapter_path else None
+    if adapter is not None and adapter.structures:
+        raise InputError(
+            f"{adapter_path} has learned {', '.join(adapter.structures.values())}: a support set goes with a base "
+            "model alone, or with an adapter of the method gmiseg. Leave one of the two out."
+        )
+    network = _network(adapter, adapter_path, base, device, looks=True)
+    made = support.support_adapter(exemplars, network, recipe=chosen)
+    return support.SupportPredictor(network, made, trained=adapter, report=report)
+
+
 def _promptable(adapter: Adapter | None, adapter_path: str | None, base: str | None, device: torch.device) -> Predictor:
+    network = _network(adapter, adapter_path, base, device)
+    if adapter is not None and adapter.method == support.METHOD:
+        return support.SupportPredictor(network, adapter)
+    return Predictor(network, adapter)
+
+
+def _network(
+    adapter: Adapter | None, adapter_path: str | None, base: str | None, device: torch.device, looks: bool = False
+) -> PromptableNetwork:
+    """The base model of that name, or the one the adapter was made for. Without an adapter its image size is its own,
+    or what methods of adaptation would choose if it `looks` at a support set.
+    """
     if adapter is None:
-        return Predictor(load_base(base or "bundled", device=str(device)))
+        name = base or "bundled"
+        size = _affordable_size(name, device) if looks else None
+        return load_base(name, image_size=size, device=str(device))
     name = base or adapter.base_model
     known = {model.name for model in base_models.models()}
     if base is None and name not in known:
         raise InputError(f"{adapter_path} was made for the base model {name}, which is not registered; give its file.")
-    return Predictor(load_base(name, image_size=adapter.image_size, device=str(device)), adapter)
+    return load_base(name, image_size=adapter.image_size, device=str(device))
+
+
+def _affordable_size(name: str, device: torch.device) -> int | None:
+    """Dozens of slices are encoded before the first answer: SAM at 1024 pixels would take minutes on a CPU."""
+    model, _ = base_models.find(name)
+    return None if model.architecture == "compact" else resolve(PromptedRecipe(), "sam", device).image_size

@@ -35,7 +35,7 @@ from .intensity import IntensitySpec
 from .job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
 from .memory_curve import MemoryCurve, gpu_memory_of
 from .methods import method
-from .opening import choose_device, load_any_predictor
+from .opening import choose_device, load_any_predictor, load_support_predictor
 from .progress import Progress, Report, silent
 from .prompt import Prompt, load_prompts
 from .quality import CUT_OFF, quality
@@ -117,7 +117,8 @@ def _adapt(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, Any]:
         exemplars = [_exemplar(files) for files in job.exemplars]
         auxiliary = _labelled_sets(job, module)
         start = load_adapter(job.warm_start) if job.warm_start else None
-    for warning in preflight(exemplars) if "exemplars" in module.NEEDS else ():
+    look = getattr(module, "preflight", preflight)
+    for warning in look(exemplars) if "exemplars" in module.NEEDS else ():
         notes.warn(warning)
     with timed(timings, "adapt"):
         given = _Given(module, recipe, exemplars, auxiliary, start)
@@ -324,7 +325,7 @@ def _segment(job: SegmentJob, device: torch.device, notes: Notes, raise_failures
     names = output_names(job.images)
     check_writable(result_path(out, names[0]))
     with timed(timings, "load"):
-        predictor = load_any_predictor(job.adapter, job.base, device)
+        predictor = _predictor(job, device, notes)
     records, failed = [], {}
     for number, (image, name) in enumerate(zip(job.images, names, strict=True)):
         part = replace(job, images=(image,))
@@ -340,6 +341,16 @@ def _segment(job: SegmentJob, device: torch.device, notes: Notes, raise_failures
     if failed and raise_failures:
         _raise_failures(failed, result, len(names))
     return result
+
+
+def _predictor(job: SegmentJob, device: torch.device, notes: Notes) -> AnyPredictor:
+    if not job.support:
+        return load_any_predictor(job.adapter, job.base, device)
+    exemplars = [_exemplar(files) for files in job.support]
+    for warning in preflight(exemplars):
+        notes.warn(warning)
+    recipe = {"seed": job.seed, **job.support_recipe}
+    return load_support_predictor(exemplars, job.adapter, job.base, device, recipe, notes)
 
 
 def output_names(images: Sequence[str]) -> list[str]:

@@ -42,6 +42,8 @@ def suggest_slice(
     """
     if predictor.adapter is None:
         raise InputError("Without an adapter every slice is as good as another; adapt first.")
+    if not predictor.adapter.structures:
+        raise InputError("The adapter knows no structure by name, so it has no doubt about any slice.")
     intensity = intensity or predictor.adapter.intensity
     structures = sorted(predictor.adapter.structures)
     value_range = intensity.range_of(volume.array)

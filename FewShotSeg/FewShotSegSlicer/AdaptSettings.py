@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from FewShotSegLib.data_sets import data_sets_in
+from FewShotSegLib.data_sets import data_sets_in, files_of
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.exemplar import Slices
 from FewShotSegLib.folders import images_in
@@ -156,16 +156,7 @@ def _dataSets(given: Any) -> Iterable[AuxiliaryFiles]:
     """Auxiliary data: a folder that is a data set or holds some, or a data set named file by file."""
     if not isinstance(given, str | Path):
         return [given]
-    return [
-        AuxiliaryFiles(
-            found.name,
-            tuple(
-                ExemplarFiles(str(one.image), str(one.labelmap), None, "all", one.structures, one.resample)  # type: ignore[arg-type]
-                for one in found.cases
-            ),
-        )
-        for found in data_sets_in(Path(given))
-    ]
+    return [files_of(found) for found in data_sets_in(Path(given))]
 
 
 def _checkSameStructures(exemplars: Sequence[ExemplarFiles], known: Mapping[int, str]) -> None:

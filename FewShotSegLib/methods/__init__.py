@@ -7,11 +7,14 @@ from types import ModuleType
 
 from FewShotSegLib.errors import InputError
 
-METHODS = ("lora", "asap", "uda")
+METHODS = ("lora", "asap", "uda", "gmiseg")
 
 
 def method(name: str) -> ModuleType:
-    """The module of a method; it offers LABEL, NEEDS, Recipe, needs_base(), resolve(), smaller_preset() and adapt()."""
+    """The module of a method; it offers LABEL, NEEDS, Recipe, needs_base(), resolve(), smaller_preset() and adapt().
+
+    It may offer preflight(exemplars), in the place of the one of `exemplar`.
+    """
     if name not in METHODS:
         raise InputError(f"Unknown method {name!r}; allowed are {', '.join(METHODS)}.")
     return importlib.import_module(f"FewShotSegLib.methods.{name}")

@@ -31,6 +31,7 @@ from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.data_sets import Case, DataSet
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.exemplar import Exemplar, check_exemplars, load_exemplar
+from FewShotSegLib.exemplar import preflight as preflight_of_task
 from FewShotSegLib.files import sha256_of_array
 from FewShotSegLib.intensity import PERCENTILES, IntensitySpec
 from FewShotSegLib.losses import focal_loss
@@ -44,7 +45,9 @@ from FewShotSegLib.slices import LabelledSlice, labelled_slices
 from FewShotSegLib.synthesis import Sample, SynthesisRecipe, Synthesizer
 from FewShotSegLib.volume import Volume
 
-__all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset", "synthesizer_of"]
+__all__ = [
+    "LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "preflight", "resolve", "smaller_preset", "synthesizer_of",
+]  # fmt: skip
 
 LABEL = "GMISeg: learn from many tasks, for new ones"
 NEEDS = frozenset({"exemplars", "auxiliary"})
@@ -79,6 +82,11 @@ class Recipe(PromptedRecipe):
 def needs_base(recipe: Recipe) -> bool:
     """Whether a promptable base model is adapted."""
     return True
+
+
+def preflight(exemplars: Sequence[Exemplar]) -> list[str]:
+    """Warnings about each task for itself."""
+    return [warning for members in _groups(exemplars) for warning in preflight_of_task(members)]
 
 
 def adapt(
@@ -192,14 +200,19 @@ def _tasks(
     """Volumes are read one after the other; only their slices are kept."""
     if not exemplars and not auxiliary:
         raise InputError("At least one exemplar is needed, or a folder of labelled data sets.")
-    groups: dict[tuple[tuple[int, str], ...], list[Exemplar]] = {}
-    for exemplar in exemplars:
-        groups.setdefault(tuple(sorted(exemplar.structures.items())), []).append(exemplar)
-    for members in groups.values():
+    for members in _groups(exemplars):
         yield _task(members[0].name, check_exemplars(members), members, recipe, base, intensity)
     for data_set in auxiliary:
         cases = (_exemplar(case) for case in data_set.cases[: recipe.max_cases])
         yield _task(data_set.name, None, cases, recipe, base, intensity)
+
+
+def _groups(exemplars: Sequence[Exemplar]) -> list[list[Exemplar]]:
+    """Those that list the same structures belong together."""
+    groups: dict[tuple[tuple[int, str], ...], list[Exemplar]] = {}
+    for exemplar in exemplars:
+        groups.setdefault(tuple(sorted(exemplar.structures.items())), []).append(exemplar)
+    return list(groups.values())
 
 
 def _task(

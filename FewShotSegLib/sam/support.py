@@ -24,6 +24,7 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.exemplar import Exemplar, check_exemplars
 from FewShotSegLib.files import sha256_of_array
 from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.progress import Progress, Report, silent
 from FewShotSegLib.recipe import check, from_dict, option, to_dict
 from FewShotSegLib.sam.clicks import FIRST_PROMPT, centre_click, tight_box
 from FewShotSegLib.sam.network import (
@@ -55,7 +56,7 @@ MAP, CLICK, BOX = "map", "click", "box"
 WAYS = (CLICK, BOX, MAP)  # of answering; the first is taken where nothing says otherwise
 OFFSETS = (0.0, 0.5, 1.0, 1.5)  # of log-odds: what is thin is never likely, and must be found all the same
 FOLDS = 3
-GAMMA, GAIN, BIAS, BLUR = 0.4, 0.1, 0.05, 0.7
+GAMMA, GAIN, BIAS, BLUR = 0.4, 0.1, 0.05, 0.7  # how far copies differ in brightness (0 to 1) and sharpness
 MOST_TRIED = 6  # slices that ways are compared on
 MARGIN = 0.01  # of Dice, below which that comparison says nothing
 SUBSET = 6  # slices; the paper: ensembles help from more than six on
@@ -168,6 +169,7 @@ class SupportPredictor(Predictor):
         *,
         trained: Adapter | None = None,
         cache: EmbeddingCache | None = None,
+        report: Report = silent,
     ) -> None:
         if support.method != METHOD:
             raise InputError(f"A support set is expected here, got an adapter of the method {support.method!r}.")
@@ -178,7 +180,7 @@ class SupportPredictor(Predictor):
         self.structures = tuple(support.structures)
         pictures = _pictures(support, self.recipe)
         with self.ready():
-            samples = self._samples(pictures)
+            samples = self._samples(pictures, report)
             self.classifiers = [
                 self._fitted(pictures, samples, chosen) for chosen in self._subsets(len(support.tensors["images"]))
             ]
@@ -223,10 +225,11 @@ class SupportPredictor(Predictor):
         rng = np.random.default_rng(self.recipe.seed)
         return [sorted(rng.choice(count, SUBSET, replace=False).tolist()) for _ in range(self.recipe.subsets)]
 
-    def _samples(self, pictures: Sequence[_Picture]) -> list[PixelSamples]:
+    def _samples(self, pictures: Sequence[_Picture], report: Report) -> list[PixelSamples]:
         most = max(self.recipe.pixels // len(pictures), 1)
         samples = []
         for number, picture in enumerate(pictures):
+            report(Progress(number, len(pictures), f"exemplar picture {number + 1} of {len(pictures)}"))
             maps = _maps_of(self.encode([picture.image])[0])
             rng = np.random.default_rng([self.recipe.seed, number])
             samples.append(drawn_pixels(maps, picture.labels, self.structures, picture.content, most, rng))

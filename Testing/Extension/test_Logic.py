@@ -591,7 +591,7 @@ def test_prompts_alone_and_prompts_saved_with_a_segmentation_are_enough(logic: L
 
 def test_segmenting_with_nothing_to_go_by_is_refused(logic: Logic, adapter: str) -> None:
     volumeNode, segmentationNode, *_ = addCase()
-    with pytest.raises(InputError, match="needs an adapter, prompts, or both"):
+    with pytest.raises(InputError, match="needs an adapter, a support set or prompts"):
         logic.segment(volumeNode)
     with pytest.raises(InputError, match="There are no prompts"):
         logic.segment(volumeNode, adapter, segmentationNode, prompts=True)

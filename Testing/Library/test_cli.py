@@ -53,6 +53,40 @@ def test_adapt_segment_and_evaluate_from_the_command_line(
     assert scores.read_text(encoding="utf-8").startswith("case,structure,scope,dsc")
 
 
+def test_a_support_set_segments_from_the_command_line(
+    a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, support = tmp_path / "segmented", f"{a_case[0]}={a_case[1]}@k:1,3"
+    words = ["segment", str(a_case[0]), "--base", "tiny", "--out", str(out), "--support", support, "--device", "cpu"]
+    assert main([*words, "--support-recipe", "pictures=4", "pixels=2000"]) == 0
+    assert "disc" in capsys.readouterr().out
+    assert load_labelmap(out / "ct.seg.nrrd").structures == {1: "disc", 2: "square"}
+    assert main([*words, "--support-recipe", "pictrues=4"]) == 2
+    assert 'did you mean "pictures"' in capsys.readouterr().err
+    assert main([*words[:-3], "nothing"]) == 2
+    assert "IMAGE=LABELMAP" in capsys.readouterr().err
+
+
+def test_gmiseg_learns_from_folders_of_data_sets(
+    a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("liver ct", "heart mr")):
+        write_discs(tmp_path / "sets" / name, "case", number)
+    out = tmp_path / "eyes.safetensors"
+    options = [option for option in OPTIONS if not option.startswith(("token_prompts", "estimate", "guard"))]
+    words = ["--method", "gmiseg", "--exemplar", str(tmp_path / "sets"), "--recipe", *options]
+    assert main(adapt_words(a_case, out, *words)) == 0
+    tasks = [task["name"] for task in load_adapter(out).provenance["tasks"]]
+    assert tasks == ["ct.nrrd", "heart mr", "liver ct"]
+    capsys.readouterr()
+    assert main(["show", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "task" in shown
+    assert "heart mr" in shown
+    assert main(adapt_words(a_case, out, "--exemplar", str(tmp_path / "sets"))) == 2
+    assert "IMAGE=LABELMAP" in capsys.readouterr().err
+
+
 def test_a_preview_draws_the_samples_and_trains_nothing(
     a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -195,7 +229,7 @@ def test_wrong_words_are_answered_with_2(words: list[str], sentence: str, capsys
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["segment", "x.nrrd", "--out", "o"], "needs an adapter, prompts, or both"),
+        (["segment", "x.nrrd", "--out", "o"], "needs an adapter, a support set or prompts"),
         (["segment", "no.nrrd", "--out", "o", "--adapter", "no.safetensors"], "does not exist"),
         (["adapt", "--exemplar", "nothing", "--out", "a.safetensors"], "IMAGE=LABELMAP"),
         (["adapt", "--exemplar", "a=b@k:x", "--out", "a.safetensors"], '"@k:12,14"'),

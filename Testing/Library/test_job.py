@@ -38,8 +38,14 @@ ADAPT = AdaptJob(
     device="cpu",
 )
 SEGMENT = SegmentJob(images=("p 1.nrrd", "p2.nii.gz"), out="out", adapter="liver.safetensors", min_island_ml=0.5)
+SUPPORTED = SegmentJob(
+    images=("p.nrrd",),
+    out="out",
+    support=(ExemplarFiles("a.nrrd", "a.seg.nrrd", axis="k", slices=(3,)),),
+    support_recipe={"subsets": 4},
+)
 EVALUATE = EvaluateJob(pred="out", ref="reference", out="metrics.csv", structures={1: "Leber"}, tolerance_mm=1.0)
-EVERY_KIND = pytest.mark.parametrize("job", [ADAPT, SEGMENT, EVALUATE], ids=lambda job: job.kind)
+EVERY_KIND = pytest.mark.parametrize("job", [ADAPT, SEGMENT, SUPPORTED, EVALUATE], ids=lambda job: job.kind)
 
 
 def minimal(kind: str, **changes: object) -> dict[str, object]:
@@ -159,7 +165,9 @@ def test_the_recipe_of_a_job_is_a_copy() -> None:
         (minimal("adapt", targets=["a", 2]), r'"targets\[1\]" must be a text'),
         (minimal("segment", images=[]), '"images" must not be empty'),
         (minimal("segment", images="i.nrrd"), '"images" must be a list'),
-        (minimal("segment", adapter=None), "an adapter, prompts, or both"),
+        (minimal("segment", adapter=None), "an adapter, a support set or prompts"),
+        (minimal("segment", support_recipe={"pictures": 4}), "no meaning without"),
+        (minimal("segment", support=[{"image": "a.nrrd"}]), r'support\[0\]: .*"labelmap" is missing'),
         (minimal("segment", images=["a", "b"], prompts="p.json"), "belong to one image, got 2"),
         (minimal("segment", axis="z"), 'one of "k", "j", "i"'),
         (minimal("segment", probabilities=1), "true or false"),

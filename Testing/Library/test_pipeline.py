@@ -388,6 +388,65 @@ def test_a_base_model_segments_with_prompts_alone(a_tiny_base: str, tmp_path: Pa
     assert load_labelmap(tmp_path / "o" / "p.seg.nrrd").structures == {1: "disc"}
 
 
+@pytest.fixture
+def a_supported_job(a_tiny_base: str, tmp_path: Path) -> SegmentJob:
+    image, labelmap = write_discs(tmp_path, "supporting case", 0)
+    files = ExemplarFiles(str(image), str(labelmap), axis="k", slices=(1, 3))
+    new, _ = write_discs(tmp_path, "p", 1)
+    return SegmentJob(
+        (str(new),), str(tmp_path / "o"), support=(files,), support_recipe={"pictures": 4}, base=a_tiny_base,
+        device="cpu",
+    )  # fmt: skip
+
+
+def test_a_support_set_segments_without_any_training(a_supported_job: SegmentJob, tmp_path: Path) -> None:
+    truth = load_labelmap(tmp_path / "p.seg.nrrd")
+    record = run(a_supported_job)
+    found = load_labelmap(tmp_path / "o" / "p.seg.nrrd")
+    assert found.structures == {1: "disc", 2: "square"}
+    for value in (1, 2):
+        a, b = found.volume.array == value, truth.volume.array == value
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.6  # the network is untrained
+    assert record["job"]["support_recipe"] == {"pictures": 4}
+    assert not [path for path in tmp_path.rglob("*.safetensors") if path.parent.name == "o"]
+
+
+def test_a_support_set_that_changes_is_looked_at_again(a_supported_job: SegmentJob) -> None:
+    run(a_supported_job)
+    assert run(a_supported_job)["images"][0].get("skipped")
+    other = replace(a_supported_job.support[0], slices=(2,))
+    assert not run(replace(a_supported_job, support=(other,)))["images"][0].get("skipped")
+
+
+def test_clicks_override_what_a_support_set_says(a_supported_job: SegmentJob, tmp_path: Path) -> None:
+    free = run(a_supported_job)["images"][0]["metrics"]["structures"]["disc"]["voxels"]
+    save_prompts([Prompt(0, 2, np.array([[55.0, 5.0, 2.0]]), np.array([1]), structure="disc")], tmp_path / "c.json")
+    clicked = run(replace(a_supported_job, prompts=str(tmp_path / "c.json")))
+    assert clicked["images"][0]["metrics"]["structures"]["disc"]["voxels"] != free
+
+
+def test_looking_at_a_support_set_can_be_cancelled(a_supported_job: SegmentJob, tmp_path: Path) -> None:
+    listener = Listener(2, Cancelled())
+    with pytest.raises(Cancelled):
+        run(a_supported_job, listener)
+    assert "exemplar picture" in listener.messages[-1]
+    assert not list((tmp_path / "o").glob("*.seg.nrrd"))
+
+
+def test_a_support_set_goes_with_an_adapter_of_many_tasks_and_with_no_other(
+    a_supported_job: SegmentJob, an_adapt_job: AdaptJob
+) -> None:
+    run(replace(an_adapt_job, method="lora"))
+    with pytest.raises(InputError, match=r"has learned disc, square.*Leave one of the two out"):
+        run(replace(a_supported_job, adapter=an_adapt_job.out))
+    recipe = {key: value for key, value in QUICK.items() if key != "token_prompts"}
+    run(replace(an_adapt_job, method="gmiseg", recipe=recipe))
+    alone = run(a_supported_job)["images"][0]["digest"]
+    assert run(replace(a_supported_job, adapter=an_adapt_job.out, base=None))["images"][0]["digest"] != alone
+    with pytest.raises(InputError, match="knows no structure by name"):
+        run(replace(a_supported_job, adapter=an_adapt_job.out, base=None, support=(), support_recipe={}))
+
+
 def test_a_failing_image_does_not_stop_the_others_and_is_named_at_the_end(a_segment_job: SegmentJob) -> None:
     first, second = a_segment_job.images
     Path(first).write_bytes(b"no image")
