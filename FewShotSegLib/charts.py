@@ -232,6 +232,36 @@ def _draw_choices(
     bar.ax.set_title("agreement (cosine)", fontsize=8, color=theme.soft, pad=4)
 
 
+Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
+
+
+def curves_chart(groups: Curves, x_label: str) -> Chart:
+    """Up to four curves {name: [(x, Dice)]} in one picture for each group, x doubling from tick to tick."""
+    if not groups:
+        raise InputError("There are no curves to draw.")
+    return _drawn((2.4 * max(len(groups), 2), 3.2), lambda figure, theme: _draw_curves(figure, theme, groups, x_label))
+
+
+def _draw_curves(figure: Any, theme: _Theme, groups: Curves, x_label: str) -> None:
+    names = list(dict.fromkeys(name for curves in groups.values() for name in curves))
+    colors = dict(zip(names, (theme.first, theme.second, theme.ink, theme.third), strict=False))
+    axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for ax, (group, curves) in zip(axes, groups.items(), strict=True):
+        for name, points in curves.items():
+            x, y = zip(*points, strict=True)
+            ax.plot(x, y, color=colors[name], linewidth=2.0, marker="o", markersize=4.0)
+        _quiet_axes(ax, theme, grid="y")
+        ticks = sorted({x for curves in groups.values() for points in curves.values() for x, _ in points})
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=9)
+        ax.minorticks_off()
+        ax.set_ylim(0, 1)
+        ax.set_title(group, loc="left", fontsize=10, color=theme.ink, pad=8)
+        ax.set_xlabel(x_label, fontsize=9, color=theme.soft)
+    figure.subplots_adjust(left=0.05, right=0.985, top=0.88, bottom=0.29, wspace=0.12)
+    _legend(figure, theme, [(colors[name], name) for name in names])
+
+
 def bars_chart(groups: Mapping[str, Mapping[str, float]], label: str = "Dice") -> Chart:
     """Bars side by side: {"base model": {"liver": 0.61, ...}, "adapted": {...}}; the last group stands out."""
     structures = list(dict.fromkeys(name for group in groups.values() for name in group))

@@ -211,10 +211,10 @@ def _demo(chosen: argparse.Namespace) -> None:
 
 
 def _benchmark(words: list[str]) -> int:
-    kinds = ("accuracy", "speed", "asap", "uda")
+    kinds = ("accuracy", "speed", "asap", "uda", "support")
     if not words or words[0] not in kinds:
         if words[:1] in (["-h"], ["--help"]):
-            print("usage: fewshotseg benchmark {accuracy,speed,asap,uda} [--data DIR] ...; each has its own --help")
+            print(f"usage: fewshotseg benchmark {{{','.join(kinds)}}} [--data DIR] ...; each has its own --help")
             return OK
         raise InputError(f"fewshotseg benchmark {' or '.join(kinds)}: say which, got {words[0] if words else 'none'}.")
     module = importlib.import_module(f".benchmarks.{words[0]}", __package__)

@@ -87,6 +87,9 @@ DATASETS = {
     )
 }  # fmt: skip
 
+# Not among the others, which are volumes of organs: photographs of the back of the eye, vessels a few pixels wide.
+STARE = DataSet("stare", "stare/*_img.png", (r"_img\.", "_vessel_vk."), {1: "vessel"}, MR, train=4, merged=True)
+
 
 def exemplars(dataset: DataSet, data: Path, count: int) -> list[Exemplar]:
     """`count` annotated slices from the first cases: as many structures as possible, then as large as possible.

@@ -1,8 +1,8 @@
-"""What each pixel of a slice looks like and where it lies, and a classifier of pixels that is solved, not trained.
+"""What each pixel of a slice looks like and where it lies, and a classifier of pixels that takes no training.
 
 A promptable model's encoder already tells tissues and organs apart; what it lacks is their names. A softmax regression
-from its features to names is a convex problem with one solution, found in a second for thousands of pixels, and says
-where each structure is with a probability.
+from its features to names is a convex problem, solved far enough in a second for thousands of pixels, and says where
+each structure is with a probability.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ WAVES = 64
 WAVE_RATE = 2.5  # radians per half body: places a quarter of the body apart differ
 BLURS = (1.0, 2.0, 4.0, 8.0)  # pixels of the grid
 PENALTY = 1e-3
-STEPS = 20
+# Of the solver, from zero. More fit the few slices better and other patients worse: with 20, Dice of brain tumours fell
+# from 0.69 to 0.26 with 4 slices and from 0.83 to 0.42 with 16; a larger penalty does not do the same.
+STEPS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,11 +227,15 @@ def _waves(device: torch.device) -> tuple[Tensor, Tensor]:
     return directions.to(device), (2 * math.pi * torch.rand(WAVES, generator=generator)).to(device)
 
 
-def softmax_regression(inputs: Tensor, shares: Tensor, weights: Tensor, penalty: float = PENALTY) -> Tensor:
-    """Coefficients (D, K + 1) with the smallest weighted cross-entropy of shares (n, K + 1) plus penalty / 2 x squares.
+def softmax_regression(
+    inputs: Tensor, shares: Tensor, weights: Tensor, penalty: float = PENALTY, steps: int = STEPS
+) -> Tensor:
+    """Coefficients (D, K + 1) on the way to the smallest weighted cross-entropy of shares (n, K + 1) plus penalty / 2 x
+    squares, `steps` from zero.
 
     Its curvature is at most a quarter of the weighted covariance of the inputs (n, D) (Boehning 1992); in coordinates
-    where that bound is round a few quasi-Newton steps suffice. The inputs' last column, ones, goes unpenalized.
+    where that bound is round the first step is a linear discriminant analysis, and some tens arrive. The inputs' last
+    column, ones, goes unpenalized.
     """
     size = inputs.shape[1]
     free = torch.full((size,), penalty, device=inputs.device)
@@ -239,7 +245,7 @@ def softmax_regression(inputs: Tensor, shares: Tensor, weights: Tensor, penalty:
     back = torch.linalg.solve_triangular(factor, torch.eye(size, device=inputs.device), upper=False).T.contiguous()
     rounded = inputs @ back
     solution = torch.zeros(size, shares.shape[1], device=inputs.device)
-    search = torch.optim.LBFGS([solution], max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS([solution], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         log_p = F.log_softmax(rounded @ solution, dim=1)

@@ -110,7 +110,7 @@ def test_the_regression_finds_what_a_general_solver_finds() -> None:
         return float(entropy + 0.5 * 1e-2 * (solution[:-1] ** 2).sum())
 
     best = minimize(loss, np.zeros(15), method="BFGS", options={"gtol": 1e-7})
-    found = softmax_regression(inputs, shares, weights, penalty=1e-2)
+    found = softmax_regression(inputs, shares, weights, penalty=1e-2, steps=50)
     assert loss(found.double().numpy().ravel()) == pytest.approx(best.fun, abs=1e-4)
 
 

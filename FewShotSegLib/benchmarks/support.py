@@ -1,0 +1,343 @@
+"""`fewshotseg benchmark support`: how far exemplars go without training, and what training would add.
+
+For each data set and number of support slices: Dice, Jaccard and mean surface distance of every structure of every test
+case, from the support set at once, with and without ensembles of random subsets; and at some of the sizes, on the same
+slices, the same model adapted with LoRA and a U-Net from scratch. With --forgetting instead: LoRA and Loose LoRA on two
+tasks one after the other, and how much of the first is left. Every result is a line of JSON, so an
+interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from FewShotSegLib.benchmarks.datasets import DATASETS, STARE, DataSet, exemplars, unseen_cases
+from FewShotSegLib.benchmarks.unet import segment_unet, train_unet
+from FewShotSegLib.charts import curves_chart
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.evaluation import evaluate_case
+from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.files import write_text_whole, written_whole
+from FewShotSegLib.methods import gmiseg, lora
+from FewShotSegLib.progress import silent
+from FewShotSegLib.prompt import Prompt
+from FewShotSegLib.sam.clicks import centre_click
+from FewShotSegLib.sam.loading import load_base
+from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.predictor import EmbeddingCache, Predictor
+from FewShotSegLib.sam.support import SUBSET, SupportPredictor, SupportRecipe, support_adapter
+from FewShotSegLib.segmentation import SegmentOptions, segment
+from FewShotSegLib.volume import Labelmap, Volume
+
+logger = logging.getLogger(__name__)
+
+KNOWN = {name: DATASETS[name] for name in ("acdc", "la2018", "btcv", "brats")} | {"stare": STARE}
+SUPPORT, ENSEMBLE, LORA, UNET = "support set", "support set, ensemble", "LoRA", "U-Net"
+SUBSETS = 5
+SMALLEST_CLICKED = 3  # pixels
+PAIRS = (("acdc", "chaos"), ("chaos", "acdc"))
+
+Segmenter = Callable[[Volume], Labelmap]
+Run = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is held equal."""
+
+    data: Path
+    base: str
+    cases: int
+    slices: int
+    seconds: float
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the benchmark; tables go to standard output and to `<out>.md`, the curve to `<out>.png`."""
+    chosen = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
+    if not chosen.data.is_dir():
+        raise InputError(f"There is no data folder {chosen.data}; give one with --data.")
+    setting = Setting(chosen.data, chosen.base, chosen.cases, chosen.slices, chosen.seconds)
+    record = Path(f"{chosen.out}.jsonl")
+    runs = _forgetting(chosen, setting, record) if chosen.forgetting else _sizes(chosen, setting, record)
+    for run in runs:
+        logger.info("%s", {key: value for key, value in run.items() if key != "scores"})
+        with record.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(run) + "\n")
+    found = _done(record)
+    text = _head(setting) + _tables(found)
+    write_text_whole(Path(f"{chosen.out}.md"), text)
+    curves = _curves(found)
+    if curves:
+        with written_whole(Path(f"{chosen.out}.png")) as part:
+            part.write_bytes(curves_chart(curves, "slices in the support set").light)
+    sys.stdout.write(text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fewshotseg benchmark support", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    parser.add_argument("--out", default="support", help="prefix of the result files")
+    parser.add_argument("--datasets", nargs="+", default=list(KNOWN), choices=list(KNOWN), metavar="NAME")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32], help="of the support set")
+    parser.add_argument("--trained", nargs="*", type=int, default=[1, 4, 16], help="sizes that are also trained on")
+    parser.add_argument("--seeds", type=int, default=2, help="seeds of the support set, from 0; training has one")
+    parser.add_argument("--seconds", type=float, default=60.0, help="training time of each model")
+    parser.add_argument("--cases", type=int, default=3, help="most test cases per data set")
+    parser.add_argument("--slices", type=int, default=8, help="slices per test case, evenly spread")
+    parser.add_argument("--forgetting", action="store_true", help="LoRA and Loose LoRA on two tasks in a row instead")
+    parser.add_argument("--base", default="bundled")
+    return parser
+
+
+def _done(record: Path) -> list[Run]:
+    return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []
+
+
+# -------------------------------------------------------------------------------------------------------------- sizes
+
+
+def _sizes(chosen: argparse.Namespace, setting: Setting, record: Path) -> Iterator[Run]:
+    """Support sets of all sizes first, then what is trained, which takes longest."""
+    done = {(r["dataset"], r["size"], r["model"], r["seed"]) for r in _done(record) if r["kind"] == "size"}
+    network = load_base(setting.base)
+    for name, size, model, seed in _cells(chosen):
+        if (name, size, model, seed) in done:
+            continue
+        dataset = KNOWN[name]
+        given = exemplars(dataset, setting.data, size)
+        if sum(len(one.annotated_slices) for one in given) < size:
+            continue  # there are no more slices to show
+        segmenter, facts = _made(model, network, given, dataset, setting, seed)
+        started = time.perf_counter()
+        scores, slices = _scored(segmenter, dataset, setting, given[0].structures)
+        facts["slice_s"] = round((time.perf_counter() - started) / slices, 3)
+        yield {"kind": "size", "dataset": name, "size": size, "model": model, "seed": seed, **facts, "scores": scores}
+
+
+def _cells(chosen: argparse.Namespace) -> Iterator[tuple[str, int, str, int]]:
+    for seed in range(chosen.seeds):
+        for name in chosen.datasets:
+            for size in chosen.sizes:
+                yield name, size, SUPPORT, seed
+                if size > SUBSET:
+                    yield name, size, ENSEMBLE, seed
+    for size in chosen.trained:
+        for name in chosen.datasets:
+            yield name, size, LORA, 0
+            yield name, size, UNET, 0
+
+
+def _made(
+    model: str, network: PromptableNetwork, given: list[Exemplar], dataset: DataSet, setting: Setting, seed: int
+) -> tuple[Segmenter, Run]:
+    """The model made from the exemplars, and what that took."""
+    started, used = time.perf_counter(), time.process_time()
+    if model == UNET:
+        steps = [0]
+        unet, structures = train_unet(
+            given, dataset.intensity, seed=seed, seconds=setting.seconds,
+            report=lambda progress: steps.__setitem__(0, progress.step),
+        )  # fmt: skip
+        return lambda volume: segment_unet(unet, structures, volume, dataset.intensity), {"steps": steps[0]}
+    if model == LORA:
+        recipe = lora.Recipe(estimate_folds=0, guard="off")
+        adapter = lora.adapt(
+            network, given, recipe=recipe, rng=np.random.default_rng(seed), report=silent,
+            intensity=dataset.intensity, max_seconds=setting.seconds,
+        )  # fmt: skip
+        return _free(Predictor(network, adapter)), {"steps": adapter.metrics["steps"]}
+    recipe_of_support = SupportRecipe(seed=seed, subsets=SUBSETS if model == ENSEMBLE else 0)
+    intensity = replace(dataset.intensity, scale=network.scale)
+    support = support_adapter(given, network, intensity=intensity, recipe=recipe_of_support)
+    predictor = SupportPredictor(network, support, cache=EmbeddingCache(2**28))
+    facts = {"setup_s": round(time.perf_counter() - started, 2), "setup_cpu_s": round(time.process_time() - used, 2)}
+    return _free(predictor), facts
+
+
+def _free(predictor: Predictor) -> Segmenter:
+    return lambda volume: segment(volume, predictor, options=SegmentOptions(axis=0)).labelmap
+
+
+def _scored(
+    segmenter: Segmenter, dataset: DataSet, setting: Setting, structures: Mapping[int, str]
+) -> tuple[list[Run], int]:
+    """Rows of the structures that the exemplars show, over all slices of each test case, and the number of slices."""
+    rows, slices = [], 0
+    for case, volume, reference in unseen_cases(dataset, setting.data, setting.cases, setting.slices):
+        rows += evaluate_case(segmenter(volume), reference, structures, axis=0, case=case)
+        slices += volume.shape[0]
+    keep = ("case", "structure", "dsc", "iou", "asd_mm")
+    return [{key: getattr(row, key) for key in keep} for row in rows if row.scope == "all_slices"], slices
+
+
+# --------------------------------------------------------------------------------------------------------- forgetting
+
+
+def _forgetting(chosen: argparse.Namespace, setting: Setting, record: Path) -> Iterator[Run]:
+    """Each kind of update learns to answer clicks on a first task, then on a second one, from where it was."""
+    done = {(r["lora"], r["first"], r["second"], r["seed"]) for r in _done(record) if r["kind"] == "forgetting"}
+    network = load_base(setting.base)
+    for seed in range(chosen.seeds):
+        for first, second in PAIRS:
+            for kind in ("lora", "loose"):
+                if (kind, first, second, seed) in done:
+                    continue
+                tasks = [DATASETS[name] for name in (first, second)]
+                recipe = gmiseg.Recipe(kind=kind, full_decoder=False, slices_per_plane=3)
+                stages: list[Any] = [None]
+                for task in tasks:
+                    stages.append(
+                        gmiseg.adapt(
+                            network, exemplars(task, setting.data, 9), recipe=recipe, rng=np.random.default_rng(seed),
+                            report=silent, intensity=task.intensity, max_seconds=setting.seconds, start=stages[-1],
+                        )
+                    )  # fmt: skip
+                clicked = [[_clicked_dice(network, stage, task, setting) for stage in stages] for task in tasks]
+                steps = [stage.metrics["steps"] for stage in stages[1:]]
+                yield {
+                    "kind": "forgetting", "lora": kind, "first": first, "second": second, "seed": seed, "steps": steps,
+                    "dice": clicked,
+                }  # fmt: skip
+
+
+def _clicked_dice(network: PromptableNetwork, adapter: Any, dataset: DataSet, setting: Setting) -> float:
+    """Mean Dice over structures, one click in the middle of each structure on each slice that shows it."""
+    predictor, rows = Predictor(network, adapter), []
+    options = SegmentOptions(axis=0, propagate=False)
+    for case, volume, reference in unseen_cases(dataset, setting.data, setting.cases, setting.slices):
+        prompts = [
+            Prompt(0, index, np.array([[*centre_click(mask), index]], float), np.array([1]), structure=name)
+            for index, labels in enumerate(reference.volume.array)
+            for value, name in reference.structures.items()
+            if (mask := labels == value).sum() >= SMALLEST_CLICKED
+        ]
+        found = segment(volume, predictor, intensity=dataset.intensity, prompts=prompts, options=options)
+        rows += evaluate_case(found.labelmap, reference, dataset.structures, axis=0, case=case)
+    scores = [{"structure": row.structure, "dsc": row.dsc} for row in rows if row.scope == "oracle_slices"]
+    return _mean(scores, "dsc")
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def _mean(scores: Sequence[Run], key: str) -> float:
+    """Mean over structures of the mean over cases."""
+    names = sorted({row["structure"] for row in scores})
+    return float(np.mean([np.mean([row[key] for row in scores if row["structure"] == name]) for name in names]))
+
+
+def _head(setting: Setting) -> str:
+    return (
+        f"All slices of up to {setting.cases} test cases, thinned to about {setting.slices} each; trained models "
+        f"{setting.seconds:g} s; {torch.get_num_threads()} threads of {platform.machine()}; base {setting.base}.\n\n"
+    )
+
+
+def _tables(runs: Sequence[Run]) -> str:
+    sizes = [run for run in runs if run["kind"] == "size"]
+    parts = [_size_table(sizes), _structure_table(sizes), _time_table(sizes)] if sizes else []
+    forgotten = [run for run in runs if run["kind"] == "forgetting"]
+    return "\n".join(parts + ([_forgetting_table(forgotten)] if forgotten else []))
+
+
+def _chosen(runs: Sequence[Run], **values: Any) -> list[Run]:
+    return [run for run in runs if all(run[key] == value for key, value in values.items())]
+
+
+def _size_table(runs: Sequence[Run]) -> str:
+    """Dice / Jaccard in percent and mean surface distance in mm, mean and spread over seeds."""
+    head = ["data set", "slices", *(f"{model}: D / J / ASD" for model in (SUPPORT, ENSEMBLE, LORA, UNET))]
+    rows = []
+    for name in (name for name in KNOWN if _chosen(runs, dataset=name)):
+        for size in sorted({run["size"] for run in _chosen(runs, dataset=name)}):
+            found = [_chosen(runs, dataset=name, size=size, model=model) for model in (SUPPORT, ENSEMBLE, LORA, UNET)]
+            rows.append([name, str(size), *map(_cell, found)])
+    return _markdown(head, rows)
+
+
+def _cell(runs: Sequence[Run]) -> str:
+    if not runs:
+        return ""
+    dice, jaccard, asd = (np.array([_mean(run["scores"], key) for run in runs]) for key in ("dsc", "iou", "asd_mm"))
+    spread = f" ± {100 * np.ptp(dice) / 2:.1f}" if len(runs) > 1 else ""
+    return f"{100 * dice.mean():.1f}{spread} / {100 * jaccard.mean():.1f} / {asd.mean():.1f}"
+
+
+def _structure_table(runs: Sequence[Run]) -> str:
+    """Dice of each structure by size of the support set, in percent."""
+    sizes = sorted({run["size"] for run in runs})
+    rows = []
+    for name in (name for name in KNOWN if _chosen(runs, dataset=name, model=SUPPORT)):
+        own = _chosen(runs, dataset=name, model=SUPPORT)
+        for structure in sorted({row["structure"] for run in own for row in run["scores"]}):
+            values = []
+            for size in sizes:
+                scores = [row for run in _chosen(own, size=size) for row in run["scores"]]
+                dice = [row["dsc"] for row in scores if row["structure"] == structure]
+                values.append(f"{100 * np.mean(dice):.1f}" if dice else "")
+            rows.append([f"{name}: {structure}", *values])
+    return _markdown(["structure", *map(str, sizes)], rows)
+
+
+def _time_table(runs: Sequence[Run]) -> str:
+    """Median seconds until a support set is ready, of the clock and of the processor, and per slice."""
+    rows = []
+    for size in sorted({run["size"] for run in runs}):
+        own = _chosen(runs, size=size, model=SUPPORT)
+        if own:
+            rows.append([str(size), *(f"{np.median([r[k] for r in own]):.2f}" for k in TIMES)])
+    return _markdown(["slices", "set-up, s", "set-up, processor s", "further slice, s"], rows)
+
+
+TIMES = ("setup_s", "setup_cpu_s", "slice_s")
+
+
+def _forgetting_table(runs: Sequence[Run]) -> str:
+    """Dice with one click on the first task and the second, before, between and after, in percent."""
+    head = ["update", "first, then", "first: base", "after first", "after second", "change", "second: base", "after it"]
+    rows = []
+    for first, second in PAIRS:
+        for kind in ("lora", "loose"):
+            own = [run["dice"] for run in _chosen(runs, lora=kind, first=first, second=second)]
+            if own:
+                (base, learned, left), (other, _, after) = 100 * np.mean(own, axis=0)
+                values = (base, learned, left, left - learned, other, after)
+                rows.append([kind, f"{first}, {second}", *(f"{value:.1f}" for value in values)])
+    return _markdown(head, rows)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _curves(runs: Sequence[Run]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """{data set: {model: [(size, mean Dice)]}}."""
+    sizes = [run for run in runs if run["kind"] == "size"]
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for name in (name for name in KNOWN if _chosen(sizes, dataset=name)):
+        curves[name] = {}
+        for model in (SUPPORT, ENSEMBLE, LORA, UNET):
+            own = _chosen(sizes, dataset=name, model=model)
+            points = [
+                (float(size), float(np.mean([_mean(run["scores"], "dsc") for run in _chosen(own, size=size)])))
+                for size in sorted({run["size"] for run in own})
+            ]
+            if points:
+                curves[name][model] = points
+    return curves

@@ -1,0 +1,80 @@
+"""The rules of the support-set benchmark; the numbers themselves are in Testing/BENCHMARKS.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from FewShotSegLib.benchmarks import support
+from FewShotSegLib.benchmarks.datasets import STARE, DataSet
+from FewShotSegLib.charts import curves_chart
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.volume import save_volume
+from Testing.conftest import discs
+
+TOY = DataSet(
+    "toy", "toy/*_img.nii.gz", (r"_img\.", "_lab."), {1: "disc", 2: "square"}, IntensitySpec("window", -100, 200),
+    train=1,
+)  # fmt: skip
+
+
+@pytest.fixture
+def a_data_folder(tmp_path: Path) -> Path:
+    for number in range(2):
+        volume, labels = discs(np.random.default_rng(number))
+        (tmp_path / "toy").mkdir(exist_ok=True)
+        save_volume(volume, tmp_path / f"toy/{number}_img.nii.gz")
+        save_volume(volume.like(labels), tmp_path / f"toy/{number}_lab.nii.gz")
+    return tmp_path
+
+
+def test_every_size_is_scored_once_and_goes_on_where_it_stopped(
+    a_tiny_base: str, a_data_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(support.KNOWN, "toy", TOY)
+    out = a_data_folder / "result"
+    words = ["--data", str(a_data_folder), "--datasets", "toy", "--sizes", "1", "2", "9", "--seeds", "1", "--trained"]
+    words += ["--cases", "1", "--slices", "3", "--out", str(out), "--base", a_tiny_base]
+    assert support.main(words) == 0
+    runs = [json.loads(line) for line in out.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(run["size"], run["model"]) for run in runs] == [(1, support.SUPPORT), (2, support.SUPPORT)]
+    for row in (row for run in runs for row in run["scores"]):
+        assert row["iou"] == pytest.approx(row["dsc"] / (2 - row["dsc"]))
+    table = out.with_suffix(".md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == table
+    assert table.count("\n| toy | ") == 2
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    before = out.with_suffix(".jsonl").read_bytes()
+    assert support.main(words) == 0
+    assert out.with_suffix(".jsonl").read_bytes() == before
+
+
+def test_ensembles_begin_where_subsets_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = support._parser().parse_args(["--data", ".", "--sizes", "6", "7", "--datasets", "acdc", "--seeds", "1"])
+    cells = [(size, model) for _, size, model, _ in support._cells(chosen)][:3]
+    assert cells == [(6, support.SUPPORT), (7, support.SUPPORT), (7, support.ENSEMBLE)]
+
+
+def test_what_is_forgotten_is_the_change_from_before_the_second_task_to_after() -> None:
+    run = {"kind": "forgetting", "lora": "loose", "first": "acdc", "second": "chaos", "seed": 0}
+    runs = [
+        {**run, "dice": [[0.5, 0.8, 0.6], [0.4, 0.5, 0.9]]},
+        {**run, "seed": 1, "dice": [[0.5, 0.6, 0.6], [0.4, 0.5, 0.7]]},
+    ]
+    assert "| loose | acdc, chaos | 50.0 | 70.0 | 60.0 | -10.0 | 40.0 | 80.0 |" in support._tables(runs)
+
+
+def test_curves_need_something_to_draw() -> None:
+    with pytest.raises(InputError, match="no curves"):
+        curves_chart({}, "slices")
+    chart = curves_chart({"a": {"x": [(1, 0.2), (4, 0.5)], "y": [(1, 0.1)]}}, "slices")
+    assert chart.light != chart.dark
+
+
+def test_photographs_are_pictures_of_one_slice() -> None:
+    assert STARE.merged
+    assert STARE.structures == {1: "vessel"}
