@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from FewShotSegLib.auxiliary import Grid
 from FewShotSegLib.networks import build, load_weights, supervised, weights_of
-from FewShotSegLib.patches import Case, PatchRecipe, PatchSource, predict
+from FewShotSegLib.patches import Case, PatchRecipe, PatchSource, decided, predict
 from FewShotSegLib.progress import Report, silent
 from FewShotSegLib.sam.attention import bfloat16_pays
 from FewShotSegLib.training import Schedule, fit, step_rng
@@ -110,4 +110,4 @@ def predicted_labels(
         network.to(device), image, grid.patch, overlap=0.5, batch=2, device=device, amp=precision(device),
         report=report, message=message,
     )  # fmt: skip
-    return logits.argmax(axis=0).astype(np.uint8)
+    return decided(logits)

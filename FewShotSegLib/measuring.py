@@ -43,7 +43,7 @@ def measure(job: AdaptJob, report: Report = silent, steps: int = 3) -> dict[str,
     return {
         "seconds": seconds if job.max_seconds is None else min(seconds, watch.start_s + job.max_seconds),
         "seconds_per_step": watch.seconds_per_step(),
-        "memory_bytes": _used_bytes(device),
+        "memory_bytes": used_bytes(device),
         "free_bytes": _free_bytes(device),
         "device": device.type,
         "preset": _preset(job, device),
@@ -92,7 +92,8 @@ def _preset(job: AdaptJob, device: torch.device) -> str | None:
     return getattr(module.resolve(recipe, architecture_of(model), device), "preset", None)
 
 
-def _used_bytes(device: torch.device) -> int | None:
+def used_bytes(device: torch.device) -> int | None:
+    """Most bytes that were in use so far: on a GPU PyTorch's, on a CPU the process's; None where nobody says."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":

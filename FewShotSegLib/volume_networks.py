@@ -26,7 +26,7 @@ from FewShotSegLib.auxiliary import Grid, onto_grid
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.networks import build, load_weights, weights_of
-from FewShotSegLib.patches import foreground_logit, labels_onto_volume, onto_volume, predict
+from FewShotSegLib.patches import decided, foreground_logit, labels_onto_volume, onto_volume, predict
 from FewShotSegLib.progress import Progress, Report, silent
 from FewShotSegLib.sam.attention import bfloat16_pays
 from FewShotSegLib.segmentation import Segmentation, SegmentOptions, cleaned
@@ -106,10 +106,10 @@ class VolumePredictor:
             [0, *sorted(self.adapter.structures)], np.uint8 if max(self.adapter.structures) < 256 else int
         )
         if self.architecture.get("resample") == "labels" and not options.probabilities:
-            labels = labels_onto_volume(values[logits.argmax(axis=0)], volume, self.grid)
+            labels = labels_onto_volume(values[decided(logits)], volume, self.grid)
         else:
             logits = np.stack([onto_volume(channel, volume, self.grid) for channel in logits])
-            labels = values[logits.argmax(axis=0)]
+            labels = values[decided(logits)]
         report(Progress(1, 1, "segmented"))
         probabilities = {}
         if options.probabilities:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from FewShotSegLib.benchmarks.datasets import DATASETS
+from FewShotSegLib.benchmarks.uda_cost import costs
 from FewShotSegLib.data_sets import Case, DataSet
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.files import write_text_whole
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     if not chosen.data.is_dir():
         raise InputError(f"There is no data folder {chosen.data}; give one with --data.")
+    if chosen.cost:
+        sys.stdout.write(costs(chosen.data, repeats=5))
+        return 0
     record = Path(f"{chosen.out}.jsonl")
     for seed in range(chosen.seeds):
         for row in chosen.rows:
@@ -72,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fewshotseg benchmark uda", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    parser.add_argument("--cost", action="store_true", help="measure only what segmenting costs")
     parser.add_argument("--out", default="uda", help="prefix of the result files")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0")

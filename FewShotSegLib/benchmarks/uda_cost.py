@@ -1,0 +1,149 @@
+"""What segmenting a whole CT with the small network costs, and what bringing back labels, not probabilities, saves.
+
+The way of FLARE's fast entries, "sigmoid, threshold, resample": decide at the network's resolution and bring back the
+label of the nearest voxel. The stock way brings back the probabilities of every structure and decides then. Weights
+are random: time and memory do not depend on them. What is brought back are real labels, blurred to probabilities.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from FewShotSegLib.adapter import Adapter
+from FewShotSegLib.anatomy_space import AnatomySpace
+from FewShotSegLib.auxiliary import Grid, onto_grid
+from FewShotSegLib.benchmarks.datasets import CT_WINDOW, DATASETS
+from FewShotSegLib.benchmarks.pairing import interleaved, milliseconds, ratios
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.measuring import used_bytes
+from FewShotSegLib.networks import build, weights_of
+from FewShotSegLib.patches import decided, labels_onto_volume
+from FewShotSegLib.progress import silent
+from FewShotSegLib.volume import Volume, load_labelmap, load_volume
+from FewShotSegLib.volume_networks import VolumePredictor, grid_to_dict, network_arguments
+
+Labels = NDArray[np.uint8]
+
+WHOLE = ("chaos_ct_liver_1/img.nii.gz", "chaos_ct_liver_1/lab.nii.gz")
+ORGANS = 13
+# Voxels and patch of the paper's network, of the FLARE 2022 winner's, and of one for a CPU: 128 voxels across 370 mm.
+GRIDS = {
+    "paper": ("paper", (0.81, 0.81, 2.5), (40, 224, 192)),
+    "FLARE 2022": ("paper", (1.2, 1.2, 4.0), (32, 128, 192)),
+    "cpu": ("small", (2.9, 2.9, 4.0), (16, 96, 96)),
+}
+EDGE_VOXELS = 0.7  # standard deviation of the blur that makes a network's soft edges of hard ones
+
+
+def costs(data: Path, repeats: int) -> str:
+    """Two Markdown tables: a whole case, and bringing back labels against probabilities."""
+    image = data / WHOLE[0]
+    if not image.is_file():
+        raise InputError(f"There is no {image}; the time of a whole case is measured on it.")
+    whole = _whole(load_volume(image))  # first: a peak of memory never falls
+    return f"{whole}\n{_resampling(data, repeats)}"
+
+
+# ---------------------------------------------------------------------------------------------------------- resampling
+
+
+def _resampling(data: Path, repeats: int) -> str:
+    lines = [
+        "| labels brought back | from | to | probabilities | labels | ratio | Dice of the two |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, volume, labels, count in _labelled(data):
+        for kind, (_, spacing, patch) in GRIDS.items():
+            grid = Grid.of(volume, patch, spacing)
+            probabilities = _probabilities(volume, labels, count, grid)
+
+            def stock(given: NDArray[np.float32] = probabilities, shape: tuple[int, ...] = volume.shape) -> Labels:
+                with torch.inference_mode():
+                    whole = F.interpolate(torch.from_numpy(given)[None], shape, mode="trilinear")
+                    return decided(whole[0].numpy())
+
+            def ours(given: NDArray[np.float32] = probabilities, at: Volume = volume, grid: Grid = grid) -> Labels:
+                return labels_onto_volume(decided(given), at, grid)
+
+            seconds = interleaved({"probabilities": stock, "labels": ours}, repeats)
+            ratio = ratios(seconds["probabilities"], seconds["labels"])
+            lines.append(
+                f"| {name}, {count} classes | {_sizes(probabilities.shape[1:])} ({kind}) | {_sizes(volume.shape)} | "
+                f"{milliseconds(seconds['probabilities'])} | {milliseconds(seconds['labels'])} | "
+                f"{ratio.median:.1f} ({ratio.low:.1f} to {ratio.high:.1f}) | {_dice(stock(), ours()):.3f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _labelled(data: Path) -> list[tuple[str, Volume, Labels, int]]:
+    """Name, volume, labels and number of classes, background among them."""
+    whole = load_volume(data / WHOLE[0])
+    liver = load_labelmap(data / WHOLE[1]).volume.array
+    known = DATASETS["btcv"]
+    found = [("CT, liver", whole, (liver > 0).astype(np.uint8), 2)]
+    for image in sorted(data.glob(known.images))[:1]:
+        labels = load_labelmap(image.parent / re.sub(*known.labels, image.name)).volume.array
+        found.append((f"CT, {ORGANS} organs", load_volume(image), labels.astype(np.uint8), ORGANS + 1))
+    return found
+
+
+def _probabilities(volume: Volume, labels: Labels, count: int, grid: Grid) -> NDArray[np.float32]:
+    """(C, D, H, W) on the grid: each label's mask, blurred; they sum to 1."""
+    masks = ((labels == value).astype(np.float32) for value in range(count))
+    coarse = (onto_grid(mask, labels, volume.affine, grid)[0] for mask in masks)
+    return np.stack([ndimage.gaussian_filter(mask, EDGE_VOXELS) for mask in coarse])
+
+
+def _dice(a: Labels, b: Labels) -> float:
+    """Mean over the structures that either shows."""
+    values = np.union1d(np.unique(a), np.unique(b))
+    scores = [2 * np.sum((a == v) & (b == v)) / (np.sum(a == v) + np.sum(b == v)) for v in values if v]
+    return float(np.mean(scores))
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(size) for size in reversed(shape))
+
+
+# ---------------------------------------------------------------------------------------------------------- whole case
+
+
+def _whole(volume: Volume) -> str:
+    lines = [
+        f"A whole CT, {_sizes(volume.shape)} voxels, {ORGANS} organs, {torch.get_num_threads()} CPU threads; memory is "
+        "the most that the process held until then.",
+        "",
+        "| network | voxels, mm | patch | seconds | peak memory, MB |",
+        "|---|---|---|---|---|",
+    ]
+    for size, spacing, patch in reversed(GRIDS.values()):  # small ones first
+        predictor = VolumePredictor(_adapter(volume, size, Grid.of(volume, patch, spacing)), torch.device("cpu"))
+        started = time.perf_counter()
+        predictor.segment(volume, report=silent)
+        seconds = time.perf_counter() - started
+        peak = used_bytes(torch.device("cpu"))
+        memory = "unknown" if peak is None else f"{peak / 1e6:.0f}"
+        lines.append(f"| dynunet {size} | {spacing} | {_sizes(patch)} | {seconds:.1f} | {memory} |")
+    return "\n".join(lines) + "\n"
+
+
+def _adapter(volume: Volume, size: str, grid: Grid) -> Adapter:
+    """An adapter as `methods.uda` makes them, with fresh weights."""
+    arguments = network_arguments(grid, "dynunet", size, ORGANS + 1)
+    return Adapter(
+        tensors=weights_of(build(**arguments)), method="uda", recipe={}, base_model="", base_sha256="",
+        structures={value: f"organ {value}" for value in range(1, ORGANS + 1)}, intensity=CT_WINDOW,
+        image_size=max(grid.patch), seed=0, axis=0, provenance={}, metrics={},
+        architecture={
+            "network": arguments, "head": "classes", "grid": grid_to_dict(grid),
+            "anatomy": AnatomySpace().settled([volume]).to_dict(), "resample": "labels",
+        },
+    )  # fmt: skip
