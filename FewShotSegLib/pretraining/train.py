@@ -2,7 +2,8 @@
 
 Clicks are simulated as a person gives them: a first click or box, then corrections where the mask is wrong, each with
 the previous mask as a further prompt (Kirillov et al. 2023, appendix A). Most of the time is spent at 128 px, where a
-step costs a third; the last part at a larger size sharpens what was learned. Interrupted, the same command goes on.
+step costs a third, and the first part on a shallower encoder; the last part at a larger size sharpens what was learned.
+The command does all of it, about two hours on two CPU cores. Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from FewShotSegLib.errors import InputError
 from FewShotSegLib.files import written_whole
 from FewShotSegLib.losses import focal_loss, soft_dice_loss
 from FewShotSegLib.pretraining.tasks import draw_task
@@ -36,43 +36,45 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of pre-training at one image size."""
+    """One part of pre-training: image size, number of encoder blocks (None: as shipped), steps."""
 
     image_size: int
     images: int  # per step
     prompts: int  # per image
     learning_rate: float
-    share: float = 1.0  # of the time
-    steps: int = 1_000_000  # at most
+    steps: int
+    depth: int | None = None
     warmup_steps: int = 200
 
 
 # 160 px is where the clicks of a model trained at 128 px were found most accurate on the whole; see its card.
 SHIPPED = CompactArchitecture(depth=10, working_size=160)
 
-# Small images first: a step costs a third, and what a click means does not depend on the size.
+# Small images first: a step costs a third, and what a click means does not depend on the size. Few blocks first: a
+# shallow encoder leaves the ground sooner, and blocks that are added start as the identity. The numbers of steps on a
+# CPU are those that the shipped file had; those on a GPU are a guess at 25 minutes, as none was at hand.
 STAGES = {
     "cpu": (
-        Stage(image_size=128, images=8, prompts=6, learning_rate=1e-3, share=0.7),
-        Stage(image_size=192, images=4, prompts=6, learning_rate=4e-4, share=0.3),
+        Stage(image_size=128, images=8, prompts=6, learning_rate=1e-3, steps=3460, depth=6),
+        Stage(image_size=128, images=8, prompts=6, learning_rate=6e-4, steps=3450),
+        Stage(image_size=192, images=4, prompts=6, learning_rate=2.4e-4, steps=1460),
     ),
     "cuda": (
-        Stage(image_size=128, images=96, prompts=8, learning_rate=2e-3, share=0.5),
-        Stage(image_size=256, images=32, prompts=8, learning_rate=8e-4, share=0.5),
+        Stage(image_size=128, images=96, prompts=8, learning_rate=2e-3, steps=6000),
+        Stage(image_size=256, images=32, prompts=8, learning_rate=8e-4, steps=4000),
     ),
 }
-CONTINUED = 0.6  # of the learning rate, for a model that has learned already
 ROUNDS = (0.3, 0.25, 0.2, 0.15, 0.1)  # shares of tasks with 1, 2, ... prompts in a row
 
 
 class _Steps(Dataset[tuple[Tensor, ...]]):
-    """Step number -> the tensors of its tasks. Drawn from (seed, size, step), so any process makes the same ones.
+    """Step number -> the tensors of its tasks. Drawn from (seed, stage, step), so any process makes the same ones.
 
     With a cache, a step that was drawn once is read from disk: by a run that goes on, or one with other settings.
     """
 
-    def __init__(self, stage: Stage, seed: int, first: int = 0, cache: Path | None = None) -> None:
-        self.stage, self.seed, self.first, self.cache = stage, seed, first, cache
+    def __init__(self, stage: Stage, seed: int, number: int = 0, first: int = 0, cache: Path | None = None) -> None:
+        self.stage, self.seed, self.number, self.first, self.cache = stage, seed, number, first, cache
 
     def __len__(self) -> int:
         return self.stage.steps - self.first
@@ -82,7 +84,7 @@ class _Steps(Dataset[tuple[Tensor, ...]]):
         if self.cache is None:
             return self._draw(step)
         s = self.stage
-        path = self.cache / f"{s.image_size}px-{s.images}x{s.prompts}-seed{self.seed}" / f"{step:06d}.pt"
+        path = self.cache / f"{s.image_size}px-{s.images}x{s.prompts}-seed{self.seed}-{self.number}" / f"{step:06d}.pt"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(path) as part:
@@ -92,7 +94,7 @@ class _Steps(Dataset[tuple[Tensor, ...]]):
 
     def _draw(self, step: int) -> tuple[Tensor, ...]:
         """images (B, S, S), targets (B, P, S/2, S/2), coords (B, P, 3, 2), labels (B, P, 3)."""
-        rng = np.random.default_rng([self.seed, self.stage.image_size, step])
+        rng = np.random.default_rng([self.seed, self.number, self.stage.image_size, step])
         tasks = [draw_task(rng, self.stage.image_size, self.stage.prompts) for _ in range(self.stage.images)]
         fields = ("image", "targets", "coords", "labels")
         return tuple(torch.from_numpy(np.stack([getattr(t, name) for t in tasks])) for name in fields)
@@ -141,69 +143,65 @@ def train(
     stages: Sequence[Stage],
     out: Path,
     *,
-    minutes: float | None = None,
     seed: int,
     workers: int,
     device: str,
     cache: Path | None = None,
-    start: Path | None = None,
 ) -> PromptableNetwork:
-    """Runs the stages in order, `minutes` in all; each resumes from its checkpoint beside `out`.
-
-    `start` is a model of an earlier sitting to go on from; it may have fewer blocks.
-    """
+    """Runs the stages in order; each resumes from its checkpoint beside `out`, which is written after every stage."""
     torch.manual_seed(seed)
-    network = build_compact(SHIPPED).to(device)
-    if start is not None:
-        go_on_from(network, start)
-        stages = [replace(stage, learning_rate=CONTINUED * stage.learning_rate) for stage in stages]
-    parameters = dict(network.named_parameters())
-    frozen = {"prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"}
+    architecture = replace(SHIPPED, depth=stages[0].depth or SHIPPED.depth)
+    network = build_compact(architecture).to(device)
     for number, stage in enumerate(stages):
-        checkpoint = out.with_name(f"{out.stem}-stage{number}.ckpt")
+        depth = stage.depth or SHIPPED.depth
+        if depth != architecture.depth:
+            architecture = replace(SHIPPED, depth=depth)
+            network = deepened(network, architecture).to(device)
         set_image_size(network, stage.image_size)
-        schedule = Schedule(
-            stage.steps, stage.learning_rate, weight_decay=0.02, warmup_steps=stage.warmup_steps, power=1.0,
-            max_seconds=60 * minutes * stage.share if minutes else None, ema_decay=0.998, checkpoint_seconds=180,
-        )  # fmt: skip
-        first, prefetch = _steps_done(checkpoint), 8 if workers else None
-        loader = iter(
-            DataLoader(
-                _Steps(stage, seed, first, cache), batch_size=None, num_workers=workers, prefetch_factor=prefetch
-            )
-        )
-
-        def loss_at(step: int, loader=loader) -> tuple[Tensor, dict[str, float]]:  # type: ignore[no-untyped-def]
-            batch = tuple(tensor.to(device) for tensor in next(loader))
-            rng = np.random.default_rng([seed, 1, step])
-            return prompted_loss(network, batch, rng, rounds=1 + int(rng.choice(len(ROUNDS), p=ROUNDS)))
-
-        result = fit(
-            {k: v for k, v in parameters.items() if k not in frozen}, loss_at, schedule, report=_log(number),
-            checkpoint=checkpoint, identity=f"pretraining {seed} {number}", amp=torch.bfloat16,
-        )  # fmt: skip
-        with torch.no_grad():
-            for name, value in result.best.items():
-                parameters[name].copy_(value)
-        save_network(network, out)
+        _run(network, stage, number, out.with_name(f"{out.stem}-stage{number}.ckpt"), seed, workers, device, cache)
+        save_network(network, architecture, out)
     return network
 
 
-def go_on_from(network: PromptableNetwork, file: Path) -> None:
-    """Takes the weights of a model of the same widths. Blocks that it does not have start as the identity, so the
-    network gives that model's masks.
-    """
-    tensors = load_file(file)
-    own = network.state_dict()
-    unfit = sorted(name for name in tensors if name not in own or own[name].shape != tensors[name].shape)
-    new = {name for name in own if name not in tensors}
-    if unfit or any(not name.startswith("image_encoder.blocks.") for name in new):
-        raise InputError(f"{file} is not an earlier state of this model: {(unfit or sorted(new))[0]} does not fit.")
-    network.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=False)
+def _run(
+    network: PromptableNetwork, stage: Stage, number: int, checkpoint: Path, seed: int, workers: int, device: str,
+    cache: Path | None,
+) -> None:  # fmt: skip
+    """One stage; the network has its averaged weights afterwards."""
+    parameters = dict(network.named_parameters())
+    frozen = {"prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"}
+    schedule = Schedule(
+        stage.steps, stage.learning_rate, weight_decay=0.02, warmup_steps=stage.warmup_steps, power=1.0,
+        ema_decay=0.998, checkpoint_seconds=180,
+    )  # fmt: skip
+    steps = _Steps(stage, seed, number, _steps_done(checkpoint), cache)
+    loader = iter(DataLoader(steps, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None))
+
+    def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
+        batch = tuple(tensor.to(device) for tensor in next(loader))
+        rng = np.random.default_rng([seed, 1, step])
+        return prompted_loss(network, batch, rng, rounds=1 + int(rng.choice(len(ROUNDS), p=ROUNDS)))
+
+    result = fit(
+        {k: v for k, v in parameters.items() if k not in frozen}, loss_at, schedule, report=_log(number),
+        checkpoint=checkpoint, identity=f"pretraining {seed} {number} {stage}", amp=torch.bfloat16,
+    )  # fmt: skip
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
+        for name, value in result.best.items():
+            parameters[name].copy_(value)
+
+
+def deepened(network: PromptableNetwork, architecture: CompactArchitecture) -> PromptableNetwork:
+    """The same network with more blocks, which start as the identity, so it gives the same masks."""
+    deeper = build_compact(architecture)
+    tensors = network.state_dict()
+    new = set(deeper.state_dict()) - set(tensors)
+    deeper.load_state_dict({**deeper.state_dict(), **tensors})
+    with torch.no_grad():
+        for name, parameter in deeper.named_parameters():
             if name in new and (".attn.proj." in name or ".mlp.lin2." in name):
                 parameter.zero_()
+    return deeper
 
 
 def _steps_done(checkpoint: Path) -> int:
@@ -226,30 +224,27 @@ def _log(stage: int):  # type: ignore[no-untyped-def]
     return report
 
 
-def save_network(network: PromptableNetwork, out: Path) -> None:
+def save_network(network: PromptableNetwork, architecture: CompactArchitecture, out: Path) -> None:
     """Writes fp16 safetensors: what ships."""
     tensors = {k: v.detach().half().contiguous().cpu() for k, v in network.state_dict().items()}
     with written_whole(out) as part:
-        save_file(tensors, part, metadata={"fewshotseg": json.dumps(SHIPPED.to_dict(), sort_keys=True)})
+        save_file(tensors, part, metadata={"fewshotseg": json.dumps(architecture.to_dict(), sort_keys=True)})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=120.0, help="wall time of all stages")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that draw tasks")
-    parser.add_argument("--start", type=Path, metavar="FILE", help="model of an earlier sitting to go on from")
     parser.add_argument("--cache", type=Path, help="folder that keeps the drawn tasks")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
-    stages = STAGES[torch.device(arguments.device).type]
     train(
-        stages, arguments.out, minutes=arguments.minutes, seed=arguments.seed, workers=arguments.workers,
-        device=arguments.device, cache=arguments.cache, start=arguments.start,
+        STAGES[torch.device(arguments.device).type], arguments.out, seed=arguments.seed, workers=arguments.workers,
+        device=arguments.device, cache=arguments.cache,
     )  # fmt: skip
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from FewShotSegLib import base_models
-from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.errors import Cancelled
 from FewShotSegLib.pretraining import train as module
-from FewShotSegLib.pretraining.train import Stage, _Steps, go_on_from, prompted_loss, save_network, train
+from FewShotSegLib.pretraining.train import Stage, _Steps, deepened, prompted_loss, save_network, train
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
 from FewShotSegLib.sam.loading import load_base
@@ -131,7 +131,7 @@ def test_the_file_holds_half_precision_and_the_architecture(tmp_path: Path) -> N
     from safetensors import safe_open
 
     network = build_compact(SMALL)
-    save_network(network, tmp_path / "model.safetensors")
+    save_network(network, SMALL, tmp_path / "model.safetensors")
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert set(file.keys()) == set(network.state_dict())
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118 - no mapping
@@ -139,23 +139,25 @@ def test_the_file_holds_half_precision_and_the_architecture(tmp_path: Path) -> N
     assert not list(tmp_path.glob("*.part*"))
 
 
-def test_a_model_that_goes_on_with_more_blocks_starts_with_the_same_masks(tmp_path: Path) -> None:
+def test_more_blocks_start_with_the_same_masks_and_learn() -> None:
     torch.manual_seed(0)
     earlier = build_compact(SMALL)
-    save_network(earlier, tmp_path / "earlier.safetensors")
-    earlier.load_state_dict({name: value.half().float() for name, value in earlier.state_dict().items()})
-    later = build_compact(replace(SMALL, depth=3))
-    go_on_from(later, tmp_path / "earlier.safetensors")
+    later = deepened(earlier, replace(SMALL, depth=3))
+    assert len(later.image_encoder.blocks) == 3
     images, coords, labels = torch.rand(1, 64, 64), torch.full((1, 3, 2), 20.0), torch.tensor([[1, -1, -1]])
     answers = [n.decode(n.encode(n.normalize(images)), PromptBatch(coords, labels)) for n in (earlier, later)]
     for one, other in zip(*answers, strict=True):
         torch.testing.assert_close(one, other)
-    later.image_encoder.blocks[2].mlp.lin1.weight.requires_grad_(True)
     answers[1][0].square().mean().backward()
     assert later.image_encoder.blocks[2].mlp.lin2.weight.grad.abs().max() > 0
 
 
-def test_only_an_earlier_state_of_the_same_model_is_gone_on_from(tmp_path: Path) -> None:
-    save_network(build_compact(SMALL), tmp_path / "small.safetensors")
-    with pytest.raises(InputError, match=r"small.safetensors is not an earlier state of this model: .* does not fit"):
-        go_on_from(build_compact(replace(SMALL, dim=64)), tmp_path / "small.safetensors")
+def test_a_later_stage_may_have_more_blocks_and_draws_scenes_of_its_own(
+    small: None, tmp_path: Path, a_home: Path
+) -> None:
+    out = tmp_path / "model.safetensors"
+    trained = run(out, replace(STAGE, depth=1), replace(STAGE, depth=2))
+    assert len(trained.image_encoder.blocks) == 2
+    assert len(load_base(base_models.add(out, "compact", "mine").name).image_encoder.blocks) == 2
+    scenes = [_Steps(STAGE, seed=1, number=number)[0][0] for number in (0, 1)]
+    assert not torch.equal(*scenes)
