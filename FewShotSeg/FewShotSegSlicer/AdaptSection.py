@@ -1,4 +1,4 @@
-"""Section 3: a method, its recipe, and the training that runs."""
+"""Section 3: from exemplars at once, or a method, its recipe, and the training that runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from slicer.i18n import tr as _
 
+from . import Scene
 from .Chooser import Chooser
 from .FolderRow import FolderRow
 from .Pictures import inWindow
@@ -46,6 +47,7 @@ class AdaptSection:
         ui = self.ui
         ui.adaptSection.connect("contentsCollapsed(bool)", lambda collapsed: None if collapsed else self.load())
         actions = {
+            ui.supportButton: self.segmentNow,
             ui.adaptButton: self.adapt,
             ui.previewButton: self.preview,
             ui.measureButton: self.measure,
@@ -182,6 +184,25 @@ class AdaptSection:
         )
         self._watch(run, _("Starting..."), hasCurves=True)
 
+    def segmentNow(self) -> None:
+        """Segment the chosen volume after the exemplars, without training, into a segmentation of its own."""
+        adapter, base = self.start.value or (None, None)
+        card = next((card for card in self.panel.cards if card["path"] == adapter), None)
+        if card is not None and card["structures"]:  # it would bring its own; its base model is what is meant
+            adapter, base = None, card["base_model"]
+        run = self.logic.segment(
+            self.panel.volumeNode,
+            adapter,
+            base=base,
+            support=True,
+            device=self.panel.device,
+            progress=self.training.onProgress,
+            onDone=self._onSegmented,
+            onError=self._onError,
+            waitForCompletion=False,
+        )
+        self._watch(run, _("Looking at the exemplars..."))
+
     def preview(self) -> None:
         run = self.logic.preview(**self._settings(), onDone=self._onPreview, onError=self._onError)
         self._watch(run, _("Drawing samples..."))
@@ -224,6 +245,12 @@ class AdaptSection:
         self.status.say(_("Adapted in {time}. The result is chosen below.").format(time=took))
         self.panel.onAdapted(str(path))
 
+    def _onSegmented(self, node: Any) -> None:
+        if Scene.volumeOf(node) is self.panel.volumeNode:
+            self.ui.segmentationSelector.setCurrentNode(node)  # to be corrected
+        self.status.say(_("Segmented into {name}. Click where it is wrong, or adapt.").format(name=node.GetName()))
+        self.panel.update()
+
     def _onError(self, kind: str, message: str) -> None:
         if kind == "cancelled":
             self.status.say(_("Cancelled; nothing was kept."))
@@ -252,6 +279,13 @@ class AdaptSection:
         whyNot = self._whyNot()
         for button in (ui.adaptButton, ui.measureButton):
             allow(button, *whyNot)
+        allow(
+            ui.supportButton,
+            self.panel.whyNotCompute(),
+            unless(self.panel.volumeNode, _("choose a volume first")),
+            unless(self.logic.exemplars.list(), _("add an exemplar first")),
+            unless(not self.panel.isBusy, _("something else is running")),
+        )
         allow(ui.previewButton, *whyNot, unless("exemplars" in self._needs, _("this method makes no samples")))
         self.training.update()
         ui.newAdapterNameEdit.setPlaceholderText(self._proposedName())

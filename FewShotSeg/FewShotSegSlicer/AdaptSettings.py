@@ -49,7 +49,7 @@ class AdaptSettings:
         """Write what is needed into `files` and return the job whose adapter becomes `out`."""
         start = adapters.card(self.warmStart) if self.warmStart else None
         known = {int(value): name for value, name in start["structures"].items()} if start else None
-        exemplars = store.files(files, known) if self.exemplars is None else self._written(files, known)
+        exemplars = self.exemplarFiles(store, files, known)
         if known is not None and exemplars:
             _checkSameStructures(exemplars, known)
         return AdaptJob(
@@ -69,6 +69,12 @@ class AdaptSettings:
             seed=self.seed,
             device=self.device,  # type: ignore[arg-type]
         )
+
+    def exemplarFiles(
+        self, store: ExemplarStore, files: JobFiles, known: Mapping[int, str] | None = None
+    ) -> tuple[ExemplarFiles, ...]:
+        """Write the exemplars into `files`; `known` {value: name} numbers their structures."""
+        return store.files(files, known) if self.exemplars is None else self._written(files, known)
 
     def _written(self, files: JobFiles, known: Mapping[int, str] | None) -> tuple[ExemplarFiles, ...]:
         drawn = [_Drawn.of(*_checkedTuple(given)) for given in self.exemplars or ()]

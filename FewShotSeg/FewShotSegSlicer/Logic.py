@@ -3,6 +3,7 @@
     logic = slicer.util.getModuleLogic("FewShotSeg")
     adapter = logic.adapt(exemplars=[(volumeNode, segmentationNode)], method="lora", waitForCompletion=True)
     logic.segment(volumeNode, adapter, segmentationNode)
+    logic.segment(volumeNode, support=[(volumeNode, segmentationNode)])
     logic.processBatch(["a.nrrd", "b.nii.gz"], adapter, outputDir, progress=print)
 
 The job worker does the heavy work. Where nobody waits for it a `Run` comes back at once, and callbacks are called from
@@ -270,19 +271,22 @@ class Logic:
         prompts: Any = None,
         base: str | None = None,
         *,
+        support: Sequence[tuple[Any, ...]] | bool = False,
         progress: Callback | None = None,
         onDone: Callback | None = None,
         onError: Callback | None = None,
         waitForCompletion: bool = True,
         **options: Any,
     ) -> Any:
-        """Segment a volume with an adapter, with prompts, or with both. Returns the segmentation node when waiting,
-        otherwise a `Run` whose result that becomes.
+        """Segment a volume with an adapter, with prompts, or with both; or after exemplars, without training. Returns
+        the segmentation node when waiting, otherwise a `Run` whose result that becomes.
 
         Without `segmentationNode` a new one is made. In a given one the segments of the same names are written anew,
         except on the slices that were learned from: what was drawn there stays. `prompts` are prompts of
         FewShotSegLib.prompt or entries of a prompt file, or True: those saved with the segments of `segmentationNode`.
-        `options`: axis (array axis to segment along), largestComponent, minIslandMl, device, seed.
+        `support` are exemplars as in `adapt`, or True: those of the scene. An adapter beside them has no structures of
+        its own, as method gmiseg makes it. `options`: axis (array axis to segment along), largestComponent,
+        minIslandMl, device, seed.
         """
         run = self._newRun(progress, onDone, onError)
         path = self.adapterFolder.find(adapter) if adapter is not None else None
@@ -291,15 +295,19 @@ class Logic:
             if prompts is True:
                 self.live.saveToScene()
             entries = promptEntries(prompts, segmentationNode)
+            shown = AdaptSettings(None if support is True else support or ())
+            supportFiles = shown.exemplarFiles(self.exemplars, files) if support else ()
+            self._taught += shown.taught
             job = SegmentJob(
                 images=(str(image),),
                 out=str(files.folder / "segmented"),
                 adapter=str(path) if path else None,
                 prompts=str(files.prompts(entries)) if entries else None,
                 base=base,
+                support=supportFiles,
                 **segmentOptions(**options),
             )
-            made = f"{volumeNode.GetName()} {path.stem if path else 'segmentation'}"
+            made = f"{volumeNode.GetName()} {path.stem if path else 'from exemplars' if support else 'segmentation'}"
 
             def finish(record: dict[str, Any]) -> Any:
                 drawn, file = self._drawnIn(volumeNode, segmentationNode), Path(job.out) / f"{image.stem}.seg.nrrd"

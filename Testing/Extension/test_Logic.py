@@ -589,6 +589,44 @@ def test_prompts_alone_and_prompts_saved_with_a_segmentation_are_enough(logic: L
     logic.live.setTarget(None, None, None)
 
 
+def test_exemplars_segment_another_volume_without_training(logic: Logic) -> None:
+    volumeNode, segmentationNode, *_ = addCase()
+    other, _, _, truth = addCase(3, slices=None, name="other")
+    logic.exemplars.addSlice(volumeNode, segmentationNode, 0, 1)
+    logic.exemplars.addSlice(volumeNode, segmentationNode, 0, 3)
+    lines: list[str] = []
+    node = logic.segment(other, base="tiny", support=True, device="cpu", progress=lambda told: lines.append(str(told)))
+    assert node.GetName() == "other from exemplars"
+    assert list(Scene.segmentsByName(node)) == ["disc", "square"]
+    found = labelsOf(node, other)
+    for value in (1, 2):
+        assert 2 * ((found == value) & (truth == value)).sum() / ((found == value).sum() + (truth == value).sum()) > 0.5
+    assert any("exemplar picture" in line for line in lines)
+    assert logic.adapters() == []
+    given = logic.segment(other, base="tiny", support=[(volumeNode, segmentationNode)], device="cpu")
+    assert np.array_equal(labelsOf(given, other), found)
+
+
+def test_slices_that_support_are_kept_in_their_own_segmentation(logic: Logic) -> None:
+    volumeNode, segmentationNode, _, labels = addCase()
+    given = [(volumeNode, segmentationNode)]
+    assert (
+        logic.segment(volumeNode, None, segmentationNode, base="tiny", support=given, device="cpu") is segmentationNode
+    )
+    found = labelsOf(segmentationNode, volumeNode)
+    assert np.array_equal(found[[1, 3]], labels[[1, 3]])
+    assert found[2].any()
+
+
+def test_a_support_set_that_shows_nothing_is_refused_in_one_sentence(logic: Logic) -> None:
+    volumeNode, _, _, _ = addCase()
+    with pytest.raises(InputError, match="exemplar"):
+        logic.segment(volumeNode, base="tiny", support=True, device="cpu")
+    empty = Scene.newSegmentation(volumeNode)
+    with pytest.raises(InputError, match="Nothing is drawn in"):
+        logic.segment(volumeNode, base="tiny", support=[(volumeNode, empty)], device="cpu")
+
+
 def test_segmenting_with_nothing_to_go_by_is_refused(logic: Logic, adapter: str) -> None:
     volumeNode, segmentationNode, *_ = addCase()
     with pytest.raises(InputError, match="needs an adapter, a support set or prompts"):

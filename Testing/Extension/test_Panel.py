@@ -546,6 +546,47 @@ def test_adapt_hands_over_what_was_chosen(readyToAdapt: Case) -> None:
     assert "something else is running" in case.ui.adaptButton.toolTip
 
 
+def test_without_training_the_exemplars_segment_at_once(case: Case, adapter: str) -> None:
+    case.show("adapt")
+    assert "choose a volume first" in case.ui.supportButton.toolTip
+    volumeNode, _drawn = case.load()
+    assert "add an exemplar first" in case.ui.supportButton.toolTip
+    case.press(case.ui.addSliceButton)
+    case.panel.adapt.start.choose((None, "tiny"))
+    case.press(case.ui.supportButton)
+    run = case.runs["segment"]
+    asked = {key: run.arguments[key] for key in ("arguments", "base", "support", "device")}
+    assert asked == {"arguments": (volumeNode, None), "base": "tiny", "support": True, "device": "auto"}
+    run.progress(step=3, total=12, message="exemplar picture 4 of 12")
+    assert case.ui.trainingFrame.visible
+    assert case.ui.trainingProgressBar.value == 25
+    assert not case.ui.stopButton.visible
+    assert "something else is running" in case.ui.supportButton.toolTip
+    node = Scene.newSegmentation(volumeNode)
+    Scene.claim(node, volumeNode)
+    run.done(node)
+    assert case.panel.segmentationNode is node
+    assert "Click where it is wrong" in case.ui.adaptStatusLabel.text
+    assert not case.ui.trainingFrame.visible
+
+
+def test_segmenting_from_exemplars_is_given_up_and_explained(readyToAdapt: Case, adapter: str) -> None:
+    case = readyToAdapt
+    before = case.panel.segmentationNode
+    case.panel.adapt.start.choose((adapter, None))  # it has structures of its own: only its base model is meant
+    case.press(case.ui.supportButton)
+    run = case.runs["segment"]
+    assert (run.arguments["arguments"][1], run.arguments["base"]) == (None, "tiny")
+    case.press(case.ui.cancelButton)
+    assert run.told == ["cancel"]
+    run.failed("cancelled", "Cancelled.")
+    assert "nothing was kept" in case.ui.adaptStatusLabel.text
+    case.press(case.ui.supportButton)
+    case.runs["segment"].failed("input", "No exemplar shows square on an annotated slice.")
+    assert "No exemplar shows square" in case.ui.adaptStatusLabel.text
+    assert case.panel.segmentationNode is before
+
+
 def offerMethod(case: Case, monkeypatch: pytest.MonkeyPatch, *needs: str) -> None:
     """Have the worker know a single method, with these needs."""
     options = describe(method("lora").Recipe)

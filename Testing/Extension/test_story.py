@@ -184,6 +184,25 @@ def test_from_a_click_to_a_folder_of_patients_and_back_after_closing(
     assert ui.exemplarList.count >= 1
     story.picture("3-exemplars")
 
+    # At once, without training: the other slices of this patient, and a click where that is wrong.
+    story.show("adapt")
+    drawn, third = ui.segmentationSelector.currentNode(), slicesWith(truth, LIVER)[6]
+    Scene.jumpToSlice(volumeNode, 0, third)
+    story.press(ui.supportButton)
+    story.runUntil(lambda: not story.widget.logic.runs, 300)
+    assert ui.segmentationSelector.currentNode() is not drawn, ui.adaptStatusLabel.text
+    liver, inLiver = middleOf(truth, LIVER, third)
+    atOnce = story.mask(LIVER, third)
+    assert dice(atOnce, liver) > 0.5
+    story.picture("4-at-once")
+    story.show("segment")
+    story.chooseStructure(LIVER)
+    story.click(inLiver)
+    story.press(ui.acceptButton)
+    assert not np.array_equal(story.mask(LIVER, third), atOnce)
+    ui.segmentationSelector.setCurrentNode(drawn)
+    liver, inLiver = middleOf(truth, LIVER, first)
+
     # Adapt.
     story.show("adapt")
     story.runUntil(lambda: ui.adaptButton.enabled, 120)
