@@ -63,6 +63,10 @@ def edge_consistency(
 
     "ncc": correlation over the pixels where either has an edge; edges may become stronger and weaker together.
     "ssim": mean structural similarity there (Wang et al. 2004), which minds how strong they are.
+
+    The threshold is that of anatomy moved by one and a half pixels. Measured on abdominal CT at 3.2 mm, "ncc" and
+    "ssim": all edges half as strong 1.00, 0.65; gamma 0.6 .85, .84; moved by one pixel .69, .63, by two .38, .28; the
+    next slice (6 mm) .70, .63; nothing left 0, 0.
     """
     if before.ndim != 3 or before.shape != after.shape:
         raise InputError(
