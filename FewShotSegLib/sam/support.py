@@ -53,12 +53,12 @@ from FewShotSegLib.slices import LabelledSlice, background_slices, labelled_slic
 
 METHOD = "support"
 MAP, CLICK, BOX = "map", "click", "box"
-WAYS = (CLICK, BOX, MAP)  # of answering; the first is taken where nothing says otherwise
+WAYS = (CLICK, BOX, MAP)  # of answering; what left out slices say decides
 OFFSETS = (0.0, 0.5, 1.0, 1.5)  # of log-odds: what is thin is never likely, and must be found all the same
 FOLDS = 3
 GAMMA, GAIN, BIAS, BLUR = 0.4, 0.1, 0.05, 0.7  # how far copies differ in brightness (0 to 1) and sharpness
 MOST_TRIED = 6  # slices that ways are compared on
-MARGIN = 0.01  # of Dice, below which that comparison says nothing
+MARGIN = 0.01  # of Dice, below which a comparison of offsets says nothing
 SUBSET = 6  # slices; the paper: ensembles help from more than six on
 
 
@@ -277,7 +277,7 @@ class SupportPredictor(Predictor):
         overlaps = np.zeros((len(OFFSETS), 2, len(self.structures)))
         for number, found in odds.items():
             overlaps += np.stack([self._overlap(found + offset, pictures[number].labels) for offset in OFFSETS])
-        self.offsets = torch.tensor([OFFSETS[row] for row in _best(overlaps)], device=self.device)
+        self.offsets = torch.tensor([OFFSETS[row] for row in _best(overlaps, MARGIN)], device=self.device)
         overlaps = np.zeros((len(WAYS), 2, len(self.structures)))
         for number, found in odds.items():
             embedding = self.encode([pictures[number].image])[0]
@@ -321,12 +321,12 @@ class SupportPredictor(Predictor):
         return F.interpolate(maps[:, None], side, mode="bilinear").clamp(-MOST_LOGIT, MOST_LOGIT)
 
 
-def _best(overlaps: NDArray[np.float64]) -> list[int]:
+def _best(overlaps: NDArray[np.float64], margin: float = 0.0) -> list[int]:
     """The choice with the largest Dice for each structure, from overlaps (choices, 2, K); the first one where it is
-    hardly worse.
+    worse by no more than the margin.
     """
     dice = 2 * overlaps[:, 0] / np.maximum(overlaps[:, 1], 1)
-    dice[0] += MARGIN
+    dice[0] += margin
     return [int(row) for row in dice.argmax(0)]
 
 
