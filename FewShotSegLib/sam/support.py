@@ -9,7 +9,7 @@ map alone. Slices are never mirrored: left stays left.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -181,9 +181,10 @@ class SupportPredictor(Predictor):
         pictures = _pictures(support, self.recipe)
         with self.ready():
             samples = self._samples(pictures, report)
-            self.classifiers = [
-                self._fitted(pictures, samples, chosen) for chosen in self._subsets(len(support.tensors["images"]))
-            ]
+            subsets = self._subsets(len(support.tensors["images"]))
+            fitted = [self._fitted(pictures, samples, chosen) for chosen in subsets]
+            self.classifiers = [classifier for classifier, _ in fitted]
+            self._decide(pictures, [left_out for _, odds in fitted for left_out in odds.items()])
 
     @property
     def identity(self) -> tuple[str, int, str]:
@@ -237,8 +238,8 @@ class SupportPredictor(Predictor):
 
     def _fitted(
         self, pictures: Sequence[_Picture], samples: Sequence[PixelSamples], sources: Sequence[int]
-    ) -> ContextClassifier:
-        """A classifier that learned from some of the slices.
+    ) -> tuple[ContextClassifier, dict[int, Tensor]]:
+        """A classifier that learned from some of the slices, and its log-odds for some that were left out, by number.
 
         In turn a fold of the slices is left out of the first stage. The second stage learns from what the first says of
         pictures it did not see; left out again, the slices tell how each structure is best answered.
@@ -269,17 +270,16 @@ class SupportPredictor(Predictor):
             n: second.log_odds(*tried[n])
             for second, fold in zip(seconds, folds, strict=True) for n in fold if n in tried
         }  # fmt: skip
-        self._decide(pictures, odds)
-        return ContextClassifier(firsts, seconds)
+        return ContextClassifier(firsts, seconds), odds
 
-    def _decide(self, pictures: Sequence[_Picture], odds: Mapping[int, Tensor]) -> None:
-        """Chooses offsets and ways by what left out slices, of those numbers, would have been given."""
+    def _decide(self, pictures: Sequence[_Picture], left_out: Sequence[tuple[int, Tensor]]) -> None:
+        """Chooses offsets and ways by what left out slices (number, log-odds) would have been given."""
         overlaps = np.zeros((len(OFFSETS), 2, len(self.structures)))
-        for number, found in odds.items():
+        for number, found in left_out:
             overlaps += np.stack([self._overlap(found + offset, pictures[number].labels) for offset in OFFSETS])
         self.offsets = torch.tensor([OFFSETS[row] for row in _best(overlaps, MARGIN)], device=self.device)
         overlaps = np.zeros((len(WAYS), 2, len(self.structures)))
-        for number, found in odds.items():
+        for number, found in left_out:
             embedding = self.encode([pictures[number].image])[0]
             moved = found + self.offsets[:, None, None]
             answers = (self._answers(embedding, moved, [way] * len(moved)) for way in WAYS)
