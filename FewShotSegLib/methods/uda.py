@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,14 @@ class Recipe:
     )  # fmt: skip
     cycle_weight: float = option(10.0, "Weight of coming back to the same slice", min=0.0, advanced=True)
     identity_weight: float = option(5.0, "Weight of leaving slices alone", min=0.0, advanced=True)
+    domain_of: str = option(
+        "", "Regular expression whose group finds the domain, such as the sequence, in a target's file name; then the "
+        "best domain lends its labels. None: certain targets do", advanced=True,
+    )  # fmt: skip
+    patient_of: str = option(
+        "", "Regular expression whose group finds the patient in a target's file name; other images of that patient "
+        "lend first. None: not known", advanced=True,
+    )  # fmt: skip
     registration: RegistrationRecipe = field(default_factory=RegistrationRecipe, metadata={"help": "How labels travel"})
     pseudo_labels: PseudoLabelRecipe = field(
         default_factory=lambda: PseudoLabelRecipe(drop_fraction=0.2, vote="majority"),
@@ -134,10 +143,31 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check(self)
+        for name in ("domain_of", "patient_of"):
+            _found_in((), getattr(self, name), name)
         if self.filter and self.rounds < 2:
             raise InputError(
                 f"Filtering compares at least 2 rounds, got rounds={self.rounds}; add one or set filter off."
             )
+
+
+def _found_in(names: Iterable[str], pattern: str, option_name: str) -> dict[str, str]:
+    """What the group of a regular expression finds in each name; nothing for no expression."""
+    if not pattern:
+        return {}
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f'Recipe option "{option_name}" is not a regular expression ({error}): {pattern}') from error
+    if expression.groups != 1:
+        raise InputError(
+            f'Recipe option "{option_name}" must have one group in brackets, such as "^(.+?)_", got {pattern}'
+        )
+    found = {name: expression.search(name) for name in names}
+    for name, match in found.items():
+        if match is None:
+            raise InputError(f'Recipe option "{option_name}", {pattern}, finds nothing in the target name "{name}".')
+    return {name: str(match.group(1)) for name, match in found.items() if match is not None}
 
 
 def needs_base(recipe: Recipe) -> bool:
@@ -268,6 +298,8 @@ class _Run:
     ) -> None:
         self.sources, self.targets, self.recipe, self.seed = sources, targets, recipe, seed
         self.device, self.report = device, report
+        self.domains = _found_in(targets, recipe.domain_of, "domain_of")
+        self.patients = _found_in(targets, recipe.patient_of, "patient_of")
         self.structures = sources.structures
         first = next(iter(targets.values()))
         self.target_intensity = intensity or IntensitySpec.auto(first)
@@ -462,13 +494,15 @@ class _Run:
             uncertain = {name: Uncertainty(0.0, {}, empty=not labels[-1].any()) for name, labels in rounds.items()}
         else:
             uncertain = self._uncertainties(rounds)
-        split = split_domains(uncertain)
+        split = split_domains(uncertain, self.domains or None)
         on_grid = {name: self._gridded(name, volume) for name, volume in self.targets.items()}
         by = self.recipe.registration.match_by
         sizes = {
-            name: size_of(name, on_grid[name], rounds[name][-1], by=by)  # type: ignore[arg-type]
+            name: size_of(
+                name, on_grid[name], rounds[name][-1], by=by, patient=self.patients.get(name, "")  # type: ignore[arg-type]
+            )
             for name in self.targets
-        }
+        }  # fmt: skip
 
         def load(name: str) -> tuple[Volume, Volume]:
             return on_grid[name], on_grid[name].like(rounds[name][-1])

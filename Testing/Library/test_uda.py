@@ -166,6 +166,23 @@ def test_translations_that_all_drift_stop_the_run_with_advice(a_job: AdaptJob) -
         run(replace(a_job, recipe={**QUICK, "drift_limit": 1.0}))
 
 
+def test_domains_and_patients_are_read_from_the_names_of_targets(a_job: AdaptJob) -> None:
+    named = {"domain_of": r"(\d)$", "patient_of": "^(patient)", "filter": False}
+    matching = run(replace(a_job, recipe={**QUICK, **named}))["metrics"]["stages"]["matching"]
+    assert matching["rule"].startswith("domain ")
+    tried = [attempt for borrower in matching["borrowers"].values() for attempt in borrower["attempts"]]
+    assert tried
+    assert all(attempt["same_patient"] for attempt in tried)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "what"), [("(", "not a regular"), ("patient", "one group"), (r"([01])$", 'nothing .* "patient 2"')]
+)
+def test_an_expression_that_finds_nothing_is_said(a_job: AdaptJob, pattern: str, what: str) -> None:
+    with pytest.raises(InputError, match=f'"domain_of".*{what}'):
+        run(replace(a_job, recipe={**QUICK, "domain_of": pattern}))
+
+
 def test_filtering_needs_two_rounds() -> None:
     with pytest.raises(InputError, match="rounds=1"):
         uda.Recipe(rounds=1)
