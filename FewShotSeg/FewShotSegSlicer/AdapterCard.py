@@ -15,7 +15,8 @@ Card = Mapping[str, Any]
 
 def structuresOf(card: Card) -> str:
     """The structures an adapter has learned, by value: "liver, spleen"."""
-    return ", ".join(name for _value, name in sorted(card["structures"].items(), key=lambda entry: int(entry[0])))
+    names = ", ".join(name for _value, name in sorted(card["structures"].items(), key=lambda entry: int(entry[0])))
+    return names or _("no structure by name")
 
 
 def lineOf(card: Card) -> str:
@@ -29,7 +30,7 @@ def textOf(card: Card) -> str:
     rows = [
         (_("Structures"), structuresOf(card)),
         (_("Base model"), card["base_model"] or _("none: a network of its own")),
-        (_("Learned from"), _sources(card["provenance"].get("exemplars", ()))),
+        (_("Learned from"), _sources(card["provenance"].get("exemplars", ())) or _tasks(card["provenance"])),
         (_("Training"), _training(card, metrics)),
         (_("Estimated Dice"), _estimate(metrics)),
     ]
@@ -53,6 +54,11 @@ def _sources(exemplars: Sequence[Mapping[str, Any]]) -> str:
     slices = sum(len(exemplar["annotated_slices"]) for exemplar in exemplars)
     names = ", ".join(dict.fromkeys(exemplar["name"] for exemplar in exemplars))
     return _("{slices} annotated slices of {names}").format(slices=slices, names=names) if exemplars else ""
+
+
+def _tasks(provenance: Mapping[str, Any]) -> str:
+    """What an adapter of many tasks has seen: "acdc (LV, RV), la (atrium)"."""
+    return ", ".join(f"{task['name']} ({', '.join(task['structures'])})" for task in provenance.get("tasks", ()))
 
 
 def _training(card: Card, metrics: Mapping[str, Any]) -> str:

@@ -270,9 +270,11 @@ class ResultSection:
         compared = unless(not self._isComparing, _("the models are being asked"))
         allow(ui.compareButton, ready, promptable, shown, asked, compared)
         allow(ui.flickerCheckBox, unless(self._pictures, _("compare first")))
-        allow(ui.suggestButton, ready, promptable, shown, busy)
+        nameless = _("it knows no structure by name: click with it, or give exemplars")
+        named = unless(card is None or card["structures"], nameless)
+        allow(ui.suggestButton, ready, promptable, named, shown, busy)
         ui.resultHintLabel.setVisible(not panel.cards)
-        self._updateApply(ready, busy)
+        self._updateApply(ready or named, busy)
 
     def _updateApply(self, ready: str, busy: str) -> None:
         ui, volumeNode = self.ui, self.ui.applyVolumeSelector.currentNode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import qt
 import slicer
 
 from FewShotSegLib import base_models
-from FewShotSegLib.adapter import Adapter, save_adapter
+from FewShotSegLib.adapter import Adapter, load_adapter, save_adapter
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.methods import METHODS, method
@@ -811,6 +812,25 @@ def test_the_card_says_what_an_adapter_is_worth(case: Case, adapter: str) -> Non
         "⚠ With clicks the adapter is worse than the base model.",
     ):
         assert words in text
+
+
+def test_an_adapter_of_many_tasks_is_for_clicks_and_exemplars(case: Case, adapter: str) -> None:
+    known = load_adapter(adapter)
+    path = Path(adapter).with_name("many tasks.safetensors")
+    task = {"name": "acdc", "structures": ["left ventricle"], "slices": ["a k=1"]}
+    save_adapter(replace(known, method="gmiseg", structures={}, provenance={"tasks": [task]}), path)
+    case.logic.adapterFolder.added(path)
+    case.load()
+    case.panel.result.choose(str(path))
+    assert case.panel.result.card["path"] == str(path)
+    assert "no structure by name" in case.ui.cardLabel.text
+    assert "acdc (left ventricle)" in case.ui.cardLabel.text
+    for button in (case.ui.applyButton, case.ui.suggestButton):
+        assert "knows no structure by name" in button.toolTip
+    case.press(case.ui.addSliceButton)
+    case.panel.adapt.start.choose((str(path), None))
+    case.press(case.ui.supportButton)
+    assert case.runs["segment"].arguments["arguments"][1] == str(path)
 
 
 def test_learning_on_starts_from_the_chosen_adapter(case: Case, adapter: str) -> None:
