@@ -227,7 +227,7 @@ class _Learner:
     def _precision(self) -> torch.dtype | None:
         # On small patches little is won, and where a network ends at 2 x 2 voxels PyTorch's CPU gradients of bfloat16
         # convolutions were seen to be NaN.
-        return torch.bfloat16 if bfloat16_pays(self.device) and min(self.grid.patch[1:]) >= 64 else None
+        return torch.bfloat16 if bfloat16_pays(self.device) and min(self.grid.patch[1:]) >= 80 else None
 
     def _target_loss(self, network: nn.Module, source: PatchSource, step: int) -> Tensor:
         rng = step_rng(self.seed, step)
