@@ -258,7 +258,8 @@ def _draw_curves(figure: Any, theme: _Theme, groups: Curves, x_label: str) -> No
         ax.set_ylim(0, 1)
         ax.set_title(group, loc="left", fontsize=10, color=theme.ink, pad=8)
         ax.set_xlabel(x_label, fontsize=9, color=theme.soft)
-    figure.subplots_adjust(left=0.05, right=0.985, top=0.88, bottom=0.29, wspace=0.12)
+    axes[0].set_ylabel("Dice", fontsize=9, color=theme.soft)
+    figure.subplots_adjust(left=0.13 / len(groups) ** 0.5, right=0.985, top=0.88, bottom=0.29, wspace=0.12)
     _legend(figure, theme, [(colors[name], name) for name in names])
 
 

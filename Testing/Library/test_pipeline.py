@@ -19,9 +19,12 @@ import torch
 from FewShotSegLib import base_models, pipeline
 from FewShotSegLib.adapter import load_adapter, save_adapter
 from FewShotSegLib.errors import Cancelled, InputError, StopAndKeepBest
+from FewShotSegLib.exemplar import load_exemplar
 from FewShotSegLib.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob, save_job
 from FewShotSegLib.pipeline import run, stage_rng
 from FewShotSegLib.prompt import Prompt, save_prompts
+from FewShotSegLib.sam.loading import load_base
+from FewShotSegLib.sam.support import SupportRecipe, support_adapter
 from FewShotSegLib.volume import Volume, load_labelmap, load_volume, save_volume
 from Testing.conftest import QUICK, Listener, save_tiny_compact, write_discs
 
@@ -423,6 +426,19 @@ def test_clicks_override_what_a_support_set_says(a_supported_job: SegmentJob, tm
     save_prompts([Prompt(0, 2, np.array([[55.0, 5.0, 2.0]]), np.array([1]), structure="disc")], tmp_path / "c.json")
     clicked = run(replace(a_supported_job, prompts=str(tmp_path / "c.json")))
     assert clicked["images"][0]["metrics"]["structures"]["disc"]["voxels"] != free
+
+
+def test_a_support_set_in_a_file_is_an_adapter_too(
+    a_supported_job: SegmentJob, a_tiny_base: str, tmp_path: Path
+) -> None:
+    given = a_supported_job.support[0]
+    exemplar = load_exemplar(given.image, given.labelmap, axis=0, slices=given.slices)
+    support = support_adapter([exemplar], load_base(a_tiny_base), recipe=SupportRecipe(pictures=4))
+    save_adapter(support, tmp_path / "support.safetensors")
+    run(a_supported_job)
+    found = load_labelmap(tmp_path / "o" / "p.seg.nrrd").volume.array
+    run(SegmentJob(a_supported_job.images, str(tmp_path / "o2"), str(tmp_path / "support.safetensors"), device="cpu"))
+    np.testing.assert_array_equal(load_labelmap(tmp_path / "o2" / "p.seg.nrrd").volume.array, found)
 
 
 def test_looking_at_a_support_set_can_be_cancelled(a_supported_job: SegmentJob, tmp_path: Path) -> None:
