@@ -43,7 +43,8 @@ from FewShotSegLib.volume import Labelmap, Volume
 
 logger = logging.getLogger(__name__)
 
-KNOWN = {name: DATASETS[name] for name in ("acdc", "la2018", "btcv", "brats")} | {"stare": STARE}
+KNOWN = {**DATASETS, "stare": STARE}
+DEFAULT = ("acdc", "la2018", "btcv", "brats", "stare")
 SUPPORT, ENSEMBLE, LORA, UNET = "support set", "support set, ensemble", "LoRA", "U-Net"
 SUBSETS = 5
 SMALLEST_CLICKED = 3  # pixels
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fewshotseg benchmark support", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
     parser.add_argument("--out", default="support", help="prefix of the result files")
-    parser.add_argument("--datasets", nargs="+", default=list(KNOWN), choices=list(KNOWN), metavar="NAME")
+    parser.add_argument("--datasets", nargs="+", default=DEFAULT, choices=list(KNOWN), metavar="NAME")
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32], help="of the support set")
     parser.add_argument("--trained", nargs="*", type=int, default=[1, 4, 16], help="sizes that are also trained on")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of the support set, from 0; training has one")
@@ -197,7 +198,7 @@ def _forgetting(chosen: argparse.Namespace, setting: Setting, record: Path) -> I
             for kind in ("lora", "loose"):
                 if (kind, first, second, seed) in done:
                     continue
-                tasks = [DATASETS[name] for name in (first, second)]
+                tasks = [KNOWN[name] for name in (first, second)]
                 recipe = gmiseg.Recipe(kind=kind, full_decoder=False, slices_per_plane=3)
                 stages: list[Any] = [None]
                 for task in tasks:
