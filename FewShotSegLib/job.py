@@ -108,7 +108,8 @@ class SegmentJob:
     """Segment `images` into the folder `out`, with an adapter or a support set, with prompts, or with both.
 
     `support` are annotated cases that are looked at and not trained on; an adapter that comes with them has no
-    structures of its own. `support_recipe` holds the options of `SupportRecipe` that differ from its defaults.
+    structures of its own. `support_recipe` holds the options of `SupportRecipe` that differ from its defaults,
+    `intensity` is an `IntensitySpec` as a table for the support set and the images; None: by the kind of image.
 
     `base` None is the base model that the adapter was made for, or the bundled one. `axis` None is that of the adapter
     or the support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed.
@@ -128,6 +129,7 @@ class SegmentJob:
     device: Device = "auto"
     support: tuple[ExemplarFiles, ...] = ()
     support_recipe: dict[str, Any] = field(default_factory=dict)
+    intensity: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -135,8 +137,11 @@ class SegmentJob:
         _check_seed(self.seed)
         if self.adapter is None and self.prompts is None and not self.support:
             raise InputError("A segment job needs an adapter, a support set or prompts, and has none; add one.")
-        if self.support_recipe and not self.support:
-            raise InputError('Job entry "support_recipe" has no meaning without "support"; add it, or leave both out.')
+        for name in ("support_recipe", "intensity"):
+            if getattr(self, name) and not self.support:
+                raise InputError(f'Job entry "{name}" has no meaning without "support"; add it, or leave both out.')
+        if self.intensity is not None:
+            IntensitySpec.from_dict(self.intensity)
         if self.prompts is not None and len(self.images) > 1:
             raise InputError(
                 f"Prompts belong to one image, got {len(self.images)} images with one prompt file; use a job per image."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from . import base_models
 from .adapter import Adapter, load_adapter
 from .errors import InputError
 from .exemplar import Exemplar
+from .intensity import IntensitySpec
 from .progress import Report, silent
 from .prompted_recipe import PromptedRecipe, resolve
 from .recipe import from_dict
@@ -56,11 +58,12 @@ def load_support_predictor(
     base: str | None,
     device: torch.device,
     recipe: Mapping[str, Any],
+    intensity: IntensitySpec | None = None,
     report: Report = silent,
 ) -> support.SupportPredictor:
     """A support set on a base model (default: the bundled one), or on an adapter that knows no structure by name.
 
-    `recipe` holds the options of `SupportRecipe` that differ from its defaults.
+    `recipe` holds the options of `SupportRecipe` that differ from its defaults; `intensity` None: by the kind of image.
     """
     chosen = from_dict(support.SupportRecipe, recipe)
     adapter = load_adapter(adapter_path) if adapter_path else None
@@ -70,7 +73,9 @@ def load_support_predictor(
             "model alone, or with an adapter of the method gmiseg. Leave one of the two out."
         )
     network = _network(adapter, adapter_path, base, device, looks=True)
-    made = support.support_adapter(exemplars, network, recipe=chosen)
+    if intensity is not None:
+        intensity = replace(intensity, scale=network.scale)
+    made = support.support_adapter(exemplars, network, intensity=intensity, recipe=chosen)
     return support.SupportPredictor(network, made, trained=adapter, report=report)
 
 

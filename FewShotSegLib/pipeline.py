@@ -350,7 +350,8 @@ def _predictor(job: SegmentJob, device: torch.device, notes: Notes) -> AnyPredic
     for warning in preflight(exemplars):
         notes.warn(warning)
     recipe = {"seed": job.seed, **job.support_recipe}
-    return load_support_predictor(exemplars, job.adapter, job.base, device, recipe, notes)
+    intensity = IntensitySpec.from_dict(job.intensity) if job.intensity else None
+    return load_support_predictor(exemplars, job.adapter, job.base, device, recipe, intensity, notes)
 
 
 def output_names(images: Sequence[str]) -> list[str]:

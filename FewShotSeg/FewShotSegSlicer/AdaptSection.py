@@ -196,6 +196,7 @@ class AdaptSection:
             base=base,
             support=True,
             device=self.panel.device,
+            window=self._window(),
             progress=self.training.onProgress,
             onDone=self._onSegmented,
             onError=self._onError,
@@ -226,13 +227,16 @@ class AdaptSection:
             "warmStart": adapter,
             "maxSeconds": 60.0 * minutes or None,
             "device": self.panel.device,
-            "window": self.panel.shownWindow() if self.window.value else None,
+            "window": self._window(),
         }
         if base is not None:
             settings["base"] = base
         if "exemplars" not in self._needs:
             settings["exemplars"] = ()
         return settings | {_ARGUMENTS[need]: row.path for need, row in self._rows.items() if need in self._needs}
+
+    def _window(self) -> tuple[float, float] | None:
+        return self.panel.shownWindow() if self.window.value else None
 
     def _try(self, action: Any) -> None:
         with self.status.trying(), waiting():  # volumes are written to files

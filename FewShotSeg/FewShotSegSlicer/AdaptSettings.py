@@ -20,6 +20,7 @@ from . import Scene
 from .AdapterFolder import AdapterFolder
 from .ExemplarStore import ExemplarStore
 from .JobFiles import JobFiles, labelledSlices, numbered
+from .SegmentSettings import windowAsIntensity
 
 _SPARSE = 4  # times fewer labelled slices along another axis: these were the ones drawn
 
@@ -65,7 +66,7 @@ class AdaptSettings:
             recipe=dict(self.recipe or {}),
             warm_start=start["path"] if start else None,
             max_seconds=self.maxSeconds,
-            intensity={"kind": "window", "low": self.window[0], "high": self.window[1]} if self.window else None,
+            intensity=windowAsIntensity(self.window),
             seed=self.seed,
             device=self.device,  # type: ignore[arg-type]
         )

@@ -14,6 +14,11 @@ from . import PromptTags, Scene
 from .JobFiles import JobFiles
 
 
+def windowAsIntensity(window: tuple[float, float] | None) -> dict[str, Any] | None:
+    """Return lowest and highest intensity as the `intensity` of a job."""
+    return {"kind": "window", "low": window[0], "high": window[1]} if window else None
+
+
 def segmentOptions(
     *,
     axis: int | None = None,
@@ -21,6 +26,7 @@ def segmentOptions(
     minIslandMl: float = 0.0,
     device: str = "auto",
     seed: int = 0,
+    window: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """Return the options of `Logic.segment` under the names they have in a SegmentJob."""
     return {
@@ -29,6 +35,7 @@ def segmentOptions(
         "min_island_ml": minIslandMl,
         "device": device,
         "seed": seed,
+        "intensity": windowAsIntensity(window),
     }
 
 

@@ -605,6 +605,8 @@ def test_exemplars_segment_another_volume_without_training(logic: Logic) -> None
     assert logic.adapters() == []
     given = logic.segment(other, base="tiny", support=[(volumeNode, segmentationNode)], device="cpu")
     assert np.array_equal(labelsOf(given, other), found)
+    blind = logic.segment(other, base="tiny", support=True, window=(5000.0, 6000.0), device="cpu")
+    assert not np.array_equal(labelsOf(blind, other), found)
 
 
 def test_slices_that_support_are_kept_in_their_own_segmentation(logic: Logic) -> None:

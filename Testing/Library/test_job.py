@@ -43,6 +43,7 @@ SUPPORTED = SegmentJob(
     out="out",
     support=(ExemplarFiles("a.nrrd", "a.seg.nrrd", axis="k", slices=(3,)),),
     support_recipe={"subsets": 4},
+    intensity={"kind": "window", "low": -160.0, "high": 240.0},
 )
 EVALUATE = EvaluateJob(pred="out", ref="reference", out="metrics.csv", structures={1: "Leber"}, tolerance_mm=1.0)
 EVERY_KIND = pytest.mark.parametrize("job", [ADAPT, SEGMENT, SUPPORTED, EVALUATE], ids=lambda job: job.kind)
@@ -167,6 +168,7 @@ def test_the_recipe_of_a_job_is_a_copy() -> None:
         (minimal("segment", images="i.nrrd"), '"images" must be a list'),
         (minimal("segment", adapter=None), "an adapter, a support set or prompts"),
         (minimal("segment", support_recipe={"pictures": 4}), "no meaning without"),
+        (minimal("segment", intensity={"kind": "minmax"}), '"intensity" has no meaning without'),
         (minimal("segment", support=[{"image": "a.nrrd"}]), r'support\[0\]: .*"labelmap" is missing'),
         (minimal("segment", images=["a", "b"], prompts="p.json"), "belong to one image, got 2"),
         (minimal("segment", axis="z"), 'one of "k", "j", "i"'),

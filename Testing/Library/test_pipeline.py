@@ -421,6 +421,14 @@ def test_a_support_set_that_changes_is_looked_at_again(a_supported_job: SegmentJ
     assert not run(replace(a_supported_job, support=(other,)))["images"][0].get("skipped")
 
 
+def test_a_support_set_and_the_images_are_seen_in_the_chosen_window(a_supported_job: SegmentJob) -> None:
+    found = run(a_supported_job)["images"][0]["metrics"]["structures"]["disc"]["voxels"]
+    nothing_shows = {"kind": "window", "low": 5000.0, "high": 6000.0}
+    blind = run(replace(a_supported_job, intensity=nothing_shows))["images"][0]
+    assert not blind.get("skipped")
+    assert blind["metrics"]["structures"].get("disc", {"voxels": 0})["voxels"] != found
+
+
 def test_clicks_override_what_a_support_set_says(a_supported_job: SegmentJob, tmp_path: Path) -> None:
     free = run(a_supported_job)["images"][0]["metrics"]["structures"]["disc"]["voxels"]
     save_prompts([Prompt(0, 2, np.array([[55.0, 5.0, 2.0]]), np.array([1]), structure="disc")], tmp_path / "c.json")
