@@ -403,9 +403,9 @@ def test_translating_can_be_cancelled_between_slices() -> None:
 
 
 def discs(rng: np.random.Generator, count: int, inside: float, outside: float) -> tuple[Array, Array]:
-    """Slices (N, 64, 64) with a disc, and where it is."""
+    """Slices (N, 64, 64) with a disc, and where it is. Large ones: half a pixel of edge must not decide."""
     y, x = np.mgrid[:64, :64]
-    centres, radii = rng.uniform(0.35, 0.65, (count, 2, 1, 1)) * 64, rng.uniform(10, 16, (count, 1, 1))
+    centres, radii = rng.uniform(0.4, 0.6, (count, 2, 1, 1)) * 64, rng.uniform(15, 22, (count, 1, 1))
     depth = np.clip(radii - np.hypot(y - centres[:, 0], x - centres[:, 1]) + 0.5, 0, 1)
     image = outside + (inside - outside) * depth + rng.normal(0, 0.02, depth.shape)
     return image.clip(0, 1).astype(np.float32), depth > 0.5
