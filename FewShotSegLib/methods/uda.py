@@ -10,8 +10,8 @@ Departures, each argued where it is made: see `anatomy_space`, `translation`, `r
 Translated volumes whose edges have drifted are not trained on. A borrowed label counts as one more round, so it is
 filtered too.
 
-When to use it: labelled CT (or any other kind) and a stack of unlabelled MR. Cost: a quarter of an hour and more on a
-CPU, by the preset; every stage is kept and not computed twice.
+When to use it: labelled CT (or any other kind) and a stack of unlabelled MR. Cost: about an hour on one CPU core,
+by the preset; every stage is kept and not computed twice.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(300, (16, 96, 96), 128, "small", "cpu"),
+    "cpu": Preset(1500, (16, 96, 96), 128, "small", "cpu"),
     "gpu": Preset(3000, (32, 160, 160), 192, "paper", "gpu"),
     "paper": Preset(250_000, (40, 224, 192), 0, "paper", "paper"),
 }
