@@ -173,7 +173,7 @@ def test_the_digest_of_a_network_tells_one_bit_apart(official: State) -> None:
 @pytest.fixture
 def shipped(tmp_path: Path) -> Path:
     path = tmp_path / "compact.safetensors"
-    save_network(seeded(partial(build_compact, SHIPPED)), path)
+    save_network(seeded(partial(build_compact, SHIPPED)), SHIPPED, path)
     return path
 
 

@@ -112,7 +112,7 @@ def test_a_resumed_run_draws_the_tasks_it_would_have_drawn() -> None:
 
 
 def test_cached_steps_are_read_back_as_they_were_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage(SIZE, images=2, prompts=2, learning_rate=1e-3)
+    stage = Stage(SIZE, images=2, prompts=2, steps=5, learning_rate=1e-3)
     fresh, writing, reading = (_Steps(stage, 3, cache=folder) for folder in (None, tmp_path, tmp_path))
     first = [fresh[step] for step in (0, 2)]
     assert all(
