@@ -2,8 +2,8 @@
 
 Labelled: abdominal CT (btcv). Unlabelled: T2 MR (chaos); all of its volumes are targets and all are scored, their
 labels being used for nothing else. Rows are those of the paper's Table 7: a network of the CT alone, of CT made to look
-like MR by a plain CycleGAN, by ASIT, with MDM, with PLF; and MDM and PLF on the plain CycleGAN. Stages that rows share are computed once; an interrupted
-benchmark goes on.
+like MR by a plain CycleGAN, by ASIT, with MDM, with PLF; and MDM and PLF on the plain CycleGAN. Stages that rows share
+are computed once; an interrupted benchmark goes on.
 """
 
 from __future__ import annotations
