@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .data_sets import Case, DataSet
+from .data_sets import Case, DataSet, complete_exemplar
 from .errors import InputError
-from .exemplar import load_exemplar
 from .files import sha256_of_file, write_text_whole, written_whole
 from .intensity import IntensitySpec, looks_like_hounsfield
 from .progress import Progress, Report
@@ -336,10 +335,7 @@ class Pool:
         return (stem, kept, False) if kept is not None else (stem, self._made(case, labels), True)
 
     def _made(self, case: Case, labels: list[str]) -> _Prepared:
-        exemplar = load_exemplar(
-            case.image, case.labelmap, axis=0, slices="all", structures=case.structures, resample=case.resample,
-            time_index=case.time_index,
-        )  # fmt: skip
+        exemplar = complete_exemplar(case, axis=0)
         number_of = np.zeros(max(exemplar.structures, default=0) + 1, np.uint8 if len(labels) < 256 else np.uint16)
         for value, name in exemplar.structures.items():
             number_of[value] = labels.index(name) + 1 if name in labels else 0

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .exemplar import Exemplar, load_exemplar
 from .files import known_suffix
 from .image_files import PICTURE_SUFFIXES, VOLUME_SUFFIXES
 from .job import AuxiliaryFiles, ExemplarFiles
@@ -86,6 +87,14 @@ def data_sets_in(folder: Path) -> list[DataSet]:
 def data_set_of(files: AuxiliaryFiles) -> DataSet:
     """Return the data set that a job names."""
     return DataSet(files.name, tuple(_case_of(case, files.name) for case in files.cases))
+
+
+def complete_exemplar(case: Case, axis: int | None = None) -> Exemplar:
+    """Load a case, whose labels are complete, as an exemplar; `axis` as for `load_exemplar`."""
+    return load_exemplar(
+        case.image, case.labelmap, axis=axis, slices="all", structures=case.structures, resample=case.resample,
+        time_index=case.time_index,
+    )  # fmt: skip
 
 
 def files_of(data_set: DataSet) -> AuxiliaryFiles:

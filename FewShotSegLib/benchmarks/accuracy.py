@@ -9,7 +9,6 @@ interrupted run goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import platform
 import sys
@@ -26,6 +25,7 @@ from scipy import ndimage
 
 from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.benchmarks.datasets import DATASETS, DataSet, exemplars, unseen_cases
+from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
 from FewShotSegLib.benchmarks.unet import segment_unet, train_unet
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation import Row, evaluate_case
@@ -94,8 +94,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in chosen.datasets:
         for shots in [0, *chosen.shots]:
             for cell in _cells(DATASETS[name], shots, setting, _done(record)):
-                with record.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(cell) + "\n")
+                add_result(record, cell)
     cells = _done(record)
     table = f"{_head(setting)}\n{_base_table(cells)}\n{_table(cells)}\n{_curves(cells)}"
     write_text_whole(Path(f"{chosen.out}.md"), table)
@@ -122,10 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _done(record: Path) -> dict[tuple[str, int, str, str], dict[str, Any]]:
-    if not record.exists():
-        return {}
-    cells = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
-    return {(c["dataset"], c["shots"], c["model"], c["prompt"]): c for c in cells}
+    return {(c["dataset"], c["shots"], c["model"], c["prompt"]): c for c in results_in(record)}
 
 
 def _cells(dataset: DataSet, shots: int, setting: Setting, done: dict[Any, Any]) -> Iterator[dict[str, Any]]:
@@ -329,7 +325,7 @@ def _base_table(cells: Cells) -> str:
         click, box, corrected = (cells[name, 0, "base", prompt] for prompt in (CLICK, BOX, CORRECTED))
         values = [_mean(click, scope="oracle_slices"), _mean(box, scope="oracle_slices")]
         rows.append([name, *(f"{v:.3f}" for v in [*values, *(_mean(corrected, clicks=turn) for turn in turns)])])
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _table(cells: Cells) -> str:
@@ -347,7 +343,7 @@ def _table(cells: Cells) -> str:
             cell = cells.get((name, 0 if model == "base" else shots, model, prompt))
             values.append(f"{_mean(cell, shown, scope=scope):.3f}" if cell else "")
         rows.append([name, str(shots), *values])
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _curves(cells: Cells) -> str:
@@ -362,9 +358,4 @@ def _curves(cells: Cells) -> str:
         for structure in sorted({row["structure"] for row in cell["scores"]}):
             values = [_mean(cell, [structure], clicks=n) for n in range(1, CLICKS + 1)]
             rows.append([name, str(shots or "base"), structure, *(f"{value:.3f}" for value in values)])
-    return _markdown(head, rows)
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown(head, rows)

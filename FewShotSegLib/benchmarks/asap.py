@@ -9,9 +9,7 @@ interrupted benchmark goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +24,7 @@ from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.benchmarks.asap_cost import costs
 from FewShotSegLib.benchmarks.datasets import DATASETS
 from FewShotSegLib.benchmarks.datasets import DataSet as Known
+from FewShotSegLib.benchmarks.records import add_result, results_in
 from FewShotSegLib.data_sets import Case, DataSet
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.exemplar import Exemplar
@@ -95,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"There is no data folder {chosen.data}; give one with --data, or measure time with --cost.")
     setting = Setting(chosen.data, chosen.steps, chosen.cases, tuple(chosen.recipe))
     record = Path(f"{chosen.out}.jsonl")
-    done = {_key(run) for run in _runs(record)}
+    done = {_key(run) for run in results_in(record)}
     for target in chosen.targets:
         for network in chosen.networks:
             for seed in range(chosen.seeds):
@@ -105,9 +104,8 @@ def main(arguments: Sequence[str]) -> int:
                     run = _run(TARGETS[target], method, network, seed, setting)
                     run = {"target": target, "network": network, "method": method, "seed": seed, **run}
                     logger.info("%s", {key: value for key, value in run.items() if key != "turns"})
-                    with record.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(run) + "\n")
-    table = _table(_runs(record), chosen.steps)
+                    add_result(record, run)
+    table = _table(results_in(record), chosen.steps)
     write_text_whole(Path(f"{chosen.out}.md"), table)
     sys.stdout.write(table)
     return 0
@@ -126,10 +124,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", type=int, default=4, help="most test cases per target")
     parser.add_argument("--recipe", nargs="*", default=[], metavar="KEY=VALUE")
     return parser
-
-
-def _runs(record: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []
 
 
 def _key(run: dict[str, Any]) -> tuple[str, str, str, int]:
@@ -220,7 +214,7 @@ def arms_for(target: Target, data: Path, rest: Sequence[Path]) -> list[DataSet]:
 
 
 def _case(known: Known, image: Path, labels: dict[int, str]) -> Case:
-    return Case(image, (image.parent / re.sub(*known.labels, image.name)).resolve(), labels)
+    return Case(image, known.labelmap_of(image).resolve(), labels)
 
 
 # -------------------------------------------------------------------------------------------------------------- table

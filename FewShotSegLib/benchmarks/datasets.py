@@ -45,10 +45,14 @@ class DataSet:
             )
         return found
 
+    def labelmap_of(self, image: Path) -> Path:
+        """Where the reference of an image lies."""
+        return image.parent / re.sub(*self.labels, image.name)
+
     def load(self, image: Path) -> tuple[Volume, Labelmap]:
         """Volume and reference labelmap of one case, with this data set's structures only."""
         volume = load_volume(image)
-        labelmap = load_labelmap(image.parent / re.sub(*self.labels, image.name))
+        labelmap = load_labelmap(self.labelmap_of(image))
         labels = labelmap.volume.array
         kept = (labels > 0) if self.merged else np.where(np.isin(labels, list(self.structures)), labels, 0)
         return volume, Labelmap(volume.like(kept.astype(np.uint8)), self.structures)

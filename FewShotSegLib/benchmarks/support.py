@@ -10,7 +10,6 @@ interrupted run goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import platform
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 
 from FewShotSegLib.benchmarks.datasets import DATASETS, STARE, DataSet, exemplars, unseen_cases
+from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
 from FewShotSegLib.benchmarks.unet import segment_unet, train_unet
 from FewShotSegLib.charts import curves_chart
 from FewShotSegLib.errors import InputError
@@ -76,9 +76,8 @@ def main(arguments: Sequence[str]) -> int:
     runs = _forgetting(chosen, setting, record) if chosen.forgetting else _sizes(chosen, setting, record)
     for run in runs:
         logger.info("%s", {key: value for key, value in run.items() if key != "scores"})
-        with record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(run) + "\n")
-    found = _done(record)
+        add_result(record, run)
+    found = results_in(record)
     text = _head(setting) + _tables(found)
     write_text_whole(Path(f"{chosen.out}.md"), text)
     curves = _curves(found)
@@ -105,16 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _done(record: Path) -> list[Run]:
-    return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []
-
-
 # -------------------------------------------------------------------------------------------------------------- sizes
 
 
 def _sizes(chosen: argparse.Namespace, setting: Setting, record: Path) -> Iterator[Run]:
     """Support sets of all sizes first, then what is trained, which takes longest."""
-    done = {(r["dataset"], r["size"], r["model"], r["seed"]) for r in _done(record) if r["kind"] == "size"}
+    done = {(r["dataset"], r["size"], r["model"], r["seed"]) for r in results_in(record) if r["kind"] == "size"}
     network = load_base(setting.base)
     for name, size, model, seed in _cells(chosen):
         if (name, size, model, seed) in done:
@@ -191,7 +186,7 @@ def _scored(
 
 def _forgetting(chosen: argparse.Namespace, setting: Setting, record: Path) -> Iterator[Run]:
     """Each kind of update learns to answer clicks on a first task, then on a second one, from where it was."""
-    done = {(r["lora"], r["first"], r["second"], r["seed"]) for r in _done(record) if r["kind"] == "forgetting"}
+    done = {(r["lora"], r["first"], r["second"], r["seed"]) for r in results_in(record) if r["kind"] == "forgetting"}
     network = load_base(setting.base)
     for seed in range(chosen.seeds):
         for first, second in PAIRS:
@@ -268,7 +263,7 @@ def _size_table(runs: Sequence[Run]) -> str:
         for size in sorted({run["size"] for run in _chosen(runs, dataset=name)}):
             found = [_chosen(runs, dataset=name, size=size, model=model) for model in (SUPPORT, ENSEMBLE, LORA, UNET)]
             rows.append([name, str(size), *map(_cell, found)])
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _cell(runs: Sequence[Run]) -> str:
@@ -292,7 +287,7 @@ def _structure_table(runs: Sequence[Run]) -> str:
                 dice = [row["dsc"] for row in scores if row["structure"] == structure]
                 values.append(f"{100 * np.mean(dice):.1f}" if dice else "")
             rows.append([f"{name}: {structure}", *values])
-    return _markdown(["structure", *map(str, sizes)], rows)
+    return markdown(["structure", *map(str, sizes)], rows)
 
 
 def _time_table(runs: Sequence[Run]) -> str:
@@ -302,7 +297,7 @@ def _time_table(runs: Sequence[Run]) -> str:
         own = _chosen(runs, size=size, model=SUPPORT)
         if own:
             rows.append([str(size), *(f"{np.median([r[k] for r in own]):.2f}" for k in TIMES)])
-    return _markdown(["slices", "set-up, s", "set-up, processor s", "further slice, s"], rows)
+    return markdown(["slices", "set-up, s", "set-up, processor s", "further slice, s"], rows)
 
 
 TIMES = ("setup_s", "setup_cpu_s", "slice_s")
@@ -319,12 +314,7 @@ def _forgetting_table(runs: Sequence[Run]) -> str:
                 (base, learned, left), (other, _, after) = 100 * np.mean(own, axis=0)
                 values = (base, learned, left, left - learned, other, after)
                 rows.append([kind, f"{first}, {second}", *(f"{value:.1f}" for value in values)])
-    return _markdown(head, rows)
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown(head, rows)
 
 
 def _curves(runs: Sequence[Run]) -> dict[str, dict[str, list[tuple[float, float]]]]:

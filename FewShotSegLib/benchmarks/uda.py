@@ -9,9 +9,7 @@ are computed once; an interrupted benchmark goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +20,7 @@ import numpy as np
 import torch
 
 from FewShotSegLib.benchmarks.datasets import DATASETS
+from FewShotSegLib.benchmarks.records import add_result, results_in
 from FewShotSegLib.benchmarks.uda_cost import costs
 from FewShotSegLib.data_sets import Case, DataSet
 from FewShotSegLib.errors import InputError
@@ -63,13 +62,12 @@ def main(arguments: Sequence[str]) -> int:
     record = Path(f"{chosen.out}.jsonl")
     for seed in range(chosen.seeds):
         for row in chosen.rows:
-            if any((run["row"], run["seed"]) == (row, seed) for run in _runs(record)):
+            if any((run["row"], run["seed"]) == (row, seed) for run in results_in(record)):
                 continue
             run = {"row": row, "seed": seed, **_run(chosen.data, row, seed, chosen.recipe)}
             logger.info("%s", {key: value for key, value in run.items() if key != "stages"})
-            with record.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(run) + "\n")
-    table = _table(_runs(record))
+            add_result(record, run)
+    table = _table(results_in(record))
     write_text_whole(Path(f"{chosen.out}.md"), table)
     sys.stdout.write(table)
     return 0
@@ -84,10 +82,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0")
     parser.add_argument("--recipe", nargs="*", default=[], metavar="KEY=VALUE")
     return parser
-
-
-def _runs(record: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []
 
 
 def _run(data: Path, row: str, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
@@ -117,10 +111,7 @@ def _run(data: Path, row: str, seed: int, overrides: Sequence[str]) -> dict[str,
 def _source(data: Path) -> DataSet:
     known = DATASETS["btcv"]
     names = {value: name for name, value in CT.items()}
-    cases = tuple(
-        Case(image, image.parent / re.sub(*known.labels, image.name), names)
-        for image in sorted(data.glob(known.images))
-    )
+    cases = tuple(Case(image, known.labelmap_of(image), names) for image in sorted(data.glob(known.images)))
     return DataSet("btcv", cases, {name: (name,) for name in CT})
 
 

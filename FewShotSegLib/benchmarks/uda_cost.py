@@ -7,7 +7,6 @@ are random: time and memory do not depend on them. What is brought back are real
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 
@@ -90,7 +89,7 @@ def _labelled(data: Path) -> list[tuple[str, Volume, Labels, int]]:
     known = DATASETS["btcv"]
     found = [("CT, liver", whole, (liver > 0).astype(np.uint8), 2)]
     for image in sorted(data.glob(known.images))[:1]:
-        labels = load_labelmap(image.parent / re.sub(*known.labels, image.name)).volume.array
+        labels = load_labelmap(known.labelmap_of(image)).volume.array
         found.append((f"CT, {ORGANS} organs", load_volume(image), labels.astype(np.uint8), ORGANS + 1))
     return found
 

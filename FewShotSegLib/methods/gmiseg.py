@@ -28,9 +28,9 @@ import numpy as np
 import torch
 
 from FewShotSegLib.adapter import Adapter
-from FewShotSegLib.data_sets import Case, DataSet
+from FewShotSegLib.data_sets import DataSet, complete_exemplar
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import Exemplar, check_exemplars, load_exemplar
+from FewShotSegLib.exemplar import Exemplar, check_exemplars
 from FewShotSegLib.exemplar import preflight as preflight_of_task
 from FewShotSegLib.files import sha256_of_array
 from FewShotSegLib.intensity import PERCENTILES, IntensitySpec
@@ -203,7 +203,7 @@ def _tasks(
     for members in _groups(exemplars):
         yield _task(members[0].name, check_exemplars(members), members, recipe, base, intensity)
     for data_set in auxiliary:
-        cases = (_exemplar(case) for case in data_set.cases[: recipe.max_cases])
+        cases = (complete_exemplar(case) for case in data_set.cases[: recipe.max_cases])
         yield _task(data_set.name, None, cases, recipe, base, intensity)
 
 
@@ -235,14 +235,6 @@ def _task(
                     f'"{task.structures[value]}"; use the same labels throughout a data set.'
                 )
     return task
-
-
-def _exemplar(case: Case) -> Exemplar:
-    """A case of a data set, whose labels are complete."""
-    return load_exemplar(
-        case.image, case.labelmap, slices="all", structures=case.structures, resample=case.resample,
-        time_index=case.time_index,
-    )  # fmt: skip
 
 
 def _common(rules: Sequence[IntensitySpec]) -> IntensitySpec:

@@ -32,10 +32,9 @@ from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.anatomy_space import AnatomySpace
 from FewShotSegLib.auxiliary import Grid, onto_grid
 from FewShotSegLib.class_training import ClassRecipe, predicted_labels, train_classes
-from FewShotSegLib.data_sets import DataSet
+from FewShotSegLib.data_sets import DataSet, complete_exemplar
 from FewShotSegLib.edge_consistency import EdgeConsistency, drift_picture, edge_consistency
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import load_exemplar
 from FewShotSegLib.files import sha256_of_array, written_whole
 from FewShotSegLib.folders import cache_folder
 from FewShotSegLib.intensity import IntensitySpec
@@ -260,13 +259,7 @@ class _Sources:
     def __init__(self, data_set: DataSet) -> None:
         self.volumes: dict[str, Volume] = {}
         self.labels: dict[str, Array] = {}
-        found = [
-            load_exemplar(
-                case.image, case.labelmap, axis=0, slices="all", structures=case.structures, resample=case.resample,
-                time_index=case.time_index,
-            )
-            for case in data_set.cases
-        ]  # fmt: skip
+        found = [complete_exemplar(case, axis=0) for case in data_set.cases]
         names = {name for exemplar in found for name in exemplar.structures.values()}
         wanted = data_set.structures or {name: (name,) for name in sorted(names)}
         self.structures = dict(enumerate(wanted, start=1))

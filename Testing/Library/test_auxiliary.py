@@ -72,13 +72,13 @@ def sampled(pool: Pool, arm: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
 def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Count the cases that are read from now on."""
     read: list[Path] = []
-    load = auxiliary.load_exemplar
+    load = auxiliary.complete_exemplar
 
-    def counted(image: Path, *arguments: Any, **options: Any) -> Any:
-        read.append(image)
-        return load(image, *arguments, **options)
+    def counted(case: Case, *arguments: Any, **options: Any) -> Any:
+        read.append(case.image)
+        return load(case, *arguments, **options)
 
-    monkeypatch.setattr(auxiliary, "load_exemplar", counted)
+    monkeypatch.setattr(auxiliary, "complete_exemplar", counted)
     return read
 
 
