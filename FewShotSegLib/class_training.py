@@ -18,7 +18,7 @@ from monai.losses import DiceCELoss
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from FewShotSegLib.auxiliary import Grid
+from FewShotSegLib.grid import Grid
 from FewShotSegLib.networks import build, load_weights, supervised, weights_of
 from FewShotSegLib.patches import Case, PatchRecipe, PatchSource, decided, predict
 from FewShotSegLib.progress import Report, silent

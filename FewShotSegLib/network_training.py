@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from FewShotSegLib import guard
 from FewShotSegLib.adapter import Adapter
-from FewShotSegLib.auxiliary import Grid, Pool
+from FewShotSegLib.auxiliary import Pool
 from FewShotSegLib.exemplar import Exemplar
 from FewShotSegLib.files import written_whole
 from FewShotSegLib.folders import cache_folder
+from FewShotSegLib.grid import Grid
 from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.networks import build, load_weights, weights_of
 from FewShotSegLib.patches import Case, Patch, PatchRecipe, PatchSource, case_of, foreground_logit, patch_loss, predict

@@ -23,9 +23,9 @@ from monai.networks.layers import GaussianFilter
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from FewShotSegLib.auxiliary import Grid, onto_grid, orientation_of
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.grid import Grid, onto_grid, orientation_of
 from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.losses import soft_dice_loss
 from FewShotSegLib.progress import Progress, Report, silent

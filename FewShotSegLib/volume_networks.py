@@ -22,8 +22,8 @@ from torch import nn
 
 from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.anatomy_space import AnatomySpace
-from FewShotSegLib.auxiliary import Grid, onto_grid
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.grid import Grid, onto_grid
 from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.networks import build, load_weights, weights_of
 from FewShotSegLib.patches import decided, foreground_logit, labels_onto_volume, onto_volume, predict

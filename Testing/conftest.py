@@ -46,6 +46,26 @@ def discs(rng: np.random.Generator, shape: tuple[int, int, int] = (6, 64, 64)) -
     return Volume(image.astype(np.int16), np.diag([-1.0, -1.0, 4.0, 1.0])), labels
 
 
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+BALL, BOX = 1, 2
+
+
+def placed(shape: tuple[int, int, int], affine: np.ndarray, seed: int = 0) -> tuple[Volume, np.ndarray]:
+    """A ball (label 1) and a box (label 2) at places in RAS mm, whatever the voxels; the image tells them apart."""
+    k, j, i = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+    ras = np.stack([i, j, k], axis=-1) @ affine[:3, :3].T + affine[:3, 3]
+    labels = np.zeros(shape, np.uint8)
+    labels[((ras - [-20, -15, 18]) ** 2).sum(-1) < 13**2] = BALL
+    labels[(np.abs(ras - [-45, -50, 30]) < [9, 7, 10]).all(-1)] = BOX
+    image = np.array([100.0, 700.0, 400.0])[labels] + np.random.default_rng(seed).uniform(-20, 20, shape)
+    return Volume(image.astype(np.float32), affine), labels
+
+
+def axial(spacing: tuple[float, float, float] = (2.0, 2.0, 4.0), size: tuple[int, int, int] = (30, 40, 12)) -> Any:
+    """Shape (K, J, I) and affine of LPS slices that start at the origin."""
+    return size[::-1], LPS @ np.diag([*spacing, 1.0])
+
+
 @pytest.fixture
 def an_rng() -> np.random.Generator:
     return np.random.default_rng(7)

@@ -18,10 +18,10 @@ from scipy import ndimage
 
 from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.anatomy_space import AnatomySpace
-from FewShotSegLib.auxiliary import Grid, onto_grid
 from FewShotSegLib.benchmarks.datasets import CT_WINDOW, DATASETS
 from FewShotSegLib.benchmarks.pairing import interleaved, milliseconds, ratios
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.grid import Grid, onto_grid
 from FewShotSegLib.measuring import used_bytes
 from FewShotSegLib.networks import build, weights_of
 from FewShotSegLib.patches import decided, labels_onto_volume

@@ -25,13 +25,14 @@ import numpy as np
 import torch
 
 from FewShotSegLib.adapter import Adapter
-from FewShotSegLib.auxiliary import Grid, Pool
+from FewShotSegLib.auxiliary import Pool
 from FewShotSegLib.bandit import PRESETS as READINGS
 from FewShotSegLib.bandit import BanditRecipe
 from FewShotSegLib.data_sets import DataSet
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.exemplar import Exemplar, check_exemplars
 from FewShotSegLib.folders import cache_folder
+from FewShotSegLib.grid import Grid
 from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.network_training import NetworkRecipe, adapt_networks
 from FewShotSegLib.patches import PatchRecipe

@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 
 from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.anatomy_space import AnatomySpace
-from FewShotSegLib.auxiliary import Grid, onto_grid
 from FewShotSegLib.class_training import ClassRecipe, predicted_labels, train_classes
 from FewShotSegLib.data_sets import DataSet, complete_exemplar
 from FewShotSegLib.edge_consistency import EdgeConsistency, drift_picture, edge_consistency
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.files import sha256_of_array, written_whole
 from FewShotSegLib.folders import cache_folder
+from FewShotSegLib.grid import Grid, onto_grid
 from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.outlines import outlined
 from FewShotSegLib.patches import Case, PatchRecipe

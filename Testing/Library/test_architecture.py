@@ -21,7 +21,7 @@ LAYERS = {
     "data": "errors version progress files scratch image_files segments volume intensity prompt exemplar recipe "
     "adapter job",
     "arrays": "folders data_sets outlines slices pasting inpainting contact_sheet synthesis bandit schedulers metrics "
-    "phantom base_models",
+    "phantom base_models grid",
     "networks": "losses sam networks",
     "steps": "training gradients segmentation evaluation report auxiliary registration translation anatomy_space",
     "methods": "methods pretraining",
@@ -36,7 +36,7 @@ DATA = LAYERS["data"].split()
 SLICER_SIDE = {"slicer", "qt", "vtk", "ctk", "PythonQt", "SlicerFewShotSeg", "FewShotSeg", "FewShotSegSlicer"}
 # Numpy and scipy only, at any depth of the code: they must work while torch is not installed yet.
 WITHOUT_TORCH = {*DATA, "slices", "synthesis", "metrics", "phantom", "client"}
-WITHOUT_TORCH |= {"bandit", "schedulers", "data_sets", "auxiliary"}
+WITHOUT_TORCH |= {"bandit", "schedulers", "data_sets", "auxiliary", "grid"}
 
 
 @dataclass(frozen=True)

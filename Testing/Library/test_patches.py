@@ -12,9 +12,9 @@ from monai.losses import DiceCELoss
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-from FewShotSegLib.auxiliary import Grid, onto_grid
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.grid import Grid, onto_grid
 from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.patches import (
     Case,

@@ -11,9 +11,9 @@ import pytest
 
 from FewShotSegLib.adapter import load_adapter
 from FewShotSegLib.anatomy_space import AnatomySpace
-from FewShotSegLib.auxiliary import Grid, onto_grid
 from FewShotSegLib.class_training import ClassRecipe, predicted_labels, train_classes
 from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.grid import Grid, onto_grid
 from FewShotSegLib.job import AdaptJob, SegmentJob
 from FewShotSegLib.methods import uda
 from FewShotSegLib.patches import Case, labels_onto_volume, onto_volume
