@@ -186,7 +186,7 @@ def _list_models(as_json: bool) -> None:
     for model, path in found:
         where = str(path) if path else f"not here; fewshotseg models download {model.name}" if model.url else "not here"
         size = f"{model.size_bytes / 1e6:.0f} MB" if model.size_bytes else ""
-        print(f"{model.name:10} {model.architecture:8} {size:>8}  {model.note}\n{'':10} {where}")
+        print(f"{model.name:12} {model.architecture:8} {size:>8}  {model.note}\n{'':12} {where}")
     print(f"Downloads go to {base_models.download_folder()}")
 
 

@@ -17,9 +17,8 @@ from .errors import Cancelled
 from .job import AdaptJob
 from .methods import method
 from .opening import choose_device
-from .pipeline import architecture_of, run
+from .pipeline import architecture_of, recipe_of, run
 from .progress import Progress, Report, silent
-from .recipe import from_dict
 
 
 def measure(job: AdaptJob, report: Report = silent, steps: int = 3) -> dict[str, Any]:
@@ -85,7 +84,7 @@ class _Stopwatch:
 
 def _preset(job: AdaptJob, device: torch.device) -> str | None:
     module = method(job.method)
-    recipe = from_dict(module.Recipe, job.recipe)
+    recipe = recipe_of(job)
     if not module.needs_base(recipe):
         return None
     model, _ = base_models.find(job.base)

@@ -112,7 +112,7 @@ def _adapt(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, Any]:
     out = Path(job.out)
     check_writable(out)
     module = method(job.method)
-    recipe = from_dict(module.Recipe, job.recipe)
+    recipe = recipe_of(job)
     with timed(timings, "load"):
         exemplars = [_exemplar(files) for files in job.exemplars]
         auxiliary = _labelled_sets(job, module)
@@ -144,13 +144,21 @@ def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
     model, _ = base_models.find(job.base)
     module = method(job.method)
     architecture = architecture_of(model)
-    recipe = module.resolve(from_dict(module.Recipe, job.recipe), architecture, torch.device("cpu"))
+    recipe = module.resolve(recipe_of(job), architecture, torch.device("cpu"))
     exemplars = [_exemplar(files) for files in job.exemplars]
     structures = check_exemplars(exemplars)
     intensity = IntensitySpec.from_dict(job.intensity) if job.intensity else IntensitySpec.auto(exemplars[0].volume)
     source = module.synthesizer_of(exemplars, intensity, recipe.image_size, recipe, structures)
     rng = stage_rng(job.seed, "adapt")
     contact_sheet([source.draw(rng) for _ in range(count)], sheet)
+
+
+def recipe_of(job: AdaptJob) -> Any:
+    """The job's recipe; a base model that is meant for one image size is adapted at that size unless told otherwise."""
+    recipe = from_dict(method(job.method).Recipe, job.recipe)
+    if getattr(recipe, "image_size", 0) is None and method(job.method).needs_base(recipe):
+        recipe = replace(recipe, image_size=base_models.find(job.base)[0].image_size)
+    return recipe
 
 
 def architecture_of(model: base_models.BaseModel) -> str:

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
         chosen.seconds, chosen.cases, chosen.slices, chosen.shots = min(chosen.seconds, 10), 1, 8, [3]
     setting = Setting(
         chosen.data, chosen.base, chosen.seconds, chosen.seed, chosen.cases, chosen.slices, tuple(chosen.recipe),
-        tuple(chosen.models), chosen.image_size or (None if chosen.base == "bundled" else 512),
+        tuple(chosen.models), chosen.image_size or (None if chosen.base.startswith("bundled") else 512),
     )  # fmt: skip
     record = Path(f"{chosen.out}.jsonl")
     for name in chosen.datasets:

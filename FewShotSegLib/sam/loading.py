@@ -30,11 +30,12 @@ PATCH, WINDOW, PROMPT_DIM = 16, 14, 256
 def load_base(name_or_path: str | Path, *, image_size: int | None = None, device: str = "cpu") -> PromptableNetwork:
     """The base model of that name or file, frozen, in evaluation mode.
 
-    `image_size` defaults to the model's own (1024 for SAM, 160 for the bundled model). Another size interpolates the
-    position embeddings.
+    `image_size` defaults to the model's own (1024 for SAM, 160 for the bundled model, 384 for bundled-384). Another
+    size interpolates the position embeddings.
     """
     model, path = base_models.find(name_or_path)
     sha256 = base_models.checked_sha256(model, path)
+    image_size = image_size or model.image_size
     if model.architecture == "compact":
         network = _load_compact(path, image_size)
     else:

@@ -65,6 +65,13 @@ def test_an_official_checkpoint_loads_bit_by_bit_frozen_and_ready(tmp_path: Path
     assert not any(p.requires_grad for p in network.parameters())
 
 
+def test_the_bundled_model_can_be_had_at_a_larger_size_under_a_name_of_its_own() -> None:
+    small, large = load_base("bundled"), load_base("bundled-384")
+    assert (small.image_size, large.image_size) == (160, 384)
+    assert (large.name, large.sha256) == ("bundled-384", small.sha256)  # so adapters of one go with the other
+    assert load_base("bundled-384", image_size=96).image_size == 96
+
+
 def test_a_checkpoint_may_lie_under_the_key_model_and_in_half_precision(tmp_path: Path, official: State) -> None:
     halved = {key: value.half() for key, value in official.items()}
     network = load_base(added(tmp_path / "sam.pth", {"model": halved, "epoch": 3}))

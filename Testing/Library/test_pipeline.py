@@ -139,6 +139,19 @@ def test_the_share_of_all_steps_that_is_done_grows_to_one(an_adapt_job: AdaptJob
     assert shares == pytest.approx([step / 10 for step in range(1, 11)])
 
 
+@pytest.mark.parametrize(
+    ("method", "given", "size"),
+    [("lora", {}, 96), ("lora", {"image_size": 64}, 64), ("gmiseg", {}, 96), ("asap", {"network": "sam"}, 96)],
+)
+def test_a_base_model_meant_for_one_image_size_is_adapted_at_that_size(
+    method: str, given: dict[str, Any], size: int, an_adapt_job: AdaptJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = base_models.find(an_adapt_job.base)
+    monkeypatch.setattr(base_models, "find", lambda name: (replace(model, image_size=96), path))
+    job = replace(an_adapt_job, method=method, recipe=given)
+    assert pipeline.recipe_of(job).image_size == size
+
+
 def test_a_chosen_window_is_that_of_the_adapter(an_adapt_job: AdaptJob) -> None:
     run(replace(an_adapt_job, intensity={"kind": "window", "low": -10, "high": 90}))
     intensity = load_adapter(an_adapt_job.out).intensity
