@@ -37,16 +37,17 @@ CT = {"liver": 6, "right kidney": 2, "left kidney": 3, "spleen": 1}
 MR = {"liver": 1, "right kidney": 2, "left kidney": 3, "spleen": 4}
 TOLERANCE_MM = 2.0
 PLAIN = {"rounds": 1, "match": False, "filter": False}
+EDGES, GREY = {"space": "anatomy"}, {"space": "intensity"}
 ROWS: dict[str, dict[str, Any]] = {
-    "CT only": {"space": "intensity", "translate": False, **PLAIN},
-    "CycleGAN": {"space": "intensity", **PLAIN},
-    "anatomy, no translation": {"translate": False, **PLAIN},
-    "ASIT": PLAIN,
-    "ASIT + MDM": {"rounds": 2, "filter": False},
-    "ASIT + MDM + PLF": {},
-    "ASIT + PLF": {"match": False},
-    "CycleGAN + MDM": {"space": "intensity", "rounds": 2, "filter": False},
-    "CycleGAN + MDM + PLF": {"space": "intensity"},
+    "CT only": {**GREY, "translate": False, **PLAIN},
+    "CycleGAN": {**GREY, **PLAIN},
+    "anatomy, no translation": {**EDGES, "translate": False, **PLAIN},
+    "ASIT": {**EDGES, **PLAIN},
+    "ASIT + MDM": {**EDGES, "filter": False},
+    "ASIT + MDM + PLF": {**EDGES},
+    "ASIT + PLF": {**EDGES, "match": False},
+    "CycleGAN + MDM": {**GREY, "filter": False},
+    "CycleGAN + MDM + PLF": {**GREY},
 }
 
 

@@ -22,7 +22,7 @@ from FewShotSegLib.volume import Volume, load_labelmap, load_volume, save_volume
 from Testing.conftest import DISC, SQUARE, Listener, discs, write_discs
 
 QUICK: dict[str, Any] = {
-    "steps": 3, "translation_steps": 2, "patch": [4, 32, 32], "rounds": 2, "drift_limit": -1.0,
+    "space": "anatomy", "steps": 3, "translation_steps": 2, "patch": [4, 32, 32], "rounds": 2, "drift_limit": -1.0,
     "pseudo_labels": {"keep_empty": True, "drop_fraction": 0.0, "uncertainty_limit": None, "vote": "union"},
 }  # fmt: skip
 
