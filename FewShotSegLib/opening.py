@@ -94,7 +94,7 @@ def _network(
     """
     if adapter is None:
         name = base or "bundled"
-        size = _affordable_size(name, device) if looks else None
+        size = affordable_size(name, device) if looks else None
         return load_base(name, image_size=size, device=str(device))
     name = base or adapter.base_model
     known = {model.name for model in base_models.models()}
@@ -103,7 +103,10 @@ def _network(
     return load_base(name, image_size=adapter.image_size, device=str(device))
 
 
-def _affordable_size(name: str, device: torch.device) -> int | None:
-    """Dozens of slices are encoded before the first answer: SAM at 1024 pixels would take minutes on a CPU."""
+def affordable_size(name: str, device: torch.device) -> int | None:
+    """The image size for work that encodes dozens of slices; None: the model's own.
+
+    SAM at 1024 pixels would take minutes on a CPU before the first answer.
+    """
     model, _ = base_models.find(name)
     return None if model.architecture == "compact" else resolve(PromptedRecipe(), "sam", device).image_size

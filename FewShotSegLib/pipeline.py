@@ -155,8 +155,9 @@ def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
 
 def recipe_of(job: AdaptJob) -> Any:
     """The job's recipe; a base model that is meant for one image size is adapted at that size unless told otherwise."""
-    recipe = from_dict(method(job.method).Recipe, job.recipe)
-    if getattr(recipe, "image_size", 0) is None and method(job.method).needs_base(recipe):
+    module = method(job.method)
+    recipe = from_dict(module.Recipe, job.recipe)
+    if module.needs_base(recipe) and recipe.image_size is None:
         recipe = replace(recipe, image_size=base_models.find(job.base)[0].image_size)
     return recipe
 

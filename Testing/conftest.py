@@ -23,6 +23,8 @@ from FewShotSegLib.volume import Labelmap, Volume, save_labelmap, save_volume
 
 TINY_COMPACT = CompactArchitecture(image_size=64, widths=(8, 8, 16), dim=32, depth=1, heads=2, decoder_mlp=32)
 DISC, SQUARE = 1, 2
+BALL, BOX = 1, 2
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 QUICK: dict[str, Any] = {
     "image_size": 64, "batch_size": 1, "steps": 4, "validate_every": 0, "estimate_folds": 0, "guard": "off",
     "token_prompts": 2, "click_prompts": 1,
@@ -44,10 +46,6 @@ def discs(rng: np.random.Generator, shape: tuple[int, int, int] = (6, 64, 64)) -
     image = np.array([0, 120, -90])[labels] + rng.normal(0, 12, shape)
     image[:, 0, 0] = -1000  # air, so that the numbers look like Hounsfield units
     return Volume(image.astype(np.int16), np.diag([-1.0, -1.0, 4.0, 1.0])), labels
-
-
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-BALL, BOX = 1, 2
 
 
 def placed(shape: tuple[int, int, int], affine: np.ndarray, seed: int = 0) -> tuple[Volume, np.ndarray]:

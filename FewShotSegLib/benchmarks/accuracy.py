@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from FewShotSegLib import base_models
 from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.benchmarks.datasets import DATASETS, DataSet, exemplars, unseen_cases
 from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
@@ -32,6 +31,7 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation import Row, evaluate_case
 from FewShotSegLib.files import write_text_whole
 from FewShotSegLib.methods import lora
+from FewShotSegLib.opening import affordable_size
 from FewShotSegLib.progress import silent
 from FewShotSegLib.prompt import Prompt
 from FewShotSegLib.recipe import with_overrides
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
         chosen.seconds, chosen.cases, chosen.slices, chosen.shots = min(chosen.seconds, 10), 1, 8, [3]
     setting = Setting(
         chosen.data, chosen.base, chosen.seconds, chosen.seed, chosen.cases, chosen.slices, tuple(chosen.recipe),
-        tuple(chosen.models), chosen.image_size or _image_size(chosen.base),
+        tuple(chosen.models), chosen.image_size or affordable_size(chosen.base, torch.device("cpu")),
     )  # fmt: skip
     record = Path(f"{chosen.out}.jsonl")
     for name in chosen.datasets:
@@ -119,11 +119,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a few minutes, to see that it runs")
     return parser
-
-
-def _image_size(base: str) -> int | None:
-    """SAM at 1024 pixels would take days on a CPU; compact models know their size."""
-    return None if base_models.find(base)[0].architecture == "compact" else 512
 
 
 def _done(record: Path) -> dict[tuple[str, int, str, str], dict[str, Any]]:
