@@ -14,35 +14,36 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .adapter import Adapter, load_adapter, save_adapter
+    from .data.adapter import Adapter, load_adapter, save_adapter
+    from .data.exemplar import Exemplar, load_exemplar
+    from .data.job import Job
+    from .data.prompt import Prompt, load_prompts
+    from .data.volume import Labelmap, Volume, load_labelmap, load_volume, save_labelmap, save_volume
+
     from .errors import Cancelled, InputError
-    from .exemplar import Exemplar, load_exemplar
-    from .job import Job
     from .pipeline import run
     from .progress import Progress
-    from .prompt import Prompt, load_prompts
-    from .volume import Labelmap, Volume, load_labelmap, load_volume, save_labelmap, save_volume
 
 # Public name -> module that defines it.
 _HOME = {
-    "Adapter": "adapter",
+    "Adapter": "data.adapter",
     "Cancelled": "errors",
-    "Exemplar": "exemplar",
+    "Exemplar": "data.exemplar",
     "InputError": "errors",
-    "Job": "job",
-    "Labelmap": "volume",
+    "Job": "data.job",
+    "Labelmap": "data.volume",
     "Progress": "progress",
-    "Prompt": "prompt",
-    "Volume": "volume",
-    "load_adapter": "adapter",
-    "load_exemplar": "exemplar",
-    "load_labelmap": "volume",
-    "load_prompts": "prompt",
-    "load_volume": "volume",
+    "Prompt": "data.prompt",
+    "Volume": "data.volume",
+    "load_adapter": "data.adapter",
+    "load_exemplar": "data.exemplar",
+    "load_labelmap": "data.volume",
+    "load_prompts": "data.prompt",
+    "load_volume": "data.volume",
     "run": "pipeline",
-    "save_adapter": "adapter",
-    "save_labelmap": "volume",
-    "save_volume": "volume",
+    "save_adapter": "data.adapter",
+    "save_labelmap": "data.volume",
+    "save_volume": "data.volume",
 }
 
 __all__ = [

@@ -16,9 +16,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.volume import Volume
+
 from .errors import InputError
-from .intensity import IntensitySpec
-from .volume import Volume
 
 Mode = Literal["auto", "2d", "3d"]
 

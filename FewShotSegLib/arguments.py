@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from FewShotSegLib.data.exemplar import parse_exemplar
+from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
+from FewShotSegLib.data.recipe import from_dict, to_dict, with_overrides
+
 from .data_sets import data_sets_in, files_of
 from .errors import InputError
-from .exemplar import parse_exemplar
-from .job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
-from .recipe import from_dict, to_dict, with_overrides
 from .version import __version__
 
 DEMO_OUT = "demo-output"

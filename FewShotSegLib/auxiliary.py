@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from FewShotSegLib.data.intensity import IntensitySpec, looks_like_hounsfield
+from FewShotSegLib.data.volume import Volume, load_labelmap
+
 from .data_sets import Case, DataSet, complete_exemplar
 from .errors import InputError
 from .files import sha256_of_file, write_text_whole, written_whole
 from .grid import Grid, onto_grid
-from .intensity import IntensitySpec, looks_like_hounsfield
 from .progress import Progress, Report
-from .volume import Volume, load_labelmap
 
 log = logging.getLogger(__name__)
 

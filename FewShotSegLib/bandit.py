@@ -18,8 +18,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from FewShotSegLib.data.recipe import check, option
+
 from .errors import InputError
-from .recipe import check, option
 
 log = logging.getLogger(__name__)
 

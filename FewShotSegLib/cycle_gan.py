@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from FewShotSegLib.data.recipe import check, option
 from FewShotSegLib.networks.translator import Discriminator, Generator
-from FewShotSegLib.recipe import check, option
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from FewShotSegLib.data.exemplar import Exemplar, load_exemplar
+from FewShotSegLib.data.job import AuxiliaryFiles, ExemplarFiles
+from FewShotSegLib.data.volume import checked_structures
+
 from .errors import InputError
-from .exemplar import Exemplar, load_exemplar
 from .files import known_suffix
 from .image_files import PICTURE_SUFFIXES, VOLUME_SUFFIXES
-from .job import AuxiliaryFiles, ExemplarFiles
-from .volume import checked_structures
 
 log = logging.getLogger(__name__)
 

@@ -13,22 +13,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob, save_job
+from FewShotSegLib.data.prompt import Prompt, save_prompts
+from FewShotSegLib.data.recipe import from_dict
+from FewShotSegLib.data.volume import Labelmap, save_labelmap, save_volume
+
 from .demo_report import BASE, CLICKED, FOLDERS, FREE, DemoReport, Patient, mean_dice, write_report
 from .display import table
 from .evaluation import Row
-from .exemplar import Exemplar
-from .intensity import IntensitySpec
-from .job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob, save_job
 from .methods.lora import Recipe, synthesizer_of
 from .phantom import cohort
 from .pipeline import run
 from .progress import Progress, Report, silent
-from .prompt import Prompt, save_prompts
-from .recipe import from_dict
 from .sam.clicks import centre_click
 from .synthesis import contact_sheet
 from .training import step_rng
-from .volume import Labelmap, save_labelmap, save_volume
 
 # No time limit: it would let the clock into the learning rate, and two demos should end alike.
 RECIPE: dict[str, Any] = {

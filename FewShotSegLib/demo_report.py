@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.volume import Labelmap, Volume, load_labelmap
+
 from .charts import bars_chart, learning_chart
 from .evaluation import Row
-from .intensity import IntensitySpec
 from .progress import Progress
 from .report import Report, overlay_colors, overlay_png, upright
-from .volume import Labelmap, Volume, load_labelmap
 
 BASE, CLICKED, FREE = "base model, clicks", "adapted, clicks", "adapted, no clicks"
 FOLDERS = {BASE: "with-clicks-base", CLICKED: "with-clicks-adapted", FREE: "segmented"}

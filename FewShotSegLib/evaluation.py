@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from FewShotSegLib.data.volume import Labelmap, Volume, as_labels, label_values, load_labelmap, reindexed
+
 from .errors import InputError
 from .files import known_suffix, write_text_whole, written_whole
 from .image_files import SAVE_SUFFIXES, VOLUME_SUFFIXES
 from .metrics import Scores, compare
 from .progress import Progress, Report, silent
-from .volume import Labelmap, Volume, as_labels, label_values, load_labelmap, reindexed
 
 log = logging.getLogger(__name__)
 

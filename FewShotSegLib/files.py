@@ -7,9 +7,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from .errors import InputError
 
@@ -77,22 +74,6 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
                 digest.update(block)
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
-    return digest.hexdigest()
-
-
-def sha256_of_array(array: np.ndarray[Any, Any]) -> str:
-    """Return a SHA-256 over dtype, shape and values; memory layout and byte order do not matter.
-
-    >>> a = np.arange(6, dtype=np.int16).reshape(2, 3)
-    >>> sha256_of_array(a) == sha256_of_array(np.asfortranarray(a.astype(">i2")))
-    True
-    >>> sha256_of_array(a) == sha256_of_array(a.reshape(3, 2))
-    False
-    """
-    array = np.asarray(array)
-    little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
-    digest = hashlib.sha256(f"{little.dtype.str}{little.shape}".encode())
-    digest.update(little.data if little.size else b"")
     return digest.hexdigest()
 
 

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from FewShotSegLib.exemplar import Exemplar
-from FewShotSegLib.files import sha256_of_array
-from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.data.digests import sha256_of_array
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.sam.adaptation import Adaptation, target_of
 from FewShotSegLib.sam.clicks import FIRST_PROMPT, centre_click, random_click
 from FewShotSegLib.sam.network import PADDING, POSITIVE, Embedding, PromptableNetwork, PromptBatch
 from FewShotSegLib.slices import LabelledSlice, labelled_slices
-from FewShotSegLib.volume import Volume
 
 Fold = tuple[list[Exemplar], Exemplar]
 

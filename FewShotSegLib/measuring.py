@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from FewShotSegLib.data.job import AdaptJob
+
 from . import base_models
 from .errors import Cancelled
-from .job import AdaptJob
 from .methods import method
 from .opening import choose_device
 from .pipeline import architecture_of, recipe_of, run

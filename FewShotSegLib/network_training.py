@@ -18,17 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from FewShotSegLib import guard
-from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.auxiliary import Pool
-from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.files import written_whole
 from FewShotSegLib.folders import cache_folder
 from FewShotSegLib.grid import Grid
-from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.networks import build, load_weights, weights_of
 from FewShotSegLib.patches import Case, Patch, PatchRecipe, PatchSource, case_of, foreground_logit, patch_loss, predict
 from FewShotSegLib.progress import Progress, Report, silent
-from FewShotSegLib.recipe import to_dict
 from FewShotSegLib.sam.attention import bfloat16_pays
 from FewShotSegLib.schedulers import RandomArm, Scheduler
 from FewShotSegLib.training import FitResult, Schedule, fit, step_rng

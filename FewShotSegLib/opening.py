@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
+from FewShotSegLib.data.adapter import Adapter, load_adapter
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.recipe import from_dict
+
 from . import base_models
-from .adapter import Adapter, load_adapter
 from .errors import InputError
-from .exemplar import Exemplar
-from .intensity import IntensitySpec
 from .progress import Report, silent
 from .prompted_recipe import PromptedRecipe, resolve
-from .recipe import from_dict
 from .sam import support
 from .sam.loading import load_base
 from .sam.network import PromptableNetwork

@@ -23,15 +23,15 @@ from monai.networks.layers import GaussianFilter
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.recipe import check, option
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import Exemplar
 from FewShotSegLib.grid import Grid, onto_grid, orientation_of
-from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.losses import soft_dice_loss
 from FewShotSegLib.progress import Progress, Report, silent
-from FewShotSegLib.recipe import check, option
 from FewShotSegLib.synthesis import is_lateralised
-from FewShotSegLib.volume import Volume
 
 Array = NDArray[Any]
 

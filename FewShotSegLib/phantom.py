@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from FewShotSegLib.data.volume import Labelmap, Volume
+
 from .errors import InputError
-from .volume import Labelmap, Volume
 
 Modality = Literal["ct", "mr"]
 Field = NDArray[np.float32]

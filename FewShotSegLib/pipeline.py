@@ -21,30 +21,32 @@ from typing import Any
 import numpy as np
 import torch
 
+from FewShotSegLib.data.adapter import Adapter, card, check_base, load_adapter, save_adapter
+from FewShotSegLib.data.digests import digest_of, sha256_of_array
+from FewShotSegLib.data.exemplar import AXES, Exemplar, check_exemplars, load_exemplar, preflight
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
+from FewShotSegLib.data.prompt import Prompt, load_prompts
+from FewShotSegLib.data.recipe import from_dict
+from FewShotSegLib.data.volume import Volume, load_labelmap, load_volume, save_labelmap, save_volume
+
 from . import base_models
-from .adapter import Adapter, card, check_base, load_adapter, save_adapter
 from .charts import choices_chart, gallery_chart
 from .contact_sheet import contact_sheet
 from .data_sets import DataSet, data_set_of, data_sets_in
 from .errors import Cancelled, InputError
 from .evaluation import evaluate_case, evaluate_folder, summarize, write_plot, write_rows, write_summary
-from .exemplar import AXES, Exemplar, check_exemplars, load_exemplar, preflight
-from .files import known_suffix, sha256_of_array, written_whole
+from .files import known_suffix, written_whole
 from .folders import images_in
-from .intensity import IntensitySpec
-from .job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
 from .memory_curve import MemoryCurve, gpu_memory_of
 from .methods import method
 from .opening import choose_device, load_any_predictor, load_support_predictor
 from .progress import Progress, Report, silent
-from .prompt import Prompt, load_prompts
 from .quality import CUT_OFF, quality
-from .recipe import from_dict
 from .record import (
     Notes,
     check_writable,
     checksums,
-    digest_of,
     is_complete,
     read_record,
     record_of,
@@ -57,7 +59,6 @@ from .sam.network import PromptableNetwork
 from .sam.predictor import Predictor
 from .segmentation import Segmentation, SegmentOptions, segment, slice_axis
 from .version import __version__
-from .volume import Volume, load_labelmap, load_volume, save_labelmap, save_volume
 from .volume_networks import VolumePredictor
 
 AnyPredictor = Predictor | VolumePredictor

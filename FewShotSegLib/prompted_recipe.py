@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from FewShotSegLib.data.recipe import check, option
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.recipe import check, option
 from FewShotSegLib.sam.adaptation import AdaptationSpec
 from FewShotSegLib.sam.lora import KINDS, LoraSpec
 from FewShotSegLib.sam.network import PromptableNetwork

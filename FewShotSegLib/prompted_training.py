@@ -15,14 +15,14 @@ import torch.utils.checkpoint
 from numpy.typing import NDArray
 
 from FewShotSegLib import guard
-from FewShotSegLib.adapter import Adapter
+from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import Exemplar, check_exemplars
-from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.losses import cross_entropy
 from FewShotSegLib.progress import Progress, Report
 from FewShotSegLib.prompted_recipe import PromptedRecipe, adaptation_spec, architecture_of, resolve
-from FewShotSegLib.recipe import to_dict
 from FewShotSegLib.sam.adaptation import Adaptation
 from FewShotSegLib.sam.attention import bfloat16_pays
 from FewShotSegLib.sam.clicks import random_click

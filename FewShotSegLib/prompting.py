@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.volume import AXES, AXIS_LETTERS, Volume
+
 from .errors import InputError
 from .files import written_whole
-from .intensity import IntensitySpec
 from .progress import Report
-from .prompt import Prompt
 from .slices import SliceFrame, frame_of, to_network
-from .volume import AXES, AXIS_LETTERS, Volume
 
 if TYPE_CHECKING:
     from .sam.network import Embedding

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from FewShotSegLib.data.recipe import check, option
+from FewShotSegLib.data.volume import label_values
+
 from .errors import InputError
-from .recipe import check, option
-from .volume import label_values
 
 Labels = NDArray[Any]
 

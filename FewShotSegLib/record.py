@@ -6,7 +6,6 @@ An adapter is the same bytes for the same job; its record is not, because it hol
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -17,9 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from FewShotSegLib.data.job import Job, to_dict, with_paths_from
+
 from .errors import InputError
 from .files import part_path, sha256_of_file, write_text_whole
-from .job import Job, to_dict, with_paths_from
 from .progress import STAGE, Progress, Report
 from .version import __version__
 
@@ -136,11 +136,6 @@ def is_complete(record: Mapping[str, Any] | None, folder: Path) -> bool:
     if not isinstance(outputs, dict) or not outputs:
         return False
     return all((folder / name).is_file() and sha256_of_file(folder / name) == sha for name, sha in outputs.items())
-
-
-def digest_of(*parts: Any) -> str:
-    """SHA-256 over JSON values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def check_writable(path: Path) -> None:

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.recipe import check, option
+from FewShotSegLib.data.volume import Volume, ijk_from_ras, label_values, ras_from_ijk, resample_labelmap
+
 from .anatomy_space import AnatomySpace
 from .errors import InputError
 from .image_files import image_from
-from .intensity import IntensitySpec
 from .progress import Progress, Report, silent
-from .recipe import check, option
-from .volume import Volume, ijk_from_ras, label_values, ras_from_ijk, resample_labelmap
 
 if TYPE_CHECKING:
     import SimpleITK

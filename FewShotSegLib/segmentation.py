@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from FewShotSegLib.adapter import Adapter
+from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.progress import Progress, Report, silent
-from FewShotSegLib.prompt import Prompt
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.predictor import Predictor
 from FewShotSegLib.slices import SliceFrame, frame_of, to_network
-from FewShotSegLib.volume import Labelmap, Volume
 
 Logits = NDArray[np.float32]
 NOTHING = np.float32(-np.inf)

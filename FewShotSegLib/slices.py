@@ -21,9 +21,9 @@ from scipy import sparse
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from .exemplar import Exemplar
-    from .intensity import IntensitySpec
-    from .volume import Volume
+    from FewShotSegLib.data.exemplar import Exemplar
+    from FewShotSegLib.data.intensity import IntensitySpec
+    from FewShotSegLib.data.volume import Volume
 
 Array = np.ndarray[Any, Any]
 

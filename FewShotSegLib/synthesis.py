@@ -35,6 +35,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy import ndimage
 
+from FewShotSegLib.data.recipe import check, option
+
 from .contact_sheet import contact_sheet
 from .errors import InputError
 from .inpainting import without_structures
@@ -53,7 +55,6 @@ from .pasting import (
     moved,
     paste,
 )
-from .recipe import check, option
 from .slices import LabelledSlice
 
 __all__ = [

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from FewShotSegLib.cycle_gan import PRESETS, CycleGan, Fakes, ImagePool, TranslationRecipe, generator_of
+from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.errors import InputError, StopAndKeepBest
 from FewShotSegLib.files import written_whole
 from FewShotSegLib.networks.translator import Generator
 from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.progress import Progress, Report, silent
-from FewShotSegLib.recipe import from_dict, to_dict
 from FewShotSegLib.training import read_checkpoint, step_rng
 
 __all__ = ["PRESETS", "TranslationRecipe", "Translator", "load_translator", "save_translator", "train_translator"]

@@ -228,8 +228,9 @@ def _picture(progress: Progress) -> dict[str, Any]:
 
 
 def _describe_methods(request: Mapping[str, Any]) -> dict[str, Any]:
+    from FewShotSegLib.data.recipe import describe
+
     from .methods import METHODS, method
-    from .recipe import describe
 
     return {
         "methods": [
@@ -266,28 +267,32 @@ def _describe_folder(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run_job(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    from .job import from_dict
+    from FewShotSegLib.data.job import from_dict
+
     from .pipeline import run
 
     return run(from_dict(request.get("job", {})), report)
 
 
 def _run_batch(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    from FewShotSegLib.data.job import SegmentJob
+
     from .batch import segment_images
-    from .job import SegmentJob
 
     return segment_images(_job_of(SegmentJob, request), report=report, raise_failures=False)
 
 
 def _measure(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    from .job import AdaptJob
+    from FewShotSegLib.data.job import AdaptJob
+
     from .measuring import measure
 
     return measure(_job_of(AdaptJob, request), report)
 
 
 def _draw_preview(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    from .job import AdaptJob
+    from FewShotSegLib.data.job import AdaptJob
+
     from .pipeline import preview
 
     sheet = str(request.get("sheet", ""))
@@ -296,7 +301,7 @@ def _draw_preview(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
 
 
 def _job_of(kind: type[JobKind], request: Mapping[str, Any]) -> JobKind:
-    from .job import from_dict
+    from FewShotSegLib.data.job import from_dict
 
     job = from_dict(request.get("job", {}))
     if not isinstance(job, kind):

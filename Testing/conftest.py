@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.volume import Labelmap, Volume, save_labelmap, save_volume
 from FewShotSegLib.progress import Progress, Report
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
 from FewShotSegLib.sam.loading import assemble_sam, sha256_of_network
 from FewShotSegLib.sam.modeling import ImageEncoderViT
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.volume import Labelmap, Volume, save_labelmap, save_volume
 
 TINY_COMPACT = CompactArchitecture(image_size=64, widths=(8, 8, 16), dim=32, depth=1, heads=2, decoder_mlp=32)
 DISC, SQUARE = 1, 2
@@ -128,7 +128,7 @@ def a_tiny_base(a_home: Path, tmp_path: Path) -> str:
 def _a_trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a tiny base model, and an adapter of it, made once."""
     from FewShotSegLib import base_models
-    from FewShotSegLib.job import AdaptJob, ExemplarFiles
+    from FewShotSegLib.data.job import AdaptJob, ExemplarFiles
     from FewShotSegLib.pipeline import run
 
     folder = tmp_path_factory.mktemp("trained")

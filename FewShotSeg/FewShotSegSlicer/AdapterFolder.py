@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from FewShotSegLib.adapter import read_card
 from FewShotSegLib.base_models import user_folder
+from FewShotSegLib.data.adapter import read_card
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.record import read_record, result_path
 
@@ -43,8 +43,9 @@ class AdapterFolder:
         self.changed()
 
     def cards(self) -> list[dict[str, Any]]:
-        """Return the cards (see FewShotSegLib.adapter), the newest first, each with "path", "name", "made" (ISO date)
-        and "isNew": made in this session, and neither kept nor discarded. What cannot be read is logged and left out.
+        """Return the cards (`FewShotSegLib` describes them), the newest first, each with "path", "name", "made" (ISO
+        date) and "isNew": made in this session, and neither kept nor discarded. What cannot be read is logged and left
+        out.
         """
         stamps = {path: path.stat().st_mtime_ns for path in self.folder.glob(f"*{SUFFIX}") if path.is_file()}
         found = [(path, self._card(path, stamp)) for path, stamp in stamps.items()]

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from FewShotSegLib import scratch
+from FewShotSegLib.data.digests import digest_of
+from FewShotSegLib.data.job import AdaptJob, to_dict
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.files import sha256_of_file, write_text_whole
-from FewShotSegLib.job import AdaptJob, to_dict
-from FewShotSegLib.record import digest_of
 
 log = logging.getLogger(__name__)
 

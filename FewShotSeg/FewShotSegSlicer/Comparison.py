@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.prompt import Prompt
 
 from .ExemplarGroup import shownWindow
 from .Geometry import checkedSlice, rasFromIjk, voxelsOf

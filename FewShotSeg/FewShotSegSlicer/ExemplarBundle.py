@@ -19,11 +19,12 @@ import numpy as np
 import slicer
 
 from FewShotSegLib import scratch
+from FewShotSegLib.data.digests import sha256_of_array
+from FewShotSegLib.data.exemplar import Exemplar, load_exemplar
+from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, from_dict, to_dict
+from FewShotSegLib.data.volume import AXES, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import Exemplar, load_exemplar
-from FewShotSegLib.files import sha256_of_array, written_whole
-from FewShotSegLib.job import AdaptJob, ExemplarFiles, from_dict, to_dict
-from FewShotSegLib.volume import AXES, Volume
+from FewShotSegLib.files import written_whole
 
 from . import Scene
 from .ExemplarGroup import ExemplarGroup

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from FewShotSegLib.exemplar import Exemplar
-from FewShotSegLib.intensity import IntensitySpec
-from FewShotSegLib.job import ExemplarFiles
-from FewShotSegLib.volume import Labelmap
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.job import ExemplarFiles
+from FewShotSegLib.data.volume import Labelmap
 
 from . import Scene
 from .ExemplarNode import ExemplarNode

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import slicer
 
-from FewShotSegLib.volume import label_values
+from FewShotSegLib.data.volume import label_values
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

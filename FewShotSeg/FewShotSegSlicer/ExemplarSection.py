@@ -8,8 +8,8 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from FewShotSegLib.data.volume import AXIS_LETTERS
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.volume import AXIS_LETTERS
 
 from . import Scene
 from .Chooser import Chooser

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import slicer
 
+from FewShotSegLib.data.digests import sha256_of_array
+from FewShotSegLib.data.exemplar import preflight
+from FewShotSegLib.data.job import ExemplarFiles
+from FewShotSegLib.data.structures import distinct_names
+from FewShotSegLib.data.volume import AXIS_LETTERS, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import preflight
-from FewShotSegLib.files import sha256_of_array
-from FewShotSegLib.job import ExemplarFiles
-from FewShotSegLib.segments import distinct_names
-from FewShotSegLib.volume import AXIS_LETTERS, Volume
 
 from . import ExemplarBundle, Scene
 from .ExemplarGroup import ExemplarGroup, grouped, shownWindow, windowProblem

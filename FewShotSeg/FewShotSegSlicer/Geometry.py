@@ -9,8 +9,8 @@ import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
+from FewShotSegLib.data.volume import AXIS_LETTERS
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.volume import AXIS_LETTERS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Shape = tuple[int, int, int]

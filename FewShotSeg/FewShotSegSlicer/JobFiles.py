@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from FewShotSegLib import scratch
+from FewShotSegLib.data.exemplar import Slices
+from FewShotSegLib.data.job import ExemplarFiles
+from FewShotSegLib.data.volume import AXIS_LETTERS, Labelmap, Volume, save_labelmap, save_volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import Slices
 from FewShotSegLib.files import write_text_whole
 from FewShotSegLib.image_files import is_sheared
-from FewShotSegLib.job import ExemplarFiles
-from FewShotSegLib.volume import AXIS_LETTERS, Labelmap, Volume, save_labelmap, save_volume
 
 if TYPE_CHECKING:
     from .Run import Run
@@ -71,7 +71,7 @@ class JobFiles:
         return ExemplarFiles(str(image), str(path), letter, slices, dict(structures))  # type: ignore[arg-type]
 
     def prompts(self, entries: Iterable[Mapping[str, Any]]) -> Path:
-        """Write entries of a prompt file; see FewShotSegLib.prompt."""
+        """Write entries of a prompt file; see FewShotSegLib.data.prompt."""
         path = self.unused("prompts", ".json")
         write_text_whole(path, json.dumps({"prompts": list(entries)}))
         return path

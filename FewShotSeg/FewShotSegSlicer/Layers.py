@@ -15,8 +15,8 @@ import slicer
 import vtk
 from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
 
+from FewShotSegLib.data.volume import Volume, index_map, ras_from_ijk, resample_labelmap, turned
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.volume import Volume, index_map, ras_from_ijk, resample_labelmap, turned
 
 from .Geometry import Array, Shape, quoted, rasFromIjk, worldFromNode
 

@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.prompt import Prompt
 
 from . import PromptTags
 from .Geometry import checkedSlice

@@ -25,9 +25,9 @@ from typing import Any
 import slicer
 
 from FewShotSegLib import scratch
+from FewShotSegLib.data.job import AdaptJob, SegmentJob, to_dict
+from FewShotSegLib.data.volume import AXIS_LETTERS
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.job import AdaptJob, SegmentJob, to_dict
-from FewShotSegLib.volume import AXIS_LETTERS
 
 from . import Dependencies, Results, Scene
 from .AdapterFolder import AdapterFolder
@@ -101,7 +101,7 @@ class Logic:
 
     def methods(self, onDone: Callback, onError: Callback) -> None:
         """Ask which methods of adaptation there are: onDone(list of {"name", "label", "about", "needs", "options"}),
-        options as in FewShotSegLib.recipe.describe. Only the worker can import them.
+        options as in FewShotSegLib.data.recipe.describe. Only the worker can import them.
         """
         if self._methods is not None:
             onDone(self._methods)
@@ -283,7 +283,7 @@ class Logic:
 
         Without `segmentationNode` a new one is made. In a given one the segments of the same names are written anew,
         except on the slices that were learned from: what was drawn there stays. `prompts` are prompts of
-        FewShotSegLib.prompt or entries of a prompt file, or True: those saved with the segments of `segmentationNode`.
+        FewShotSegLib or entries of a prompt file, or True: those saved with the segments of `segmentationNode`.
         `support` are exemplars as in `adapt`, or True: those of the scene. An adapter beside them has no structures of
         its own, as method gmiseg makes it. `options`: axis (array axis to segment along), largestComponent,
         minIslandMl, device, seed, and with `support` window (lowest, highest intensity).
@@ -376,8 +376,8 @@ class Logic:
         """Ask base model and adapter for the mask of the same prompt on a slice. Returns a `Comparison`, or with
         `onDone` hands it over when it is there.
 
-        `prompt` is one of the panel (`SlicePrompt`), of FewShotSegLib.prompt, or an entry of a prompt file; None asks
-        the adapter for the `structure` by its name (default: the first it has learned).
+        `prompt` is one of the panel (`SlicePrompt`) or of the library, or an entry of a prompt file; None asks the
+        adapter for the `structure` by its name (default: the first it has learned).
         """
         card = self.adapterFolder.card(adapter)
         learned = list(card["structures"].values())

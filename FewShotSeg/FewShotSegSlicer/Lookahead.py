@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from FewShotSegLib.volume import AXIS_LETTERS
+from FewShotSegLib.data.volume import AXIS_LETTERS
 
 from .Target import Model
 from .Workers import Workers

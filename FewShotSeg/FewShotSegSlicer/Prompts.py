@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from FewShotSegLib.data.volume import AXES, AXIS_LETTERS
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.volume import AXES, AXIS_LETTERS
 
 Point = tuple[float, float, float]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -71,7 +71,7 @@ class SlicePrompt:
         return replace(self, box_ras=box_ras)
 
     def toDict(self, axis: int, index: int) -> dict[str, Any]:
-        """Return JSON types, an entry of a prompt file of FewShotSegLib.prompt."""
+        """Return JSON types, an entry of a prompt file of FewShotSegLib.data.prompt."""
         values: dict[str, Any] = {"axis": AXIS_LETTERS[axis], "index": index}
         if self.points_ras:
             values |= {"points_ras": [list(p) for p in self.points_ras], "point_labels": list(self.labels)}

@@ -25,7 +25,7 @@ _NARROWEST = 50  # pixels of one number in a row
 class RecipeForm:
     """Options that everybody decides on top, the others in closed groups below.
 
-    `options` is what `FewShotSegLib.recipe.describe` says of a recipe class: methods need torch, so their worker
+    `options` is what `FewShotSegLib.data.recipe.describe` says of a recipe class: methods need torch, so their worker
     describes them, and nothing here imports one. `changed` tells of every edit.
     """
 

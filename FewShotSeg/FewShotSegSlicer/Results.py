@@ -11,8 +11,8 @@ import numpy as np
 import slicer
 
 from FewShotSegLib.batch import write_volumes
+from FewShotSegLib.data.volume import Labelmap, load_labelmap
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.volume import Labelmap, load_labelmap
 
 from . import Scene
 from .Geometry import rasFromIjk, shapeOf

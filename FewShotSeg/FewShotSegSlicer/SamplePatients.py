@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import slicer
 
+from FewShotSegLib.data.volume import Labelmap
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.volume import Labelmap
 
 from . import Scene
 

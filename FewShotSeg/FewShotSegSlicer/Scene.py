@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import slicer
 
+from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.structures import distinct_names, structure_colors
+from FewShotSegLib.data.volume import Labelmap, Volume, ijk_from_ras, ras_from_ijk, reindexed
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.prompt import Prompt
-from FewShotSegLib.segments import distinct_names, structure_colors
-from FewShotSegLib.volume import Labelmap, Volume, ijk_from_ras, ras_from_ijk, reindexed
 
 from .Geometry import Array, Shape, checkedSlice, ijkFromRas, quoted, rasFromIjk, shapeOf, voxelsOf, worldFromNode
 from .Layers import (

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from FewShotSegLib.data.volume import AXIS_LETTERS
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.folders import images_in
-from FewShotSegLib.volume import AXIS_LETTERS
 
 from . import PromptTags, Scene
 from .JobFiles import JobFiles

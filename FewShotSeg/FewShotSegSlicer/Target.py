@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from FewShotSegLib.data.volume import ijk_from_ras, ras_from_ijk
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.volume import ijk_from_ras, ras_from_ijk
 
 from . import Scene
 from .Geometry import rasFromIjk, shapeOf

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from FewShotSegLib.segments import structure_colors
+from FewShotSegLib.data.structures import structure_colors
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -100,7 +100,7 @@ class Workers:
         """Make a volume (K, J, I) known under `name`, also to a process that replaces this one; never waits.
 
         The array is read later: send it under another name once it has changed. `intensity` is the rule of
-        FewShotSegLib.intensity that the user chose; None: the adapter's, or automatic.
+        FewShotSegLib.data.intensity that the user chose; None: the adapter's, or automatic.
         """
         self._clients[worker].send_volume(name, array, affine, intensity)
 

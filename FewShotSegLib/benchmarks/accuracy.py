@@ -23,25 +23,25 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.benchmarks.datasets import DATASETS, DataSet, exemplars, unseen_cases
 from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
 from FewShotSegLib.benchmarks.unet import segment_unet, train_unet
+from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.recipe import with_overrides
+from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation import Row, evaluate_case
 from FewShotSegLib.files import write_text_whole
 from FewShotSegLib.methods import lora
 from FewShotSegLib.opening import affordable_size
 from FewShotSegLib.progress import silent
-from FewShotSegLib.prompt import Prompt
-from FewShotSegLib.recipe import with_overrides
 from FewShotSegLib.sam.clicks import centre_click, tight_box
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import Embedding, PromptableNetwork
 from FewShotSegLib.sam.predictor import EmbeddingCache, Predictor
 from FewShotSegLib.segmentation import SegmentOptions, segment
 from FewShotSegLib.slices import SliceFrame, frame_of, to_network
-from FewShotSegLib.volume import Labelmap, Volume
 
 logger = logging.getLogger(__name__)
 

@@ -20,19 +20,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.benchmarks.asap_cost import costs
 from FewShotSegLib.benchmarks.datasets import DATASETS
 from FewShotSegLib.benchmarks.datasets import DataSet as Known
 from FewShotSegLib.benchmarks.records import add_result, results_in
+from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.recipe import with_overrides
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.data_sets import Case, DataSet
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import Exemplar
 from FewShotSegLib.files import write_text_whole
 from FewShotSegLib.methods import asap
 from FewShotSegLib.progress import silent
-from FewShotSegLib.recipe import with_overrides
-from FewShotSegLib.volume import Volume
 from FewShotSegLib.volume_networks import VolumePredictor
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.volume import Labelmap, Volume, load_labelmap, load_volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import Exemplar
-from FewShotSegLib.intensity import IntensitySpec
-from FewShotSegLib.volume import Labelmap, Volume, load_labelmap, load_volume
 
 
 @dataclass(frozen=True)

@@ -24,17 +24,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from FewShotSegLib import phantom, prompted_recipe, prompted_training
-from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.benchmarks.pairing import Row, interleaved, milliseconds, ratios, spread, table
 from FewShotSegLib.benchmarks.plain import plain_copy, random_vit_b
+from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.recipe import to_dict
+from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import Exemplar
 from FewShotSegLib.files import write_text_whole
-from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.methods import lora
 from FewShotSegLib.progress import silent
-from FewShotSegLib.prompt import Prompt
-from FewShotSegLib.recipe import to_dict
 from FewShotSegLib.sam.adaptation import Adaptation
 from FewShotSegLib.sam.attention import bfloat16_pays, encoding_precision
 from FewShotSegLib.sam.clicks import centre_click
@@ -46,7 +47,6 @@ from FewShotSegLib.segmentation import segment
 from FewShotSegLib.slices import frame_of, to_network
 from FewShotSegLib.synthesis import Sample, Synthesizer
 from FewShotSegLib.training import FitResult, Schedule, fit, step_rng
-from FewShotSegLib.volume import Labelmap, Volume
 
 logger = logging.getLogger(__name__)
 

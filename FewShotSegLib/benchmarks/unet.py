@@ -11,14 +11,14 @@ import torch
 from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
 
-from FewShotSegLib.exemplar import Exemplar
-from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.methods.lora import Recipe, synthesizer_of
 from FewShotSegLib.progress import Report
 from FewShotSegLib.sam.attention import bfloat16_pays
 from FewShotSegLib.slices import frame_of, mask_from_network, to_network
 from FewShotSegLib.training import Schedule, fit, step_rng
-from FewShotSegLib.volume import Labelmap, Volume
 
 IMAGE_SIZE, BATCH = 256, 8
 

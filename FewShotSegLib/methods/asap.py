@@ -24,23 +24,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.auxiliary import Pool
 from FewShotSegLib.bandit import PRESETS as READINGS
 from FewShotSegLib.bandit import BanditRecipe
+from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.recipe import option
 from FewShotSegLib.data_sets import DataSet
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import Exemplar, check_exemplars
 from FewShotSegLib.folders import cache_folder
 from FewShotSegLib.grid import Grid
-from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.network_training import NetworkRecipe, adapt_networks
 from FewShotSegLib.patches import PatchRecipe
 from FewShotSegLib.progress import Report
 from FewShotSegLib.prompted_recipe import PromptedRecipe, architecture_of, smaller_preset
 from FewShotSegLib.prompted_recipe import resolve as resolve_prompted
 from FewShotSegLib.prompted_training import Lesson, adapt_prompted, synthesizer_of
-from FewShotSegLib.recipe import option
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.samples import click_query, images_of, on_device, query_loss
 from FewShotSegLib.schedulers import SCHEDULERS, Direct, Scheduler, scheduler_of

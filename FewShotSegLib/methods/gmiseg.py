@@ -27,23 +27,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from FewShotSegLib.adapter import Adapter
+from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.data.digests import sha256_of_array
+from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
+from FewShotSegLib.data.exemplar import preflight as preflight_of_task
+from FewShotSegLib.data.intensity import PERCENTILES, IntensitySpec
+from FewShotSegLib.data.recipe import option, to_dict
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.data_sets import DataSet, complete_exemplar
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import Exemplar, check_exemplars
-from FewShotSegLib.exemplar import preflight as preflight_of_task
-from FewShotSegLib.files import sha256_of_array
-from FewShotSegLib.intensity import PERCENTILES, IntensitySpec
 from FewShotSegLib.losses import focal_loss
 from FewShotSegLib.progress import Progress, Report
 from FewShotSegLib.prompted_recipe import PromptedRecipe, adaptation_spec, architecture_of, resolve, smaller_preset
 from FewShotSegLib.prompted_training import learn
-from FewShotSegLib.recipe import option, to_dict
 from FewShotSegLib.sam.adaptation import Adaptation
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.slices import LabelledSlice, labelled_slices
 from FewShotSegLib.synthesis import Sample, SynthesisRecipe, Synthesizer
-from FewShotSegLib.volume import Volume
 
 __all__ = [
     "LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "preflight", "resolve", "smaller_preset", "synthesizer_of",

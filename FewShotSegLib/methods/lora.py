@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from FewShotSegLib.adapter import Adapter
-from FewShotSegLib.exemplar import Exemplar
-from FewShotSegLib.intensity import IntensitySpec
+from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.progress import Report
 from FewShotSegLib.prompted_recipe import PromptedRecipe, resolve, smaller_preset
 from FewShotSegLib.prompted_training import adapt_prompted, synthesizer_of

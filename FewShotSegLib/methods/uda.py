@@ -29,16 +29,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from FewShotSegLib.adapter import Adapter
 from FewShotSegLib.anatomy_space import AnatomySpace
 from FewShotSegLib.class_training import ClassRecipe, predicted_labels, train_classes
+from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.data.digests import sha256_of_array
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.recipe import check, option, to_dict
+from FewShotSegLib.data.structures import structure_colors
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.data_sets import DataSet, complete_exemplar
 from FewShotSegLib.edge_consistency import EdgeConsistency, drift_picture, edge_consistency
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.files import sha256_of_array, written_whole
+from FewShotSegLib.files import written_whole
 from FewShotSegLib.folders import cache_folder
 from FewShotSegLib.grid import Grid, onto_grid
-from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.outlines import outlined
 from FewShotSegLib.patches import Case, PatchRecipe
 from FewShotSegLib.progress import STAGE, Progress, Report
@@ -51,10 +55,8 @@ from FewShotSegLib.pseudo_labels import (
     split_domains,
     uncertainty,
 )
-from FewShotSegLib.recipe import check, option, to_dict
 from FewShotSegLib.registration import Borrowed, RegistrationRecipe, borrow_labels, size_of
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.segments import structure_colors
 from FewShotSegLib.translation import PRESETS as TRANSLATIONS
 from FewShotSegLib.translation import (
     TranslationRecipe,
@@ -63,7 +65,6 @@ from FewShotSegLib.translation import (
     save_translator,
     train_translator,
 )
-from FewShotSegLib.volume import Volume
 from FewShotSegLib.volume_networks import grid_to_dict, network_arguments, seen_by
 
 __all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset"]

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from FewShotSegLib.data.structures import structure_colors
 from FewShotSegLib.outlines import outline, outlined
 from FewShotSegLib.sam.adaptation import Adaptation, target_of
 from FewShotSegLib.sam.clicks import FIRST_PROMPT
 from FewShotSegLib.sam.network import PADDING, PromptableNetwork, PromptBatch
-from FewShotSegLib.segments import structure_colors
 from FewShotSegLib.synthesis import Sample
 
 TRUTH = (255, 255, 255)

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from FewShotSegLib.adapter import Adapter, check_base
+from FewShotSegLib.data.adapter import Adapter, check_base
+from FewShotSegLib.data.digests import sha256_of_array
+from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.recipe import from_dict
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.files import sha256_of_array
-from FewShotSegLib.prompt import Prompt
-from FewShotSegLib.recipe import from_dict
 from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec, target_of
 from FewShotSegLib.sam.attention import encoding_precision
 from FewShotSegLib.sam.clicks import FIRST_PROMPT

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from FewShotSegLib.adapter import Adapter, check_base
+from FewShotSegLib.data.adapter import Adapter, check_base
+from FewShotSegLib.data.digests import sha256_of_array
+from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.recipe import check, from_dict, option, to_dict
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import Exemplar, check_exemplars
-from FewShotSegLib.files import sha256_of_array
-from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.progress import Progress, Report, silent
-from FewShotSegLib.recipe import check, from_dict, option, to_dict
 from FewShotSegLib.sam.clicks import FIRST_PROMPT, centre_click, tight_box
 from FewShotSegLib.sam.network import (
     BOX_CORNER_HIGH,

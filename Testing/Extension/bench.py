@@ -9,8 +9,8 @@ import numpy as np
 import slicer
 import slicer.util
 
-from FewShotSegLib.prompt import Prompt
-from FewShotSegLib.volume import AXES, ras_from_ijk
+from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.volume import AXES, ras_from_ijk
 from FewShotSegSlicer import Scene
 from FewShotSegSlicer.LiveSegmenter import SCROLLING_S, LiveSegmenter
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import slicer
 
-from FewShotSegLib.volume import Labelmap, Volume
+from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegSlicer import Scene
 from Testing.conftest import DISC, SQUARE, discs
 

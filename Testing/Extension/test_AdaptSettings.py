@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from FewShotSegLib.data.job import AdaptJob
+from FewShotSegLib.data.volume import load_labelmap, load_volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.job import AdaptJob
-from FewShotSegLib.volume import load_labelmap, load_volume
 from FewShotSegSlicer.AdapterFolder import AdapterFolder
 from FewShotSegSlicer.AdaptSettings import AdaptSettings
 from FewShotSegSlicer.ExemplarStore import ExemplarStore

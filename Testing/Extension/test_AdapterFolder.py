@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from FewShotSegLib.adapter import Adapter, card, save_adapter
+from FewShotSegLib.data.adapter import Adapter, card, save_adapter
+from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegSlicer.AdapterFolder import AdapterFolder
 
 

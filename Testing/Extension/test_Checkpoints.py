@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from FewShotSegLib import scratch
-from FewShotSegLib.job import AdaptJob, ExemplarFiles
+from FewShotSegLib.data.job import AdaptJob, ExemplarFiles
 from FewShotSegSlicer import Checkpoints as module
 from FewShotSegSlicer.Checkpoints import Checkpoints
 from Testing.conftest import write_discs

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import slicer
 
+from FewShotSegLib.data.job import AdaptJob, load_job
+from FewShotSegLib.data.volume import load_labelmap, load_volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.job import AdaptJob, load_job
-from FewShotSegLib.volume import load_labelmap, load_volume
 from FewShotSegSlicer import Scene
 from FewShotSegSlicer.ExemplarStore import ExemplarStore
 from Testing.Extension.cases import addCase

@@ -15,12 +15,12 @@ import qt
 import slicer
 
 from FewShotSegLib import base_models
-from FewShotSegLib.adapter import Adapter, load_adapter, save_adapter
+from FewShotSegLib.data.adapter import Adapter, load_adapter, save_adapter
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.recipe import describe
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.methods import METHODS, method
-from FewShotSegLib.prompt import Prompt
-from FewShotSegLib.recipe import describe
 from FewShotSegSlicer import Dependencies, PromptTool, Scene
 from FewShotSegSlicer.Checkpoints import Interrupted
 from FewShotSegSlicer.Comparison import Comparison

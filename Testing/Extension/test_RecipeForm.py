@@ -9,9 +9,9 @@ import pytest
 import qt
 import slicer
 
+from FewShotSegLib.data.recipe import check, describe, from_dict, option
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.methods import METHODS, method
-from FewShotSegLib.recipe import check, describe, from_dict, option
 from FewShotSegSlicer.RecipeForm import RecipeForm
 
 

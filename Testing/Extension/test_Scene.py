@@ -9,9 +9,9 @@ import slicer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from FewShotSegLib.data.structures import structure_colors
+from FewShotSegLib.data.volume import Labelmap, Volume, load_labelmap
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.segments import structure_colors
-from FewShotSegLib.volume import Labelmap, Volume, load_labelmap
 from FewShotSegSlicer import Scene
 from Testing.Extension.nodes import (
     GEOMETRIES,

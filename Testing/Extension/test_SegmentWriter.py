@@ -9,8 +9,8 @@ import slicer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.volume import Labelmap, Volume
 from FewShotSegSlicer import Scene
 from FewShotSegSlicer.SegmentWriter import SegmentWriter
 from Testing.Extension.nodes import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from FewShotSegLib.volume import ras_from_ijk
+from FewShotSegLib.data.volume import ras_from_ijk
 from FewShotSegSlicer.Thumbnails import asOnScreen, thumbnail
 
 # Where the upper left corner of the picture must lie, as signs of RAS, by the anatomical axis across the slices.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from FewShotSegLib.job import AdaptJob, ExemplarFiles, Job, SegmentJob, to_dict
+from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, Job, SegmentJob, to_dict
 from FewShotSegSlicer.Workers import Workers
 from Testing.conftest import QUICK, discs, write_discs
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import slicer
 
+from FewShotSegLib.data.volume import Labelmap, Volume, ras_from_ijk, save_volume
 from FewShotSegLib.phantom import patient
 from FewShotSegLib.sam.clicks import centre_click
-from FewShotSegLib.volume import Labelmap, Volume, ras_from_ijk, save_volume
 
 SHAPE, SPACING_MM = (26, 128, 128), (2.5, 2.5, 7.7)
 LIVER, KIDNEY = "liver", "left kidney"

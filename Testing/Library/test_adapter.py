@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from FewShotSegLib.adapter import Adapter, card, check_base, load_adapter, read_card, save_adapter
+from FewShotSegLib.data.adapter import Adapter, card, check_base, load_adapter, read_card, save_adapter
+from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.intensity import IntensitySpec
 
 
 def an_adapter(**changes):
@@ -193,7 +193,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_card_of_another_version_or_without_fields_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("FewShotSegLib.adapter.FORMAT", 99)
+    monkeypatch.setattr("FewShotSegLib.data.adapter.FORMAT", 99)
     save_adapter(an_adapter(), tmp_path / "a.safetensors")
     monkeypatch.undo()
     for read in (load_adapter, read_card):

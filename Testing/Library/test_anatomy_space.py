@@ -9,9 +9,9 @@ import pytest
 from scipy import ndimage
 
 from FewShotSegLib.anatomy_space import AnatomySpace, gradient_magnitude
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.intensity import IntensitySpec
-from FewShotSegLib.volume import Volume
 
 PERCENTILE = IntensitySpec("percentile", 0.5, 99.5)
 

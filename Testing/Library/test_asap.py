@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from FewShotSegLib.adapter import load_adapter
+from FewShotSegLib.data.adapter import load_adapter
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, SegmentJob
+from FewShotSegLib.data.volume import Labelmap, load_labelmap, load_volume, save_volume
 from FewShotSegLib.data_sets import data_sets_in
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import Exemplar
-from FewShotSegLib.job import AdaptJob, ExemplarFiles, SegmentJob
 from FewShotSegLib.methods import asap, lora
 from FewShotSegLib.opening import load_predictor
 from FewShotSegLib.pipeline import run
 from FewShotSegLib.progress import silent
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.schedulers import SCHEDULERS
-from FewShotSegLib.volume import Labelmap, load_labelmap, load_volume, save_volume
 from FewShotSegLib.volume_networks import VolumePredictor
 from Testing.conftest import DISC, QUICK, SQUARE, Listener, discs, write_discs
 

@@ -14,13 +14,13 @@ import SimpleITK as sitk
 
 from FewShotSegLib import auxiliary
 from FewShotSegLib.auxiliary import Pool, UnusableArm
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.job import AuxiliaryFiles, ExemplarFiles
+from FewShotSegLib.data.volume import Labelmap, Volume, save_labelmap, save_volume
 from FewShotSegLib.data_sets import Case, DataSet, data_set_of, data_sets_in
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.grid import Grid
-from FewShotSegLib.intensity import IntensitySpec
-from FewShotSegLib.job import AuxiliaryFiles, ExemplarFiles
 from FewShotSegLib.progress import Progress, silent
-from FewShotSegLib.volume import Labelmap, Volume, save_labelmap, save_volume
 from Testing.conftest import BALL, BOX, axial, placed
 
 GRID = Grid((2.0, 2.0, 4.0), (6, 20, 16))

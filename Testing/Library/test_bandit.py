@@ -23,8 +23,8 @@ from FewShotSegLib.bandit import (
     Ucb,
     Uniform,
 )
+from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.recipe import from_dict, to_dict
 
 # Reward = cosine, as in the stationary bandits of the literature.
 COSINE = BanditRecipe(reward="cosine")

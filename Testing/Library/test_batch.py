@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from FewShotSegLib.batch import COLUMNS, run_jobs, segment_images
+from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
+from FewShotSegLib.data.volume import load_labelmap
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
 from FewShotSegLib.pipeline import SomeImagesFailed
-from FewShotSegLib.volume import load_labelmap
 from Testing.conftest import QUICK, Listener, write_discs
 
 

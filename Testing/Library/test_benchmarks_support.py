@@ -11,9 +11,9 @@ import pytest
 from FewShotSegLib.benchmarks import support
 from FewShotSegLib.benchmarks.datasets import STARE, DataSet
 from FewShotSegLib.charts import curves_chart
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.volume import save_volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.intensity import IntensitySpec
-from FewShotSegLib.volume import save_volume
 from Testing.conftest import discs
 
 TOY = DataSet(

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from FewShotSegLib import cli
-from FewShotSegLib.adapter import load_adapter
 from FewShotSegLib.cli import main
-from FewShotSegLib.job import SegmentJob, save_job
-from FewShotSegLib.volume import load_labelmap
+from FewShotSegLib.data.adapter import load_adapter
+from FewShotSegLib.data.job import SegmentJob, save_job
+from FewShotSegLib.data.volume import load_labelmap
 from Testing.conftest import QUICK, write_discs
 
 ROOT = Path(__file__).resolve().parents[2]

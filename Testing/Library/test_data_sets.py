@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from FewShotSegLib.data.job import AuxiliaryFiles, ExemplarFiles
 from FewShotSegLib.data_sets import DataSet, data_set_of, data_sets_in
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.job import AuxiliaryFiles, ExemplarFiles
 
 
 def touch(folder: Path, *names: str) -> None:

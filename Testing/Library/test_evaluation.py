@@ -9,6 +9,7 @@ import statistics
 import numpy as np
 import pytest
 
+from FewShotSegLib.data.volume import Labelmap, Volume, save_labelmap
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation import (
     COLUMNS,
@@ -21,7 +22,6 @@ from FewShotSegLib.evaluation import (
     write_summary,
 )
 from FewShotSegLib.metrics import compare
-from FewShotSegLib.volume import Labelmap, Volume, save_labelmap
 
 AFFINE = np.diag([-1.0, -1.5, 4.0, 1.0])
 NAMES = {1: "liver", 2: "spleen"}

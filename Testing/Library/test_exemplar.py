@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from FewShotSegLib.data.exemplar import Exemplar, check_exemplars, load_exemplar, parse_exemplar, preflight
+from FewShotSegLib.data.volume import Labelmap, Volume, save_labelmap, save_volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import Exemplar, check_exemplars, load_exemplar, parse_exemplar, preflight
-from FewShotSegLib.volume import Labelmap, Volume, save_labelmap, save_volume
 
 SHAPE = (8, 12, 14)
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from FewShotSegLib.data.digests import sha256_of_array
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.files import part_path, sha256_of_array, sha256_of_file, write_text_whole, written_whole
+from FewShotSegLib.files import part_path, sha256_of_file, write_text_whole, written_whole
 
 
 def files_in(folder: Path) -> list[str]:

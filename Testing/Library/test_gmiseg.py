@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from FewShotSegLib.adapter import Adapter, load_adapter, save_adapter
+from FewShotSegLib.data.adapter import Adapter, load_adapter, save_adapter
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.recipe import from_dict, to_dict
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.data_sets import data_sets_in
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import Exemplar
-from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.methods import gmiseg
-from FewShotSegLib.prompt import Prompt
-from FewShotSegLib.recipe import from_dict, to_dict
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.loading import sha256_of_network
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.predictor import Predictor
 from FewShotSegLib.segmentation import SegmentOptions, segment
-from FewShotSegLib.volume import Volume
 from Testing.conftest import DISC, SQUARE, Listener, discs, write_discs
 
 WINDOW = IntensitySpec("window", -100.0, 200.0)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from FewShotSegLib import base_models
-from FewShotSegLib.adapter import load_adapter
-from FewShotSegLib.job import AdaptJob, EvaluateJob, SegmentJob, load_job
+from FewShotSegLib.data.adapter import load_adapter
+from FewShotSegLib.data.job import AdaptJob, EvaluateJob, SegmentJob, load_job
+from FewShotSegLib.data.volume import load_labelmap
 from FewShotSegLib.pipeline import run
-from FewShotSegLib.volume import load_labelmap
 from Testing.conftest import Listener
 
 ARCHIVE = Path(__file__).resolve().parents[1] / "Golden" / "version-0.1.0.zip"

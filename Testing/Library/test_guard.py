@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from FewShotSegLib import guard
-from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.guard import compare, describe, held_out_dice, leave_out, provenance
-from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.sam.network import PADDING, Embedding, PromptBatch
-from FewShotSegLib.volume import Volume
 
 SIZE = 32
 UNIT = IntensitySpec("window", 0, 1)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.intensity import IntensitySpec
-from FewShotSegLib.volume import Volume
 
 
 def volume_of(array):

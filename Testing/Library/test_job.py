@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from FewShotSegLib.errors import InputError
-from FewShotSegLib.job import (
+from FewShotSegLib.data.job import (
     AdaptJob,
     AuxiliaryFiles,
     EvaluateJob,
@@ -20,6 +19,7 @@ from FewShotSegLib.job import (
     save_job,
     to_dict,
 )
+from FewShotSegLib.errors import InputError
 
 ADAPT = AdaptJob(
     out="liver.safetensors",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from FewShotSegLib.data.job import AdaptJob, ExemplarFiles
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.job import AdaptJob, ExemplarFiles
 from FewShotSegLib.measuring import measure
 from FewShotSegLib.pipeline import run
 from Testing.conftest import QUICK, Listener, write_discs

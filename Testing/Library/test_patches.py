@@ -12,10 +12,11 @@ from monai.losses import DiceCELoss
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.volume import Volume, ras_from_ijk
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.exemplar import Exemplar
 from FewShotSegLib.grid import Grid, onto_grid
-from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.patches import (
     Case,
     Change,
@@ -30,7 +31,6 @@ from FewShotSegLib.patches import (
     predict,
 )
 from FewShotSegLib.progress import Progress
-from FewShotSegLib.volume import Volume, ras_from_ijk
 
 UNIT = IntensitySpec("window", 0, 1, "unit")
 GRID = Grid((1.0, 1.0, 1.0), (4, 8, 8))

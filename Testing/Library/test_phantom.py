@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from FewShotSegLib.data.intensity import IntensitySpec, looks_like_hounsfield
+from FewShotSegLib.data.volume import ras_from_ijk
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.intensity import IntensitySpec, looks_like_hounsfield
 from FewShotSegLib.phantom import STRUCTURES, cohort, patient
-from FewShotSegLib.volume import ras_from_ijk
 
 PLAUSIBLE_ML = {  # adults, generous
     "liver": (600, 2200),

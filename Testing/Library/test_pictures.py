@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from FewShotSegLib.exemplar import Exemplar
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.structures import structure_colors
 from FewShotSegLib.methods import lora
 from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec
 from FewShotSegLib.sam.lora import LoraSpec
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.pictures import TRUTH, answers_picture
-from FewShotSegLib.segments import structure_colors
 from Testing.conftest import QUICK, Listener
 
 STRUCTURES = {1: "liver", 2: "spleen"}

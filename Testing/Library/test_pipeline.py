@@ -17,15 +17,15 @@ import pytest
 import torch
 
 from FewShotSegLib import base_models, pipeline
-from FewShotSegLib.adapter import load_adapter, save_adapter
+from FewShotSegLib.data.adapter import load_adapter, save_adapter
+from FewShotSegLib.data.exemplar import load_exemplar
+from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob, save_job
+from FewShotSegLib.data.prompt import Prompt, save_prompts
+from FewShotSegLib.data.volume import Volume, load_labelmap, load_volume, save_volume
 from FewShotSegLib.errors import Cancelled, InputError, StopAndKeepBest
-from FewShotSegLib.exemplar import load_exemplar
-from FewShotSegLib.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob, save_job
 from FewShotSegLib.pipeline import run, stage_rng
-from FewShotSegLib.prompt import Prompt, save_prompts
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.support import SupportRecipe, support_adapter
-from FewShotSegLib.volume import Volume, load_labelmap, load_volume, save_volume
 from Testing.conftest import QUICK, Listener, save_tiny_compact, write_discs
 
 ROOT = Path(__file__).resolve().parents[2]

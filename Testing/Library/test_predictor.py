@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from FewShotSegLib.adapter import Adapter
+from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.recipe import to_dict
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.intensity import IntensitySpec
-from FewShotSegLib.prompt import Prompt
-from FewShotSegLib.recipe import to_dict
 from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec
 from FewShotSegLib.sam.attention import encoding_precision
 from FewShotSegLib.sam.loading import sha256_of_network
@@ -29,7 +30,6 @@ from FewShotSegLib.sam.network import (
 )
 from FewShotSegLib.sam.predictor import MASK_LOGIT, EmbeddingCache, Masks, Predictor
 from FewShotSegLib.slices import SliceFrame, frame_of
-from FewShotSegLib.volume import Volume
 
 SIZE = 64
 STRUCTURES = {2: "liver", 5: "spleen"}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from FewShotSegLib.data.prompt import Prompt, load_prompts, save_prompts
+from FewShotSegLib.data.volume import Volume, ras_from_ijk
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.prompt import Prompt, load_prompts, save_prompts
-from FewShotSegLib.volume import Volume, ras_from_ijk
 
 
 @pytest.fixture

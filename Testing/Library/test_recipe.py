@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from FewShotSegLib.data.recipe import check, describe, from_dict, option, to_dict, with_overrides
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.recipe import check, describe, from_dict, option, to_dict, with_overrides
 
 
 @dataclass(frozen=True)

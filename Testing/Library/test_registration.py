@@ -9,9 +9,10 @@ import pytest
 
 from FewShotSegLib import registration
 from FewShotSegLib.anatomy_space import AnatomySpace
+from FewShotSegLib.data.recipe import from_dict, to_dict
+from FewShotSegLib.data.volume import Labelmap, Volume, ras_from_ijk
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.image_files import image_from
-from FewShotSegLib.recipe import from_dict, to_dict
 from FewShotSegLib.registration import (
     Registration,
     RegistrationRecipe,
@@ -23,7 +24,6 @@ from FewShotSegLib.registration import (
     size_of,
     transferred,
 )
-from FewShotSegLib.volume import Labelmap, Volume, ras_from_ijk
 from Testing.conftest import Listener
 
 # Centre and radii in RAS mm, and how bright: a body and three organs that tell left from right and up from down.

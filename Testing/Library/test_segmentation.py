@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.volume import Labelmap, Volume, load_volume, save_labelmap, save_volume
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.progress import Progress
-from FewShotSegLib.prompt import Prompt
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.predictor import Masks, Predictor
 from FewShotSegLib.segmentation import SegmentOptions, cleaned, propagate, segment
 from FewShotSegLib.slices import SliceFrame, mask_from_network
-from FewShotSegLib.volume import Labelmap, Volume, load_volume, save_labelmap, save_volume
 
 SIZE = 16
 UNIT = IntensitySpec("window", 0, 1)

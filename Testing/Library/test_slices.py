@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.volume import Volume, ijk_from_ras, ras_from_ijk
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.exemplar import Exemplar
-from FewShotSegLib.intensity import IntensitySpec
 from FewShotSegLib.slices import (
     SliceFrame,
     background_slices,
@@ -22,7 +23,6 @@ from FewShotSegLib.slices import (
     to_network,
     xy_from_ijk,
 )
-from FewShotSegLib.volume import Volume, ijk_from_ras, ras_from_ijk
 
 
 def a_volume(shape=(20, 40, 60), spacing_mm=(0.8, 0.8, 5.0), directions=None, dtype=np.float32) -> Volume:

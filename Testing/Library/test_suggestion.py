@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.opening import load_predictor
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.predictor import Masks, Predictor
 from FewShotSegLib.suggestion import doubt, suggest_slice
-from FewShotSegLib.volume import Volume
 from Testing.conftest import Listener
 
 

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from FewShotSegLib import recipe as recipes
+from FewShotSegLib.data import recipe as recipes
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.inpainting import harmonic_fill, without_structures
 from FewShotSegLib.pasting import displacement

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from FewShotSegLib.adapter import load_adapter
 from FewShotSegLib.anatomy_space import AnatomySpace
 from FewShotSegLib.class_training import ClassRecipe, predicted_labels, train_classes
+from FewShotSegLib.data.adapter import load_adapter
+from FewShotSegLib.data.job import AdaptJob, SegmentJob
+from FewShotSegLib.data.volume import Volume, load_labelmap, load_volume, save_volume
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.grid import Grid, onto_grid
-from FewShotSegLib.job import AdaptJob, SegmentJob
 from FewShotSegLib.methods import uda
 from FewShotSegLib.patches import Case, labels_onto_volume, onto_volume
 from FewShotSegLib.pipeline import run
-from FewShotSegLib.volume import Volume, load_labelmap, load_volume, save_volume
 from Testing.conftest import DISC, SQUARE, Listener, discs, write_discs
 
 QUICK: dict[str, Any] = {

@@ -17,10 +17,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from FewShotSegLib.errors import InputError
-from FewShotSegLib.image_files import SAVE_SUFFIXES
-from FewShotSegLib.segments import structure_colors
-from FewShotSegLib.volume import (
+from FewShotSegLib.data.structures import structure_colors
+from FewShotSegLib.data.volume import (
     Labelmap,
     Volume,
     as_labels,
@@ -34,6 +32,8 @@ from FewShotSegLib.volume import (
     save_labelmap,
     save_volume,
 )
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.image_files import SAVE_SUFFIXES
 
 ROOT = Path(__file__).parents[2]
 
@@ -252,7 +252,7 @@ def test_a_disk_that_fills_up_leaves_neither_half_a_file_nor_silence(tmp_path, s
 import resource, sys
 import numpy as np
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.volume import Volume, save_volume
+from FewShotSegLib.data.volume import Volume, save_volume
 volume = Volume(np.random.default_rng(0).integers(0, 30000, (20, 50, 50)).astype(np.int16), np.eye(4))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 try:

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 
 from FewShotSegLib.client import WorkerClient
+from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, SegmentJob, to_dict
+from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.recipe import describe
+from FewShotSegLib.data.volume import Volume, load_labelmap, load_volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.job import AdaptJob, ExemplarFiles, SegmentJob, to_dict
 from FewShotSegLib.methods import METHODS, method
-from FewShotSegLib.prompt import Prompt
-from FewShotSegLib.recipe import describe
-from FewShotSegLib.volume import Volume, load_labelmap, load_volume
 from FewShotSegLib.worker import Channel, Requests, read
 from Testing.conftest import QUICK, discs, write_discs
 

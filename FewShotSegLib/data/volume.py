@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError
-from .files import known_suffix
-from .image_files import affine_of, array_of, image_from, one_volume, read_image, write_image
-from .segments import header_fields, merged_layers, segments_from
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.files import known_suffix
+from FewShotSegLib.image_files import affine_of, array_of, image_from, one_volume, read_image, write_image
+from FewShotSegLib.segments import header_fields, merged_layers, segments_from
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -19,7 +19,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from .errors import InputError
+from FewShotSegLib.errors import InputError
 
 R = TypeVar("R")
 

@@ -20,8 +20,9 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from .errors import InputError
-from .files import write_text_whole
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.files import write_text_whole
+
 from .intensity import IntensitySpec
 
 Device = Literal["auto", "cpu", "cuda"]

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError
-from .files import write_text_whole
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.files import write_text_whole
+
 from .volume import AXES, AXIS_LETTERS, Volume, ijk_from_ras
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from .errors import InputError
+from FewShotSegLib.errors import InputError
+
 from .volume import Volume
 
 Kind = Literal["window", "percentile", "minmax"]

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError
-from .files import sha256_of_array, written_whole
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.files import written_whole
+
+from .digests import sha256_of_array
 from .intensity import IntensitySpec
 from .volume import checked_structures
 

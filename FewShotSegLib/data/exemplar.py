@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .errors import InputError
-from .files import known_suffix
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.files import known_suffix
+
 from .intensity import looks_like_hounsfield
 from .volume import (
     AXES,
