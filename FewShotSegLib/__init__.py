@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .data.adapter import Adapter, load_adapter, save_adapter
-    from .data.exemplar import Exemplar, load_exemplar
+    from .data.adapter import Adapter
+    from .data.exemplar import Exemplar
     from .data.job import Job
-    from .data.prompt import Prompt, load_prompts
-    from .data.volume import Labelmap, Volume, load_labelmap, load_volume, save_labelmap, save_volume
-
+    from .data.prompt import Prompt
+    from .data.volume import Labelmap, Volume
     from .errors import Cancelled, InputError
+    from .io.adapters import load_adapter, save_adapter
+    from .io.exemplars import load_exemplar
+    from .io.prompts import load_prompts
+    from .io.volumes import load_labelmap, load_volume, save_labelmap, save_volume
     from .pipeline import run
     from .progress import Progress
 
@@ -35,15 +38,15 @@ _HOME = {
     "Progress": "progress",
     "Prompt": "data.prompt",
     "Volume": "data.volume",
-    "load_adapter": "data.adapter",
-    "load_exemplar": "data.exemplar",
-    "load_labelmap": "data.volume",
-    "load_prompts": "data.prompt",
-    "load_volume": "data.volume",
+    "load_adapter": "io.adapters",
+    "load_exemplar": "io.exemplars",
+    "load_labelmap": "io.volumes",
+    "load_prompts": "io.prompts",
+    "load_volume": "io.volumes",
     "run": "pipeline",
-    "save_adapter": "data.adapter",
-    "save_labelmap": "data.volume",
-    "save_volume": "data.volume",
+    "save_adapter": "io.adapters",
+    "save_labelmap": "io.volumes",
+    "save_volume": "io.volumes",
 }
 
 __all__ = [

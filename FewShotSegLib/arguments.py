@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from FewShotSegLib.data.exemplar import parse_exemplar
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
 from FewShotSegLib.data.recipe import from_dict, to_dict, with_overrides
+from FewShotSegLib.io.datasets import data_sets_in, files_of
+from FewShotSegLib.io.exemplars import parse_exemplar
 
-from .data_sets import data_sets_in, files_of
 from .errors import InputError
 from .version import __version__
 

@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from FewShotSegLib.data.intensity import IntensitySpec, looks_like_hounsfield
-from FewShotSegLib.data.volume import Volume, load_labelmap
+from FewShotSegLib.data.volume import Volume
+from FewShotSegLib.imaging.grid import Grid, onto_grid
+from FewShotSegLib.io.datasets import Case, DataSet, complete_exemplar
+from FewShotSegLib.io.files import sha256_of_file, write_text_whole, written_whole
+from FewShotSegLib.io.volumes import load_labelmap
 
-from .data_sets import Case, DataSet, complete_exemplar
 from .errors import InputError
-from .files import sha256_of_file, write_text_whole, written_whole
-from .grid import Grid, onto_grid
 from .progress import Progress, Report
 
 log = logging.getLogger(__name__)

@@ -12,14 +12,15 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from FewShotSegLib.io.files import sha256_of_file, write_text_whole
+from FewShotSegLib.io.places import user_folder
+
 from .errors import InputError
-from .files import sha256_of_file, write_text_whole
 from .progress import Progress, Report, silent
 
 if TYPE_CHECKING:
@@ -88,18 +89,6 @@ _OFFICIAL = (
 
 
 # --- where files lie ------------------------------------------------------------------------------------------------
-
-
-def user_folder() -> Path:
-    """Return the folder for this user's models: FEWSHOTSEG_HOME, else where the system keeps application data."""
-    chosen = os.environ.get("FEWSHOTSEG_HOME")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "FewShotSeg"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "FewShotSeg"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fewshotseg"
 
 
 def search_folders() -> list[Path]:

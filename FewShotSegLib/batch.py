@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from FewShotSegLib.data.job import AdaptJob, Job, SegmentJob, from_dict, to_dict, with_paths_from
+from FewShotSegLib.data.job import AdaptJob, Job, SegmentJob, from_dict, to_dict
+from FewShotSegLib.io.files import write_text_whole
+from FewShotSegLib.io.jobs import with_paths_from
 
 from .client import WorkerClient
 from .errors import Cancelled, InputError
-from .files import write_text_whole
 from .progress import Progress, Report, silent
 from .record import is_complete, read_record, result_path
 

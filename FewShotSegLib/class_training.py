@@ -18,13 +18,16 @@ from monai.losses import DiceCELoss
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from FewShotSegLib.grid import Grid
-from FewShotSegLib.networks import build, load_weights, supervised, weights_of
+from FewShotSegLib.imaging.grid import Grid
+from FewShotSegLib.networks.small import supervised
+from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.patches import Case, PatchRecipe, PatchSource, decided, predict
 from FewShotSegLib.progress import Report, silent
 from FewShotSegLib.sam.attention import bfloat16_pays
 from FewShotSegLib.training import Schedule, fit, step_rng
 from FewShotSegLib.volume_networks import network_arguments
+
+from .networks import build
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
 
 
 def _job(chosen: argparse.Namespace) -> None:
-    from FewShotSegLib.data.job import load_job
+    from FewShotSegLib.io.jobs import load_job
 
     _run(load_job(chosen.file), chosen)
 
@@ -191,7 +191,8 @@ def _list_models(as_json: bool) -> None:
 
 
 def _show(chosen: argparse.Namespace) -> None:
-    from FewShotSegLib.data.adapter import card, load_adapter
+    from FewShotSegLib.data.adapter import card
+    from FewShotSegLib.io.adapters import load_adapter
 
     from .display import readable_card
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from FewShotSegLib.io.files import written_whole
+
 from .errors import InputError
-from .files import written_whole
 
 if TYPE_CHECKING:
     from .synthesis import Sample

@@ -15,20 +15,24 @@ from numpy.typing import NDArray
 
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob, save_job
-from FewShotSegLib.data.prompt import Prompt, save_prompts
+from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
+from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import from_dict
-from FewShotSegLib.data.volume import Labelmap, save_labelmap, save_volume
+from FewShotSegLib.data.volume import Labelmap
+from FewShotSegLib.io.jobs import save_job
+from FewShotSegLib.io.prompts import save_prompts
+from FewShotSegLib.io.volumes import save_labelmap, save_volume
+from FewShotSegLib.methods.lora import Recipe
 
+from .contact_sheet import contact_sheet
 from .demo_report import BASE, CLICKED, FOLDERS, FREE, DemoReport, Patient, mean_dice, write_report
 from .display import table
 from .evaluation import Row
-from .methods.lora import Recipe, synthesizer_of
 from .phantom import cohort
 from .pipeline import run
 from .progress import Progress, Report, silent
+from .prompted_training import synthesizer_of
 from .sam.clicks import centre_click
-from .synthesis import contact_sheet
 from .training import step_rng
 
 # No time limit: it would let the clock into the learning rate, and two demos should end alike.

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.data.volume import Labelmap, Volume, load_labelmap
+from FewShotSegLib.data.volume import Labelmap, Volume
+from FewShotSegLib.io.volumes import load_labelmap
 
 from .charts import bars_chart, learning_chart
 from .evaluation import Row

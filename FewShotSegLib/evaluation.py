@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from FewShotSegLib.data.volume import Labelmap, Volume, as_labels, label_values, load_labelmap, reindexed
+from FewShotSegLib.data.volume import Labelmap, Volume, as_labels, label_values
+from FewShotSegLib.imaging.reindex import reindexed
+from FewShotSegLib.io.files import known_suffix, write_text_whole, written_whole
+from FewShotSegLib.io.images import SAVE_SUFFIXES, VOLUME_SUFFIXES
+from FewShotSegLib.io.volumes import load_labelmap
 
 from .errors import InputError
-from .files import known_suffix, write_text_whole, written_whole
-from .image_files import SAVE_SUFFIXES, VOLUME_SUFFIXES
 from .metrics import Scores, compare
 from .progress import Progress, Report, silent
 

@@ -19,10 +19,10 @@ from FewShotSegLib.data.digests import sha256_of_array
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Volume
+from FewShotSegLib.imaging.slices import LabelledSlice, labelled_slices
 from FewShotSegLib.sam.adaptation import Adaptation, target_of
 from FewShotSegLib.sam.clicks import FIRST_PROMPT, centre_click, random_click
 from FewShotSegLib.sam.network import PADDING, POSITIVE, Embedding, PromptableNetwork, PromptBatch
-from FewShotSegLib.slices import LabelledSlice, labelled_slices
 
 Fold = tuple[list[Exemplar], Exemplar]
 

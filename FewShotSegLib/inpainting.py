@@ -8,8 +8,9 @@ import numpy as np
 from scipy import ndimage, sparse
 from scipy.sparse.linalg import splu
 
+from FewShotSegLib.imaging.slices import LabelledSlice
+
 from .pasting import content_window
-from .slices import LabelledSlice
 
 Array = np.ndarray[Any, Any]
 

@@ -23,10 +23,10 @@ from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import to_dict
-from FewShotSegLib.files import written_whole
-from FewShotSegLib.folders import cache_folder
-from FewShotSegLib.grid import Grid
-from FewShotSegLib.networks import build, load_weights, weights_of
+from FewShotSegLib.imaging.grid import Grid
+from FewShotSegLib.io.files import written_whole
+from FewShotSegLib.io.places import cache_folder
+from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.patches import Case, Patch, PatchRecipe, PatchSource, case_of, foreground_logit, patch_loss, predict
 from FewShotSegLib.progress import Progress, Report, silent
 from FewShotSegLib.sam.attention import bfloat16_pays
@@ -34,6 +34,8 @@ from FewShotSegLib.schedulers import RandomArm, Scheduler
 from FewShotSegLib.training import FitResult, Schedule, fit, step_rng
 from FewShotSegLib.turns import TurnRecipe, Turns, spread
 from FewShotSegLib.volume_networks import grid_to_dict, network_arguments, tensors_of
+
+from .networks import build
 
 _PRETRAINING = "pretraining on all auxiliary data"
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from FewShotSegLib.data.adapter import Adapter, load_adapter
+from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import from_dict
+from FewShotSegLib.io.adapters import load_adapter
 
 from . import base_models
 from .errors import InputError

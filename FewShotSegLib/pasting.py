@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
-from .slices import LabelledSlice
+from FewShotSegLib.imaging.slices import LabelledSlice
 
 if TYPE_CHECKING:
     from .synthesis import SynthesisRecipe

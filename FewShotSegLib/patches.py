@@ -28,10 +28,10 @@ from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import check, option
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.grid import Grid, onto_grid, orientation_of
+from FewShotSegLib.imaging.grid import Grid, onto_grid, orientation_of
+from FewShotSegLib.imaging.laterality import is_lateralised
 from FewShotSegLib.losses import soft_dice_loss
 from FewShotSegLib.progress import Progress, Report, silent
-from FewShotSegLib.synthesis import is_lateralised
 
 Array = NDArray[Any]
 

@@ -21,23 +21,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from FewShotSegLib.data.adapter import Adapter, card, check_base, load_adapter, save_adapter
+from FewShotSegLib.data.adapter import Adapter, card, check_base
 from FewShotSegLib.data.digests import digest_of, sha256_of_array
-from FewShotSegLib.data.exemplar import AXES, Exemplar, check_exemplars, load_exemplar, preflight
+from FewShotSegLib.data.exemplar import Exemplar, check_exemplars, preflight
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
-from FewShotSegLib.data.prompt import Prompt, load_prompts
+from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import from_dict
-from FewShotSegLib.data.volume import Volume, load_labelmap, load_volume, save_labelmap, save_volume
+from FewShotSegLib.data.volume import AXES, Volume
+from FewShotSegLib.io.adapters import load_adapter, save_adapter
+from FewShotSegLib.io.datasets import DataSet, data_set_of, data_sets_in
+from FewShotSegLib.io.exemplars import load_exemplar
+from FewShotSegLib.io.files import known_suffix, written_whole
+from FewShotSegLib.io.folders import images_in
+from FewShotSegLib.io.prompts import load_prompts
+from FewShotSegLib.io.volumes import load_labelmap, load_volume, save_labelmap, save_volume
 
 from . import base_models
 from .charts import choices_chart, gallery_chart
 from .contact_sheet import contact_sheet
-from .data_sets import DataSet, data_set_of, data_sets_in
 from .errors import Cancelled, InputError
 from .evaluation import evaluate_case, evaluate_folder, summarize, write_plot, write_rows, write_summary
-from .files import known_suffix, written_whole
-from .folders import images_in
 from .memory_curve import MemoryCurve, gpu_memory_of
 from .methods import method
 from .opening import choose_device, load_any_predictor, load_support_predictor

@@ -20,6 +20,7 @@ from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.imaging.slices import background_slices, labelled_slices, neighbour_slices
 from FewShotSegLib.losses import cross_entropy
 from FewShotSegLib.progress import Progress, Report
 from FewShotSegLib.prompted_recipe import PromptedRecipe, adaptation_spec, architecture_of, resolve
@@ -39,7 +40,6 @@ from FewShotSegLib.sam.samples import (
     query_loss,
     token_query,
 )
-from FewShotSegLib.slices import background_slices, labelled_slices, neighbour_slices
 from FewShotSegLib.synthesis import Sample, Synthesizer
 from FewShotSegLib.training import FitResult, Schedule, fit, step_rng
 from FewShotSegLib.turns import Turns

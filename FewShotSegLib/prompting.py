@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import AXES, AXIS_LETTERS, Volume
+from FewShotSegLib.imaging.slice_frame import SliceFrame, frame_of, to_network
+from FewShotSegLib.io.files import written_whole
 
 from .errors import InputError
-from .files import written_whole
 from .progress import Report
-from .slices import SliceFrame, frame_of, to_network
 
 if TYPE_CHECKING:
     from .sam.network import Embedding

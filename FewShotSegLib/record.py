@@ -16,10 +16,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from FewShotSegLib.data.job import Job, to_dict, with_paths_from
+from FewShotSegLib.data.job import Job, to_dict
+from FewShotSegLib.io.files import part_path, sha256_of_file, write_text_whole
+from FewShotSegLib.io.jobs import with_paths_from
 
 from .errors import InputError
-from .files import part_path, sha256_of_file, write_text_whole
 from .progress import STAGE, Progress, Report
 from .version import __version__
 

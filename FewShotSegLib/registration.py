@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import check, option
-from FewShotSegLib.data.volume import Volume, ijk_from_ras, label_values, ras_from_ijk, resample_labelmap
+from FewShotSegLib.data.volume import Volume, ijk_from_ras, label_values, ras_from_ijk
+from FewShotSegLib.imaging.anatomy_space import AnatomySpace
+from FewShotSegLib.imaging.reindex import resample_labelmap
+from FewShotSegLib.io.images import image_from
 
-from .anatomy_space import AnatomySpace
 from .errors import InputError
-from .image_files import image_from
 from .progress import Progress, Report, silent
 
 if TYPE_CHECKING:

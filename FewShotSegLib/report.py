@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from FewShotSegLib.io.files import write_text_whole
+
 from .charts import Chart
 from .errors import InputError
-from .files import write_text_whole
 
 Array = NDArray[Any]
 Color = tuple[float, float, float]

@@ -22,10 +22,10 @@ from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.imaging.slice_frame import SliceFrame, frame_of, to_network
 from FewShotSegLib.progress import Progress, Report, silent
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.predictor import Predictor
-from FewShotSegLib.slices import SliceFrame, frame_of, to_network
 
 Logits = NDArray[np.float32]
 NOTHING = np.float32(-np.inf)

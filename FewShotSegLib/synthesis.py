@@ -27,7 +27,6 @@ range is drawn for the slice and half for each structure, so that the total stay
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -36,8 +35,9 @@ import numpy as np
 from scipy import ndimage
 
 from FewShotSegLib.data.recipe import check, option
+from FewShotSegLib.imaging.laterality import is_lateralised
+from FewShotSegLib.imaging.slices import LabelledSlice
 
-from .contact_sheet import contact_sheet
 from .errors import InputError
 from .inpainting import without_structures
 from .pasting import (
@@ -55,18 +55,6 @@ from .pasting import (
     moved,
     paste,
 )
-from .slices import LabelledSlice
-
-__all__ = [
-    "Placement",
-    "Plan",
-    "Sample",
-    "SynthesisRecipe",
-    "Synthesizer",
-    "Transform",
-    "contact_sheet",
-    "is_lateralised",
-]
 
 Array = np.ndarray[Any, Any]
 
@@ -502,26 +490,6 @@ class Synthesizer:
             self.notes.append(f'Nothing is mirrored although flip="{flip}": {", ".join(sided)} is named by its side.')
             return False, False
         return flip in ("vertical", "both"), flip in ("horizontal", "both")
-
-
-_SIDES = re.compile(
-    "left.*|right.*|link(s|e[nrms]?)?|recht(s|e[nrms]?)?|gauches?|droite?s?|izquierd[oa]s?|derech[oa]s?|"
-    "sinist.*|destr[oaie]|dext(er|r.*)|esquerd[oa]s?|direit[oa]s?|l|r|li|re|lt|rt|lh|rh|lv|rv|la|ra"
-)
-
-
-def is_lateralised(name: str) -> bool:
-    """Return whether a structure is named by its side, so that a mirror image of it would be a wrong label.
-
-    Abbreviations count when they stand alone ("kidney_l", "LV"). The heart's chambers count: a mirrored heart has
-    another orientation. A word taken for a side by mistake only costs the mirroring, which is optional.
-
-    >>> [is_lateralised(name) for name in ("left kidney", "KidneyR", "Niere links", "LV", "liver", "cleft lip")]
-    [True, True, True, True, False, False]
-    """
-    words = re.findall(r"([A-Z]+(?![a-z])|[^\W\d_][a-zà-ÿ]*)(\d*)", name)
-    vertebrae = {(letter, digit) for letter in ("L", "l") for digit in "123456"}
-    return any(_SIDES.fullmatch(word.lower()) and (word, number) not in vertebrae for word, number in words)
 
 
 def _narrowed(limits: tuple[float, float], share: float) -> tuple[float, float]:

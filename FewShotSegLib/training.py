@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from FewShotSegLib.errors import InputError, StopAndKeepBest
-from FewShotSegLib.files import written_whole
+from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.progress import Progress, Report
 
 MOST_SPOILED = 20

@@ -20,16 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from FewShotSegLib.cycle_gan import PRESETS, CycleGan, Fakes, ImagePool, TranslationRecipe, generator_of
+from FewShotSegLib.cycle_gan import CycleGan, Fakes, ImagePool, TranslationRecipe, generator_of
 from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.errors import InputError, StopAndKeepBest
-from FewShotSegLib.files import written_whole
+from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.networks.translator import Generator
 from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.progress import Progress, Report, silent
 from FewShotSegLib.training import read_checkpoint, step_rng
-
-__all__ = ["PRESETS", "TranslationRecipe", "Translator", "load_translator", "save_translator", "train_translator"]
 
 Array = NDArray[Any]
 Volumes = Sequence[Array]  # (D, H, W) in [0, 1]

@@ -247,8 +247,8 @@ def _describe_methods(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe_folder(request: Mapping[str, Any]) -> dict[str, Any]:
-    from .data_sets import data_sets_in
-    from .folders import images_in
+    from FewShotSegLib.io.datasets import data_sets_in
+    from FewShotSegLib.io.folders import images_in
 
     path = Path(request["path"])
     if request["holds"] == "volumes":

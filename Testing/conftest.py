@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from FewShotSegLib.data.exemplar import Exemplar
-from FewShotSegLib.data.volume import Labelmap, Volume, save_labelmap, save_volume
+from FewShotSegLib.data.volume import Labelmap, Volume
+from FewShotSegLib.io.volumes import save_labelmap, save_volume
 from FewShotSegLib.progress import Progress, Report
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
 from FewShotSegLib.sam.loading import assemble_sam, sha256_of_network

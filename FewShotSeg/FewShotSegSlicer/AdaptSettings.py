@@ -12,9 +12,9 @@ import numpy as np
 from FewShotSegLib.data.exemplar import Slices
 from FewShotSegLib.data.job import AdaptJob, AuxiliaryFiles, ExemplarFiles
 from FewShotSegLib.data.volume import Labelmap, label_values
-from FewShotSegLib.data_sets import data_sets_in, files_of
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.folders import images_in
+from FewShotSegLib.io.datasets import data_sets_in, files_of
+from FewShotSegLib.io.folders import images_in
 
 from . import Scene
 from .AdapterFolder import AdapterFolder

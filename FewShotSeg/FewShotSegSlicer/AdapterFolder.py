@@ -8,9 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from FewShotSegLib.base_models import user_folder
-from FewShotSegLib.data.adapter import read_card
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.adapters import read_card
+from FewShotSegLib.io.places import user_folder
 from FewShotSegLib.record import read_record, result_path
 
 from .JobFiles import fileName, unusedPath

@@ -19,7 +19,7 @@ from FewShotSegLib import scratch
 from FewShotSegLib.data.digests import digest_of
 from FewShotSegLib.data.job import AdaptJob, to_dict
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.files import sha256_of_file, write_text_whole
+from FewShotSegLib.io.files import sha256_of_file, write_text_whole
 
 log = logging.getLogger(__name__)
 

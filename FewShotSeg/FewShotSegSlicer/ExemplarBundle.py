@@ -20,11 +20,12 @@ import slicer
 
 from FewShotSegLib import scratch
 from FewShotSegLib.data.digests import sha256_of_array
-from FewShotSegLib.data.exemplar import Exemplar, load_exemplar
+from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, from_dict, to_dict
 from FewShotSegLib.data.volume import AXES, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.files import written_whole
+from FewShotSegLib.io.exemplars import load_exemplar
+from FewShotSegLib.io.files import written_whole
 
 from . import Scene
 from .ExemplarGroup import ExemplarGroup

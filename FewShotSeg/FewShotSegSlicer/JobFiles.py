@@ -15,10 +15,11 @@ import numpy as np
 from FewShotSegLib import scratch
 from FewShotSegLib.data.exemplar import Slices
 from FewShotSegLib.data.job import ExemplarFiles
-from FewShotSegLib.data.volume import AXIS_LETTERS, Labelmap, Volume, save_labelmap, save_volume
+from FewShotSegLib.data.volume import AXIS_LETTERS, Labelmap, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.files import write_text_whole
-from FewShotSegLib.image_files import is_sheared
+from FewShotSegLib.io.files import write_text_whole
+from FewShotSegLib.io.images import is_sheared
+from FewShotSegLib.io.volumes import save_labelmap, save_volume
 
 if TYPE_CHECKING:
     from .Run import Run

@@ -15,8 +15,9 @@ import slicer
 import vtk
 from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
 
-from FewShotSegLib.data.volume import Volume, index_map, ras_from_ijk, resample_labelmap, turned
+from FewShotSegLib.data.volume import Volume, ras_from_ijk
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.imaging.reindex import index_map, resample_labelmap, turned
 
 from .Geometry import Array, Shape, quoted, rasFromIjk, worldFromNode
 

@@ -11,8 +11,9 @@ import numpy as np
 import slicer
 
 from FewShotSegLib.batch import write_volumes
-from FewShotSegLib.data.volume import Labelmap, load_labelmap
+from FewShotSegLib.data.volume import Labelmap
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.volumes import load_labelmap
 
 from . import Scene
 from .Geometry import rasFromIjk, shapeOf

@@ -17,8 +17,9 @@ import slicer
 
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.structures import distinct_names, structure_colors
-from FewShotSegLib.data.volume import Labelmap, Volume, ijk_from_ras, ras_from_ijk, reindexed
+from FewShotSegLib.data.volume import Labelmap, Volume, ijk_from_ras, ras_from_ijk
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.imaging.reindex import reindexed
 
 from .Geometry import Array, Shape, checkedSlice, ijkFromRas, quoted, rasFromIjk, shapeOf, voxelsOf, worldFromNode
 from .Layers import (

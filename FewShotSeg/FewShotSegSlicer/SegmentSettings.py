@@ -8,7 +8,7 @@ from typing import Any
 
 from FewShotSegLib.data.volume import AXIS_LETTERS
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.folders import images_in
+from FewShotSegLib.io.folders import images_in
 
 from . import PromptTags, Scene
 from .JobFiles import JobFiles

@@ -32,7 +32,8 @@ from FewShotSegLib.data.recipe import with_overrides
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation import Row, evaluate_case
-from FewShotSegLib.files import write_text_whole
+from FewShotSegLib.imaging.slice_frame import SliceFrame, frame_of, to_network
+from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.methods import lora
 from FewShotSegLib.opening import affordable_size
 from FewShotSegLib.progress import silent
@@ -41,7 +42,6 @@ from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import Embedding, PromptableNetwork
 from FewShotSegLib.sam.predictor import EmbeddingCache, Predictor
 from FewShotSegLib.segmentation import SegmentOptions, segment
-from FewShotSegLib.slices import SliceFrame, frame_of, to_network
 
 logger = logging.getLogger(__name__)
 

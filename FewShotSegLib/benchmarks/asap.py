@@ -28,9 +28,9 @@ from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.recipe import with_overrides
 from FewShotSegLib.data.volume import Volume
-from FewShotSegLib.data_sets import Case, DataSet
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.files import write_text_whole
+from FewShotSegLib.io.datasets import Case, DataSet
+from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.methods import asap
 from FewShotSegLib.progress import silent
 from FewShotSegLib.volume_networks import VolumePredictor

@@ -13,8 +13,9 @@ import numpy as np
 
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.data.volume import Labelmap, Volume, load_labelmap, load_volume
+from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.volumes import load_labelmap, load_volume
 
 
 @dataclass(frozen=True)

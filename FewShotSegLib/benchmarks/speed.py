@@ -33,7 +33,8 @@ from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.files import write_text_whole
+from FewShotSegLib.imaging.slice_frame import frame_of, to_network
+from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.methods import lora
 from FewShotSegLib.progress import silent
 from FewShotSegLib.sam.adaptation import Adaptation
@@ -44,7 +45,6 @@ from FewShotSegLib.sam.network import PADDING, POSITIVE, Embedding, PromptableNe
 from FewShotSegLib.sam.predictor import EmbeddingCache, Predictor
 from FewShotSegLib.sam.samples import Query, click_query, images_of, query_loss, token_query
 from FewShotSegLib.segmentation import segment
-from FewShotSegLib.slices import frame_of, to_network
 from FewShotSegLib.synthesis import Sample, Synthesizer
 from FewShotSegLib.training import FitResult, Schedule, fit, step_rng
 

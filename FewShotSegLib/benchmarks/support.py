@@ -31,7 +31,7 @@ from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation import evaluate_case
-from FewShotSegLib.files import write_text_whole, written_whole
+from FewShotSegLib.io.files import write_text_whole, written_whole
 from FewShotSegLib.methods import gmiseg, lora
 from FewShotSegLib.progress import silent
 from FewShotSegLib.sam.clicks import centre_click

@@ -23,9 +23,9 @@ from FewShotSegLib.benchmarks.datasets import DATASETS
 from FewShotSegLib.benchmarks.records import add_result, results_in
 from FewShotSegLib.benchmarks.uda_cost import costs
 from FewShotSegLib.data.recipe import with_overrides
-from FewShotSegLib.data_sets import Case, DataSet
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.files import write_text_whole
+from FewShotSegLib.io.datasets import Case, DataSet
+from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.methods import uda
 from FewShotSegLib.metrics import compare
 from FewShotSegLib.progress import Progress

@@ -16,15 +16,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from FewShotSegLib.anatomy_space import AnatomySpace
 from FewShotSegLib.benchmarks.datasets import CT_WINDOW, DATASETS
 from FewShotSegLib.benchmarks.pairing import interleaved, milliseconds, ratios
 from FewShotSegLib.data.adapter import Adapter
-from FewShotSegLib.data.volume import Volume, load_labelmap, load_volume
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.grid import Grid, onto_grid
+from FewShotSegLib.imaging.anatomy_space import AnatomySpace
+from FewShotSegLib.imaging.grid import Grid, onto_grid
+from FewShotSegLib.io.volumes import load_labelmap, load_volume
 from FewShotSegLib.measuring import used_bytes
-from FewShotSegLib.networks import build, weights_of
+from FewShotSegLib.networks import build
+from FewShotSegLib.networks.weights import weights_of
 from FewShotSegLib.patches import decided, labels_onto_volume
 from FewShotSegLib.progress import silent
 from FewShotSegLib.volume_networks import VolumePredictor, grid_to_dict, network_arguments

@@ -14,10 +14,11 @@ from monai.networks.nets import UNet
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Labelmap, Volume
-from FewShotSegLib.methods.lora import Recipe, synthesizer_of
+from FewShotSegLib.imaging.slice_frame import frame_of, mask_from_network, to_network
+from FewShotSegLib.methods.lora import Recipe
 from FewShotSegLib.progress import Report
+from FewShotSegLib.prompted_training import synthesizer_of
 from FewShotSegLib.sam.attention import bfloat16_pays
-from FewShotSegLib.slices import frame_of, mask_from_network, to_network
 from FewShotSegLib.training import Schedule, fit, step_rng
 
 IMAGE_SIZE, BATCH = 256, 8

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.files import written_whole
 
 from .digests import sha256_of_array
 from .intensity import IntensitySpec
@@ -22,10 +19,6 @@ from .volume import checked_structures
 Array = np.ndarray[Any, np.dtype[Any]]
 
 FORMAT = 1
-# One key for the whole card: safetensors keeps its metadata in a hash map, several keys would come in any order.
-_HEADER_KEY = "fewshotseg"
-_LONGEST_HEADER = 100_000_000  # bytes; what safetensors itself allows
-_OTHER_VERSION = "{} was written by another version of this program; update, or adapt again."
 _DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
@@ -72,46 +65,6 @@ def card(adapter: Adapter) -> dict[str, Any]:
     return _plain_card(adapter) | {"digest": adapter.digest}
 
 
-def save_adapter(adapter: Adapter, path: str | os.PathLike[str]) -> None:
-    """Write one `.safetensors` file, whole or not at all; equal content gives equal bytes."""
-    from safetensors.numpy import save
-
-    path = Path(path)
-    if path.suffix.lower() != ".safetensors":
-        raise InputError(f'An adapter file ends with ".safetensors", got {path}.')
-    content = save(dict(adapter.tensors), metadata={_HEADER_KEY: _dump(card(adapter))})
-    with written_whole(path) as part:
-        part.write_bytes(content)
-
-
-def load_adapter(path: str | os.PathLike[str]) -> Adapter:
-    """Load an adapter; a truncated, changed or foreign file is refused."""
-    path = Path(path)
-    values, tensors = _read(path)
-    given = values.pop("digest", None)
-    if given != _digest(values, tensors):
-        raise InputError(f"{path} was changed or damaged after it was written (its checksum differs); copy it again.")
-    return _from_card(values, tensors, path)
-
-
-def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what `card` returns, from the first kilobytes of the file and with the standard library alone.
-
-    For lists of adapters: whether the weights behind the card are whole is not looked at; `load_adapter` does that.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"The adapter file {path} does not exist; check the path.")
-    try:
-        header = _header_of(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable adapter file, or only a part of one ({error}).") from None
-    values = _card_in(header.get("__metadata__"), path)
-    if values.get("format") != FORMAT:
-        raise InputError(_OTHER_VERSION.format(path))
-    return values
-
-
 def check_base(adapter: Adapter, base_name: str, base_sha256: str) -> None:
     """Raise `InputError` naming both base models when the adapter was made for another one."""
     if adapter.architecture is not None and not adapter.base_model:
@@ -141,52 +94,6 @@ def _plain_card(adapter: Adapter) -> dict[str, Any]:
         "metrics": adapter.metrics,
         "architecture": adapter.architecture,
     }
-
-
-def _from_card(values: dict[str, Any], tensors: dict[str, Array], path: Path) -> Adapter:
-    if values.pop("format", None) != FORMAT:
-        raise InputError(_OTHER_VERSION.format(path))
-    try:
-        structures = {int(value): name for value, name in values.pop("structures").items()}
-        intensity = IntensitySpec.from_dict(values.pop("intensity"))
-        return Adapter(tensors, structures=structures, intensity=intensity, **values)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no complete adapter file ({error}).") from None
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Return card and tensors as they stand in the file, in order of name."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise InputError(f"The adapter file {path} does not exist; check the path.")
-    try:
-        with safe_open(str(path), framework="np") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (SafetensorError, OSError, TypeError, KeyError) as error:
-        raise InputError(f"{path} is not a readable adapter file, or only a part of one ({error}).") from None
-    return _card_in(metadata, path), tensors
-
-
-def _header_of(path: Path) -> dict[str, Any]:
-    """The JSON at the beginning of a safetensors file: eight bytes say how long it is."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length)) if 0 < length < _LONGEST_HEADER else None
-    if not isinstance(header, dict):
-        raise ValueError("it does not begin like one")
-    return header
-
-
-def _card_in(metadata: Any, path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(metadata[_HEADER_KEY])
-    except (KeyError, TypeError, ValueError):
-        values = None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is a safetensors file, but no adapter of this program.")
-    return values
 
 
 def _checked_tensors(tensors: Mapping[str, Any]) -> dict[str, Array]:

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.files import known_suffix
 
 from .intensity import looks_like_hounsfield
 from .volume import (
-    AXES,
     AXIS_LETTERS,
-    Labelmap,
     Volume,
     as_labels,
     checked_structures,
     label_values,
-    load_labelmap,
-    load_volume,
-    reindexed,
-    resample_labelmap,
 )
-
-__all__ = ["AXES", "Exemplar", "Slices", "check_exemplars", "load_exemplar", "parse_exemplar", "preflight"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Slices = tuple[int, ...] | Literal["all"] | None
-
-# What a segment is called when nobody named it; such a name does not contradict the one the user gives.
-_UNNAMED = re.compile(r"((segment|label)[ _]?)?\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,172 +86,6 @@ class Exemplar:
         """Return {value: name} of the structures that have a voxel on an annotated slice."""
         seen = set().union(*(np.unique(self.labels_on(index)).tolist() for index in self.annotated_slices))
         return {value: name for value, name in self.structures.items() if value in seen}
-
-
-# ---------------------------------------------------------------------------------------------------------------- load
-
-
-def load_exemplar(
-    image: str | os.PathLike[str],
-    labelmap: str | os.PathLike[str],
-    *,
-    axis: int | None = None,
-    slices: Slices = None,
-    structures: Mapping[int, str] | None = None,
-    resample: bool = False,
-    time_index: int | None = None,
-) -> Exemplar:
-    """Load an image and its labelmap as an exemplar.
-
-    `axis` is the array axis across the annotated slices (default: as acquired). `slices` None: every slice with a
-    label is annotated. A tuple: those slices, and the ones of them without a label are known to be empty. "all": every
-    slice is known. Labels on other slices are not used.
-
-    `structures` {value: name} keeps the listed structures; voxels of others become background. In a segmentation file
-    with names the name decides, and the voxels get the listed value; otherwise the value decides.
-
-    Image and labelmap must cover the same voxels; the order of axes may differ, and a segmentation file may cover a
-    part. Everything else needs `resample`, which takes the nearest label. `time_index` picks one volume of a
-    four-dimensional image.
-    """
-    volume, source = load_volume(image, time_index=time_index), load_labelmap(labelmap)
-    axis = volume.acquisition_axis if axis is None else axis
-    if axis not in (0, 1, 2):
-        raise InputError(f"The slice axis is 0 (k), 1 (j) or 2 (i), got {axis!r}.")
-    name = Path(image).name
-    placed = _on_grid_of(volume, source.volume, Path(image), Path(labelmap), resample)
-    labels, kept = _select(placed.array, source, structures, str(labelmap))
-    if not labels.any() and slices is None:
-        raise InputError(f"{labelmap} holds no label of {_listed(kept)}; annotate a slice or choose other structures.")
-    annotated, empty = _known_slices(labels, axis, slices, name)
-    return Exemplar(volume, _only_on(labels, axis, annotated), kept, axis, annotated, empty, name)
-
-
-def parse_exemplar(text: str) -> tuple[Path, Path, int | None, Slices]:
-    """Return image, labelmap, axis and slices of `IMAGE=LABELMAP`, `...@k:12,14` or `...@k:all`.
-
-    >>> parse_exemplar("ct.nrrd=organs.seg.nrrd@k:12,14")[2:]
-    (0, (12, 14))
-    """
-    pair, axis, slices = _split_slices(text)
-    image, labelmap = _split_pair(pair, text)
-    return image, labelmap, axis, slices
-
-
-def _split_slices(text: str) -> tuple[str, int | None, Slices]:
-    pair, at, choice = text.rpartition("@")
-    if not at or ":" not in choice or "/" in choice or "\\" in choice:  # an @ in a file name
-        return text, None, None
-    match = re.fullmatch(r"\s*([kji])\s*:\s*(all|\d+(?:\s*,\s*\d+)*)\s*", choice)
-    if match is None:
-        raise InputError(f'The slices of an exemplar are written like "@k:12,14" or "@k:all", got "@{choice}".')
-    axis = AXES[match[1]]
-    return pair, axis, "all" if match[2] == "all" else tuple(int(word) for word in match[2].split(","))
-
-
-def _split_pair(pair: str, text: str) -> tuple[Path, Path]:
-    splits = [
-        (Path(pair[:at].strip()), Path(pair[at + 1 :].strip())) for at, letter in enumerate(pair) if letter == "="
-    ]
-    splits = [(image, labelmap) for image, labelmap in splits if image.name and labelmap.name]
-    if not splits:
-        raise InputError(f'An exemplar is written IMAGE=LABELMAP, with "@k:12,14" behind it if needed, got "{text}".')
-    existing = [split for split in splits if split[0].exists() and split[1].exists()]
-    if len(splits) > 1 and len(existing) != 1:
-        raise InputError(f'"{text}" can be split at several "="; no single one gives two existing files. Rename them.')
-    return existing[0] if existing else splits[0]
-
-
-def _on_grid_of(volume: Volume, labelmap: Volume, image: Path, path: Path, resample: bool) -> Volume:
-    if volume.same_geometry(labelmap):
-        return volume.like(labelmap.array)
-    # Slicer may store only the part of the grid that holds segments; a plain file of another size is a mistake.
-    exact = reindexed(labelmap, volume, crop=known_suffix(path).lower() == ".seg.nrrd")
-    if exact is not None:
-        return exact
-    if resample:
-        return resample_labelmap(labelmap, volume)
-    raise InputError(
-        f"{image} and {path} do not cover the same voxels: {_difference(volume, labelmap)}. Choose the labelmap of "
-        "this image, or ask for resampling (--resample, resample=True)."
-    )
-
-
-def _difference(image: Volume, labelmap: Volume) -> str:
-    """Return which parts of the geometry differ, image first."""
-    directions = [volume.affine[:3, :3] / volume.spacing_mm for volume in (image, labelmap)]
-    pairs = {
-        "size (i, j, k)": (np.array(image.shape[::-1]), np.array(labelmap.shape[::-1]), 0.0),
-        "spacing in mm": (image.spacing_mm, labelmap.spacing_mm, 1e-4),
-        "origin in RAS mm": (image.affine[:3, 3], labelmap.affine[:3, 3], 1e-3),
-        "direction": (directions[0].ravel(), directions[1].ravel(), 1e-4),
-    }
-    different = [
-        f"{what} {_numbers(first)} and {_numbers(second)}"
-        for what, (first, second, tolerance) in pairs.items()
-        if np.abs(first - second).max() > tolerance
-    ]
-    return "; ".join(different) or "the position of the last voxels"
-
-
-def _numbers(values: Array) -> str:
-    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
-
-
-def _select(
-    array: Array, source: Labelmap, structures: Mapping[int, str] | None, path: str
-) -> tuple[Array, dict[int, str]]:
-    """Return the labels of the chosen structures, with the chosen values, and the structures."""
-    if structures is None:
-        kept = dict(source.structures)
-        if not kept:
-            raise InputError(f"{path} holds no label; annotate at least one slice.")
-        return array, kept
-    kept = checked_structures(structures)
-    selected = np.zeros(array.shape, dtype=np.uint8 if max(kept, default=0) <= 255 else np.uint16)
-    for value, name in kept.items():
-        stored = _stored_value(value, name, source, set(kept.values()), path)
-        if stored is not None:
-            selected[array == stored] = value
-    return selected, kept
-
-
-def _stored_value(value: int, name: str, source: Labelmap, wanted: set[str], path: str) -> int | None:
-    """Return the value under which the labelmap keeps the structure, None when it is not there."""
-    for stored, stored_name in source.structures.items():
-        if stored_name == name:
-            return stored
-    stored_name = source.structures.get(value, "")
-    if not stored_name or stored_name in wanted:
-        return None
-    if not _UNNAMED.fullmatch(stored_name):
-        raise InputError(f'{path} calls label {value} "{stored_name}", you call it "{name}"; use the name in the file.')
-    return value
-
-
-def _known_slices(labels: Array, axis: int, slices: Slices, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return (annotated, empty) slices."""
-    labelled = set(np.flatnonzero(labels.any(axis=tuple({0, 1, 2} - {axis}))).tolist())
-    if slices is None:
-        return tuple(sorted(labelled)), ()
-    count = labels.shape[axis]
-    known = set(range(count)) if slices == "all" else set(slices)
-    missing = sorted(index for index in known if not 0 <= index < count)
-    if missing:
-        letter = AXIS_LETTERS[axis]
-        raise InputError(f"{name}: slice {letter}={missing[0]} does not exist, allowed are 0 to {count - 1}.")
-    return tuple(sorted(known & labelled)), tuple(sorted(known - labelled))
-
-
-def _only_on(labels: Array, axis: int, slices: tuple[int, ...]) -> Array:
-    """Return the labels of the given slices, 0 elsewhere: what is not an exemplar cannot leak into training."""
-    kept = np.zeros_like(labels)
-    at = tuple(list(slices) if array_axis == axis else slice(None) for array_axis in range(3))
-    kept[at] = labels[at]
-    return kept
-
-
-# --------------------------------------------------------------------------------------------------------------- check
 
 
 def check_exemplars(exemplars: Sequence[Exemplar]) -> dict[int, str]:

@@ -31,10 +31,10 @@ from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import option
-from FewShotSegLib.data_sets import DataSet
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.folders import cache_folder
-from FewShotSegLib.grid import Grid
+from FewShotSegLib.imaging.grid import Grid
+from FewShotSegLib.io.datasets import DataSet
+from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.network_training import NetworkRecipe, adapt_networks
 from FewShotSegLib.patches import PatchRecipe
 from FewShotSegLib.progress import Report

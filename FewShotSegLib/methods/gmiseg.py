@@ -34,15 +34,15 @@ from FewShotSegLib.data.exemplar import preflight as preflight_of_task
 from FewShotSegLib.data.intensity import PERCENTILES, IntensitySpec
 from FewShotSegLib.data.recipe import option, to_dict
 from FewShotSegLib.data.volume import Volume
-from FewShotSegLib.data_sets import DataSet, complete_exemplar
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.imaging.slices import LabelledSlice, labelled_slices
+from FewShotSegLib.io.datasets import DataSet, complete_exemplar
 from FewShotSegLib.losses import focal_loss
 from FewShotSegLib.progress import Progress, Report
 from FewShotSegLib.prompted_recipe import PromptedRecipe, adaptation_spec, architecture_of, resolve, smaller_preset
 from FewShotSegLib.prompted_training import learn
 from FewShotSegLib.sam.adaptation import Adaptation
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.slices import LabelledSlice, labelled_slices
 from FewShotSegLib.synthesis import Sample, SynthesisRecipe, Synthesizer
 
 __all__ = [

@@ -29,20 +29,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from FewShotSegLib.anatomy_space import AnatomySpace
 from FewShotSegLib.class_training import ClassRecipe, predicted_labels, train_classes
+from FewShotSegLib.cycle_gan import PRESETS as TRANSLATIONS
+from FewShotSegLib.cycle_gan import TranslationRecipe
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.digests import sha256_of_array
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import check, option, to_dict
 from FewShotSegLib.data.structures import structure_colors
 from FewShotSegLib.data.volume import Volume
-from FewShotSegLib.data_sets import DataSet, complete_exemplar
 from FewShotSegLib.edge_consistency import EdgeConsistency, drift_picture, edge_consistency
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.files import written_whole
-from FewShotSegLib.folders import cache_folder
-from FewShotSegLib.grid import Grid, onto_grid
+from FewShotSegLib.imaging.anatomy_space import AnatomySpace
+from FewShotSegLib.imaging.grid import Grid, onto_grid
+from FewShotSegLib.io.datasets import DataSet, complete_exemplar
+from FewShotSegLib.io.files import written_whole
+from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.outlines import outlined
 from FewShotSegLib.patches import Case, PatchRecipe
 from FewShotSegLib.progress import STAGE, Progress, Report
@@ -57,14 +59,7 @@ from FewShotSegLib.pseudo_labels import (
 )
 from FewShotSegLib.registration import Borrowed, RegistrationRecipe, borrow_labels, size_of
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.translation import PRESETS as TRANSLATIONS
-from FewShotSegLib.translation import (
-    TranslationRecipe,
-    Translator,
-    load_translator,
-    save_translator,
-    train_translator,
-)
+from FewShotSegLib.translation import Translator, load_translator, save_translator, train_translator
 from FewShotSegLib.volume_networks import grid_to_dict, network_arguments, seen_by
 
 __all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset"]

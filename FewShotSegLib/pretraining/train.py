@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from FewShotSegLib.files import written_whole
+from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.losses import focal_loss, soft_dice_loss
 from FewShotSegLib.pretraining.tasks import draw_task
 from FewShotSegLib.progress import Progress

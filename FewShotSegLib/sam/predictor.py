@@ -17,6 +17,7 @@ from FewShotSegLib.data.digests import sha256_of_array
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import from_dict
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.imaging.slice_frame import SliceFrame, mask_from_network, to_network, xy_from_ijk
 from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec, target_of
 from FewShotSegLib.sam.attention import encoding_precision
 from FewShotSegLib.sam.clicks import FIRST_PROMPT
@@ -32,7 +33,6 @@ from FewShotSegLib.sam.network import (
     PromptableNetwork,
     PromptBatch,
 )
-from FewShotSegLib.slices import SliceFrame, mask_from_network, to_network, xy_from_ijk
 
 MASK_LOGIT = 8.0  # inside a mask that a user gives as a prompt
 

@@ -25,6 +25,7 @@ from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import check, from_dict, option, to_dict
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.imaging.slices import LabelledSlice, background_slices, labelled_slices
 from FewShotSegLib.progress import Progress, Report, silent
 from FewShotSegLib.sam.clicks import FIRST_PROMPT, centre_click, tight_box
 from FewShotSegLib.sam.network import (
@@ -49,7 +50,6 @@ from FewShotSegLib.sam.pixels import (
     together,
 )
 from FewShotSegLib.sam.predictor import EmbeddingCache, Masks, Predictor
-from FewShotSegLib.slices import LabelledSlice, background_slices, labelled_slices
 
 METHOD = "support"
 MAP, CLICK, BOX = "map", "click", "box"

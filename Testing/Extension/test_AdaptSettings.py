@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from FewShotSegLib.data.job import AdaptJob
-from FewShotSegLib.data.volume import load_labelmap, load_volume
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.volumes import load_labelmap, load_volume
 from FewShotSegSlicer.AdapterFolder import AdapterFolder
 from FewShotSegSlicer.AdaptSettings import AdaptSettings
 from FewShotSegSlicer.ExemplarStore import ExemplarStore

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from FewShotSegLib.data.adapter import Adapter, card, save_adapter
+from FewShotSegLib.data.adapter import Adapter, card
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.adapters import save_adapter
 from FewShotSegSlicer.AdapterFolder import AdapterFolder
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import slicer
 
-from FewShotSegLib.data.job import AdaptJob, load_job
-from FewShotSegLib.data.volume import load_labelmap, load_volume
+from FewShotSegLib.data.job import AdaptJob
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.jobs import load_job
+from FewShotSegLib.io.volumes import load_labelmap, load_volume
 from FewShotSegSlicer import Scene
 from FewShotSegSlicer.ExemplarStore import ExemplarStore
 from Testing.Extension.cases import addCase

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import slicer
 
-from FewShotSegLib.data.exemplar import Exemplar, load_exemplar
+from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.job import ExemplarFiles
 from FewShotSegLib.data.volume import AXES, Labelmap
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.exemplars import load_exemplar
 from FewShotSegSlicer import Scene
 from FewShotSegSlicer.ExemplarStore import ExemplarStore
 from Testing.Extension.cases import addCase

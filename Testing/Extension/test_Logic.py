@@ -18,10 +18,10 @@ import pytest
 import slicer
 
 from FewShotSegLib import scratch
-from FewShotSegLib.data.adapter import load_adapter
 from FewShotSegLib.data.prompt import Prompt
-from FewShotSegLib.data.volume import load_labelmap, save_volume
 from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.io.adapters import load_adapter
+from FewShotSegLib.io.volumes import load_labelmap, save_volume
 from FewShotSegSlicer import Logic as LogicModule
 from FewShotSegSlicer import Scene
 from FewShotSegSlicer.AdapterFolder import AdapterFolder

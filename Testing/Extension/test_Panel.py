@@ -15,11 +15,12 @@ import qt
 import slicer
 
 from FewShotSegLib import base_models
-from FewShotSegLib.data.adapter import Adapter, load_adapter, save_adapter
+from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import describe
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.methods import METHODS, method
 from FewShotSegSlicer import Dependencies, PromptTool, Scene
 from FewShotSegSlicer.Checkpoints import Interrupted

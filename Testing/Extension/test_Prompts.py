@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from FewShotSegLib.data.prompt import load_prompts
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.prompts import load_prompts
 from FewShotSegSlicer.Prompts import History, PromptStep, PromptStore, SlicePrompt, SliceState
 
 CLICKS = SlicePrompt(((1.0, 2.0, 3.0), (4.0, 5.0, 3.0)), (1, 0))

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from FewShotSegLib.data.structures import structure_colors
-from FewShotSegLib.data.volume import Labelmap, Volume, load_labelmap
+from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegSlicer import Scene
 from Testing.Extension.nodes import (
     GEOMETRIES,

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import slicer
 
-from FewShotSegLib.data.volume import Labelmap, Volume, ras_from_ijk, save_volume
+from FewShotSegLib.data.volume import Labelmap, Volume, ras_from_ijk
+from FewShotSegLib.io.volumes import save_volume
 from FewShotSegLib.phantom import patient
 from FewShotSegLib.sam.clicks import centre_click
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from FewShotSegLib.data.adapter import Adapter, card, check_base, load_adapter, read_card, save_adapter
+from FewShotSegLib.data.adapter import Adapter, card, check_base
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.adapters import load_adapter, read_card, save_adapter
 
 
 def an_adapter(**changes):

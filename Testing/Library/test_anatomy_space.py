@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from FewShotSegLib.anatomy_space import AnatomySpace, gradient_magnitude
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.imaging.anatomy_space import AnatomySpace, gradient_magnitude
 
 PERCENTILE = IntensitySpec("percentile", 0.5, 99.5)
 

@@ -33,7 +33,6 @@ LEVELS = (
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # Modules that still lie flat beside the rooms, and arrows that go with their move; both lists only shrink.
 FLAT: dict[str, str] = {
-    "anatomy_space": "imaging",
     "arguments": "cli",
     "auxiliary": "methods",
     "bandit": "methods",
@@ -45,16 +44,11 @@ FLAT: dict[str, str] = {
     "contact_sheet": "visualization",
     "control": "progress",
     "cycle_gan": "methods",
-    "data_sets": "io",
     "demo_report": "demo",
     "display": "cli",
     "edge_consistency": "methods",
-    "files": "io",
-    "folders": "io",
     "gradients": "methods",
-    "grid": "imaging",
     "guard": "training",
-    "image_files": "io",
     "inpainting": "synthesis",
     "losses": "training",
     "measuring": "jobs",
@@ -78,26 +72,15 @@ FLAT: dict[str, str] = {
     "schedulers": "methods",
     "scratch": "worker",
     "segmentation": "inference",
-    "segments": "io",
-    "slices": "imaging",
     "suggestion": "inference",
     "translation": "methods",
     "turns": "methods",
     "volume_networks": "inference",
 }  # FLAT
 NOT_YET: set[tuple[str, str]] = {
-    ("FewShotSegLib.data.adapter", "FewShotSegLib.files"),
-    ("FewShotSegLib.data.exemplar", "FewShotSegLib.files"),
-    ("FewShotSegLib.data.job", "FewShotSegLib.files"),
-    ("FewShotSegLib.data.prompt", "FewShotSegLib.files"),
-    ("FewShotSegLib.data.volume", "FewShotSegLib.files"),
-    ("FewShotSegLib.data.volume", "FewShotSegLib.image_files"),
-    ("FewShotSegLib.data.volume", "FewShotSegLib.segments"),
-    ("FewShotSegLib.folders", "FewShotSegLib.base_models"),
     ("FewShotSegLib.opening", "FewShotSegLib.prompted_recipe"),
     ("FewShotSegLib.prompted_training", "FewShotSegLib.turns"),
     ("FewShotSegLib.sam.samples", "FewShotSegLib.losses"),
-    ("FewShotSegLib.synthesis", "FewShotSegLib.contact_sheet"),
     ("FewShotSegLib.volume_networks", "FewShotSegLib.patches"),
 }  # NOT_YET
 DATA = "data"
@@ -105,7 +88,7 @@ DATA = "data"
 SLICER_SIDE = {"slicer", "qt", "vtk", "ctk", "PythonQt", "SlicerFewShotSeg", "FewShotSeg", "FewShotSegSlicer"}
 # Below this room no torch and no MONAI at any depth of the code: it must work while torch is not installed yet.
 FIRST_WITH_TORCH = "devices"
-TORCH_INSIDE = {"FewShotSegLib.anatomy_space"}  # when it is called; nothing that runs before needs it
+TORCH_INSIDE = {"FewShotSegLib.imaging.anatomy_space"}  # when it is called; nothing that runs before needs it
 WITHOUT_TORCH = {"FewShotSegLib.worker.client", "FewShotSegLib.worker.scratch", "FewShotSegLib.demo.phantom"}
 
 

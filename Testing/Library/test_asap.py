@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from FewShotSegLib.data.adapter import load_adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, SegmentJob
-from FewShotSegLib.data.volume import Labelmap, load_labelmap, load_volume, save_volume
-from FewShotSegLib.data_sets import data_sets_in
+from FewShotSegLib.data.volume import Labelmap
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.adapters import load_adapter
+from FewShotSegLib.io.datasets import data_sets_in
+from FewShotSegLib.io.volumes import load_labelmap, load_volume, save_volume
 from FewShotSegLib.methods import asap, lora
 from FewShotSegLib.opening import load_predictor
 from FewShotSegLib.pipeline import run

@@ -16,10 +16,11 @@ from FewShotSegLib import auxiliary
 from FewShotSegLib.auxiliary import Pool, UnusableArm
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.job import AuxiliaryFiles, ExemplarFiles
-from FewShotSegLib.data.volume import Labelmap, Volume, save_labelmap, save_volume
-from FewShotSegLib.data_sets import Case, DataSet, data_set_of, data_sets_in
+from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.grid import Grid
+from FewShotSegLib.imaging.grid import Grid
+from FewShotSegLib.io.datasets import Case, DataSet, data_set_of, data_sets_in
+from FewShotSegLib.io.volumes import save_labelmap, save_volume
 from FewShotSegLib.progress import Progress, silent
 from Testing.conftest import BALL, BOX, axial, placed
 

@@ -20,6 +20,7 @@ import pytest
 from FewShotSegLib import base_models
 from FewShotSegLib.base_models import BaseModel, add, download, find, location, models, search_folders, verify
 from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.io import places
 from FewShotSegLib.progress import Progress
 
 CONTENT = bytes(range(256)) * 12_000  # three chunks
@@ -149,10 +150,10 @@ def test_the_user_folder_follows_the_system(
     monkeypatch.setattr(sys, "platform", platform)
     if variable is not None:
         monkeypatch.setenv(variable, str(tmp_path))
-        assert base_models.user_folder() == tmp_path / expected
+        assert places.user_folder() == tmp_path / expected
         monkeypatch.delenv(variable)
-    assert base_models.user_folder().name == expected
-    assert Path.home() in base_models.user_folder().parents
+    assert places.user_folder().name == expected
+    assert Path.home() in places.user_folder().parents
 
 
 def test_importing_the_module_loads_nothing_heavy_and_no_network_code() -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from FewShotSegLib.batch import COLUMNS, run_jobs, segment_images
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
-from FewShotSegLib.data.volume import load_labelmap
 from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.pipeline import SomeImagesFailed
 from Testing.conftest import QUICK, Listener, write_discs
 

@@ -12,8 +12,8 @@ from FewShotSegLib.benchmarks import support
 from FewShotSegLib.benchmarks.datasets import STARE, DataSet
 from FewShotSegLib.charts import curves_chart
 from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.data.volume import save_volume
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.volumes import save_volume
 from Testing.conftest import discs
 
 TOY = DataSet(

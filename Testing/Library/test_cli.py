@@ -15,9 +15,10 @@ import pytest
 
 from FewShotSegLib import cli
 from FewShotSegLib.cli import main
-from FewShotSegLib.data.adapter import load_adapter
-from FewShotSegLib.data.job import SegmentJob, save_job
-from FewShotSegLib.data.volume import load_labelmap
+from FewShotSegLib.data.job import SegmentJob
+from FewShotSegLib.io.adapters import load_adapter
+from FewShotSegLib.io.jobs import save_job
+from FewShotSegLib.io.volumes import load_labelmap
 from Testing.conftest import QUICK, write_discs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from FewShotSegLib.data.job import AuxiliaryFiles, ExemplarFiles
-from FewShotSegLib.data_sets import DataSet, data_set_of, data_sets_in
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.datasets import DataSet, data_set_of, data_sets_in
 
 
 def touch(folder: Path, *names: str) -> None:

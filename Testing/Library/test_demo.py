@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from FewShotSegLib import base_models
-from FewShotSegLib.data.job import load_job
-from FewShotSegLib.data.volume import load_labelmap, load_volume
 from FewShotSegLib.demo import run_demo
+from FewShotSegLib.io.jobs import load_job
+from FewShotSegLib.io.volumes import load_labelmap, load_volume
 from Testing.conftest import save_tiny_compact
 
 SMALL = {"steps": 3, "image_size": 64, "batch_size": 1, "validate_every": 3, "guard": "off"}

@@ -9,7 +9,7 @@ import statistics
 import numpy as np
 import pytest
 
-from FewShotSegLib.data.volume import Labelmap, Volume, save_labelmap
+from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation import (
     COLUMNS,
@@ -21,6 +21,7 @@ from FewShotSegLib.evaluation import (
     write_rows,
     write_summary,
 )
+from FewShotSegLib.io.volumes import save_labelmap
 from FewShotSegLib.metrics import compare
 
 AFFINE = np.diag([-1.0, -1.5, 4.0, 1.0])

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from FewShotSegLib.data.exemplar import Exemplar, check_exemplars, load_exemplar, parse_exemplar, preflight
-from FewShotSegLib.data.volume import Labelmap, Volume, save_labelmap, save_volume
+from FewShotSegLib.data.exemplar import Exemplar, check_exemplars, preflight
+from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.exemplars import load_exemplar, parse_exemplar
+from FewShotSegLib.io.volumes import save_labelmap, save_volume
 
 SHAPE = (8, 12, 14)
 

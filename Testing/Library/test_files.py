@@ -15,7 +15,7 @@ import pytest
 
 from FewShotSegLib.data.digests import sha256_of_array
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.files import part_path, sha256_of_file, write_text_whole, written_whole
+from FewShotSegLib.io.files import part_path, sha256_of_file, write_text_whole, written_whole
 
 
 def files_in(folder: Path) -> list[str]:
@@ -124,7 +124,7 @@ def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     code = (
-        "import os, signal, sys; from FewShotSegLib.files import written_whole\n"
+        "import os, signal, sys; from FewShotSegLib.io.files import written_whole\n"
         "with written_whole(sys.argv[1]) as part:\n"
         "    part.write_text('half'); os.kill(os.getpid(), getattr(signal, 'SIGKILL', signal.SIGTERM))"
     )

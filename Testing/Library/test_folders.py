@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.folders import images_in
+from FewShotSegLib.io.folders import images_in
 
 
 def touch(folder: Path, *names: str, content: bytes = b"") -> None:

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from FewShotSegLib.data.adapter import Adapter, load_adapter, save_adapter
+from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.data.volume import Volume
-from FewShotSegLib.data_sets import data_sets_in
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.adapters import load_adapter, save_adapter
+from FewShotSegLib.io.datasets import data_sets_in
 from FewShotSegLib.methods import gmiseg
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.loading import sha256_of_network

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from FewShotSegLib import base_models
-from FewShotSegLib.data.adapter import load_adapter
-from FewShotSegLib.data.job import AdaptJob, EvaluateJob, SegmentJob, load_job
-from FewShotSegLib.data.volume import load_labelmap
+from FewShotSegLib.data.job import AdaptJob, EvaluateJob, SegmentJob
+from FewShotSegLib.io.adapters import load_adapter
+from FewShotSegLib.io.jobs import load_job
+from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.pipeline import run
 from Testing.conftest import Listener
 

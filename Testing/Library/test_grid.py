@@ -9,7 +9,7 @@ import pytest
 
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.grid import Grid, onto_grid, orientation_of
+from FewShotSegLib.imaging.grid import Grid, onto_grid, orientation_of
 from Testing.conftest import BALL, BOX, LPS, axial, placed
 
 GRID = Grid((2.0, 2.0, 4.0), (6, 20, 16))

@@ -15,11 +15,10 @@ from FewShotSegLib.data.job import (
     Job,
     SegmentJob,
     from_dict,
-    load_job,
-    save_job,
     to_dict,
 )
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.jobs import load_job, save_job
 
 ADAPT = AdaptJob(
     out="liver.safetensors",

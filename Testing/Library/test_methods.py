@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 import torch
 
-from FewShotSegLib.data.adapter import Adapter, load_adapter, save_adapter
+from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.imaging.slice_frame import frame_of
+from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.methods import METHODS, method
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.loading import sha256_of_network
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.predictor import Predictor
 from FewShotSegLib.segmentation import SegmentOptions, segment
-from FewShotSegLib.slices import frame_of
 from Testing.conftest import DISC, Listener, discs
 
 QUICK = {

@@ -16,17 +16,10 @@ from torch import Tensor, nn
 
 from FewShotSegLib import networks
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.networks import (
-    NETWORKS,
-    build,
-    kernels_of,
-    load_weights,
-    names_in,
-    parameter_count,
-    strides_of,
-    supervised,
-    weights_of,
-)
+from FewShotSegLib.networks import NETWORKS, build, names_in, parameter_count
+from FewShotSegLib.networks.shape import kernels_of, strides_of
+from FewShotSegLib.networks.small import supervised
+from FewShotSegLib.networks.weights import load_weights, weights_of
 
 EVERY_NETWORK = pytest.mark.parametrize("name", NETWORKS)
 PAPER_PATCH = (32, 240, 240)

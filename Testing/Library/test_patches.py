@@ -16,7 +16,7 @@ from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Volume, ras_from_ijk
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.grid import Grid, onto_grid
+from FewShotSegLib.imaging.grid import Grid, onto_grid
 from FewShotSegLib.patches import (
     Case,
     Change,

@@ -17,12 +17,15 @@ import pytest
 import torch
 
 from FewShotSegLib import base_models, pipeline
-from FewShotSegLib.data.adapter import load_adapter, save_adapter
-from FewShotSegLib.data.exemplar import load_exemplar
-from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob, save_job
-from FewShotSegLib.data.prompt import Prompt, save_prompts
-from FewShotSegLib.data.volume import Volume, load_labelmap, load_volume, save_volume
+from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
+from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import Cancelled, InputError, StopAndKeepBest
+from FewShotSegLib.io.adapters import load_adapter, save_adapter
+from FewShotSegLib.io.exemplars import load_exemplar
+from FewShotSegLib.io.jobs import save_job
+from FewShotSegLib.io.prompts import save_prompts
+from FewShotSegLib.io.volumes import load_labelmap, load_volume, save_volume
 from FewShotSegLib.pipeline import run, stage_rng
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.support import SupportRecipe, support_adapter

@@ -14,6 +14,7 @@ from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.imaging.slice_frame import SliceFrame, frame_of
 from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec
 from FewShotSegLib.sam.attention import encoding_precision
 from FewShotSegLib.sam.loading import sha256_of_network
@@ -29,7 +30,6 @@ from FewShotSegLib.sam.network import (
     PromptBatch,
 )
 from FewShotSegLib.sam.predictor import MASK_LOGIT, EmbeddingCache, Masks, Predictor
-from FewShotSegLib.slices import SliceFrame, frame_of
 
 SIZE = 64
 STRUCTURES = {2: "liver", 5: "spleen"}

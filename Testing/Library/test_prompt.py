@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from FewShotSegLib.data.prompt import Prompt, load_prompts, save_prompts
+from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Volume, ras_from_ijk
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.prompts import load_prompts, save_prompts
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from FewShotSegLib import registration
-from FewShotSegLib.anatomy_space import AnatomySpace
 from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.data.volume import Labelmap, Volume, ras_from_ijk
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.image_files import image_from
+from FewShotSegLib.imaging.anatomy_space import AnatomySpace
+from FewShotSegLib.io.images import image_from
 from FewShotSegLib.registration import (
     Registration,
     RegistrationRecipe,

@@ -10,19 +10,17 @@ from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Volume, ijk_from_ras, ras_from_ijk
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.slices import (
+from FewShotSegLib.imaging.slice_frame import (
     SliceFrame,
-    background_slices,
     frame_of,
     ijk_from_xy,
-    labelled_slices,
     labels_from_network,
     labels_to_network,
     mask_from_network,
-    neighbour_slices,
     to_network,
     xy_from_ijk,
 )
+from FewShotSegLib.imaging.slices import background_slices, labelled_slices, neighbour_slices
 
 
 def a_volume(shape=(20, 40, 60), spacing_mm=(0.8, 0.8, 5.0), directions=None, dtype=np.float32) -> Volume:

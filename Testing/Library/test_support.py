@@ -12,12 +12,14 @@ import pytest
 import torch
 from scipy import ndimage
 
-from FewShotSegLib.data.adapter import Adapter, load_adapter, save_adapter
+from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation import evaluate_case
+from FewShotSegLib.imaging.slices import labelled_slices
+from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.sam.network import POSITIVE, PromptableNetwork
 from FewShotSegLib.sam.predictor import Predictor
 from FewShotSegLib.sam.support import (
@@ -33,7 +35,6 @@ from FewShotSegLib.sam.support import _derived_prompts as derived_prompts
 from FewShotSegLib.sam.support import _expected_iou as expected_iou
 from FewShotSegLib.sam.support import _pictures as pictures
 from FewShotSegLib.segmentation import SegmentOptions, segment
-from FewShotSegLib.slices import labelled_slices
 from Testing.conftest import DISC, SQUARE, discs
 
 FEW = SupportRecipe(pictures=4, pixels=4000)

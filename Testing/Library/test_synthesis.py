@@ -8,20 +8,15 @@ import json
 import numpy as np
 import pytest
 
+from FewShotSegLib.contact_sheet import contact_sheet
 from FewShotSegLib.data import recipe as recipes
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.imaging.laterality import is_lateralised
+from FewShotSegLib.imaging.slice_frame import SliceFrame
+from FewShotSegLib.imaging.slices import LabelledSlice
 from FewShotSegLib.inpainting import harmonic_fill, without_structures
-from FewShotSegLib.pasting import displacement
-from FewShotSegLib.slices import LabelledSlice, SliceFrame
-from FewShotSegLib.synthesis import (
-    Placement,
-    Plan,
-    SynthesisRecipe,
-    Synthesizer,
-    Transform,
-    contact_sheet,
-    is_lateralised,
-)
+from FewShotSegLib.pasting import Placement, Transform, displacement
+from FewShotSegLib.synthesis import Plan, SynthesisRecipe, Synthesizer
 
 SIZE = 128
 NAMES = {1: "liver", 2: "spleen", 5: "aorta"}

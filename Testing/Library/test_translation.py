@@ -14,13 +14,20 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
 from torch import Tensor, nn
 
-from FewShotSegLib.cycle_gan import CycleGan, ImagePool, adversarial_loss, discriminator_loss
+from FewShotSegLib.cycle_gan import (
+    PRESETS,
+    CycleGan,
+    ImagePool,
+    TranslationRecipe,
+    adversarial_loss,
+    discriminator_loss,
+)
 from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.edge_consistency import _similarity, drift_picture, edge_consistency
 from FewShotSegLib.errors import Cancelled, InputError, StopAndKeepBest
 from FewShotSegLib.networks.translator import Discriminator, Generator
 from FewShotSegLib.progress import Progress
-from FewShotSegLib.translation import PRESETS, TranslationRecipe, load_translator, save_translator, train_translator
+from FewShotSegLib.translation import load_translator, save_translator, train_translator
 
 Array = NDArray[Any]
 

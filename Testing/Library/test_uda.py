@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from FewShotSegLib.anatomy_space import AnatomySpace
 from FewShotSegLib.class_training import ClassRecipe, predicted_labels, train_classes
-from FewShotSegLib.data.adapter import load_adapter
 from FewShotSegLib.data.job import AdaptJob, SegmentJob
-from FewShotSegLib.data.volume import Volume, load_labelmap, load_volume, save_volume
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.grid import Grid, onto_grid
+from FewShotSegLib.imaging.anatomy_space import AnatomySpace
+from FewShotSegLib.imaging.grid import Grid, onto_grid
+from FewShotSegLib.io.adapters import load_adapter
+from FewShotSegLib.io.volumes import load_labelmap, load_volume, save_volume
 from FewShotSegLib.methods import uda
 from FewShotSegLib.patches import Case, labels_onto_volume, onto_volume
 from FewShotSegLib.pipeline import run

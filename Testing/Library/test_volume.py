@@ -18,22 +18,11 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
 from FewShotSegLib.data.structures import structure_colors
-from FewShotSegLib.data.volume import (
-    Labelmap,
-    Volume,
-    as_labels,
-    ijk_from_ras,
-    label_values,
-    load_labelmap,
-    load_volume,
-    ras_from_ijk,
-    reindexed,
-    resample_labelmap,
-    save_labelmap,
-    save_volume,
-)
+from FewShotSegLib.data.volume import Labelmap, Volume, as_labels, ijk_from_ras, label_values, ras_from_ijk
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.image_files import SAVE_SUFFIXES
+from FewShotSegLib.imaging.reindex import reindexed, resample_labelmap
+from FewShotSegLib.io.images import SAVE_SUFFIXES
+from FewShotSegLib.io.volumes import load_labelmap, load_volume, save_labelmap, save_volume
 
 ROOT = Path(__file__).parents[2]
 

@@ -22,8 +22,9 @@ from FewShotSegLib.client import WorkerClient
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, SegmentJob, to_dict
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import describe
-from FewShotSegLib.data.volume import Volume, load_labelmap, load_volume
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.volumes import load_labelmap, load_volume
 from FewShotSegLib.methods import METHODS, method
 from FewShotSegLib.worker import Channel, Requests, read
 from Testing.conftest import QUICK, discs, write_discs
@@ -183,8 +184,8 @@ def test_a_click_is_answered_with_the_mask_of_the_library(
 def mask_of_the_library(volume: Volume, where: dict[str, Any]) -> tuple[Any, float]:
     import torch
 
+    from FewShotSegLib.imaging.slice_frame import frame_of, to_network
     from FewShotSegLib.opening import load_predictor
-    from FewShotSegLib.slices import frame_of, to_network
 
     predictor = load_predictor(where["adapter"], where["base"], torch.device("cpu"))
     assert predictor.adapter is not None

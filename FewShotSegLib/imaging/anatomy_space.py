@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Volume
-
-from .errors import InputError
+from FewShotSegLib.errors import InputError
 
 Mode = Literal["auto", "2d", "3d"]
 

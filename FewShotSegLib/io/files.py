@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import InputError
+from FewShotSegLib.errors import InputError
 
 
 def part_path(path: Path) -> Path:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import InputError
+from FewShotSegLib.errors import InputError
+
 from .files import known_suffix, written_whole
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from FewShotSegLib.data.structures import distinct_names, structure_colors
-
-from .errors import InputError
+from FewShotSegLib.errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from FewShotSegLib.data.volume import Volume, turned
+from FewShotSegLib.data.volume import Volume
+from FewShotSegLib.errors import InputError
 
-from .errors import InputError
+from .reindex import turned
 
 _RAS_AXIS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 

@@ -5,18 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .base_models import user_folder
-from .errors import InputError
+from FewShotSegLib.errors import InputError
+
 from .files import known_suffix
-from .image_files import DICOM_SUFFIXES, VOLUME_SUFFIXES
+from .images import DICOM_SUFFIXES, VOLUME_SUFFIXES
 
 _OUTPUT = ".probability"  # part of the names that `segment` gives to what it writes beside labelmaps
-
-
-def cache_folder() -> Path:
-    """Return the folder for what can be made again at any time: FEWSHOTSEG_CACHE, else one in the user's folder."""
-    chosen = os.environ.get("FEWSHOTSEG_CACHE")
-    return Path(chosen).expanduser() if chosen else user_folder() / "Cache"
 
 
 def images_in(folder: str | os.PathLike[str]) -> list[str]:

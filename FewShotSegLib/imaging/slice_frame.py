@@ -1,4 +1,4 @@
-"""Volume <-> network slices: square pixels, resize, pad, and the exact way back.
+"""Where a slice lies in the network's square: square pixels, resized, padded, and the exact way back.
 
 A slice of a volume is `array.take(index, axis)`, shape (H, W): the two remaining array axes in their order. The network
 sees it in a square of `image_size` pixels whose pixels are square in mm; the longest side fills the square and the rest
@@ -11,19 +11,14 @@ convention), for voxels as for network pixels: `x = (c + 0.5) * sx - 0.5`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from .errors import InputError
-
-if TYPE_CHECKING:
-    from FewShotSegLib.data.exemplar import Exemplar
-    from FewShotSegLib.data.intensity import IntensitySpec
-    from FewShotSegLib.data.volume import Volume
+from FewShotSegLib.data.volume import Volume
+from FewShotSegLib.errors import InputError
 
 Array = np.ndarray[Any, Any]
 
@@ -48,21 +43,6 @@ class SliceFrame:
         """Columns of a (N, 3) array of I, J, K coordinates that hold the slice's (row, column)."""
         rows, columns = (2 - axis for axis in range(3) if axis != self.axis)
         return rows, columns
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledSlice:
-    """One slice as the network sees it, with what is known about it."""
-
-    image: Array = field(repr=False)
-    """(S, S) float32 in [0, 1]."""
-    labels: Array = field(repr=False)
-    """(S, S) int32; 0 where nothing is labelled."""
-    frame: SliceFrame
-    source: str
-    """Exemplar name, axis letter and index, for provenance."""
-    annotated: bool
-    """Whether the labels are known; if not, every pixel may belong to any structure."""
 
 
 def frame_of(volume: Volume, axis: int, index: int, image_size: int) -> SliceFrame:
@@ -145,55 +125,6 @@ def ijk_from_xy(points_xy: Array, frame: SliceFrame) -> Array:
     points_ijk[:, columns] = (points_xy[:, 0] + 0.5) / sx - 0.5
     points_ijk[:, rows] = (points_xy[:, 1] + 0.5) / sy - 0.5
     return points_ijk
-
-
-def labelled_slices(exemplar: Exemplar, intensity: IntensitySpec, image_size: int) -> list[LabelledSlice]:
-    """Return the exemplar's annotated slices, in its order."""
-    return _slices(exemplar, intensity, image_size, exemplar.annotated_slices, annotated=True)
-
-
-def background_slices(
-    exemplar: Exemplar, intensity: IntensitySpec, image_size: int, limit: int | None = None
-) -> list[LabelledSlice]:
-    """Return the slices the user vouches hold none of the structures; at most `limit`, evenly spread."""
-    indices = list(exemplar.empty_slices)
-    if limit is not None and len(indices) > limit:
-        indices = [indices[i] for i in np.linspace(0, len(indices) - 1, limit).round().astype(int)] if limit > 0 else []
-    return _slices(exemplar, intensity, image_size, indices, annotated=True)
-
-
-def neighbour_slices(
-    exemplar: Exemplar, intensity: IntensitySpec, image_size: int, per_side: int = 2
-) -> list[LabelledSlice]:
-    """Return the unknown slices next to the annotated ones, up to `per_side` on each side, nearest first.
-
-    Nothing is known about them: they may hold any of the structures.
-    """
-    count = exemplar.volume.array.shape[exemplar.axis]
-    known = {*exemplar.annotated_slices, *exemplar.empty_slices}
-    distances: dict[int, int] = {}
-    for index in exemplar.annotated_slices:
-        for side in (range(index + 1, count), range(index - 1, -1, -1)):
-            unknown = [other for other in side if other not in known]
-            for other in unknown[:per_side]:
-                distances[other] = min(abs(other - index), distances.get(other, count))
-    nearest_first = sorted(distances, key=lambda other: (distances[other], other))
-    return _slices(exemplar, intensity, image_size, nearest_first, annotated=False)
-
-
-def _slices(
-    exemplar: Exemplar, intensity: IntensitySpec, image_size: int, indices: Iterable[int], *, annotated: bool
-) -> list[LabelledSlice]:
-    volume, axis = exemplar.volume, exemplar.axis
-    intensity_range = intensity.range_of(volume.array)
-    slices = []
-    for index in indices:
-        frame = frame_of(volume, axis, int(index), image_size)
-        image = to_network(intensity.apply(volume.array.take(index, axis), intensity_range), frame)
-        labels = exemplar.labelmap.take(index, axis) if annotated else np.zeros(frame.shape, np.int32)
-        source = f"{exemplar.name} {'kji'[axis]}={index}"
-        slices.append(LabelledSlice(image, labels_to_network(labels, frame), frame, source, annotated))
-    return slices
 
 
 @functools.lru_cache(maxsize=256)

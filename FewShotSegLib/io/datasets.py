@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from FewShotSegLib.data.exemplar import Exemplar, load_exemplar
+from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.job import AuxiliaryFiles, ExemplarFiles
 from FewShotSegLib.data.volume import checked_structures
+from FewShotSegLib.errors import InputError
 
-from .errors import InputError
+from .exemplars import load_exemplar
 from .files import known_suffix
-from .image_files import PICTURE_SUFFIXES, VOLUME_SUFFIXES
+from .images import PICTURE_SUFFIXES, VOLUME_SUFFIXES
 
 log = logging.getLogger(__name__)
 

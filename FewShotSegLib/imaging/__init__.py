@@ -1,0 +1,1 @@
+"""Geometry and intensities of volumes: slices and their network squares, grids, reindexing, anatomy images."""

@@ -1,0 +1,69 @@
+"""Labels on the grid of another volume: voxel by voxel where both grids have the same voxels, else by interpolation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from FewShotSegLib.data.volume import Array, Volume, _corners_ijk, ras_from_ijk
+
+
+def resample_labelmap(labelmap: Volume, onto: Volume) -> Volume:
+    """Return the labels at the voxel centres of `onto`, nearest neighbour, 0 outside. Only where it is asked for."""
+    index_from_index = np.linalg.inv(labelmap.affine) @ onto.affine  # (i, j, k) of onto -> (i, j, k) of labelmap
+    sizes = np.array(labelmap.shape[::-1])
+    result = np.zeros(onto.shape, dtype=labelmap.array.dtype)
+    j, i = np.meshgrid(np.arange(onto.shape[1]), np.arange(onto.shape[2]), indexing="ij")
+    for k in range(onto.shape[0]):  # one slice at a time: coordinates need 48 bytes per voxel
+        plane = np.stack([i.ravel(), j.ravel(), np.full(i.size, k)], axis=1)
+        nearest = np.floor(ras_from_ijk(index_from_index, plane) + 0.5).astype(np.int64)
+        inside = ((nearest >= 0) & (nearest < sizes)).all(axis=1)
+        at = nearest[inside]
+        result[k].reshape(-1)[inside] = labelmap.array[at[:, 2], at[:, 1], at[:, 0]]
+    return onto.like(result)
+
+
+def reindexed(labelmap: Volume, onto: Volume, *, crop: bool = False, tolerance: float = 1e-2) -> Volume | None:
+    """Return the same voxels in the index order of `onto`, or None where the two grids are not the same.
+
+    Slicer turns axes of left-handed files around on load, so a segmentation saved there may list the same voxels in
+    another order; that is undone exactly, without interpolation. `crop`: the labelmap may cover a part of `onto`
+    only (0 elsewhere). `tolerance` in voxels.
+    """
+    exact = index_map(labelmap.affine, labelmap.shape, onto.affine, tolerance)
+    if exact is None:
+        return None
+    landed = ras_from_ijk(exact, _corners_ijk(labelmap.shape))
+    low, high = landed.min(axis=0).astype(int), landed.max(axis=0).astype(int) + 1
+    sizes = np.array(onto.shape[::-1])
+    if (low < 0).any() or (high > sizes).any() or not (crop or ((low == 0).all() and (high == sizes).all())):
+        return None
+    result = np.zeros(onto.shape, dtype=labelmap.array.dtype)
+    part = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
+    result[part] = turned(labelmap.array, exact)
+    return onto.like(result)
+
+
+def index_map(own: Array, shape: tuple[int, int, int], onto: Array, tolerance: float = 1e-2) -> Array | None:
+    """Return the (4, 4) matrix of whole numbers from voxel (i, j, k) of one grid to the same voxel of the other.
+
+    `own` and `onto` are the affines, `shape` (K, J, I) is how far the first grid reaches. None where a voxel centre
+    lies further than `tolerance` voxels from one of the other grid. Axes may be permuted and flipped.
+    """
+    onto_from_own = np.linalg.inv(onto) @ own
+    exact = np.eye(4)
+    exact[:3] = np.rint(onto_from_own[:3])
+    turn = np.abs(exact[:3, :3])
+    if not (turn.sum(axis=0) == 1).all() or not (turn.sum(axis=1) == 1).all():
+        return None
+    corners = _corners_ijk(shape)  # an affine difference is largest at a corner
+    off = np.abs(ras_from_ijk(onto_from_own, corners) - ras_from_ijk(exact, corners)).max()
+    return exact if off <= tolerance else None
+
+
+def turned(array: Array, exact: Array) -> Array:
+    """Return a view of an array (K, J, I) with its axes permuted and flipped as an `index_map` says."""
+    turn = exact[:3, :3]
+    source = np.abs(turn).argmax(axis=1)  # own axis that becomes axis i, j, k of the other grid
+    moved = array.transpose(2, 1, 0).transpose(source)
+    signs = turn[np.arange(3), source]
+    return moved[tuple(slice(None, None, -1 if sign < 0 else 1) for sign in signs)].transpose(2, 1, 0)

@@ -1,0 +1,66 @@
+"""Jobs as JSON files, with paths that start at the folder of the file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from FewShotSegLib.data.job import Job, T, from_dict, to_dict
+from FewShotSegLib.errors import InputError
+
+from .files import write_text_whole
+
+
+def load_job(path: str | os.PathLike[str]) -> Job:
+    """Return the job in a JSON file; its relative paths start at the folder of that file."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"Cannot read the job {path}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a job: it is not UTF-8 text.") from error
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from error
+    try:
+        job = from_dict(values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return with_paths_from(job, path.absolute().parent)
+
+
+def save_job(job: Job, path: str | os.PathLike[str]) -> None:
+    """Write the job as JSON with absolute paths, so that it means the same wherever the file lies."""
+    values = to_dict(with_paths_from(job, Path.cwd()))
+    write_text_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def with_paths_from(job: T, folder: Path) -> T:
+    """Return the job with relative paths turned into absolute ones that start at `folder`. Model names stay names."""
+    changes = {entry.name: _resolved(entry, getattr(job, entry.name), folder) for entry in fields(job)}  # type: ignore[arg-type]
+    return replace(job, **changes)  # type: ignore[type-var]
+
+
+def _resolved(entry: Any, value: Any, folder: Path) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_resolved(entry, element, folder) for element in value)
+    if is_dataclass(value):
+        return with_paths_from(value, folder)
+    is_path = entry.metadata.get("path") and isinstance(value, str)
+    if not is_path or (entry.name == "base" and not _looks_like_a_file(value)):
+        return value
+    return str(folder / Path(value).expanduser())
+
+
+def _looks_like_a_file(base: str) -> bool:
+    """Tell a model file from the name of a registered model, which has neither a suffix nor a separator.
+
+    >>> [_looks_like_a_file(base) for base in ("vit_b", "sam.pth", "models/sam")]
+    [False, True, True]
+    """
+    return bool(Path(base).suffix) or len(Path(base).parts) > 1 or base.startswith("~")

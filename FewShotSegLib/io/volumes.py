@@ -1,0 +1,99 @@
+"""Volumes and labelmaps from files, and to files.
+
+Files and SimpleITK use LPS; the affines here are RAS, so the first two rows change sign at load and save, and nowhere
+else.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from FewShotSegLib.data.volume import Array, Labelmap, Volume, as_labels, label_values, log
+from FewShotSegLib.errors import InputError
+
+from .files import known_suffix
+from .images import affine_of, array_of, image_from, one_volume, read_image, write_image
+from .seg_nrrd import header_fields, merged_layers, segments_from
+
+
+def load_volume(
+    path: str | os.PathLike[str], *, channel: int | None = None, time_index: int | None = None, name: str | None = None
+) -> Volume:
+    """Load NRRD, NIfTI, MetaImage, PNG, JPEG, TIFF, BMP, one DICOM file, or a folder with one DICOM series.
+
+    Two-dimensional images get K = 1 and 1 mm thickness. Colour becomes luminance unless `channel` picks one.
+    `time_index` picks one volume of a four-dimensional file. `name` is what error messages call it (default: the path).
+    """
+    path = Path(path)
+    name = name or str(path)
+    image = read_image(path, name)
+    return _named_volume(one_volume(image, path, channel, time_index, name), affine_of(image), name)
+
+
+def _named_volume(array: Array, affine: Array, name: str) -> Volume:
+    try:
+        return Volume(array, affine)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def save_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool = True) -> None:
+    """Write NRRD, NIfTI or MetaImage, whole or not at all; the geometry survives exactly (NIfTI: as 32-bit numbers).
+
+    Without `compress` it is ten times faster, for files that are read once and removed.
+    """
+    write_image(image_from(volume.array, volume.affine), Path(path), compress=compress)
+
+
+def load_labelmap(path: str | os.PathLike[str]) -> Labelmap:
+    """Load a labelmap; segment names come from a segmentation file (.seg.nrrd), otherwise each value is its own name.
+
+    The layers of a segmentation become one labelmap: where segments overlap the higher layer wins, which is logged.
+    Label values are kept when they differ; segments that share a value in different layers are numbered 1, 2, ... in
+    the order of the file.
+    """
+    path = Path(path)
+    name = str(path)
+    image = read_image(path, name)
+    if image.HasMetaDataKey("Segment0_ID"):
+        header = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+        layers = _layers_of(array_of(image), image.GetNumberOfComponentsPerPixel(), image.GetDimension(), name)
+        merged, structures, overlapping = merged_layers(layers, segments_from(header, len(layers), name))
+        if overlapping:
+            log.warning("%s: segments overlap in %d voxels; the higher layer is kept.", name, overlapping)
+        return Labelmap(_named_volume(as_labels(merged, name), affine_of(image), name), structures)
+    volume = _named_volume(one_volume(image, path, None, None, name), affine_of(image), name)
+    labels = as_labels(volume.array, name)
+    return Labelmap(volume.like(labels), {value: str(value) for value in label_values(labels)})
+
+
+def _layers_of(array: Array, components: int, dimension: int, name: str) -> list[Array]:
+    """Return the layers, each (K, J, I): a file keeps them as values per voxel or as a fourth dimension."""
+    if components > 1:
+        layers = [array[..., layer] for layer in range(components)]
+    else:
+        layers = list(array) if dimension == 4 else [array]
+    if layers[0].ndim == 2:
+        layers = [layer[np.newaxis] for layer in layers]
+    if layers[0].ndim != 3 or not layers[0].size:
+        raise InputError(f"{name}: a segmentation has 3 dimensions and layers, got the shape {array.shape}.")
+    return [as_labels(layer, name) for layer in layers]
+
+
+def save_labelmap(labelmap: Labelmap, path: str | os.PathLike[str]) -> None:
+    """Write the labelmap in its own geometry; `.seg.nrrd` is a Slicer segmentation with names and colours.
+
+    Values without a name are named by their number. Other formats keep the values only.
+    """
+    path = Path(path)
+    volume = labelmap.volume
+    structures = {value: str(value) for value in label_values(volume.array)} | dict(labelmap.structures)
+    array = volume.array.astype(np.uint8 if max(structures, default=0) <= 255 else np.uint16)
+    image = image_from(array, volume.affine)
+    if known_suffix(path).lower() == ".seg.nrrd":
+        for key, text in header_fields(array, volume.affine, structures).items():
+            image.SetMetaData(key, text)
+    write_image(image, path)
