@@ -19,15 +19,15 @@ from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, Se
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import from_dict
 from FewShotSegLib.data.volume import Labelmap
+from FewShotSegLib.evaluation.scoring import Row
 from FewShotSegLib.io.jobs import save_job
 from FewShotSegLib.io.prompts import save_prompts
 from FewShotSegLib.io.volumes import save_labelmap, save_volume
 from FewShotSegLib.methods.lora import Recipe
+from FewShotSegLib.visualization.contact_sheet import contact_sheet
+from FewShotSegLib.visualization.text_table import table
 
-from .contact_sheet import contact_sheet
 from .demo_report import BASE, CLICKED, FOLDERS, FREE, DemoReport, Patient, mean_dice, write_report
-from .display import table
-from .evaluation import Row
 from .phantom import cohort
 from .pipeline import run
 from .progress import Progress, Report, silent

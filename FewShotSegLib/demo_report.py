@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Labelmap, Volume
+from FewShotSegLib.evaluation.scoring import Row
 from FewShotSegLib.io.volumes import load_labelmap
+from FewShotSegLib.visualization.charts import bars_chart, learning_chart
+from FewShotSegLib.visualization.html_page import Report
+from FewShotSegLib.visualization.overlays import overlay_colors, overlay_png, upright
 
-from .charts import bars_chart, learning_chart
-from .evaluation import Row
 from .progress import Progress
-from .report import Report, overlay_colors, overlay_png, upright
 
 BASE, CLICKED, FREE = "base model, clicks", "adapted, clicks", "adapted, no clicks"
 FOLDERS = {BASE: "with-clicks-base", CLICKED: "with-clicks-adapted", FREE: "segmented"}

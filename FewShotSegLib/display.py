@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
+from FewShotSegLib.visualization.text_table import table
+
 from .progress import Progress
 
 _SHARE = 0.1  # of the work between two lines in a log
@@ -179,17 +181,6 @@ def _score_lines(result: Mapping[str, Any]) -> list[str]:
         for g in groups
     ]
     return table(rows)
-
-
-def table(rows: Iterable[Iterable[str]]) -> list[str]:
-    """Lines with columns as wide as they must be.
-
-    >>> table([("liver", "0.9"), ("left kidney", "0.85")])
-    ['liver        0.9', 'left kidney  0.85']
-    """
-    filled = [list(row) for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*filled, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in filled]
 
 
 def readable_card(values: Mapping[str, Any], parameters: int, size_bytes: int) -> str:

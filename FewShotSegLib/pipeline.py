@@ -29,6 +29,8 @@ from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, Se
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import from_dict
 from FewShotSegLib.data.volume import AXES, Volume
+from FewShotSegLib.evaluation.scoring import evaluate_case, evaluate_folder, summarize, write_plot
+from FewShotSegLib.evaluation.tables import write_rows, write_summary
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.io.datasets import DataSet, data_set_of, data_sets_in
 from FewShotSegLib.io.exemplars import load_exemplar
@@ -36,12 +38,11 @@ from FewShotSegLib.io.files import known_suffix, written_whole
 from FewShotSegLib.io.folders import images_in
 from FewShotSegLib.io.prompts import load_prompts
 from FewShotSegLib.io.volumes import load_labelmap, load_volume, save_labelmap, save_volume
+from FewShotSegLib.visualization.charts import choices_chart, gallery_chart
+from FewShotSegLib.visualization.contact_sheet import contact_sheet
 
 from . import base_models
-from .charts import choices_chart, gallery_chart
-from .contact_sheet import contact_sheet
 from .errors import Cancelled, InputError
-from .evaluation import evaluate_case, evaluate_folder, summarize, write_plot, write_rows, write_summary
 from .memory_curve import MemoryCurve, gpu_memory_of
 from .methods import method
 from .opening import choose_device, load_any_predictor, load_support_predictor

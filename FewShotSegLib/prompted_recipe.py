@@ -12,7 +12,7 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.sam.adaptation import AdaptationSpec
 from FewShotSegLib.sam.lora import KINDS, LoraSpec
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.synthesis import SynthesisRecipe
+from FewShotSegLib.synthesis.plan import SynthesisRecipe
 
 ALL_BLOCKS = -1
 R = TypeVar("R", bound="PromptedRecipe")

@@ -40,7 +40,8 @@ from FewShotSegLib.sam.samples import (
     query_loss,
     token_query,
 )
-from FewShotSegLib.synthesis import Sample, Synthesizer
+from FewShotSegLib.synthesis.plan import Sample
+from FewShotSegLib.synthesis.synthesizer import Synthesizer
 from FewShotSegLib.training import FitResult, Schedule, fit, step_rng
 from FewShotSegLib.turns import Turns
 

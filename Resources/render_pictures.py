@@ -19,7 +19,7 @@ ICON_SIZE = 128
 sys.path.insert(0, str(RESOURCES.parent))
 
 from FewShotSegLib.phantom import patient  # noqa: E402 - a script, also where the library is not installed
-from FewShotSegLib.report import PALETTE, overlay_png  # noqa: E402
+from FewShotSegLib.visualization.overlays import PALETTE, overlay_png  # noqa: E402
 
 
 def draw_icon() -> None:

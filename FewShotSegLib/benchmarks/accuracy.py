@@ -31,7 +31,7 @@ from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import with_overrides
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.evaluation import Row, evaluate_case
+from FewShotSegLib.evaluation.scoring import Row, evaluate_case
 from FewShotSegLib.imaging.slice_frame import SliceFrame, frame_of, to_network
 from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.methods import lora

@@ -45,7 +45,8 @@ from FewShotSegLib.sam.network import PADDING, POSITIVE, Embedding, PromptableNe
 from FewShotSegLib.sam.predictor import EmbeddingCache, Predictor
 from FewShotSegLib.sam.samples import Query, click_query, images_of, query_loss, token_query
 from FewShotSegLib.segmentation import segment
-from FewShotSegLib.synthesis import Sample, Synthesizer
+from FewShotSegLib.synthesis.plan import Sample
+from FewShotSegLib.synthesis.synthesizer import Synthesizer
 from FewShotSegLib.training import FitResult, Schedule, fit, step_rng
 
 logger = logging.getLogger(__name__)

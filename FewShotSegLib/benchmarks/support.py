@@ -25,12 +25,11 @@ import torch
 from FewShotSegLib.benchmarks.datasets import DATASETS, STARE, DataSet, exemplars, unseen_cases
 from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
 from FewShotSegLib.benchmarks.unet import segment_unet, train_unet
-from FewShotSegLib.charts import curves_chart
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.evaluation import evaluate_case
+from FewShotSegLib.evaluation.scoring import evaluate_case
 from FewShotSegLib.io.files import write_text_whole, written_whole
 from FewShotSegLib.methods import gmiseg, lora
 from FewShotSegLib.progress import silent
@@ -40,6 +39,7 @@ from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.predictor import EmbeddingCache, Predictor
 from FewShotSegLib.sam.support import SUBSET, SupportPredictor, SupportRecipe, support_adapter
 from FewShotSegLib.segmentation import SegmentOptions, segment
+from FewShotSegLib.visualization.charts import curves_chart
 
 logger = logging.getLogger(__name__)
 

@@ -24,10 +24,10 @@ from FewShotSegLib.benchmarks.records import add_result, results_in
 from FewShotSegLib.benchmarks.uda_cost import costs
 from FewShotSegLib.data.recipe import with_overrides
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.evaluation.metrics import compare
 from FewShotSegLib.io.datasets import Case, DataSet
 from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.methods import uda
-from FewShotSegLib.metrics import compare
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.volume_networks import VolumePredictor
 

@@ -44,7 +44,7 @@ from FewShotSegLib.prompted_training import Lesson, adapt_prompted, synthesizer_
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.samples import click_query, images_of, on_device, query_loss
 from FewShotSegLib.schedulers import SCHEDULERS, Direct, Scheduler, scheduler_of
-from FewShotSegLib.synthesis import Sample
+from FewShotSegLib.synthesis.plan import Sample
 from FewShotSegLib.turns import TurnRecipe, Turns, spread
 
 __all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset", "synthesizer_of"]

@@ -43,7 +43,8 @@ from FewShotSegLib.prompted_recipe import PromptedRecipe, adaptation_spec, archi
 from FewShotSegLib.prompted_training import learn
 from FewShotSegLib.sam.adaptation import Adaptation
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.synthesis import Sample, SynthesisRecipe, Synthesizer
+from FewShotSegLib.synthesis.plan import Sample, SynthesisRecipe
+from FewShotSegLib.synthesis.synthesizer import Synthesizer
 
 __all__ = [
     "LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "preflight", "resolve", "smaller_preset", "synthesizer_of",

@@ -45,7 +45,6 @@ from FewShotSegLib.imaging.grid import Grid, onto_grid
 from FewShotSegLib.io.datasets import DataSet, complete_exemplar
 from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.io.places import cache_folder
-from FewShotSegLib.outlines import outlined
 from FewShotSegLib.patches import Case, PatchRecipe
 from FewShotSegLib.progress import STAGE, Progress, Report
 from FewShotSegLib.pseudo_labels import (
@@ -60,6 +59,7 @@ from FewShotSegLib.pseudo_labels import (
 from FewShotSegLib.registration import Borrowed, RegistrationRecipe, borrow_labels, size_of
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.translation import Translator, load_translator, save_translator, train_translator
+from FewShotSegLib.visualization.overlays import outlined
 from FewShotSegLib.volume_networks import grid_to_dict, network_arguments, seen_by
 
 __all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset"]

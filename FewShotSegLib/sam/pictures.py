@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from FewShotSegLib.data.structures import structure_colors
-from FewShotSegLib.outlines import outline, outlined
 from FewShotSegLib.sam.adaptation import Adaptation, target_of
 from FewShotSegLib.sam.clicks import FIRST_PROMPT
 from FewShotSegLib.sam.network import PADDING, PromptableNetwork, PromptBatch
-from FewShotSegLib.synthesis import Sample
+from FewShotSegLib.synthesis.plan import Sample
+from FewShotSegLib.visualization.overlays import outline, outlined
 
 TRUTH = (255, 255, 255)
 

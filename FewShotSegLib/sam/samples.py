@@ -15,7 +15,7 @@ from FewShotSegLib.losses import cross_entropy, soft_dice_loss
 from FewShotSegLib.sam.adaptation import Adaptation, target_of
 from FewShotSegLib.sam.clicks import FIRST_PROMPT, corrected, first_prompt
 from FewShotSegLib.sam.network import PADDING, Embedding, PromptableNetwork, PromptBatch
-from FewShotSegLib.synthesis import Sample
+from FewShotSegLib.synthesis.plan import Sample
 
 KINDS, SHARES = ("click", "box", "both"), (0.7, 0.2, 0.1)
 PixelLoss = Callable[[Tensor, Tensor], Tensor]

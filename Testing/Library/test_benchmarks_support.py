@@ -10,10 +10,10 @@ import pytest
 
 from FewShotSegLib.benchmarks import support
 from FewShotSegLib.benchmarks.datasets import STARE, DataSet
-from FewShotSegLib.charts import curves_chart
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.volumes import save_volume
+from FewShotSegLib.visualization.charts import curves_chart
 from Testing.conftest import discs
 
 TOY = DataSet(

@@ -11,18 +11,11 @@ import pytest
 
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.evaluation import (
-    COLUMNS,
-    case_name,
-    evaluate_case,
-    evaluate_folder,
-    summarize,
-    write_plot,
-    write_rows,
-    write_summary,
-)
+from FewShotSegLib.evaluation.metrics import compare
+from FewShotSegLib.evaluation.pairing import case_name
+from FewShotSegLib.evaluation.scoring import COLUMNS, evaluate_case, evaluate_folder, summarize, write_plot
+from FewShotSegLib.evaluation.tables import write_rows, write_summary
 from FewShotSegLib.io.volumes import save_labelmap
-from FewShotSegLib.metrics import compare
 
 AFFINE = np.diag([-1.0, -1.5, 4.0, 1.0])
 NAMES = {1: "liver", 2: "spleen"}

@@ -12,7 +12,7 @@ from monai.metrics import compute_average_surface_distance, compute_hausdorff_di
 from scipy import ndimage
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.metrics import Scores, compare, hausdorff_mm, image_diagonal_mm, surface_distances
+from FewShotSegLib.evaluation.metrics import Scores, compare, hausdorff_mm, image_diagonal_mm, surface_distances
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
 

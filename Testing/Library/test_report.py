@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from FewShotSegLib.charts import bars_chart, learning_chart
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.report import Report, overlay_colors, overlay_png, png_bytes, upright
+from FewShotSegLib.visualization.charts import bars_chart, learning_chart
+from FewShotSegLib.visualization.html_page import Report
+from FewShotSegLib.visualization.overlays import overlay_colors, overlay_png, png_bytes, upright
 
 COLORS = {1: (1.0, 0.0, 0.0), 2: (0.0, 0.0, 1.0)}
 PNG = png_bytes(np.zeros((2, 3, 3), dtype=np.uint8))

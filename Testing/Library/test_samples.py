@@ -25,7 +25,7 @@ from FewShotSegLib.sam.samples import (
     query_loss,
     token_query,
 )
-from FewShotSegLib.synthesis import Sample
+from FewShotSegLib.synthesis.plan import Sample
 
 SIZE = 64
 STRUCTURES = (1, 2, 3)

@@ -17,7 +17,7 @@ from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.evaluation import evaluate_case
+from FewShotSegLib.evaluation.scoring import evaluate_case
 from FewShotSegLib.imaging.slices import labelled_slices
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.sam.network import POSITIVE, PromptableNetwork

@@ -8,15 +8,16 @@ import json
 import numpy as np
 import pytest
 
-from FewShotSegLib.contact_sheet import contact_sheet
 from FewShotSegLib.data import recipe as recipes
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.laterality import is_lateralised
 from FewShotSegLib.imaging.slice_frame import SliceFrame
 from FewShotSegLib.imaging.slices import LabelledSlice
-from FewShotSegLib.inpainting import harmonic_fill, without_structures
-from FewShotSegLib.pasting import Placement, Transform, displacement
-from FewShotSegLib.synthesis import Plan, SynthesisRecipe, Synthesizer
+from FewShotSegLib.synthesis.inpainting import harmonic_fill, without_structures
+from FewShotSegLib.synthesis.pasting import displacement
+from FewShotSegLib.synthesis.plan import Placement, Plan, SynthesisRecipe, Transform
+from FewShotSegLib.synthesis.synthesizer import Synthesizer
+from FewShotSegLib.visualization.contact_sheet import contact_sheet
 
 SIZE = 128
 NAMES = {1: "liver", 2: "spleen", 5: "aorta"}

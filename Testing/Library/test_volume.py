@@ -241,7 +241,8 @@ def test_a_disk_that_fills_up_leaves_neither_half_a_file_nor_silence(tmp_path, s
 import resource, sys
 import numpy as np
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.data.volume import Volume, save_volume
+from FewShotSegLib.data.volume import Volume
+from FewShotSegLib.io.volumes import save_volume
 volume = Volume(np.random.default_rng(0).integers(0, 30000, (20, 50, 50)).astype(np.int16), np.eye(4))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 try:

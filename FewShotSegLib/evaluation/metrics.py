@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import InputError
+from FewShotSegLib.errors import InputError
 
 Mask = NDArray[np.bool_]
 Distances = NDArray[np.float64]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import InputError
+from FewShotSegLib.errors import InputError
 
 if TYPE_CHECKING:
-    from .evaluation import Row
+    from FewShotSegLib.evaluation.scoring import Row
 
 DOTS_PER_INCH = 160
 

@@ -12,43 +12,15 @@ from scipy import ndimage
 
 from FewShotSegLib.imaging.slices import LabelledSlice
 
+from .plan import Placement
+
 if TYPE_CHECKING:
-    from .synthesis import SynthesisRecipe
+    from .plan import SynthesisRecipe
 
 Array = np.ndarray[Any, Any]
 Window = tuple[slice, slice]
 
 _ELASTIC_NODES = 6  # control nodes per side: bends no finer than a third of the picture
-
-
-@dataclass(frozen=True)
-class Transform:
-    """Mirror, turn and scale about a centre, then shift; the shift is (down, right) as a share of the image size."""
-
-    scale: float = 1.0
-    rotation_deg: float = 0.0
-    shift: tuple[float, float] = (0.0, 0.0)
-    mirrored: tuple[bool, bool] = (False, False)
-    """Whether rows (up-down) and columns (left-right) are mirrored."""
-
-    def inverse(self, centre: Array, image_size: int) -> tuple[Array, Array]:
-        """Return (A, b) with `source = A @ output + b` in (row, column) pixels; angles turn from rows to columns."""
-        angle = np.deg2rad(self.rotation_deg)
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        mirror = np.diag([-1.0 if mirrored else 1.0 for mirrored in self.mirrored])
-        matrix = mirror @ turn.T / self.scale
-        return matrix, centre - matrix @ (centre + np.array(self.shift) * image_size)
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How one structure is pasted."""
-
-    value: int
-    transform: Transform
-    gain: float = 1.0
-    bias: float = 0.0
-    rim_px: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.files import written_whole
 
-from .errors import InputError
-
 if TYPE_CHECKING:
-    from .synthesis import Sample
+    from FewShotSegLib.synthesis.plan import Sample
 
 
 def contact_sheet(samples: Sequence[Sample], path: Path | str, columns: int = 6) -> None:

@@ -1,0 +1,166 @@
+"""What a synthesized sample is made of, decided before anything is drawn: a plan that can be kept and drawn again.
+
+`SynthesisRecipe` holds the options, `Plan` the choices of one sample, `Sample` what comes out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from FewShotSegLib.data.recipe import check, option
+from FewShotSegLib.errors import InputError
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Mirror, turn and scale about a centre, then shift; the shift is (down, right) as a share of the image size."""
+
+    scale: float = 1.0
+    rotation_deg: float = 0.0
+    shift: tuple[float, float] = (0.0, 0.0)
+    mirrored: tuple[bool, bool] = (False, False)
+    """Whether rows (up-down) and columns (left-right) are mirrored."""
+
+    def inverse(self, centre: Array, image_size: int) -> tuple[Array, Array]:
+        """Return (A, b) with `source = A @ output + b` in (row, column) pixels; angles turn from rows to columns."""
+        angle = np.deg2rad(self.rotation_deg)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        mirror = np.diag([-1.0 if mirrored else 1.0 for mirrored in self.mirrored])
+        matrix = mirror @ turn.T / self.scale
+        return matrix, centre - matrix @ (centre + np.array(self.shift) * image_size)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How one structure is pasted."""
+
+    value: int
+    transform: Transform
+    gain: float = 1.0
+    bias: float = 0.0
+    rim_px: float = 0.0
+
+
+@dataclass(frozen=True)
+class SynthesisRecipe:
+    """How samples are drawn. The paper names the transforms but publishes no ranges; these are ours."""
+
+    scale: tuple[float, float] = option((0.8, 1.2), "Smallest and largest size factor", min=0.1, max=10.0)
+    rotation_deg: float = option(15.0, "Largest rotation either way; 180 for tumours", min=0.0, max=180.0)
+    shift: float = option(0.05, "Largest shift either way, as a share of the field of view", min=0.0, max=0.5)
+    # Above 0.05 the field could fold; see `displacement`.
+    elastic: float = option(0.01, "Largest smooth deformation, as a share of the field of view", min=0.0, max=0.05)
+    flip: Literal["never", "horizontal", "vertical", "both"] = option(
+        "never", "Mirroring; never done where a structure is named left or right"
+    )
+    gain: tuple[float, float] = option((0.9, 1.1), "Smallest and largest factor on intensities", min=0.0, max=10.0)
+    bias: float = option(0.1, "Largest offset of intensities either way, on a scale of 0 to 1", min=0.0, max=1.0)
+    # 1 is the paper's. Of a 400 HU window +-0.1 is 40 HU, more than what tells a liver from a spleen.
+    structure_intensity: float = option(
+        0.3, "Share of gain and bias that each structure draws for itself", min=0.0, max=1.0, advanced=True
+    )
+    blur_sigma_px: float = option(1.0, "Largest blur", min=0.0, max=10.0)
+    noise_sd: float = option(0.02, "Largest noise, on a scale of 0 to 1", min=0.0, max=1.0)
+    composite: Literal["mask", "paper"] = option("mask", "What is pasted: the label's pixels, or those above 0 (Eq. 1)")
+    interpolation: Literal["linear", "nearest"] = option("linear", "How pixels are transformed", advanced=True)
+    rim: float = option(0.03, "Widest rim of own surroundings, as a share of the field of view", min=0.0, max=0.2)
+    feather_px: float = option(1.5, "Width over which the rim fades out", min=0.0, max=20.0, advanced=True)
+    background: Literal["auto", "known_empty", "inpaint", "mixed", "neighbour"] = option(
+        "auto", "What structures are pasted on; auto: slices known to be empty, or inpainted where there are none"
+    )
+    original_probability: float = option(0.5, "Share of samples that are whole annotated slices", min=0.0, max=1.0)
+    empty_probability: float = option(
+        0.1, "Share of samples without any structure, if there are such", min=0.0, max=1.0
+    )
+    keep_structure_probability: float = option(0.9, "Chance that a structure is pasted", min=0.0, max=1.0)
+    min_visible: float = option(0.5, "Share of each pasted structure that must stay visible", min=0.0, max=0.9)
+    max_tries: int = option(10, "Draws before structures are left in their own places", min=1, max=1000, advanced=True)
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("scale", "gain"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise InputError(
+                    f'Recipe option "{name}" must be the smaller, then the larger number, got {low}, {high}.'
+                )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that was drawn for one sample; JSON there and back gives the same sample."""
+
+    kind: Literal["pasted", "original", "empty"]
+    exemplar: int | None
+    """Index of the annotated slice; None for an empty sample."""
+    background: int | None
+    """Index among the slices of `background_kind`; None where the exemplar is its own background."""
+    background_kind: Literal["exemplar", "known_empty", "inpaint", "neighbour"]
+    sources: tuple[str, ...]
+    """Names of the slices used, so that a plan is not applied to other slices by mistake."""
+    scene: Transform = field(default_factory=Transform)
+    """Of the background or of the whole slice, about the centre of the content."""
+    placements: tuple[Placement, ...] = ()
+    left_out: tuple[int, ...] = ()
+    elastic_px: float = 0.0
+    elastic_seed: int = 0
+    gain: float = 1.0
+    bias: float = 0.0
+    blur_sigma_px: float = 0.0
+    noise_sd: float = 0.0
+    noise_seed: int = 0
+    tries: int = 1
+    own_places: bool = False
+    """No draw kept enough of every structure visible, so they were pasted where they were."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return _to_json(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """Return the plan that `to_dict` described."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(values, Mapping) or set(values) != known:
+            raise InputError(f"A sample's plan must have the keys {', '.join(sorted(known))}.")
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        plain["placements"] = tuple(
+            Placement(**{**placement, "transform": _transform(placement["transform"])})
+            for placement in values["placements"]
+        )
+        plain["scene"] = _transform(values["scene"])
+        return cls(**plain)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One training slice."""
+
+    image: Array = field(repr=False)
+    """(S, S) float32 in [0, 1]; padding is 0."""
+    labels: Array = field(repr=False)
+    """(S, S) int32."""
+    known: Array | None = field(repr=False)
+    """(S, S) bool, where `labels` can be relied upon, None for everywhere. The loss must leave out the rest."""
+    provenance: dict[str, Any]
+    """JSON: the plan, the pixels of each structure, and remarks in words where a fallback was used."""
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to_json(item) for key, item in value.items()}
+    return [_to_json(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _transform(values: Mapping[str, Any]) -> Transform:
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Transform(**plain)
