@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from FewShotSegLib.imaging.grid import Grid
+from FewShotSegLib.inference.sliding_window import decided, predict
+from FewShotSegLib.inference.volume_network import network_arguments
 from FewShotSegLib.networks.small import supervised
 from FewShotSegLib.networks.weights import load_weights, weights_of
-from FewShotSegLib.patches import Case, PatchRecipe, PatchSource, decided, predict
 from FewShotSegLib.progress import Report, silent
-from FewShotSegLib.sam.attention import bfloat16_pays
-from FewShotSegLib.training import Schedule, fit, step_rng
-from FewShotSegLib.volume_networks import network_arguments
+from FewShotSegLib.training.fit import Schedule, fit, step_rng
+from FewShotSegLib.training.patches import Case, PatchRecipe, PatchSource
 
+from .devices import bfloat16_pays
 from .networks import build
 
 

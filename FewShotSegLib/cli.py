@@ -100,7 +100,7 @@ def _segment(chosen: argparse.Namespace) -> None:
 def _support_recipe(chosen: argparse.Namespace) -> dict[str, Any]:
     if not chosen.support_recipe:
         return {}
-    from .sam.support import SupportRecipe
+    from FewShotSegLib.inference.support import SupportRecipe
 
     return recipe_from(SupportRecipe, chosen.support_recipe)
 
@@ -157,29 +157,30 @@ def _ctrl_c(control: Control, keep_best: bool) -> Iterator[None]:
 
 
 def _models(chosen: argparse.Namespace) -> None:
-    from . import base_models
+    from .sam import registry
+    from .sam.download import download
 
     if chosen.action == "list":
         _list_models(chosen.json)
     elif chosen.action == "verify":
-        for name in chosen.names or [m.name for m in base_models.models() if base_models.location(m)]:
-            print(f"{name}: {base_models.verify(name)} is right")
+        for name in chosen.names or [m.name for m in registry.models() if registry.location(m)]:
+            print(f"{name}: {registry.verify(name)} is right")
     elif chosen.action == "add":
-        model = base_models.add(chosen.file, chosen.architecture, chosen.name)
+        model = registry.add(chosen.file, chosen.architecture, chosen.name)
         print(f"{model.name} ({model.architecture}) is registered: use it with --base {model.name}")
     else:
         with _watched(chosen) as (control, display):
             for name in chosen.names:
-                path = base_models.download(name, control)
+                path = download(name, control)
                 display.line(f"{name}: {path}")
 
 
 def _list_models(as_json: bool) -> None:
     from dataclasses import asdict
 
-    from . import base_models
+    from .sam import registry
 
-    found = [(model, base_models.location(model)) for model in base_models.models()]
+    found = [(model, registry.location(model)) for model in registry.models()]
     if as_json:
         print(json.dumps([asdict(model) | {"path": path and str(path)} for model, path in found]))
         return
@@ -187,7 +188,7 @@ def _list_models(as_json: bool) -> None:
         where = str(path) if path else f"not here; fewshotseg models download {model.name}" if model.url else "not here"
         size = f"{model.size_bytes / 1e6:.0f} MB" if model.size_bytes else ""
         print(f"{model.name:12} {model.architecture:8} {size:>8}  {model.note}\n{'':12} {where}")
-    print(f"Downloads go to {base_models.download_folder()}")
+    print(f"Downloads go to {registry.download_folder()}")
 
 
 def _show(chosen: argparse.Namespace) -> None:

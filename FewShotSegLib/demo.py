@@ -24,6 +24,8 @@ from FewShotSegLib.io.jobs import save_job
 from FewShotSegLib.io.prompts import save_prompts
 from FewShotSegLib.io.volumes import save_labelmap, save_volume
 from FewShotSegLib.methods.lora import Recipe
+from FewShotSegLib.training.fit import step_rng
+from FewShotSegLib.training.prompted import synthesizer_of
 from FewShotSegLib.visualization.contact_sheet import contact_sheet
 from FewShotSegLib.visualization.text_table import table
 
@@ -31,9 +33,7 @@ from .demo_report import BASE, CLICKED, FOLDERS, FREE, DemoReport, Patient, mean
 from .phantom import cohort
 from .pipeline import run
 from .progress import Progress, Report, silent
-from .prompted_training import synthesizer_of
 from .sam.clicks import centre_click
-from .training import step_rng
 
 # No time limit: it would let the clock into the learning rate, and two demos should end alike.
 RECIPE: dict[str, Any] = {

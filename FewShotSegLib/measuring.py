@@ -14,12 +14,12 @@ import torch
 
 from FewShotSegLib.data.job import AdaptJob
 
-from . import base_models
+from .devices import choose_device
 from .errors import Cancelled
 from .methods import method
-from .opening import choose_device
 from .pipeline import architecture_of, recipe_of, run
 from .progress import Progress, Report, silent
+from .sam import registry
 
 
 def measure(job: AdaptJob, report: Report = silent, steps: int = 3) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _preset(job: AdaptJob, device: torch.device) -> str | None:
     recipe = recipe_of(job)
     if not module.needs_base(recipe):
         return None
-    model, _ = base_models.find(job.base)
+    model, _ = registry.find(job.base)
     return getattr(module.resolve(recipe, architecture_of(model), device), "preset", None)
 
 

@@ -17,25 +17,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from FewShotSegLib import guard
 from FewShotSegLib.auxiliary import Pool
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.imaging.grid import Grid
+from FewShotSegLib.inference.sliding_window import foreground_logit, predict
+from FewShotSegLib.inference.volume_network import grid_to_dict, network_arguments, tensors_of
 from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.networks.weights import load_weights, weights_of
-from FewShotSegLib.patches import Case, Patch, PatchRecipe, PatchSource, case_of, foreground_logit, patch_loss, predict
 from FewShotSegLib.progress import Progress, Report, silent
-from FewShotSegLib.sam.attention import bfloat16_pays
 from FewShotSegLib.schedulers import RandomArm, Scheduler
-from FewShotSegLib.training import FitResult, Schedule, fit, step_rng
+from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
+from FewShotSegLib.training.patches import Case, Patch, PatchRecipe, PatchSource, case_of, patch_loss
 from FewShotSegLib.turns import TurnRecipe, Turns, spread
-from FewShotSegLib.volume_networks import grid_to_dict, network_arguments, tensors_of
 
+from .devices import bfloat16_pays
 from .networks import build
+from .training import estimate
 
 _PRETRAINING = "pretraining on all auxiliary data"
 
@@ -109,7 +110,7 @@ def adapt_networks(
         image_size=max(grid.patch),
         seed=seed,
         axis=exemplars[0].axis,
-        provenance={"exemplars": [guard.provenance(exemplar) for exemplar in exemplars]},
+        provenance={"exemplars": [estimate.provenance(exemplar) for exemplar in exemplars]},
         metrics=metrics,
         architecture={
             "network": network_arguments(grid, recipe.network, recipe.size),
@@ -140,7 +141,7 @@ class _Learner:
     ) -> tuple[nn.Module, dict[str, Any]]:
         """Returns the trained network, and what the adapter's card says of it."""
         shown = [exemplar for exemplar in self.exemplars if self.value in exemplar.structures]
-        folds = guard.leave_out(shown, self.recipe.estimate_folds)
+        folds = estimate.leave_out(shown, self.recipe.estimate_folds)
         fold_seconds = max_seconds / 3 / len(folds) if max_seconds and folds else None
         start = self._start(report)
         total = (len(folds) + 1) * self.recipe.steps
@@ -156,11 +157,11 @@ class _Learner:
             report=_counted(report, total - self.recipe.steps, total),
         )  # fmt: skip
         training = {"steps": fitted.steps, "stopped_by": fitted.stopped_by, "best_step": best_step}
-        estimate = guard.describe(folds) if folds else "not estimable with one annotated slice"
+        how = estimate.describe(folds) if folds else "not estimable with one annotated slice"
         auxiliary = turns.summary() if turns is not None and turns.has_arms else None
         return network, {
             "training": training, "estimated_dice": estimated, "auxiliary": auxiliary,
-            "estimate": estimate if self.recipe.estimate_folds else "not asked for",
+            "estimate": how if self.recipe.estimate_folds else "not asked for",
         }  # fmt: skip
 
     def _cases(self, exemplars: Sequence[Exemplar]) -> list[Case]:

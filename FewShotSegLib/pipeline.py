@@ -31,6 +31,11 @@ from FewShotSegLib.data.recipe import from_dict
 from FewShotSegLib.data.volume import AXES, Volume
 from FewShotSegLib.evaluation.scoring import evaluate_case, evaluate_folder, summarize, write_plot
 from FewShotSegLib.evaluation.tables import write_rows, write_summary
+from FewShotSegLib.inference.load import load_any_predictor, load_support_predictor
+from FewShotSegLib.inference.predictor import Predictor
+from FewShotSegLib.inference.quality import CUT_OFF, quality
+from FewShotSegLib.inference.segment import Segmentation, SegmentOptions, segment, slice_axis
+from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.io.datasets import DataSet, data_set_of, data_sets_in
 from FewShotSegLib.io.exemplars import load_exemplar
@@ -41,13 +46,11 @@ from FewShotSegLib.io.volumes import load_labelmap, load_volume, save_labelmap, 
 from FewShotSegLib.visualization.charts import choices_chart, gallery_chart
 from FewShotSegLib.visualization.contact_sheet import contact_sheet
 
-from . import base_models
+from .devices import choose_device
 from .errors import Cancelled, InputError
 from .memory_curve import MemoryCurve, gpu_memory_of
 from .methods import method
-from .opening import choose_device, load_any_predictor, load_support_predictor
 from .progress import Progress, Report, silent
-from .quality import CUT_OFF, quality
 from .record import (
     Notes,
     check_writable,
@@ -59,12 +62,10 @@ from .record import (
     timed,
     write_record,
 )
+from .sam import registry
 from .sam.loading import load_base
 from .sam.network import PromptableNetwork
-from .sam.predictor import Predictor
-from .segmentation import Segmentation, SegmentOptions, segment, slice_axis
 from .version import __version__
-from .volume_networks import VolumePredictor
 
 AnyPredictor = Predictor | VolumePredictor
 STAGES = ("adapt", "segment", "evaluate")
@@ -147,7 +148,7 @@ def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
     exemplars.
     """
     check_writable(sheet)
-    model, _ = base_models.find(job.base)
+    model, _ = registry.find(job.base)
     module = method(job.method)
     architecture = architecture_of(model)
     recipe = module.resolve(recipe_of(job), architecture, torch.device("cpu"))
@@ -164,11 +165,11 @@ def recipe_of(job: AdaptJob) -> Any:
     module = method(job.method)
     recipe = from_dict(module.Recipe, job.recipe)
     if module.needs_base(recipe) and recipe.image_size is None:
-        recipe = replace(recipe, image_size=base_models.find(job.base)[0].image_size)
+        recipe = replace(recipe, image_size=registry.find(job.base)[0].image_size)
     return recipe
 
 
-def architecture_of(model: base_models.BaseModel) -> str:
+def architecture_of(model: registry.BaseModel) -> str:
     """The word that methods resolve their presets by."""
     return "compact" if model.architecture == "compact" else "sam"
 
@@ -247,7 +248,7 @@ def _exemplar(files: ExemplarFiles) -> Exemplar:
 def _fitting_adapter(job: AdaptJob, given: _Given, device: torch.device, notes: Notes) -> Adapter:
     """Adapt, with the next smaller preset each time the GPU runs out of memory."""
     module, recipe = given.method, given.recipe
-    architecture = architecture_of(base_models.find(job.base)[0]) if module.needs_base(recipe) else "compact"
+    architecture = architecture_of(registry.find(job.base)[0]) if module.needs_base(recipe) else "compact"
     while True:
         chosen = module.resolve(recipe, architecture, device)
         adapter = _attempt(job, replace(given, recipe=chosen), device, notes)

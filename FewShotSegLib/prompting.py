@@ -22,8 +22,9 @@ from .errors import InputError
 from .progress import Report
 
 if TYPE_CHECKING:
+    from FewShotSegLib.inference.predictor import Masks, Predictor
+
     from .sam.network import Embedding
-    from .sam.predictor import Masks, Predictor
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class PromptSession:
 
     def propagate(self, request: Mapping[str, Any], report: Report) -> dict[str, Any]:
         """Masks and predicted IoU of one structure on its prompted slices and their neighbours, in order of slice."""
-        from .segmentation import SegmentOptions, propagate
+        from FewShotSegLib.inference.segment import SegmentOptions, propagate
 
         known, predictor = self._volume(request), self._predictor(request)
         prompts = [Prompt.from_dict(prompt, known.volume) for prompt in request.get("prompts", ())]
@@ -99,8 +100,8 @@ class PromptSession:
 
     def suggest(self, request: Mapping[str, Any], report: Report) -> dict[str, Any]:
         """The slice on which the adapter is least sure, and its doubt on each slice that was looked at."""
-        from .segmentation import SegmentOptions, slice_axis
-        from .suggestion import suggest_slice
+        from FewShotSegLib.inference.next_slice import suggest_slice
+        from FewShotSegLib.inference.segment import SegmentOptions, slice_axis
 
         known, predictor = self._volume(request), self._predictor(request)
         axis = slice_axis(known.volume, predictor.adapter, (), SegmentOptions(axis=AXES.get(request.get("axis", ""))))
@@ -119,7 +120,9 @@ class PromptSession:
         """The predictor for base, adapter and device, loaded once; an adapter file that has changed is loaded again."""
         import torch
 
-        from .opening import choose_device, load_predictor
+        from FewShotSegLib.inference.load import load_predictor
+
+        from .devices import choose_device
 
         adapter = request.get("adapter")
         path = Path(adapter) if adapter else None

@@ -27,7 +27,7 @@ from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.networks.translator import Generator
 from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.progress import Progress, Report, silent
-from FewShotSegLib.training import read_checkpoint, step_rng
+from FewShotSegLib.training.fit import read_checkpoint, step_rng
 
 Array = NDArray[Any]
 Volumes = Sequence[Array]  # (D, H, W) in [0, 1]

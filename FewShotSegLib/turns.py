@@ -24,7 +24,7 @@ from FewShotSegLib.auxiliary import UnusableArm
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.gradients import Alignment, Probe, in_scope, probe, similarity
 from FewShotSegLib.schedulers import Direct, Scheduler
-from FewShotSegLib.training import Schedule, step_rng
+from FewShotSegLib.training.fit import Schedule, step_rng
 
 TargetLoss = Callable[[int], Tensor]
 """Step number -> loss of the batch of that step."""

@@ -119,24 +119,24 @@ def _home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def a_tiny_base(a_home: Path, tmp_path: Path) -> str:
     """The name of a registered compact model, untrained, that adapts in milliseconds."""
-    from FewShotSegLib import base_models
+    from FewShotSegLib.sam import registry
 
     save_tiny_compact(tmp_path / "models" / "tiny.safetensors")
-    return base_models.add(tmp_path / "models" / "tiny.safetensors", "compact", "tiny").name
+    return registry.add(tmp_path / "models" / "tiny.safetensors", "compact", "tiny").name
 
 
 @pytest.fixture(scope="session")
 def _a_trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a tiny base model, and an adapter of it, made once."""
-    from FewShotSegLib import base_models
     from FewShotSegLib.data.job import AdaptJob, ExemplarFiles
     from FewShotSegLib.pipeline import run
+    from FewShotSegLib.sam import registry
 
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         _home(folder / "home", patch)
         save_tiny_compact(folder / "home" / "tiny.safetensors")
-        base_models.add(folder / "home" / "tiny.safetensors", "compact", "tiny")
+        registry.add(folder / "home" / "tiny.safetensors", "compact", "tiny")
         image, labelmap = write_discs(folder, "case", 0)
         exemplar = ExemplarFiles(str(image), str(labelmap), axis="k", slices=(1, 3))
         run(

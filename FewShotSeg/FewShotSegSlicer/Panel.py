@@ -8,8 +8,8 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from FewShotSegLib import base_models
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.sam import registry
 
 from . import Dependencies, Scene
 from .AdaptSection import AdaptSection
@@ -236,7 +236,7 @@ class Panel:
         """Offer the base models that are on this computer, and the adapters that go with them."""
         if not self._isReady:
             return
-        bases = [model.name for model in base_models.models() if base_models.location(model) is not None]
+        bases = [model.name for model in registry.models() if registry.location(model) is not None]
         self.cards = [card for card in self.logic.adapters() if card["base_model"] in (*bases, "")]
         ofBases = [(_("{name} (base model)").format(name=name), (None, name)) for name in bases]
         # A network of its own, without a base model, answers no clicks and cannot be gone on from.

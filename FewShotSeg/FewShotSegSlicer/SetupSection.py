@@ -8,7 +8,7 @@ import ctk
 import qt
 from slicer.i18n import tr as _
 
-from FewShotSegLib import base_models
+from FewShotSegLib.sam import registry
 
 from . import Dependencies
 from .Chooser import Chooser
@@ -49,7 +49,7 @@ class SetupSection:
             None, _("Add a base model"), "", _("Model files (*.pth *.pt *.safetensors)")
         )
         if path:
-            model = base_models.add(path)
+            model = registry.add(path)
             self.panel.refreshModels()
             self.panel.say(_("{name} is offered as a base model now.").format(name=model.name))
 

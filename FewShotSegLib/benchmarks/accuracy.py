@@ -33,15 +33,16 @@ from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.scoring import Row, evaluate_case
 from FewShotSegLib.imaging.slice_frame import SliceFrame, frame_of, to_network
+from FewShotSegLib.inference.embedding_cache import EmbeddingCache
+from FewShotSegLib.inference.predictor import Predictor
+from FewShotSegLib.inference.segment import SegmentOptions, segment
 from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.methods import lora
-from FewShotSegLib.opening import affordable_size
 from FewShotSegLib.progress import silent
 from FewShotSegLib.sam.clicks import centre_click, tight_box
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import Embedding, PromptableNetwork
-from FewShotSegLib.sam.predictor import EmbeddingCache, Predictor
-from FewShotSegLib.segmentation import SegmentOptions, segment
+from FewShotSegLib.sam.presets import affordable_size
 
 logger = logging.getLogger(__name__)
 

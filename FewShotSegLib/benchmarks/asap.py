@@ -29,11 +29,11 @@ from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.recipe import with_overrides
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.io.datasets import Case, DataSet
 from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.methods import asap
 from FewShotSegLib.progress import silent
-from FewShotSegLib.volume_networks import VolumePredictor
 
 logger = logging.getLogger(__name__)
 

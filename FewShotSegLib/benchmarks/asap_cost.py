@@ -14,10 +14,10 @@ from torch import nn
 
 from FewShotSegLib.benchmarks.pairing import Spread, interleaved, ratios
 from FewShotSegLib.networks import build, parameter_count
-from FewShotSegLib.patches import patch_loss
 from FewShotSegLib.progress import silent
 from FewShotSegLib.schedulers import scheduler_of
-from FewShotSegLib.training import Schedule, fit
+from FewShotSegLib.training.fit import Schedule, fit
+from FewShotSegLib.training.patches import patch_loss
 from FewShotSegLib.turns import TurnRecipe, Turns
 
 PATCH = (12, 80, 80)

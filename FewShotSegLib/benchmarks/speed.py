@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from FewShotSegLib import phantom, prompted_recipe, prompted_training
+from FewShotSegLib import phantom
 from FewShotSegLib.benchmarks.pairing import Row, interleaved, milliseconds, ratios, spread, table
 from FewShotSegLib.benchmarks.plain import plain_copy, random_vit_b
 from FewShotSegLib.data.adapter import Adapter
@@ -32,22 +32,26 @@ from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.data.volume import Labelmap, Volume
+from FewShotSegLib.devices import bfloat16_pays, encoding_precision
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_frame import frame_of, to_network
+from FewShotSegLib.inference.embedding_cache import EmbeddingCache
+from FewShotSegLib.inference.predictor import Predictor
+from FewShotSegLib.inference.segment import segment
 from FewShotSegLib.io.files import write_text_whole
+from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.methods import lora
 from FewShotSegLib.progress import silent
-from FewShotSegLib.sam.adaptation import Adaptation
-from FewShotSegLib.sam.attention import bfloat16_pays, encoding_precision
+from FewShotSegLib.sam import presets
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import PADDING, POSITIVE, Embedding, PromptableNetwork, PromptBatch
-from FewShotSegLib.sam.predictor import EmbeddingCache, Predictor
-from FewShotSegLib.sam.samples import Query, click_query, images_of, query_loss, token_query
-from FewShotSegLib.segmentation import segment
 from FewShotSegLib.synthesis.plan import Sample
 from FewShotSegLib.synthesis.synthesizer import Synthesizer
-from FewShotSegLib.training import FitResult, Schedule, fit, step_rng
+from FewShotSegLib.training import prompted_recipe
+from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
+from FewShotSegLib.training.lesson import checkpointing
+from FewShotSegLib.training.queries import Query, click_query, images_of, query_loss, token_query
 
 logger = logging.getLogger(__name__)
 
@@ -226,8 +230,8 @@ def _training(size: Size) -> Iterator[Row]:
     """A LoRA step of ViT-B: plain against ours with the same losses, and against the preset for small GPUs."""
     network = random_vit_b(size.step_px)
     plain = plain_copy(network)
-    preset = prompted_recipe.PRESETS["8GB"]
-    every_block = replace(preset, encoder_blocks=prompted_recipe.ALL_BLOCKS, checkpointing=False)
+    preset = presets.PRESETS["8GB"]
+    every_block = replace(preset, encoder_blocks=presets.ALL_BLOCKS, checkpointing=False)
     lesson = _lesson(_source(size, size.step_px), preset.batch_size)
     name = f"LoRA step of ViT-B at {size.step_px} px, batch {preset.batch_size}: plain / ours"
     blocks = f"last {preset.encoder_blocks} blocks"
@@ -260,7 +264,7 @@ def _lesson(source: Synthesizer, batch_size: int) -> Lesson:
 
 @contextlib.contextmanager
 def _step(
-    network: PromptableNetwork, preset: prompted_recipe.Preset, lesson: Lesson, amp: torch.dtype | None
+    network: PromptableNetwork, preset: presets.Preset, lesson: Lesson, amp: torch.dtype | None
 ) -> Iterator[Callable[[], FitResult]]:
     """A training step: encode, answer the queries, go backward, update. Samples are there already."""
     recipe = lora.Recipe(encoder_blocks=preset.encoder_blocks)
@@ -276,7 +280,7 @@ def _step(
         losses = [query_loss(network, adaptation, embedding, query, weights) for query in queries]
         return torch.stack(losses).mean(), {}
 
-    with adaptation.applied(network) as parameters, prompted_training.checkpointing(network, preset.checkpointing):
+    with adaptation.applied(network) as parameters, checkpointing(network, preset.checkpointing):
         yield lambda: fit(parameters, loss_at, Schedule(1), report=silent, amp=amp)
 
 
@@ -287,7 +291,7 @@ def _synthesis(size: Size) -> Iterator[Row]:
     comparison is the stricter one.
     """
     network = load_base("bundled")
-    batch_size = prompted_recipe.COMPACT.batch_size
+    batch_size = presets.COMPACT.batch_size
     source = _source(size, network.image_size)
     numbers = itertools.count()
 
@@ -295,7 +299,7 @@ def _synthesis(size: Size) -> Iterator[Row]:
         return [source.draw(step_rng(0, next(numbers))) for _ in range(batch_size)]
 
     amp = torch.bfloat16 if bfloat16_pays() else None
-    with _threads(1), _step(network, prompted_recipe.COMPACT, _lesson(source, batch_size), amp) as step:
+    with _threads(1), _step(network, presets.COMPACT, _lesson(source, batch_size), amp) as step:
         seconds = interleaved({"step": step, "draw": draw}, 10 * size.repeats)
     note = f"{milliseconds(seconds['step'], batch_size)} / {milliseconds(seconds['draw'], batch_size)} per sample"
     name = f"synthesized / used up by training the bundled model, samples per second, batch {batch_size}, 1 thread"

@@ -30,15 +30,16 @@ from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.scoring import evaluate_case
+from FewShotSegLib.inference.embedding_cache import EmbeddingCache
+from FewShotSegLib.inference.predictor import Predictor
+from FewShotSegLib.inference.segment import SegmentOptions, segment
+from FewShotSegLib.inference.support import SUBSET, SupportPredictor, SupportRecipe, support_adapter
 from FewShotSegLib.io.files import write_text_whole, written_whole
 from FewShotSegLib.methods import gmiseg, lora
 from FewShotSegLib.progress import silent
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.sam.predictor import EmbeddingCache, Predictor
-from FewShotSegLib.sam.support import SUBSET, SupportPredictor, SupportRecipe, support_adapter
-from FewShotSegLib.segmentation import SegmentOptions, segment
 from FewShotSegLib.visualization.charts import curves_chart
 
 logger = logging.getLogger(__name__)

@@ -25,11 +25,11 @@ from FewShotSegLib.benchmarks.uda_cost import costs
 from FewShotSegLib.data.recipe import with_overrides
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.metrics import compare
+from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.io.datasets import Case, DataSet
 from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.methods import uda
 from FewShotSegLib.progress import Progress
-from FewShotSegLib.volume_networks import VolumePredictor
 
 logger = logging.getLogger(__name__)
 

@@ -23,13 +23,13 @@ from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
 from FewShotSegLib.imaging.grid import Grid, onto_grid
+from FewShotSegLib.inference.sliding_window import decided, labels_onto_volume
+from FewShotSegLib.inference.volume_network import VolumePredictor, grid_to_dict, network_arguments
 from FewShotSegLib.io.volumes import load_labelmap, load_volume
 from FewShotSegLib.measuring import used_bytes
 from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import weights_of
-from FewShotSegLib.patches import decided, labels_onto_volume
 from FewShotSegLib.progress import silent
-from FewShotSegLib.volume_networks import VolumePredictor, grid_to_dict, network_arguments
 
 Labels = NDArray[np.uint8]
 

@@ -14,12 +14,12 @@ from monai.networks.nets import UNet
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Labelmap, Volume
+from FewShotSegLib.devices import bfloat16_pays
 from FewShotSegLib.imaging.slice_frame import frame_of, mask_from_network, to_network
 from FewShotSegLib.methods.lora import Recipe
 from FewShotSegLib.progress import Report
-from FewShotSegLib.prompted_training import synthesizer_of
-from FewShotSegLib.sam.attention import bfloat16_pays
-from FewShotSegLib.training import Schedule, fit, step_rng
+from FewShotSegLib.training.fit import Schedule, fit, step_rng
+from FewShotSegLib.training.prompted import synthesizer_of
 
 IMAGE_SIZE, BATCH = 256, 8
 

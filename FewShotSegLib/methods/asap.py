@@ -36,15 +36,17 @@ from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.io.datasets import DataSet
 from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.network_training import NetworkRecipe, adapt_networks
-from FewShotSegLib.patches import PatchRecipe
 from FewShotSegLib.progress import Report
-from FewShotSegLib.prompted_recipe import PromptedRecipe, architecture_of, smaller_preset
-from FewShotSegLib.prompted_recipe import resolve as resolve_prompted
-from FewShotSegLib.prompted_training import Lesson, adapt_prompted, synthesizer_of
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.sam.samples import click_query, images_of, on_device, query_loss
+from FewShotSegLib.sam.presets import smaller_preset
 from FewShotSegLib.schedulers import SCHEDULERS, Direct, Scheduler, scheduler_of
 from FewShotSegLib.synthesis.plan import Sample
+from FewShotSegLib.training.lesson import Lesson
+from FewShotSegLib.training.patches import PatchRecipe
+from FewShotSegLib.training.prompted import adapt_prompted, synthesizer_of
+from FewShotSegLib.training.prompted_recipe import PromptedRecipe, architecture_of
+from FewShotSegLib.training.prompted_recipe import resolve as resolve_prompted
+from FewShotSegLib.training.queries import click_query, images_of, on_device, query_loss
 from FewShotSegLib.turns import TurnRecipe, Turns, spread
 
 __all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset", "synthesizer_of"]

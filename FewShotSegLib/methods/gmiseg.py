@@ -37,14 +37,15 @@ from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slices import LabelledSlice, labelled_slices
 from FewShotSegLib.io.datasets import DataSet, complete_exemplar
-from FewShotSegLib.losses import focal_loss
+from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.progress import Progress, Report
-from FewShotSegLib.prompted_recipe import PromptedRecipe, adaptation_spec, architecture_of, resolve, smaller_preset
-from FewShotSegLib.prompted_training import learn
-from FewShotSegLib.sam.adaptation import Adaptation
 from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.presets import smaller_preset
 from FewShotSegLib.synthesis.plan import Sample, SynthesisRecipe
 from FewShotSegLib.synthesis.synthesizer import Synthesizer
+from FewShotSegLib.training.losses import focal_loss
+from FewShotSegLib.training.prompted import learn
+from FewShotSegLib.training.prompted_recipe import PromptedRecipe, adaptation_spec, architecture_of, resolve
 
 __all__ = [
     "LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "preflight", "resolve", "smaller_preset", "synthesizer_of",

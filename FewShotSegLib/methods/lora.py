@@ -21,9 +21,10 @@ from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.progress import Report
-from FewShotSegLib.prompted_recipe import PromptedRecipe, resolve, smaller_preset
-from FewShotSegLib.prompted_training import adapt_prompted, synthesizer_of
 from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.presets import smaller_preset
+from FewShotSegLib.training.prompted import adapt_prompted, synthesizer_of
+from FewShotSegLib.training.prompted_recipe import PromptedRecipe, resolve
 
 __all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset", "synthesizer_of"]
 

@@ -42,10 +42,10 @@ from FewShotSegLib.edge_consistency import EdgeConsistency, drift_picture, edge_
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
 from FewShotSegLib.imaging.grid import Grid, onto_grid
+from FewShotSegLib.inference.volume_network import grid_to_dict, network_arguments, seen_by
 from FewShotSegLib.io.datasets import DataSet, complete_exemplar
 from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.io.places import cache_folder
-from FewShotSegLib.patches import Case, PatchRecipe
 from FewShotSegLib.progress import STAGE, Progress, Report
 from FewShotSegLib.pseudo_labels import (
     PseudoLabelRecipe,
@@ -58,9 +58,9 @@ from FewShotSegLib.pseudo_labels import (
 )
 from FewShotSegLib.registration import Borrowed, RegistrationRecipe, borrow_labels, size_of
 from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.training.patches import Case, PatchRecipe
 from FewShotSegLib.translation import Translator, load_translator, save_translator, train_translator
 from FewShotSegLib.visualization.overlays import outlined
-from FewShotSegLib.volume_networks import grid_to_dict, network_arguments, seen_by
 
 __all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset"]
 

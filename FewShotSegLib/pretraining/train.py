@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from FewShotSegLib.io.files import written_whole
-from FewShotSegLib.losses import focal_loss, soft_dice_loss
 from FewShotSegLib.pretraining.tasks import draw_task
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.sam.clicks import corrected
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact, set_image_size
 from FewShotSegLib.sam.network import PromptableNetwork, PromptBatch
-from FewShotSegLib.training import Schedule, fit
+from FewShotSegLib.training.fit import Schedule, fit
+from FewShotSegLib.training.losses import focal_loss, soft_dice_loss
 
 logger = logging.getLogger(__name__)
 

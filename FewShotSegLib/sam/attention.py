@@ -22,7 +22,6 @@ an accelerator the one-hot channels hand everything to the fused kernels, which 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -207,30 +206,3 @@ def _add_up(total: Tensor, part: Tensor, rows: slice) -> None:
         total.copy_(part)
     else:
         total.add_(part)
-
-
-def bfloat16_pays(device: torch.device | str = "cpu") -> bool:
-    """Whether `device` multiplies bfloat16 natively. Without such instructions it is slower than float32."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    return kind == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _cpu_multiplies_bfloat16()
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if capabilities:
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
-    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(check is not None and check())
-
-
-@contextlib.contextmanager
-def encoding_precision(device: torch.device | str, *, bfloat16: bool | None = None) -> Iterator[torch.dtype]:
-    """Encode in bfloat16 inside the block where that pays; yields the dtype used, for the record of the run.
-
-    `bfloat16` None asks `bfloat16_pays`; False keeps float32. Meant for inference; outputs come in that dtype.
-    """
-    chosen = bfloat16_pays(device) if bfloat16 is None else bfloat16
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=chosen):
-        yield torch.bfloat16 if chosen else torch.float32

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from FewShotSegLib import base_models
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.sam.attention import use_fused_attention
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact, set_image_size
 from FewShotSegLib.sam.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from FewShotSegLib.sam.network import PromptableNetwork
+
+from . import registry
 
 # Width, depth, heads and blocks with global attention, from segment_anything's own table.
 VIT = {
@@ -33,8 +34,8 @@ def load_base(name_or_path: str | Path, *, image_size: int | None = None, device
     `image_size` defaults to the model's own (1024 for SAM, 160 for the bundled model, 384 for bundled-384). Another
     size interpolates the position embeddings.
     """
-    model, path = base_models.find(name_or_path)
-    sha256 = base_models.checked_sha256(model, path)
+    model, path = registry.find(name_or_path)
+    sha256 = registry.checked_sha256(model, path)
     image_size = image_size or model.image_size
     if model.architecture == "compact":
         network = _load_compact(path, image_size)

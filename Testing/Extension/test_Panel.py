@@ -14,7 +14,6 @@ import pytest
 import qt
 import slicer
 
-from FewShotSegLib import base_models
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
@@ -22,6 +21,7 @@ from FewShotSegLib.data.recipe import describe
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.methods import METHODS, method
+from FewShotSegLib.sam import registry
 from FewShotSegSlicer import Dependencies, PromptTool, Scene
 from FewShotSegSlicer.Checkpoints import Interrupted
 from FewShotSegSlicer.Comparison import Comparison
@@ -139,7 +139,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("FEWSHOTSEG_MODELS", raising=False)
     monkeypatch.setattr(Dependencies, "missing", lambda: ())
     (tmp_path / "tiny.safetensors").write_bytes(b"never opened")
-    base_models.add(tmp_path / "tiny.safetensors", "compact", "tiny")
+    registry.add(tmp_path / "tiny.safetensors", "compact", "tiny")
     return Case(request.getfixturevalue("panel"), monkeypatch)
 
 

@@ -119,9 +119,9 @@ def test_every_file_is_packaged_and_nothing_else(buildFolder: Path, place: str) 
 FIND_MODEL = """
 from safetensors import safe_open
 import FewShotSegLib
-from FewShotSegLib import base_models
-model, path = base_models.find("bundled")
-base_models.verify("bundled")
+from FewShotSegLib.sam import registry
+model, path = registry.find("bundled")
+registry.verify("bundled")
 with safe_open(path, "numpy") as file:
     card = json.loads(file.metadata()["fewshotseg"])
 print(json.dumps([FewShotSegLib.__file__, str(path), card, "torch" in sys.modules]))

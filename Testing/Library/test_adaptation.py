@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.sam.adaptation import BACKGROUND, TARGET, Adaptation, AdaptationSpec, target_of
+from FewShotSegLib.lora.adaptation import Adaptation, AdaptationSpec
+from FewShotSegLib.lora.heads import BACKGROUND, TARGET, target_of
+from FewShotSegLib.lora.layers import LoraSpec
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
 from FewShotSegLib.sam.loading import assemble_sam, sha256_of_network
-from FewShotSegLib.sam.lora import LoraSpec
 from FewShotSegLib.sam.modeling import ImageEncoderViT
 from FewShotSegLib.sam.network import PADDING, POSITIVE, PromptableNetwork, PromptBatch
 

@@ -36,7 +36,6 @@ FLAT: dict[str, str] = {
     "arguments": "cli",
     "auxiliary": "methods",
     "bandit": "methods",
-    "base_models": "sam",
     "batch": "worker",
     "class_training": "methods",
     "client": "worker",
@@ -46,36 +45,21 @@ FLAT: dict[str, str] = {
     "display": "cli",
     "edge_consistency": "methods",
     "gradients": "methods",
-    "guard": "training",
-    "losses": "training",
     "measuring": "jobs",
     "memory_curve": "jobs",
     "network_training": "methods",
-    "opening": "inference",
-    "patches": "training",
     "phantom": "demo",
     "pipeline": "jobs",
-    "prompted_recipe": "training",
-    "prompted_training": "training",
     "prompting": "worker",
     "pseudo_labels": "methods",
-    "quality": "inference",
     "record": "jobs",
     "registration": "methods",
     "schedulers": "methods",
     "scratch": "worker",
-    "segmentation": "inference",
-    "suggestion": "inference",
     "translation": "methods",
     "turns": "methods",
-    "volume_networks": "inference",
 }  # FLAT
-NOT_YET: set[tuple[str, str]] = {
-    ("FewShotSegLib.opening", "FewShotSegLib.prompted_recipe"),
-    ("FewShotSegLib.prompted_training", "FewShotSegLib.turns"),
-    ("FewShotSegLib.sam.samples", "FewShotSegLib.losses"),
-    ("FewShotSegLib.volume_networks", "FewShotSegLib.patches"),
-}  # NOT_YET
+NOT_YET: set[tuple[str, str]] = set()  # NOT_YET
 DATA = "data"
 
 SLICER_SIDE = {"slicer", "qt", "vtk", "ctk", "PythonQt", "SlicerFewShotSeg", "FewShotSeg", "FewShotSegSlicer"}
@@ -135,7 +119,8 @@ def _from_imports(node: ast.ImportFrom, path: Path, *, at_import: bool) -> Itera
         module = ".".join([*package[: len(package) - node.level + 1], *filter(None, [module])])
     for alias in node.names:
         # `from . import losses` imports a module, `from .losses import dice` a name of one.
-        is_module = (ROOT / Path(*module.split("."), f"{alias.name}.py")).exists()
+        place = ROOT / Path(*module.split("."), alias.name)
+        is_module = place.with_suffix(".py").exists() or place.is_dir()
         yield Import(f"{module}.{alias.name}" if is_module else module, at_import, node.lineno)
 
 

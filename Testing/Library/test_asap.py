@@ -13,16 +13,16 @@ from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, SegmentJob
 from FewShotSegLib.data.volume import Labelmap
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.inference.load import load_predictor
+from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.datasets import data_sets_in
 from FewShotSegLib.io.volumes import load_labelmap, load_volume, save_volume
 from FewShotSegLib.methods import asap, lora
-from FewShotSegLib.opening import load_predictor
 from FewShotSegLib.pipeline import run
 from FewShotSegLib.progress import silent
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.schedulers import SCHEDULERS
-from FewShotSegLib.volume_networks import VolumePredictor
 from Testing.conftest import DISC, QUICK, SQUARE, Listener, discs, write_discs
 
 NETWORK: dict[str, Any] = {

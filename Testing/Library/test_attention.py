@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from FewShotSegLib.devices import bfloat16_pays, encoding_precision
 from FewShotSegLib.sam import attention
-from FewShotSegLib.sam.attention import FusedAttention, bfloat16_pays, encoding_precision, use_fused_attention
+from FewShotSegLib.sam.attention import FusedAttention, use_fused_attention
 from FewShotSegLib.sam.modeling import Attention, ImageEncoderViT
 
 

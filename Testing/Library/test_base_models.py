@@ -17,11 +17,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from FewShotSegLib import base_models
-from FewShotSegLib.base_models import BaseModel, add, download, find, location, models, search_folders, verify
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.io import places
 from FewShotSegLib.progress import Progress
+from FewShotSegLib.sam import registry
+from FewShotSegLib.sam.download import download
+from FewShotSegLib.sam.registry import BaseModel, add, find, location, models, search_folders, verify
 
 CONTENT = bytes(range(256)) * 12_000  # three chunks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -106,7 +107,7 @@ def test_the_table_names_every_model_once_with_licence_and_full_checksum() -> No
     assert names == ["bundled", "bundled-384", "vit_b", "vit_l", "vit_h", "medsam"]
     for model in table:
         assert model.licence
-        assert model.architecture in base_models.ARCHITECTURES
+        assert model.architecture in registry.ARCHITECTURES
         assert model.sha256 is not None
         assert len(bytes.fromhex(model.sha256)) == 32
         assert model.size_bytes
@@ -123,7 +124,7 @@ def test_folders_are_searched_in_the_documented_order(
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     monkeypatch.setenv("FEWSHOTSEG_MODELS", os.pathsep.join([str(one), str(two)]))
-    package = Path(base_models.__file__).parent
+    package = Path(registry.__file__).parents[1]
     assert search_folders() == [
         one, two, package.parent / "Resources" / "Models", package / "Models", home / "Models",
     ]  # fmt: skip
@@ -158,11 +159,11 @@ def test_the_user_folder_follows_the_system(
 
 def test_importing_the_module_loads_nothing_heavy_and_no_network_code() -> None:
     code = (
-        "import sys; before = set(sys.modules); import FewShotSegLib.base_models\n"
+        "import sys; before = set(sys.modules); import FewShotSegLib.sam.registry\n"
         "heavy = {'torch', 'SimpleITK', 'urllib.request', 'http.client', 'socket', 'safetensors'}\n"
         "assert not heavy & (set(sys.modules) - before), heavy & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(base_models.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(registry.__file__).parents[1])
 
 
 # --- finding
@@ -184,7 +185,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 
 def test_a_missing_bundled_model_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_models, "search_folders", lambda: [tmp_path / "nowhere"])
+    monkeypatch.setattr(registry, "search_folders", lambda: [tmp_path / "nowhere"])
     with pytest.raises(InputError, match=r"bundled .* is missing from this installation; looked in .*nowhere"):
         find("bundled")
 
@@ -249,7 +250,7 @@ def test_a_copy_of_an_official_file_is_added_under_its_official_name(
 ) -> None:
     path = a_file(tmp_path, "from a colleague.pth")
     known = BaseModel("vit_b", "vit_b", "sam.pth", "https://x", hashlib.sha256(b"weights").hexdigest(), 7, "Apache-2.0")
-    monkeypatch.setattr(base_models, "_OFFICIAL", (known,))
+    monkeypatch.setattr(registry, "_OFFICIAL", (known,))
     assert add(path) == known
     assert find("vit_b") == (known, path)
     assert [m.name for m in models()] == ["vit_b"]
@@ -409,7 +410,7 @@ def test_a_folder_that_cannot_be_made_is_named(model: BaseModel, tmp_path: Path)
 def test_what_has_no_address_is_refused(
     name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base_models, "search_folders", lambda: [tmp_path])
+    monkeypatch.setattr(registry, "search_folders", lambda: [tmp_path])
     with pytest.raises(InputError, match=message):
         download(name)
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.lora.attach import target_names
+from FewShotSegLib.lora.layers import LoraSpec
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact, set_image_size
-from FewShotSegLib.sam.lora import LoraSpec, target_names
 from FewShotSegLib.sam.network import PADDING, POSITIVE, PromptableNetwork, PromptBatch
 
 SMALL = CompactArchitecture(image_size=64, widths=(8, 8, 16), dim=32, depth=2, heads=2, decoder_mlp=32)

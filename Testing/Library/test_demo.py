@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from FewShotSegLib import base_models
 from FewShotSegLib.demo import run_demo
 from FewShotSegLib.io.jobs import load_job
 from FewShotSegLib.io.volumes import load_labelmap, load_volume
+from FewShotSegLib.sam import registry
 from Testing.conftest import save_tiny_compact
 
 SMALL = {"steps": 3, "image_size": 64, "batch_size": 1, "validate_every": 3, "guard": "off"}
@@ -25,7 +25,7 @@ def a_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSHOTSEG_HOME", str(folder / "home"))
         save_tiny_compact(folder / "tiny.safetensors")
-        base_models.add(folder / "tiny.safetensors", "compact", "tiny")
+        registry.add(folder / "tiny.safetensors", "compact", "tiny")
         lines = run_demo(folder / "out", seed=1, base="tiny", recipe=SMALL, patient=COARSE)
     return folder / "out", lines
 

@@ -16,14 +16,14 @@ from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.inference.predictor import Predictor
+from FewShotSegLib.inference.segment import SegmentOptions, segment
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.io.datasets import data_sets_in
 from FewShotSegLib.methods import gmiseg
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.loading import sha256_of_network
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.sam.predictor import Predictor
-from FewShotSegLib.segmentation import SegmentOptions, segment
 from Testing.conftest import DISC, SQUARE, Listener, discs, write_discs
 
 WINDOW = IntensitySpec("window", -100.0, 200.0)

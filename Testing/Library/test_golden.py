@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from FewShotSegLib import base_models
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, SegmentJob
 from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.jobs import load_job
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.pipeline import run
+from FewShotSegLib.sam import registry
 from Testing.conftest import Listener
 
 ARCHIVE = Path(__file__).resolve().parents[1] / "Golden" / "version-0.1.0.zip"
@@ -26,7 +26,7 @@ def golden(tmp_path: Path, a_home: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     with zipfile.ZipFile(ARCHIVE) as archive:
         archive.extractall(tmp_path / "golden")
     monkeypatch.setenv("FEWSHOTSEG_CACHE", str(tmp_path / "golden" / "cache"))
-    base_models.add(tmp_path / "golden" / "tiny.safetensors", "compact", "tiny")
+    registry.add(tmp_path / "golden" / "tiny.safetensors", "compact", "tiny")
     return tmp_path / "golden"
 
 

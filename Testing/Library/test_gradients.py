@@ -19,7 +19,7 @@ from FewShotSegLib.errors import InputError, StopAndKeepBest
 from FewShotSegLib.gradients import Alignment, Probe, Similarity, in_scope, probe, similarity
 from FewShotSegLib.progress import Progress, silent
 from FewShotSegLib.schedulers import Asap
-from FewShotSegLib.training import Schedule, fit, step_rng
+from FewShotSegLib.training.fit import Schedule, fit, step_rng
 
 LossOf = Callable[[], Tensor]
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from FewShotSegLib import guard
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Volume
-from FewShotSegLib.guard import compare, describe, held_out_dice, leave_out, provenance
 from FewShotSegLib.sam.network import PADDING, Embedding, PromptBatch
+from FewShotSegLib.training import estimate
+from FewShotSegLib.training.estimate import compare, describe, held_out_dice, leave_out, provenance
 
 SIZE = 32
 UNIT = IntensitySpec("window", 0, 1)
@@ -211,8 +211,8 @@ def test_only_answers_to_clicks_on_different_things_are_compared() -> None:
     masks = np.zeros((3, 4, 4), bool)
     masks[:2, :2] = True
     masks[2, 1:3] = True
-    assert guard._sensitivity(masks, (1, 1, 2)) == pytest.approx(1 - 4 / 12)
-    assert guard._sensitivity(masks[:2], (1, 1)) == 1  # one thing only: nothing to tell apart
+    assert estimate._sensitivity(masks, (1, 1, 2)) == pytest.approx(1 - 4 / 12)
+    assert estimate._sensitivity(masks[:2], (1, 1)) == 1  # one thing only: nothing to tell apart
 
 
 def test_the_base_is_compared_before_and_the_network_given_back_after() -> None:
@@ -224,7 +224,7 @@ def test_the_base_is_compared_before_and_the_network_given_back_after() -> None:
 def test_many_slices_are_sampled_from_first_to_last() -> None:
     network, exemplar = Network(where_clicked), an_exemplar(range(40), count=40)
     compare(network, Learned(where_clicked), [exemplar], UNIT, rng=np.random.default_rng(0))  # type: ignore[arg-type]
-    assert network.encoded == 2 * guard.MOST_SLICES
+    assert network.encoded == 2 * estimate.MOST_SLICES
 
 
 def test_the_same_generator_gives_the_same_verdict() -> None:
@@ -295,8 +295,8 @@ def test_the_digest_changes_with_a_voxel_a_label_and_the_place() -> None:
 
 def test_a_click_on_a_structure_and_the_background_is_asked_for_on_every_slice() -> None:
     exemplar = an_exemplar((1,))
-    (piece,) = guard.labelled_slices(exemplar, UNIT, SIZE)
-    prompts, values = guard._clicks(piece, np.random.default_rng(0))
+    (piece,) = estimate.labelled_slices(exemplar, UNIT, SIZE)
+    prompts, values = estimate._clicks(piece, np.random.default_rng(0))
     assert values == (1, 1, 2, 2, -1)
     for (x, y), value in zip(prompts.coords[:, 0].tolist(), values, strict=True):
         assert piece.labels[int(y), int(x)] == max(value, 0)

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from FewShotSegLib import base_models
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.pretraining.train import SHIPPED, save_network
-from FewShotSegLib.sam import loading
+from FewShotSegLib.sam import loading, registry
 from FewShotSegLib.sam.compact import build_compact
 from FewShotSegLib.sam.loading import build_sam, load_base, sha256_of_network
 from FewShotSegLib.sam.network import PADDING, POSITIVE, PromptBatch
@@ -51,7 +50,7 @@ def official() -> State:
 
 def added(path: Path, state: object, architecture: str = "vit_b") -> str:
     torch.save(state, path)
-    return base_models.add(path, architecture, "mine").name
+    return registry.add(path, architecture, "mine").name
 
 
 def test_an_official_checkpoint_loads_bit_by_bit_frozen_and_ready(tmp_path: Path, official: State) -> None:
@@ -147,7 +146,7 @@ def test_a_file_that_brings_code_along_is_refused_and_the_code_not_run(tmp_path:
         load_base(added(tmp_path / "sam.pth", official | {"extra": Harmful(trace)}))
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Harmful(trace)))
     with pytest.raises(InputError, match="not a readable PyTorch checkpoint"):
-        load_base(base_models.add(tmp_path / "plain.pth", "vit_b", "plain").name)
+        load_base(registry.add(tmp_path / "plain.pth", "vit_b", "plain").name)
     assert not trace.exists()
 
 
@@ -156,7 +155,7 @@ def test_a_broken_download_is_refused(tmp_path: Path, official: State) -> None:
     torch.save(official, path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(InputError, match=r"sam\.pth is not a readable PyTorch checkpoint.*download it again"):
-        load_base(base_models.add(path, "vit_b", "mine").name)
+        load_base(registry.add(path, "vit_b", "mine").name)
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
@@ -185,7 +184,7 @@ def shipped(tmp_path: Path) -> Path:
 
 
 def test_the_compact_model_survives_the_file_it_ships_in(shipped: Path) -> None:
-    network = load_base(base_models.add(shipped, "compact", "small").name)
+    network = load_base(registry.add(shipped, "compact", "small").name)
     assert (network.name, network.image_size, network.training) == ("small", 160, False)
     original = seeded(partial(build_compact, SHIPPED))
     for name, value in original.state_dict().items():
@@ -195,7 +194,7 @@ def test_the_compact_model_survives_the_file_it_ships_in(shipped: Path) -> None:
 
 
 def test_the_compact_model_takes_another_image_size(shipped: Path) -> None:
-    network = load_base(base_models.add(shipped, "compact", "small").name, image_size=64)
+    network = load_base(registry.add(shipped, "compact", "small").name, image_size=64)
     with torch.inference_mode():
         embedding = network.encode(network.normalize(torch.zeros(1, 64, 64)))
         prompts = PromptBatch(torch.zeros(1, 3, 2), torch.tensor([[POSITIVE, PADDING, PADDING]]))
@@ -215,7 +214,7 @@ def test_a_compact_file_without_a_parameter_is_refused_by_the_name_of_the_parame
     del state["mask_decoder.iou_token.weight"]
     save_file(state, tmp_path / "part.safetensors", metadata=metadata)
     with pytest.raises(InputError, match=r"mask_decoder\.iou_token\.weight"):
-        load_base(base_models.add(tmp_path / "part.safetensors", "compact", "part").name)
+        load_base(registry.add(tmp_path / "part.safetensors", "compact", "part").name)
 
 
 def test_files_that_hold_no_compact_model_are_refused(tmp_path: Path, shipped: Path) -> None:
@@ -224,8 +223,8 @@ def test_files_that_hold_no_compact_model_are_refused(tmp_path: Path, shipped: P
     other = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(2)}, other)
     with pytest.raises(InputError, match="holds no compact model"):
-        load_base(base_models.add(other, "compact", "other").name)
+        load_base(registry.add(other, "compact", "other").name)
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(shipped.read_bytes()[:-100])
     with pytest.raises(InputError, match="not a readable model file"):
-        load_base(base_models.add(broken, "compact", "broken").name)
+        load_base(registry.add(broken, "compact", "broken").name)

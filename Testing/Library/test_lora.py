@@ -13,11 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.sam.lora import (
-    LooseLowRank,
-    LoraLinear,
-    LoraQKV,
-    LoraSpec,
+from FewShotSegLib.lora.attach import (
     attach,
     attached,
     freeze,
@@ -29,8 +25,9 @@ from FewShotSegLib.sam.lora import (
     merged,
     unmerge,
 )
+from FewShotSegLib.lora.layers import LooseLowRank, LoraLinear, LoraQKV, LoraSpec
+from FewShotSegLib.lora.peft_format import from_peft, to_peft
 from FewShotSegLib.sam.modeling import ImageEncoderViT, MaskDecoder, TwoWayTransformer
-from FewShotSegLib.sam.peft_format import from_peft, to_peft
 
 EVERY_KIND = pytest.mark.parametrize("kind", ["lora", "loose"])
 

@@ -6,22 +6,13 @@ import pytest
 import torch
 
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.methods import METHODS, lora, method
-from FewShotSegLib.prompted_recipe import (
-    ALL_BLOCKS,
-    PRESETS,
-    adaptation_spec,
-    architecture_of,
-    best_preset,
-    resolve,
-    smaller_preset,
-)
-from FewShotSegLib.prompted_recipe import (
-    PromptedRecipe as Recipe,
-)
-from FewShotSegLib.sam.adaptation import Adaptation
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
 from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.presets import ALL_BLOCKS, PRESETS, best_preset, smaller_preset
+from FewShotSegLib.training.prompted_recipe import PromptedRecipe as Recipe
+from FewShotSegLib.training.prompted_recipe import adaptation_spec, architecture_of, resolve
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 UNDECIDED = ("encoder_blocks", "image_size", "batch_size", "checkpointing", "pool_size")

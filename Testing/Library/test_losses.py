@@ -7,7 +7,7 @@ import torch
 from monai.losses import DiceLoss, FocalLoss
 from torch import Tensor
 
-from FewShotSegLib.losses import cross_entropy, focal_loss, soft_dice_loss
+from FewShotSegLib.training.losses import cross_entropy, focal_loss, soft_dice_loss
 
 
 @pytest.fixture

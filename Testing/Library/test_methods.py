@@ -21,13 +21,13 @@ from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.imaging.slice_frame import frame_of
+from FewShotSegLib.inference.predictor import Predictor
+from FewShotSegLib.inference.segment import SegmentOptions, segment
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.methods import METHODS, method
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.loading import sha256_of_network
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.sam.predictor import Predictor
-from FewShotSegLib.segmentation import SegmentOptions, segment
 from Testing.conftest import DISC, Listener, discs
 
 QUICK = {

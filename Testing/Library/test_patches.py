@@ -17,20 +17,9 @@ from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Volume, ras_from_ijk
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.imaging.grid import Grid, onto_grid
-from FewShotSegLib.patches import (
-    Case,
-    Change,
-    PatchRecipe,
-    PatchSource,
-    case_of,
-    cut,
-    decided,
-    draw_change,
-    onto_volume,
-    patch_loss,
-    predict,
-)
+from FewShotSegLib.inference.sliding_window import decided, onto_volume, predict
 from FewShotSegLib.progress import Progress
+from FewShotSegLib.training.patches import Case, Change, PatchRecipe, PatchSource, case_of, cut, draw_change, patch_loss
 
 UNIT = IntensitySpec("window", 0, 1, "unit")
 GRID = Grid((1.0, 1.0, 1.0), (4, 8, 8))

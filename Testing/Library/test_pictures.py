@@ -10,11 +10,11 @@ import torch
 
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.structures import structure_colors
+from FewShotSegLib.lora.adaptation import Adaptation, AdaptationSpec
+from FewShotSegLib.lora.layers import LoraSpec
 from FewShotSegLib.methods import lora
-from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec
-from FewShotSegLib.sam.lora import LoraSpec
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.sam.pictures import TRUTH, answers_picture
+from FewShotSegLib.training.answers_picture import TRUTH, answers_picture
 from Testing.conftest import QUICK, Listener
 
 STRUCTURES = {1: "liver", 2: "spleen"}

@@ -16,19 +16,20 @@ import numpy as np
 import pytest
 import torch
 
-from FewShotSegLib import base_models, pipeline
+from FewShotSegLib import pipeline
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import Cancelled, InputError, StopAndKeepBest
+from FewShotSegLib.inference.support import SupportRecipe, support_adapter
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.io.exemplars import load_exemplar
 from FewShotSegLib.io.jobs import save_job
 from FewShotSegLib.io.prompts import save_prompts
 from FewShotSegLib.io.volumes import load_labelmap, load_volume, save_volume
 from FewShotSegLib.pipeline import run, stage_rng
+from FewShotSegLib.sam import presets, registry
 from FewShotSegLib.sam.loading import load_base
-from FewShotSegLib.sam.support import SupportRecipe, support_adapter
 from Testing.conftest import QUICK, Listener, save_tiny_compact, write_discs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,8 +150,8 @@ def test_the_share_of_all_steps_that_is_done_grows_to_one(an_adapt_job: AdaptJob
 def test_a_base_model_meant_for_one_image_size_is_adapted_at_that_size(
     method: str, given: dict[str, Any], size: int, an_adapt_job: AdaptJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, path = base_models.find(an_adapt_job.base)
-    monkeypatch.setattr(base_models, "find", lambda name: (replace(model, image_size=96), path))
+    model, path = registry.find(an_adapt_job.base)
+    monkeypatch.setattr(registry, "find", lambda name: (replace(model, image_size=96), path))
     job = replace(an_adapt_job, method=method, recipe=given)
     assert pipeline.recipe_of(job).image_size == size
 
@@ -164,8 +165,8 @@ def test_a_chosen_window_is_that_of_the_adapter(an_adapt_job: AdaptJob) -> None:
 def test_out_of_gpu_memory_steps_down_one_preset_and_says_so(
     an_adapt_job: AdaptJob, a_listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from FewShotSegLib import prompted_recipe
     from FewShotSegLib.methods import lora
+    from FewShotSegLib.training import prompted_recipe
 
     tried = []
     real = lora.adapt
@@ -178,7 +179,7 @@ def test_out_of_gpu_memory_steps_down_one_preset_and_says_so(
 
     monkeypatch.setattr(lora, "adapt", short_of_memory)
     # Any resolution that depends on the preset.
-    monkeypatch.setattr(prompted_recipe, "COMPACT", prompted_recipe.PRESETS["12GB"])
+    monkeypatch.setattr(prompted_recipe, "COMPACT", presets.PRESETS["12GB"])
     monkeypatch.setattr(lora, "resolve", resolve_like_sam)
     record = run(replace(an_adapt_job, recipe={**QUICK, "preset": "12GB"}), a_listener)
     assert [preset for preset, _ in tried] == ["12GB", "8GB"]
@@ -251,8 +252,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_training(
 KILL_AFTER = """
 import os, signal, sys
 from pathlib import Path
-from FewShotSegLib import training
 from FewShotSegLib.cli import main
+from FewShotSegLib.training import fit as training
 real, saved = training._Run.save, []
 def save(self, path):
     real(self, path)
@@ -529,7 +530,7 @@ def test_an_image_is_never_overwritten_by_its_own_segmentation(a_segment_job: Se
 
 def test_an_adapter_for_another_base_is_refused_naming_both(a_segment_job: SegmentJob, tmp_path: Path) -> None:
     save_tiny_compact(tmp_path / "models" / "other.safetensors", seed=1)
-    base_models.add(tmp_path / "models" / "other.safetensors", "compact", "other")
+    registry.add(tmp_path / "models" / "other.safetensors", "compact", "other")
     with pytest.raises(InputError, match=r"made for the base model tiny .*got other"):
         run(replace(a_segment_job, base="other"))
 

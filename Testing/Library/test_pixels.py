@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor
 
-from FewShotSegLib.sam.network import Embedding
-from FewShotSegLib.sam.pixels import (
+from FewShotSegLib.inference.pixel_classifier import (
     PixelClassifier,
     drawn_pixels,
     grid_of,
@@ -19,6 +18,7 @@ from FewShotSegLib.sam.pixels import (
     softmax_regression,
     together,
 )
+from FewShotSegLib.sam.network import Embedding
 
 
 def an_embedding(size: int = 64) -> Embedding:

@@ -13,12 +13,14 @@ from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.data.volume import Volume
+from FewShotSegLib.devices import encoding_precision
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_frame import SliceFrame, frame_of
-from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec
-from FewShotSegLib.sam.attention import encoding_precision
+from FewShotSegLib.inference.embedding_cache import EmbeddingCache
+from FewShotSegLib.inference.predictor import MASK_LOGIT, Masks, Predictor
+from FewShotSegLib.lora.adaptation import Adaptation, AdaptationSpec
+from FewShotSegLib.lora.layers import LoraSpec
 from FewShotSegLib.sam.loading import sha256_of_network
-from FewShotSegLib.sam.lora import LoraSpec
 from FewShotSegLib.sam.network import (
     BOX_CORNER_HIGH,
     BOX_CORNER_LOW,
@@ -29,7 +31,6 @@ from FewShotSegLib.sam.network import (
     PromptableNetwork,
     PromptBatch,
 )
-from FewShotSegLib.sam.predictor import MASK_LOGIT, EmbeddingCache, Masks, Predictor
 
 SIZE = 64
 STRUCTURES = {2: "liver", 5: "spleen"}

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from FewShotSegLib import base_models
 from FewShotSegLib.errors import Cancelled
 from FewShotSegLib.pretraining import train as module
 from FewShotSegLib.pretraining.train import Stage, _Steps, deepened, prompted_loss, save_network, train
 from FewShotSegLib.progress import Progress
+from FewShotSegLib.sam import registry
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import PromptBatch
-from FewShotSegLib.training import Schedule
+from FewShotSegLib.training.fit import Schedule
 
 SMALL = CompactArchitecture(image_size=64, widths=(8, 8, 16), dim=32, depth=1, heads=2, decoder_mlp=32)
 STAGE = Stage(64, images=1, prompts=2, steps=2, learning_rate=1e-3, warmup_steps=1)
@@ -43,7 +43,7 @@ def run(out: Path, *stages: Stage):  # type: ignore[no-untyped-def]
 def test_two_stages_write_a_model_that_loads_and_was_trained(small: None, tmp_path: Path, a_home: Path) -> None:
     out = tmp_path / "model.safetensors"
     trained = run(out, STAGE, replace(STAGE, image_size=128, steps=1))
-    loaded = load_base(base_models.add(out, "compact", "mine").name)
+    loaded = load_base(registry.add(out, "compact", "mine").name)
     assert loaded.image_size == 64
     torch.manual_seed(1)
     start = build_compact(SMALL).state_dict()
@@ -158,6 +158,6 @@ def test_a_later_stage_may_have_more_blocks_and_draws_scenes_of_its_own(
     out = tmp_path / "model.safetensors"
     trained = run(out, replace(STAGE, depth=1), replace(STAGE, depth=2))
     assert len(trained.image_encoder.blocks) == 2
-    assert len(load_base(base_models.add(out, "compact", "mine").name).image_encoder.blocks) == 2
+    assert len(load_base(registry.add(out, "compact", "mine").name).image_encoder.blocks) == 2
     scenes = [_Steps(STAGE, seed=1, number=number)[0][0] for number in (0, 1)]
     assert not torch.equal(*scenes)

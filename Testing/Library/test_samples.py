@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from FewShotSegLib.losses import cross_entropy, soft_dice_loss
-from FewShotSegLib.sam import samples as module
-from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec
-from FewShotSegLib.sam.lora import LoraSpec
+from FewShotSegLib.lora.adaptation import Adaptation, AdaptationSpec
+from FewShotSegLib.lora.layers import LoraSpec
 from FewShotSegLib.sam.network import PADDING, Embedding, PromptableNetwork, PromptBatch
-from FewShotSegLib.sam.samples import (
+from FewShotSegLib.synthesis.plan import Sample
+from FewShotSegLib.training import queries as module
+from FewShotSegLib.training.losses import cross_entropy, soft_dice_loss
+from FewShotSegLib.training.queries import (
     Query,
     batch_dice,
     click_query,
@@ -25,7 +26,6 @@ from FewShotSegLib.sam.samples import (
     query_loss,
     token_query,
 )
-from FewShotSegLib.synthesis.plan import Sample
 
 SIZE = 64
 STRUCTURES = (1, 2, 3)

@@ -17,11 +17,11 @@ from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.imaging.slice_frame import SliceFrame, mask_from_network
+from FewShotSegLib.inference.predictor import Masks, Predictor
+from FewShotSegLib.inference.segment import SegmentOptions, cleaned, propagate, segment
 from FewShotSegLib.io.volumes import load_volume, save_labelmap, save_volume
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.sam.predictor import Masks, Predictor
-from FewShotSegLib.segmentation import SegmentOptions, cleaned, propagate, segment
 
 SIZE = 16
 UNIT = IntensitySpec("window", 0, 1)

@@ -10,10 +10,10 @@ import torch
 
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.opening import load_predictor
+from FewShotSegLib.inference.load import load_predictor
+from FewShotSegLib.inference.next_slice import doubt, suggest_slice
+from FewShotSegLib.inference.predictor import Masks, Predictor
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.sam.predictor import Masks, Predictor
-from FewShotSegLib.suggestion import doubt, suggest_slice
 from Testing.conftest import Listener
 
 

@@ -19,22 +19,14 @@ from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.scoring import evaluate_case
 from FewShotSegLib.imaging.slices import labelled_slices
+from FewShotSegLib.inference.predictor import Predictor
+from FewShotSegLib.inference.segment import SegmentOptions, segment
+from FewShotSegLib.inference.support import BOX, CLICK, MAP, SupportPredictor, SupportRecipe, _best, support_adapter
+from FewShotSegLib.inference.support import _derived_prompts as derived_prompts
+from FewShotSegLib.inference.support import _expected_iou as expected_iou
+from FewShotSegLib.inference.support import _pictures as pictures
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.sam.network import POSITIVE, PromptableNetwork
-from FewShotSegLib.sam.predictor import Predictor
-from FewShotSegLib.sam.support import (
-    BOX,
-    CLICK,
-    MAP,
-    SupportPredictor,
-    SupportRecipe,
-    _best,
-    support_adapter,
-)
-from FewShotSegLib.sam.support import _derived_prompts as derived_prompts
-from FewShotSegLib.sam.support import _expected_iou as expected_iou
-from FewShotSegLib.sam.support import _pictures as pictures
-from FewShotSegLib.segmentation import SegmentOptions, segment
 from Testing.conftest import DISC, SQUARE, discs
 
 FEW = SupportRecipe(pictures=4, pixels=4000)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from FewShotSegLib import training
 from FewShotSegLib.errors import Cancelled, InputError, StopAndKeepBest
 from FewShotSegLib.progress import Progress, silent
-from FewShotSegLib.training import Schedule, fit, step_rng
+from FewShotSegLib.training import fit as training
+from FewShotSegLib.training.fit import Schedule, fit, step_rng
 
 CALM = Schedule(60, learning_rate=0.2, weight_decay=0.0, warmup_steps=5, clip_norm=0.0)
 

@@ -17,7 +17,7 @@ from FewShotSegLib.bandit import PRESETS
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.progress import Progress, silent
 from FewShotSegLib.schedulers import SCHEDULERS, scheduler_of
-from FewShotSegLib.training import Schedule, fit, step_rng
+from FewShotSegLib.training.fit import Schedule, fit, step_rng
 from FewShotSegLib.turns import TurnRecipe, Turns
 
 SCHEDULE = Schedule(24, learning_rate=0.02, weight_decay=0.0, warmup_steps=0, checkpoint_seconds=0.0)

@@ -15,11 +15,12 @@ from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
 from FewShotSegLib.imaging.grid import Grid, onto_grid
+from FewShotSegLib.inference.sliding_window import labels_onto_volume, onto_volume
 from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.volumes import load_labelmap, load_volume, save_volume
 from FewShotSegLib.methods import uda
-from FewShotSegLib.patches import Case, labels_onto_volume, onto_volume
 from FewShotSegLib.pipeline import run
+from FewShotSegLib.training.patches import Case
 from Testing.conftest import DISC, SQUARE, Listener, discs, write_discs
 
 QUICK: dict[str, Any] = {

@@ -185,7 +185,7 @@ def mask_of_the_library(volume: Volume, where: dict[str, Any]) -> tuple[Any, flo
     import torch
 
     from FewShotSegLib.imaging.slice_frame import frame_of, to_network
-    from FewShotSegLib.opening import load_predictor
+    from FewShotSegLib.inference.load import load_predictor
 
     predictor = load_predictor(where["adapter"], where["base"], torch.device("cpu"))
     assert predictor.adapter is not None

@@ -23,16 +23,16 @@ from torch import nn
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Labelmap, Volume
+from FewShotSegLib.devices import bfloat16_pays
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
 from FewShotSegLib.imaging.grid import Grid, onto_grid
+from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import load_weights, weights_of
-from FewShotSegLib.patches import decided, foreground_logit, labels_onto_volume, onto_volume, predict
 from FewShotSegLib.progress import Progress, Report, silent
-from FewShotSegLib.sam.attention import bfloat16_pays
-from FewShotSegLib.segmentation import Segmentation, SegmentOptions, cleaned
 
-from .networks import build
+from .segment import Segmentation, SegmentOptions, cleaned
+from .sliding_window import decided, foreground_logit, labels_onto_volume, onto_volume, predict
 
 Array = NDArray[Any]
 

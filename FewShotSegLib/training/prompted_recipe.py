@@ -9,12 +9,12 @@ import torch
 
 from FewShotSegLib.data.recipe import check, option
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.sam.adaptation import AdaptationSpec
-from FewShotSegLib.sam.lora import KINDS, LoraSpec
+from FewShotSegLib.lora.adaptation import AdaptationSpec
+from FewShotSegLib.lora.layers import KINDS, LoraSpec
 from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.presets import ALL_BLOCKS, COMPACT, PRESETS, best_preset
 from FewShotSegLib.synthesis.plan import SynthesisRecipe
 
-ALL_BLOCKS = -1
 R = TypeVar("R", bound="PromptedRecipe")
 
 
@@ -75,29 +75,6 @@ class PromptedRecipe:
             raise InputError("A recipe needs click_prompts or token_prompts above 0.")
 
 
-@dataclass(frozen=True)
-class Preset:
-    """What fits a machine. Blocks are the last ones of the encoder."""
-
-    encoder_blocks: int
-    image_size: int
-    batch_size: int
-    checkpointing: bool
-    pool_size: int = 0
-    free_gib: float = 0.0
-
-
-# SAM ViT models, from the largest need to the smallest; figures from micro-sam's and peft-sam's memory tables.
-PRESETS = {
-    "24GB": Preset(ALL_BLOCKS, 512, 8, False, free_gib=20.0),
-    "12GB": Preset(6, 512, 4, False, free_gib=10.0),
-    "8GB": Preset(3, 512, 2, True, free_gib=6.0),
-    # A frozen encoder sees each pooled sample once; its embedding is kept.
-    "cpu": Preset(0, 512, 2, False, pool_size=64),
-}
-COMPACT = Preset(ALL_BLOCKS, 160, 4, False)
-
-
 def resolve(recipe: R, architecture: str, device: torch.device) -> R:
     """The recipe with everything the preset decides filled in; what the user set stays."""
     name = recipe.preset
@@ -113,21 +90,6 @@ def resolve(recipe: R, architecture: str, device: torch.device) -> R:
         checkpointing=preset.checkpointing if recipe.checkpointing is None else recipe.checkpointing,
         pool_size=preset.pool_size if recipe.pool_size is None else recipe.pool_size,
     )
-
-
-def best_preset(device: torch.device) -> str:
-    """The largest preset that fits the *free* memory of the device."""
-    if device.type != "cuda":
-        return "cpu"
-    free_gib = torch.cuda.mem_get_info(device)[0] / 2**30
-    return next((name for name, preset in PRESETS.items() if free_gib >= preset.free_gib), "cpu")
-
-
-def smaller_preset(name: str) -> str | None:
-    """The preset to try when memory ran out; None when there is none."""
-    names = list(PRESETS)
-    after = names.index(name) + 1
-    return names[after] if after < len(names) else None
 
 
 def architecture_of(network: PromptableNetwork) -> str:

@@ -4,58 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.utils.checkpoint
 from numpy.typing import NDArray
 
-from FewShotSegLib import guard
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import to_dict
+from FewShotSegLib.devices import training_precision
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slices import background_slices, labelled_slices, neighbour_slices
-from FewShotSegLib.losses import cross_entropy
+from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.progress import Progress, Report
-from FewShotSegLib.prompted_recipe import PromptedRecipe, adaptation_spec, architecture_of, resolve
-from FewShotSegLib.sam.adaptation import Adaptation
-from FewShotSegLib.sam.attention import bfloat16_pays
 from FewShotSegLib.sam.clicks import random_click
-from FewShotSegLib.sam.network import Embedding, PromptableNetwork
-from FewShotSegLib.sam.pictures import answers_picture
-from FewShotSegLib.sam.samples import (
-    PixelLoss,
-    Query,
-    batch_dice,
-    click_query,
-    images_of,
-    locator_loss,
-    on_device,
-    query_loss,
-    token_query,
-)
-from FewShotSegLib.synthesis.plan import Sample
+from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.synthesis.synthesizer import Synthesizer
-from FewShotSegLib.training import FitResult, Schedule, fit, step_rng
-from FewShotSegLib.turns import Turns
 
-Beside = Callable[["Lesson", Mapping[str, torch.Tensor], int], Turns]
+from . import estimate
+from .fit import FitResult, JointTraining, Schedule, fit, step_rng
+from .lesson import Lesson, Source, checkpointing
+from .losses import cross_entropy
+from .prompted_recipe import PromptedRecipe, adaptation_spec, architecture_of, resolve
+from .queries import (
+    PixelLoss,
+    images_of,
+)
+
+Beside = Callable[["Lesson", Mapping[str, torch.Tensor], int], JointTraining]
 """(lesson, trained parameters, seed) -> what is trained beside the exemplars, in turns."""
-
-
-class Source(Protocol):
-    """Where training samples come from."""
-
-    structures: dict[int, str]
-
-    def draw(self, rng: np.random.Generator) -> Sample:
-        """One sample; all that is random comes from `rng`."""
 
 
 def adapt_prompted(
@@ -88,7 +71,7 @@ def adapt_prompted(
         _train, base, structures=structures, intensity=intensity, recipe=recipe, seed=seed, start=start,
         beside=beside,
     )  # fmt: skip
-    folds = guard.leave_out(exemplars, recipe.estimate_folds)
+    folds = estimate.leave_out(exemplars, recipe.estimate_folds)
     # Estimating may take a third of the time; the final run gets the rest.
     fold_seconds = max_seconds / 3 / len(folds) if max_seconds and folds else None
     fold_recipe = replace(recipe, steps=max(recipe.steps // 3, 1))
@@ -100,7 +83,7 @@ def adapt_prompted(
             report=_as_part(report, number * fold_recipe.steps, all_steps),
             checkpoint=None, message=f"estimating {number + 1}/{len(folds)}",
         )  # fmt: skip
-        scores.append(guard.held_out_dice(base, adaptation, held_out, intensity))
+        scores.append(estimate.held_out_dice(base, adaptation, held_out, intensity))
     rest = max_seconds - (fold_seconds or 0) * len(folds) if max_seconds else None
     adaptation, fitted, turns = run(
         exemplars=exemplars, max_seconds=rest, report=_as_part(report, all_steps - recipe.steps, all_steps),
@@ -110,7 +93,7 @@ def adapt_prompted(
     if turns is not None:
         metrics["auxiliary"] = turns.summary()
     if recipe.guard != "off":
-        verdict = guard.compare(base, adaptation, exemplars, intensity, rng=step_rng(seed, 2**31 - 1))
+        verdict = estimate.compare(base, adaptation, exemplars, intensity, rng=step_rng(seed, 2**31 - 1))
         metrics["guard"] = verdict
         _speak(verdict, recipe, report)
     return Adapter(
@@ -124,7 +107,7 @@ def adapt_prompted(
         image_size=base.image_size,
         seed=seed,
         axis=exemplars[0].axis,
-        provenance={"exemplars": [guard.provenance(exemplar) for exemplar in exemplars]},
+        provenance={"exemplars": [estimate.provenance(exemplar) for exemplar in exemplars]},
         metrics=metrics,
         architecture={
             "lora": to_dict(adaptation.spec.lora),
@@ -167,7 +150,7 @@ def _train(
     report: Report,
     checkpoint: Path | None,
     message: str,
-) -> tuple[Adaptation, FitResult, Turns | None]:
+) -> tuple[Adaptation, FitResult, JointTraining | None]:
     generator = torch.Generator().manual_seed(seed)
     adaptation = Adaptation(network, adaptation_spec(recipe, network), sorted(structures), generator=generator)
     if start is not None:
@@ -203,7 +186,7 @@ def learn(
     checkpoint: Path | None = None,
     beside: Beside | None = None,
     pixel_loss: PixelLoss = cross_entropy,
-) -> tuple[FitResult, Turns | None]:
+) -> tuple[FitResult, JointTraining | None]:
     """Trains `adaptation` in place on samples of `source`; it ends as the best state that was seen."""
     lesson = Lesson(network, adaptation, source, recipe, scale, seed, pixel_loss)
     schedule = Schedule(
@@ -248,120 +231,6 @@ def _typical_clicks(source: Synthesizer, count: int, rng: np.random.Generator) -
     return clicks
 
 
-class Lesson:
-    """Draws the samples and prompts of each step and answers with their loss."""
-
-    HELD_BACK = 12  # samples that training never sees
-
-    def __init__(
-        self,
-        network: PromptableNetwork,
-        adaptation: Adaptation,
-        source: Source,
-        recipe: PromptedRecipe,
-        scale: str,
-        seed: int,
-        pixel_loss: PixelLoss = cross_entropy,
-    ) -> None:
-        self.network, self.adaptation, self.source = network, adaptation, source
-        self.recipe, self.scale, self.seed, self.pixel_loss = recipe, scale, seed, pixel_loss
-        self.pool: dict[int, tuple[Sample, Embedding | None]] = {}
-        self.held_back: list[tuple[torch.Tensor, list[Query]]] = []
-        self.shown: list[Sample] = []
-        self.picture: NDArray[np.uint8] | None = None
-
-    def loss_at(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        rng, recipe = step_rng(self.seed, step), self.recipe
-        samples, embedding = self._batch(rng)
-        correction = rng if rng.random() < recipe.correction_probability else None
-        weights = (recipe.cross_entropy_weight, recipe.dice_weight)
-        losses = [
-            query_loss(self.network, self.adaptation, embedding, query, weights, correction, self.pixel_loss)
-            for query in self._queries(samples, rng)
-        ]
-        loss = torch.stack(losses).mean()
-        if recipe.token_prompts:
-            loss = loss + locator_loss(self.adaptation, embedding, samples)
-        return loss, {}
-
-    def _queries(self, samples: list[Sample], rng: np.random.Generator) -> list[Query]:
-        recipe, queries = self.recipe, []
-        if recipe.click_prompts:
-            queries.append(click_query(samples, recipe.click_prompts, rng))
-        if recipe.token_prompts:
-            count = min(recipe.token_prompts, max(2, len(self.adaptation.structures)))
-            structures = self.adaptation.structures
-            queries.append(token_query(samples, structures, count, rng, recipe.token_click_probability))
-        return [on_device(query, self.network.device) for query in queries]
-
-    def _batch(self, rng: np.random.Generator) -> tuple[list[Sample], Embedding]:
-        batch_size = self.recipe.batch_size or 1
-        if not self.recipe.pool_size:
-            samples = [self.source.draw(rng) for _ in range(batch_size)]
-            return samples, self.network.encode(images_of(samples, self.network, self.scale))
-        drawn = [self._pooled(int(rng.integers(self.recipe.pool_size))) for _ in range(batch_size)]
-        samples = [sample for sample, _ in drawn]
-        embeddings = [embedding for _, embedding in drawn if embedding is not None]
-        if len(embeddings) == len(samples):
-            return samples, joined(embeddings)
-        return samples, self.network.encode(images_of(samples, self.network, self.scale))
-
-    def _pooled(self, number: int) -> tuple[Sample, Embedding | None]:
-        """Sample `number` of the pool; with a frozen encoder its embedding, made once."""
-        if number not in self.pool:
-            sample = self.source.draw(step_rng(self.seed + 1, number))
-            embedding = None
-            if self.recipe.encoder_blocks == 0:
-                with torch.no_grad():
-                    embedding = self.network.encode(images_of([sample], self.network, self.scale))
-            self.pool[number] = sample, embedding
-        return self.pool[number]
-
-    def validate(self) -> float:
-        """Mean Dice over held-back samples and all kinds of prompts."""
-        if not self.held_back:
-            for number in range(0, self.HELD_BACK, 4):
-                rng = step_rng(self.seed + 2, number)
-                samples = [self.source.draw(rng) for _ in range(4)]
-                self.shown = self.shown or samples
-                self.held_back.append((images_of(samples, self.network, self.scale), self._queries(samples, rng)))
-        scores = []
-        for images, queries in self.held_back:
-            with torch.inference_mode():
-                embedding = self.network.encode(images)
-            scores += [batch_dice(self.network, self.adaptation, embedding, query) for query in queries]
-        if self.recipe.token_prompts:
-            images, structures = self.held_back[0][0], self.source.structures
-            self.picture = answers_picture(self.network, self.adaptation, self.shown, images, structures)
-        return float(np.mean(scores))
-
-
-def joined(embeddings: Sequence[Embedding]) -> Embedding:
-    """One batch of the embeddings of several images."""
-    skips = zip(*(e.skips for e in embeddings), strict=True)
-    return Embedding(torch.cat([e.features for e in embeddings]), tuple(torch.cat(s) for s in skips))
-
-
-@contextlib.contextmanager
-def checkpointing(network: PromptableNetwork, wanted: bool) -> Iterator[None]:
-    """Transformer blocks forget their activations and recompute them in the backward pass."""
-    blocks = list(network.image_encoder.blocks) if wanted else []
-    for block in blocks:
-        block.forward = functools.partial(torch.utils.checkpoint.checkpoint, block.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
-
-
-def training_precision(device: torch.device) -> torch.dtype | None:
-    """Half precision where the device computes with it; elsewhere it would only lose digits and time."""
-    if bfloat16_pays(device):
-        return torch.bfloat16
-    return torch.float16 if device.type == "cuda" else None
-
-
 def _identity(
     network: PromptableNetwork,
     exemplars: Sequence[Exemplar],
@@ -371,7 +240,7 @@ def _identity(
     start: Adapter | None,
 ) -> str:
     """What must be equal for a checkpoint to be continued."""
-    digests = [guard.provenance(exemplar)["sha256"] for exemplar in exemplars]
+    digests = [estimate.provenance(exemplar)["sha256"] for exemplar in exemplars]
     given = (intensity.to_dict(), to_dict(recipe), seed, start.digest if start else "")
     return repr((network.name, network.sha256, network.image_size, digests, *given))
 
@@ -390,7 +259,7 @@ def _metrics(
         return {**metrics, "estimated_dice": None, "estimate": why}
     names = {v: [s[v] for s in scores if v in s] for v in structures}
     estimated = {structures[v]: float(np.mean(values)) for v, values in names.items() if values}
-    return {**metrics, "estimated_dice": estimated, "estimate": guard.describe(folds)}
+    return {**metrics, "estimated_dice": estimated, "estimate": estimate.describe(folds)}
 
 
 def _as_part(report: Report, before: int, all_steps: int) -> Report:

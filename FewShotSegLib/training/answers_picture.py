@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from FewShotSegLib.data.structures import structure_colors
-from FewShotSegLib.sam.adaptation import Adaptation, target_of
+from FewShotSegLib.lora.adaptation import Adaptation
+from FewShotSegLib.lora.heads import target_of
 from FewShotSegLib.sam.clicks import FIRST_PROMPT
 from FewShotSegLib.sam.network import PADDING, PromptableNetwork, PromptBatch
 from FewShotSegLib.synthesis.plan import Sample

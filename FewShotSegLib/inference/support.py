@@ -38,7 +38,9 @@ from FewShotSegLib.sam.network import (
     PromptableNetwork,
     PromptBatch,
 )
-from FewShotSegLib.sam.pixels import (
+
+from .embedding_cache import EmbeddingCache
+from .pixel_classifier import (
     ContextClassifier,
     PixelClassifier,
     PixelMaps,
@@ -49,7 +51,7 @@ from FewShotSegLib.sam.pixels import (
     shares_of,
     together,
 )
-from FewShotSegLib.sam.predictor import EmbeddingCache, Masks, Predictor
+from .predictor import Masks, Predictor
 
 METHOD = "support"
 MAP, CLICK, BOX = "map", "click", "box"

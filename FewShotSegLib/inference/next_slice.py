@@ -13,7 +13,8 @@ from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_frame import frame_of, to_network
 from FewShotSegLib.progress import Progress, Report, silent
-from FewShotSegLib.sam.predictor import Predictor
+
+from .predictor import Predictor
 
 _NOTHING = 0.005  # of the area of a slice: how much of a structure weighs as much as the slice's own doubt
 

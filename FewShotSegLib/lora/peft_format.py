@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.sam.lora import LoraQKV, LoraSpec, lora_modules, lora_tensors
+
+from .attach import lora_modules, lora_tensors
+from .layers import LoraQKV, LoraSpec
 
 _PREFIX = "base_model.model."
 # Settings of peft that change what the tensors mean, with the one value we can read.

@@ -84,6 +84,25 @@ class Companion(Protocol):
         """Go on from there."""
 
 
+class JointTraining(Companion, Protocol):
+    """A loss of several sources, such as the target and auxiliary data. Used as a context manager around `fit`."""
+
+    def __enter__(self) -> JointTraining:
+        """Watch the gradients of the training that follows."""
+
+    def __exit__(self, *error: object) -> None:
+        """Watch no longer."""
+
+    def schedule(self, schedule: Schedule) -> Schedule:
+        """The schedule, with as many micro-batches a step as there are sources."""
+
+    def loss_at(self, number: int) -> tuple[Tensor, dict[str, float]]:
+        """Loss and metrics of one micro-batch."""
+
+    def summary(self) -> dict[str, Any]:
+        """What happened, as JSON types for the adapter's card."""
+
+
 def step_rng(seed: int, step: int) -> np.random.Generator:
     """The generator of one step: the same whether or not the run was interrupted before it."""
     return np.random.default_rng([seed, step])

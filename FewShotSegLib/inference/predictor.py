@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,12 +15,13 @@ from FewShotSegLib.data.adapter import Adapter, check_base
 from FewShotSegLib.data.digests import sha256_of_array
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import from_dict
+from FewShotSegLib.devices import encoding_precision
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_frame import SliceFrame, mask_from_network, to_network, xy_from_ijk
-from FewShotSegLib.sam.adaptation import Adaptation, AdaptationSpec, target_of
-from FewShotSegLib.sam.attention import encoding_precision
+from FewShotSegLib.lora.adaptation import Adaptation, AdaptationSpec
+from FewShotSegLib.lora.heads import target_of
+from FewShotSegLib.lora.layers import LoraSpec
 from FewShotSegLib.sam.clicks import FIRST_PROMPT
-from FewShotSegLib.sam.lora import LoraSpec
 from FewShotSegLib.sam.network import (
     BOX_CORNER_HIGH,
     BOX_CORNER_LOW,
@@ -34,6 +34,8 @@ from FewShotSegLib.sam.network import (
     PromptBatch,
 )
 
+from .embedding_cache import EmbeddingCache
+
 MASK_LOGIT = 8.0  # inside a mask that a user gives as a prompt
 
 
@@ -43,37 +45,6 @@ class Masks:
 
     logits: NDArray[np.float32]
     iou: NDArray[np.float32]
-
-
-class EmbeddingCache:
-    """Least recently used embeddings within a byte budget. Keys name slice content, base model and adapter."""
-
-    def __init__(self, capacity_bytes: int = 512 * 2**20) -> None:
-        self.capacity_bytes = capacity_bytes
-        self._entries: OrderedDict[tuple[str, ...], Embedding] = OrderedDict()
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: tuple[str, ...]) -> Embedding | None:
-        found = self._entries.get(key)
-        if found is not None:
-            self._entries.move_to_end(key)
-        return found
-
-    def put(self, key: tuple[str, ...], embedding: Embedding) -> None:
-        if key in self._entries:
-            return
-        self._entries[key] = embedding
-        self._bytes += _size(embedding)
-        while self._bytes > self.capacity_bytes and len(self._entries) > 1:
-            _, oldest = self._entries.popitem(last=False)
-            self._bytes -= _size(oldest)
-
-
-def _size(embedding: Embedding) -> int:
-    return sum(t.numel() * t.element_size() for t in (embedding.features, *embedding.skips))
 
 
 class Predictor:

@@ -25,7 +25,8 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_frame import SliceFrame, frame_of, to_network
 from FewShotSegLib.progress import Progress, Report, silent
 from FewShotSegLib.sam.clicks import centre_click
-from FewShotSegLib.sam.predictor import Predictor
+
+from .predictor import Predictor
 
 Logits = NDArray[np.float32]
 NOTHING = np.float32(-np.inf)

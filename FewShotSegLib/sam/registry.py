@@ -6,29 +6,22 @@ Files are looked for in the folders of `search_folders`, then in the register of
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.files import sha256_of_file, write_text_whole
 from FewShotSegLib.io.places import user_folder
 
-from .errors import InputError
-from .progress import Progress, Report, silent
-
 if TYPE_CHECKING:
-    from http.client import HTTPResponse
+    pass
 
 ARCHITECTURES = ("compact", "vit_b", "vit_l", "vit_h")
-_CHUNK_BYTES = 1 << 20
-_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,7 @@ _OFFICIAL = (
 def search_folders() -> list[Path]:
     """Return the folders with model files, first match wins: FEWSHOTSEG_MODELS, checkout, installed package, user."""
     chosen = [Path(p).expanduser() for p in os.environ.get("FEWSHOTSEG_MODELS", "").split(os.pathsep) if p]
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     return [*chosen, package.parent / "Resources" / "Models", package / "Models", user_folder() / "Models"]
 
 
@@ -263,117 +256,3 @@ def _digest_of_state(path: Path, size_bytes: int, modified_ns: int) -> str:
 
 
 # --- download -------------------------------------------------------------------------------------------------------
-
-
-def download(model: str | BaseModel, report: Report = silent, *, folder: Path | None = None) -> Path:
-    """Fetch a model file and return its path. Steps are bytes.
-
-    Bytes go to `<file>.part`, which stays after a cancel or a broken connection; the next call continues there. Only a
-    file with the published SHA-256 gets its name.
-    """
-    model = _named(model) if isinstance(model, str) else model
-    if model.url is None or model.sha256 is None:
-        raise InputError(f"The base model {model.name} cannot be downloaded: {_how_to_get(model)}")
-    target = (folder or download_folder()) / model.filename
-    if target.is_file() and _digest(target) == model.sha256:
-        return target
-    part = target.with_name(target.name + ".part")
-    with _as_input_error(f"Cannot write {part}"):
-        part.parent.mkdir(parents=True, exist_ok=True)
-    _fetch(model, part, target, report)
-    if sha256_of_file(part) != model.sha256:
-        found = sha256_of_file(part)
-        part.unlink()
-        raise InputError(
-            f"The download of {model.name} was discarded: its SHA-256 is {found}, but {model.sha256} is expected. "
-            f"Try again; a proxy or a sign-in page may have answered instead of {model.url}."
-        )
-    with _as_input_error(f"Cannot write {target}"):
-        part.replace(target)
-    return target
-
-
-def _named(name: str) -> BaseModel:
-    model = next((model for model in models() if model.name == name), None)
-    if model is None:
-        names = ", ".join(m.name for m in _OFFICIAL if m.url)
-        raise InputError(f"No base model is called {name!r}; these can be downloaded: {names}.")
-    return model
-
-
-def _fetch(model: BaseModel, part: Path, target: Path, report: Report) -> None:
-    """Bring `part` to its full length."""
-    done = part.stat().st_size if part.is_file() else 0
-    if model.size_bytes is not None and done > model.size_bytes:
-        part.unlink()
-        done = 0
-    if done and done == model.size_bytes:
-        return
-    with _open(model, done, target) as response:
-        if response.status != 206:  # the server sends the whole file
-            done = 0
-        length = response.headers.get("Content-Length")
-        total = done + int(length) if length else model.size_bytes or 0
-        _check_space(part, total - done)
-        with _as_input_error(f"Cannot write {part}"), part.open("r+b" if done else "wb") as stream:
-            stream.seek(done)
-            stream.truncate()
-            report(Progress(done, total, f"downloading {model.name}"))
-            while chunk := _read(response, model, target):
-                stream.write(chunk)
-                done += len(chunk)
-                report(Progress(done, total, f"downloading {model.name}"))
-    if done < total:
-        raise InputError(_broke_off(model, target, f"the connection broke off after {done} of {total} bytes"))
-
-
-@contextlib.contextmanager
-def _open(model: BaseModel, start: int, target: Path) -> Iterator[HTTPResponse]:
-    import urllib.error
-    import urllib.request
-
-    headers = {"User-Agent": "FewShotSeg"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    request = urllib.request.Request(model.url or "", headers=headers)
-    try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        raise InputError(_broke_off(model, target, f"the server answered {error.code} {error.reason}")) from error
-    except (urllib.error.URLError, OSError) as error:
-        raise InputError(_broke_off(model, target, str(getattr(error, "reason", error)))) from error
-    with response:
-        yield response
-
-
-def _read(response: HTTPResponse, model: BaseModel, target: Path) -> bytes:
-    import http.client
-
-    try:
-        return response.read(_CHUNK_BYTES)
-    except (http.client.HTTPException, OSError) as error:
-        raise InputError(_broke_off(model, target, f"the connection broke off ({error})")) from error
-
-
-def _broke_off(model: BaseModel, target: Path, reason: str) -> str:
-    return (
-        f"Cannot download the base model {model.name}: {reason}. Run the command again when the network is back; it "
-        f"continues where it stopped. Without a network, get {model.url} elsewhere and put it at {target}."
-    )
-
-
-def _check_space(part: Path, needed_bytes: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if free < needed_bytes:
-        raise InputError(
-            f"The download needs {needed_bytes / 1e6:.0f} MB, but {part.parent} has {free / 1e6:.0f} MB free: make "
-            "room, or choose another folder with the environment variable FEWSHOTSEG_MODELS."
-        )
-
-
-@contextlib.contextmanager
-def _as_input_error(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{what}: {error.strerror or error}. Choose a folder that can be written to.") from error

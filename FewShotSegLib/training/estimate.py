@@ -20,7 +20,8 @@ from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.imaging.slices import LabelledSlice, labelled_slices
-from FewShotSegLib.sam.adaptation import Adaptation, target_of
+from FewShotSegLib.lora.adaptation import Adaptation
+from FewShotSegLib.lora.heads import target_of
 from FewShotSegLib.sam.clicks import FIRST_PROMPT, centre_click, random_click
 from FewShotSegLib.sam.network import PADDING, POSITIVE, Embedding, PromptableNetwork, PromptBatch
 

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from FewShotSegLib.losses import cross_entropy, soft_dice_loss
-from FewShotSegLib.sam.adaptation import Adaptation, target_of
+from FewShotSegLib.lora.adaptation import Adaptation
+from FewShotSegLib.lora.heads import target_of
 from FewShotSegLib.sam.clicks import FIRST_PROMPT, corrected, first_prompt
 from FewShotSegLib.sam.network import PADDING, Embedding, PromptableNetwork, PromptBatch
 from FewShotSegLib.synthesis.plan import Sample
+
+from .losses import cross_entropy, soft_dice_loss
 
 KINDS, SHARES = ("click", "box", "both"), (0.7, 0.2, 0.1)
 PixelLoss = Callable[[Tensor, Tensor], Tensor]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from .segmentation import Segmentation
+    from .segment import Segmentation
 
 Mask = NDArray[np.bool_]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,27 +12,17 @@ from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import from_dict
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.adapters import load_adapter
+from FewShotSegLib.progress import Report, silent
+from FewShotSegLib.sam import registry
+from FewShotSegLib.sam.loading import load_base
+from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.presets import affordable_size
 
-from . import base_models
-from .errors import InputError
-from .progress import Report, silent
-from .prompted_recipe import PromptedRecipe, resolve
-from .sam import support
-from .sam.loading import load_base
-from .sam.network import PromptableNetwork
-from .sam.predictor import Predictor
-from .volume_networks import VolumePredictor, is_volume_network
-
-
-def choose_device(wanted: str, say: Callable[[str], None]) -> torch.device:
-    """The device for "auto", "cpu" or "cuda"; what "auto" came to is said through `say`."""
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise InputError("No GPU that PyTorch can use was found; choose --device auto or cpu.")
-    if wanted == "auto" and not available:
-        say("Working on the CPU: no GPU that PyTorch can use was found.")
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+from . import support
+from .predictor import Predictor
+from .volume_network import VolumePredictor, is_volume_network
 
 
 def load_any_predictor(adapter_path: str | None, base: str | None, device: torch.device) -> Predictor | VolumePredictor:
@@ -99,16 +89,7 @@ def _network(
         size = affordable_size(name, device) if looks else None
         return load_base(name, image_size=size, device=str(device))
     name = base or adapter.base_model
-    known = {model.name for model in base_models.models()}
+    known = {model.name for model in registry.models()}
     if base is None and name not in known:
         raise InputError(f"{adapter_path} was made for the base model {name}, which is not registered; give its file.")
     return load_base(name, image_size=adapter.image_size, device=str(device))
-
-
-def affordable_size(name: str, device: torch.device) -> int | None:
-    """The image size for work that encodes dozens of slices; None: the model's own.
-
-    SAM at 1024 pixels would take minutes on a CPU before the first answer.
-    """
-    model, _ = base_models.find(name)
-    return None if model.architecture == "compact" else resolve(PromptedRecipe(), "sam", device).image_size

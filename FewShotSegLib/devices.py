@@ -1,0 +1,54 @@
+"""Which device computes, and in which precision."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+
+from FewShotSegLib.errors import InputError
+
+
+def bfloat16_pays(device: torch.device | str = "cpu") -> bool:
+    """Whether `device` multiplies bfloat16 natively. Without such instructions it is slower than float32."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return kind == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _cpu_multiplies_bfloat16()
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if capabilities:
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(check is not None and check())
+
+
+@contextlib.contextmanager
+def encoding_precision(device: torch.device | str, *, bfloat16: bool | None = None) -> Iterator[torch.dtype]:
+    """Encode in bfloat16 inside the block where that pays; yields the dtype used, for the record of the run.
+
+    `bfloat16` None asks `bfloat16_pays`; False keeps float32. Meant for inference; outputs come in that dtype.
+    """
+    chosen = bfloat16_pays(device) if bfloat16 is None else bfloat16
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=chosen):
+        yield torch.bfloat16 if chosen else torch.float32
+
+
+def choose_device(wanted: str, say: Callable[[str], None]) -> torch.device:
+    """The device for "auto", "cpu" or "cuda"; what "auto" came to is said through `say`."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise InputError("No GPU that PyTorch can use was found; choose --device auto or cpu.")
+    if wanted == "auto" and not available:
+        say("Working on the CPU: no GPU that PyTorch can use was found.")
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+
+
+def training_precision(device: torch.device) -> torch.dtype | None:
+    """Half precision where the device computes with it; elsewhere it would only lose digits and time."""
+    if bfloat16_pays(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else None

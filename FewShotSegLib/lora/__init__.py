@@ -1,0 +1,1 @@
+"""Low-rank adaptation: layers, attaching them to a network, structure tokens and heads."""

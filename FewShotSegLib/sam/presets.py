@@ -1,0 +1,58 @@
+"""What fits which machine: presets by free GPU memory, and the image size that a device can afford."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from . import registry
+
+ALL_BLOCKS = -1
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What fits a machine. Blocks are the last ones of the encoder."""
+
+    encoder_blocks: int
+    image_size: int
+    batch_size: int
+    checkpointing: bool
+    pool_size: int = 0
+    free_gib: float = 0.0
+
+
+# SAM ViT models, from the largest need to the smallest; figures from micro-sam's and peft-sam's memory tables.
+PRESETS = {
+    "24GB": Preset(ALL_BLOCKS, 512, 8, False, free_gib=20.0),
+    "12GB": Preset(6, 512, 4, False, free_gib=10.0),
+    "8GB": Preset(3, 512, 2, True, free_gib=6.0),
+    # A frozen encoder sees each pooled sample once; its embedding is kept.
+    "cpu": Preset(0, 512, 2, False, pool_size=64),
+}
+COMPACT = Preset(ALL_BLOCKS, 160, 4, False)
+
+
+def best_preset(device: torch.device) -> str:
+    """The largest preset that fits the *free* memory of the device."""
+    if device.type != "cuda":
+        return "cpu"
+    free_gib = torch.cuda.mem_get_info(device)[0] / 2**30
+    return next((name for name, preset in PRESETS.items() if free_gib >= preset.free_gib), "cpu")
+
+
+def smaller_preset(name: str) -> str | None:
+    """The preset to try when memory ran out; None when there is none."""
+    names = list(PRESETS)
+    after = names.index(name) + 1
+    return names[after] if after < len(names) else None
+
+
+def affordable_size(name: str, device: torch.device) -> int | None:
+    """The image size for work that encodes dozens of slices; None: the model's own.
+
+    SAM at 1024 pixels would take minutes on a CPU before the first answer.
+    """
+    model, _ = registry.find(name)
+    return None if model.architecture == "compact" else PRESETS[best_preset(device)].image_size

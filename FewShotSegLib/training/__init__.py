@@ -1,0 +1,1 @@
+"""Optimizing: the training loop, losses, prompted training, patches, estimates by leaving exemplars out."""
