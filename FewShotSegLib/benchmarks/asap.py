@@ -32,7 +32,7 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.io.datasets import Case, DataSet
 from FewShotSegLib.io.files import write_text_whole
-from FewShotSegLib.methods import asap
+from FewShotSegLib.methods.asap import method as asap
 from FewShotSegLib.progress import silent
 
 logger = logging.getLogger(__name__)

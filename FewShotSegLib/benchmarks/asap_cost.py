@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from FewShotSegLib.benchmarks.pairing import Spread, interleaved, ratios
+from FewShotSegLib.methods.asap.schedulers import scheduler_of
+from FewShotSegLib.methods.asap.turns import TurnRecipe, Turns
 from FewShotSegLib.networks import build, parameter_count
 from FewShotSegLib.progress import silent
-from FewShotSegLib.schedulers import scheduler_of
 from FewShotSegLib.training.fit import Schedule, fit
 from FewShotSegLib.training.patches import patch_loss
-from FewShotSegLib.turns import TurnRecipe, Turns
 
 PATCH = (12, 80, 80)
 BATCH = 2

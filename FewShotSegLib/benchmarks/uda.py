@@ -28,7 +28,8 @@ from FewShotSegLib.evaluation.metrics import compare
 from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.io.datasets import Case, DataSet
 from FewShotSegLib.io.files import write_text_whole
-from FewShotSegLib.methods import uda
+from FewShotSegLib.methods.uda import method as uda
+from FewShotSegLib.methods.uda.recipe import Recipe
 from FewShotSegLib.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(data: Path, row: str, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
-    recipe = with_overrides(uda.Recipe(**ROWS[row]), overrides)
+    recipe = with_overrides(Recipe(**ROWS[row]), overrides)
     known = DATASETS["chaos"]
     images = sorted(data.glob(known.images))
     cases = {image.name.split(".")[0]: known.load(image) for image in images}

@@ -7,7 +7,9 @@ from types import ModuleType
 
 from FewShotSegLib.errors import InputError
 
-METHODS = ("lora", "asap", "uda", "gmiseg")
+# Name -> module below this folder.
+_MODULES = {"lora": "lora", "asap": "asap.method", "uda": "uda.method", "gmiseg": "gmiseg"}
+METHODS = tuple(_MODULES)
 
 
 def method(name: str) -> ModuleType:
@@ -17,4 +19,4 @@ def method(name: str) -> ModuleType:
     """
     if name not in METHODS:
         raise InputError(f"Unknown method {name!r}; allowed are {', '.join(METHODS)}.")
-    return importlib.import_module(f"FewShotSegLib.methods.{name}")
+    return importlib.import_module(f"{__name__}.{_MODULES[name]}")

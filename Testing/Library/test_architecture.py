@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from FewShotSegLib.methods import METHODS
+
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "FewShotSegLib"
 
@@ -34,30 +36,18 @@ LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # Modules that still lie flat beside the rooms, and arrows that go with their move; both lists only shrink.
 FLAT: dict[str, str] = {
     "arguments": "cli",
-    "auxiliary": "methods",
-    "bandit": "methods",
     "batch": "worker",
-    "class_training": "methods",
     "client": "worker",
     "control": "progress",
-    "cycle_gan": "methods",
     "demo_report": "demo",
     "display": "cli",
-    "edge_consistency": "methods",
-    "gradients": "methods",
     "measuring": "jobs",
     "memory_curve": "jobs",
-    "network_training": "methods",
     "phantom": "demo",
     "pipeline": "jobs",
     "prompting": "worker",
-    "pseudo_labels": "methods",
     "record": "jobs",
-    "registration": "methods",
-    "schedulers": "methods",
     "scratch": "worker",
-    "translation": "methods",
-    "turns": "methods",
 }  # FLAT
 NOT_YET: set[tuple[str, str]] = set()  # NOT_YET
 DATA = "data"
@@ -229,14 +219,20 @@ def test_what_slicer_needs_before_torch_is_installed_does_without_it(path: Path)
     assert [f"{where(path, item.line)} {item.module}" for item in heavy] == []
 
 
+def method_of(module: str) -> str:
+    """The method that a module below `methods` belongs to; "" for what they share."""
+    parts = module.removeprefix("FewShotSegLib.methods").lstrip(".").split(".")
+    return parts[0] if parts[0] in METHODS else ""
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if key_of(path) == "methods"], ids=name_of)
 def test_methods_never_import_each_other(path: Path) -> None:
-    if path.stem == "__init__":
-        return
-    for item in imports_of(path):
-        other = item.module.removeprefix("FewShotSegLib.methods").lstrip(".")
-        same_folder = item.module.startswith("FewShotSegLib.methods") and other not in ("", path.stem)
-        assert not same_folder, f"{where(path, item.line)} imports {item.module}; put the shared step one layer down"
+    own = method_of(name_of(path))
+    for module, line in own_imports(path):
+        if own and module.startswith("FewShotSegLib.methods."):
+            assert method_of(module) in ("", own), (
+                f"{where(path, line)} imports {module}; put what they share elsewhere"
+            )
 
 
 @EVERY_FILE

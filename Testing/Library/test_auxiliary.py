@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from FewShotSegLib import auxiliary
-from FewShotSegLib.auxiliary import Pool, UnusableArm
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.job import AuxiliaryFiles, ExemplarFiles
 from FewShotSegLib.data.volume import Labelmap, Volume
@@ -21,6 +19,8 @@ from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.io.datasets import Case, DataSet, data_set_of, data_sets_in
 from FewShotSegLib.io.volumes import save_labelmap, save_volume
+from FewShotSegLib.methods.asap import pool
+from FewShotSegLib.methods.asap.pool import Pool, UnusableArm
 from FewShotSegLib.progress import Progress, silent
 from Testing.conftest import BALL, BOX, axial, placed
 
@@ -57,13 +57,13 @@ def sampled(pool: Pool, arm: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
 def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Count the cases that are read from now on."""
     read: list[Path] = []
-    load = auxiliary.complete_exemplar
+    load = pool.complete_exemplar
 
     def counted(case: Case, *arguments: Any, **options: Any) -> Any:
         read.append(case.image)
         return load(case, *arguments, **options)
 
-    monkeypatch.setattr(auxiliary, "complete_exemplar", counted)
+    monkeypatch.setattr(pool, "complete_exemplar", counted)
     return read
 
 

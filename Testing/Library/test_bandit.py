@@ -12,19 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from FewShotSegLib.bandit import (
-    PRESETS,
-    Arm,
-    Bandit,
-    BanditRecipe,
-    Exp3,
-    Greedy,
-    Policy,
-    Ucb,
-    Uniform,
-)
 from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.methods.asap.bandit import PRESETS, Arm, Bandit, BanditRecipe, Exp3, Greedy, Policy, Ucb, Uniform
 
 # Reward = cosine, as in the stationary bandits of the literature.
 COSINE = BanditRecipe(reward="cosine")
@@ -45,7 +35,7 @@ Payment = Callable[[int, int], tuple[float, float]]  # turn, arm -> loss, cosine
 
 
 def play(bandit: Bandit, turns: Sequence[int], pay: Payment) -> list[int | None]:
-    """Play turns of a run (turn 0: the first look) in the order of `FewShotSegLib.schedulers`; returns the picks."""
+    """Play turns of a run (turn 0: the first look) in the order of the schedulers; returns the picks."""
     picks = []
     for turn in turns:
         for arm in bandit.wanted(turn):

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from FewShotSegLib.bandit import PRESETS
 from FewShotSegLib.errors import InputError, StopAndKeepBest
-from FewShotSegLib.gradients import Alignment, Probe, Similarity, in_scope, probe, similarity
+from FewShotSegLib.methods.asap.bandit import PRESETS
+from FewShotSegLib.methods.asap.gradients import Alignment, Probe, Similarity, in_scope, probe, similarity
+from FewShotSegLib.methods.asap.schedulers import Asap
 from FewShotSegLib.progress import Progress, silent
-from FewShotSegLib.schedulers import Asap
 from FewShotSegLib.training.fit import Schedule, fit, step_rng
 
 LossOf = Callable[[], Tensor]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.pseudo_labels import (
+from FewShotSegLib.methods.uda.pseudo_labels import (
     PseudoLabelRecipe,
     Uncertainty,
     ensemble,

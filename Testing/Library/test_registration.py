@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from FewShotSegLib import registration
 from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.data.volume import Labelmap, Volume, ras_from_ijk
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
 from FewShotSegLib.io.images import image_from
-from FewShotSegLib.registration import (
+from FewShotSegLib.methods.uda import registration
+from FewShotSegLib.methods.uda.registration import (
     Registration,
     RegistrationRecipe,
     Size,

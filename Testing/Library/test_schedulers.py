@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from FewShotSegLib.bandit import PRESETS, BanditRecipe
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.schedulers import SCHEDULERS, Asap, Direct, Gms, RandomArm, Scheduler, scheduler_of
+from FewShotSegLib.methods.asap.bandit import PRESETS, BanditRecipe
+from FewShotSegLib.methods.asap.schedulers import SCHEDULERS, Asap, Direct, Gms, RandomArm, Scheduler, scheduler_of
 
 NAMES = ("liver", "spleen", "kidney", "aorta")
 BANDITS = ("asap", "dal_ucb1", "dal_exp3")

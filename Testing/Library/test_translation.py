@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
 from torch import Tensor, nn
 
-from FewShotSegLib.cycle_gan import (
+from FewShotSegLib.data.recipe import from_dict, to_dict
+from FewShotSegLib.errors import Cancelled, InputError, StopAndKeepBest
+from FewShotSegLib.methods.uda.cycle_gan import (
     PRESETS,
     CycleGan,
     ImagePool,
@@ -22,12 +24,10 @@ from FewShotSegLib.cycle_gan import (
     adversarial_loss,
     discriminator_loss,
 )
-from FewShotSegLib.data.recipe import from_dict, to_dict
-from FewShotSegLib.edge_consistency import _similarity, drift_picture, edge_consistency
-from FewShotSegLib.errors import Cancelled, InputError, StopAndKeepBest
-from FewShotSegLib.networks.translator import Discriminator, Generator
+from FewShotSegLib.methods.uda.drift import _similarity, drift_picture, edge_consistency
+from FewShotSegLib.methods.uda.generators import Discriminator, Generator
+from FewShotSegLib.methods.uda.translation import load_translator, save_translator, train_translator
 from FewShotSegLib.progress import Progress
-from FewShotSegLib.translation import load_translator, save_translator, train_translator
 
 Array = NDArray[Any]
 

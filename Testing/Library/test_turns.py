@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from FewShotSegLib.auxiliary import UnusableArm
-from FewShotSegLib.bandit import PRESETS
 from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.methods.asap.bandit import PRESETS
+from FewShotSegLib.methods.asap.pool import UnusableArm
+from FewShotSegLib.methods.asap.schedulers import SCHEDULERS, scheduler_of
+from FewShotSegLib.methods.asap.turns import TurnRecipe, Turns
 from FewShotSegLib.progress import Progress, silent
-from FewShotSegLib.schedulers import SCHEDULERS, scheduler_of
 from FewShotSegLib.training.fit import Schedule, fit, step_rng
-from FewShotSegLib.turns import TurnRecipe, Turns
 
 SCHEDULE = Schedule(24, learning_rate=0.02, weight_decay=0.0, warmup_steps=0, checkpoint_seconds=0.0)
 AIMS = {"near": 1.0, "aside": 0.0, "far": -1.0}  # of the arms; the target's is 1

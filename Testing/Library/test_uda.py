@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from FewShotSegLib.class_training import ClassRecipe, predicted_labels, train_classes
 from FewShotSegLib.data.job import AdaptJob, SegmentJob
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import Cancelled, InputError
@@ -18,7 +17,8 @@ from FewShotSegLib.imaging.grid import Grid, onto_grid
 from FewShotSegLib.inference.sliding_window import labels_onto_volume, onto_volume
 from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.volumes import load_labelmap, load_volume, save_volume
-from FewShotSegLib.methods import uda
+from FewShotSegLib.methods.uda.networks import ClassRecipe, predicted_labels, train_classes
+from FewShotSegLib.methods.uda.recipe import Recipe, smaller_preset
 from FewShotSegLib.pipeline import run
 from FewShotSegLib.training.patches import Case
 from Testing.conftest import DISC, SQUARE, Listener, discs, write_discs
@@ -187,12 +187,12 @@ def test_an_expression_that_finds_nothing_is_said(a_job: AdaptJob, pattern: str,
 
 def test_filtering_needs_two_rounds() -> None:
     with pytest.raises(InputError, match="rounds=1"):
-        uda.Recipe(rounds=1)
+        Recipe(rounds=1)
 
 
 @pytest.mark.parametrize(("name", "smaller"), [("cpu", None), ("gpu", "cpu"), ("paper", "gpu")])
 def test_presets_step_down(name: str, smaller: str | None) -> None:
-    assert uda.smaller_preset(name) == smaller
+    assert smaller_preset(name) == smaller
 
 
 def test_labels_brought_back_are_nearly_those_of_logits_brought_back() -> None:

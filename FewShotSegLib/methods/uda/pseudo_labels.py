@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from FewShotSegLib.data.recipe import check, option
 from FewShotSegLib.data.volume import label_values
-
-from .errors import InputError
+from FewShotSegLib.errors import InputError
 
 Labels = NDArray[Any]
 

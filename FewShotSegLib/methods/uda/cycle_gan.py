@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from FewShotSegLib.data.recipe import check, option
-from FewShotSegLib.networks.translator import Discriminator, Generator
+
+from .generators import Discriminator, Generator
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 
 from FewShotSegLib.data.intensity import IntensitySpec, looks_like_hounsfield
 from FewShotSegLib.data.volume import Volume
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.grid import Grid, onto_grid
 from FewShotSegLib.io.datasets import Case, DataSet, complete_exemplar
 from FewShotSegLib.io.files import sha256_of_file, write_text_whole, written_whole
 from FewShotSegLib.io.volumes import load_labelmap
-
-from .errors import InputError
-from .progress import Progress, Report
+from FewShotSegLib.progress import Progress, Report
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from FewShotSegLib.data.recipe import check, option
-
-from .errors import InputError
+from FewShotSegLib.errors import InputError
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from FewShotSegLib.auxiliary import UnusableArm
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.gradients import Alignment, Probe, in_scope, probe, similarity
-from FewShotSegLib.schedulers import Direct, Scheduler
 from FewShotSegLib.training.fit import Schedule, step_rng
+
+from .gradients import Alignment, Probe, in_scope, probe, similarity
+from .pool import UnusableArm
+from .schedulers import Direct, Scheduler
 
 TargetLoss = Callable[[int], Tensor]
 """Step number -> loss of the batch of that step."""

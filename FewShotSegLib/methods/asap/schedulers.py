@@ -8,7 +8,7 @@
         ...                                             # train with the target and these arms
         for arm in scheduler.probes(turn): ...          # the chosen arm, which training has measured already
 
-`FewShotSegLib.gradients` has both measurements: apart from training, and read off while it runs.
+`FewShotSegLib.methods.asap.gradients` has both measurements: apart from training, and read off while it runs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from FewShotSegLib.errors import InputError
+
 from .bandit import PRESETS, Bandit, BanditRecipe, Exp3, Greedy, Policy, Ucb, Uniform
-from .errors import InputError
 
 SCHEDULERS = ("asap", "direct", "gms", "mtl", "dal_ucb1", "dal_exp3", "random")
 

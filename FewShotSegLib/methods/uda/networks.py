@@ -18,17 +18,16 @@ from monai.losses import DiceCELoss
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from FewShotSegLib.devices import bfloat16_pays
 from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.inference.sliding_window import decided, predict
 from FewShotSegLib.inference.volume_network import network_arguments
+from FewShotSegLib.networks import build
 from FewShotSegLib.networks.small import supervised
 from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.progress import Report, silent
 from FewShotSegLib.training.fit import Schedule, fit, step_rng
 from FewShotSegLib.training.patches import Case, PatchRecipe, PatchSource
-
-from .devices import bfloat16_pays
-from .networks import build
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from FewShotSegLib.auxiliary import Pool
-from FewShotSegLib.bandit import PRESETS as READINGS
-from FewShotSegLib.bandit import BanditRecipe
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
 from FewShotSegLib.data.intensity import IntensitySpec
@@ -35,11 +32,9 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.io.datasets import DataSet
 from FewShotSegLib.io.places import cache_folder
-from FewShotSegLib.network_training import NetworkRecipe, adapt_networks
 from FewShotSegLib.progress import Report
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.presets import smaller_preset
-from FewShotSegLib.schedulers import SCHEDULERS, Direct, Scheduler, scheduler_of
 from FewShotSegLib.synthesis.plan import Sample
 from FewShotSegLib.training.lesson import Lesson
 from FewShotSegLib.training.patches import PatchRecipe
@@ -47,7 +42,13 @@ from FewShotSegLib.training.prompted import adapt_prompted, synthesizer_of
 from FewShotSegLib.training.prompted_recipe import PromptedRecipe, architecture_of
 from FewShotSegLib.training.prompted_recipe import resolve as resolve_prompted
 from FewShotSegLib.training.queries import click_query, images_of, on_device, query_loss
-from FewShotSegLib.turns import TurnRecipe, Turns, spread
+
+from .bandit import PRESETS as READINGS
+from .bandit import BanditRecipe
+from .networks import NetworkRecipe, adapt_networks
+from .pool import Pool
+from .schedulers import SCHEDULERS, Direct, Scheduler, scheduler_of
+from .turns import TurnRecipe, Turns, spread
 
 __all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset", "synthesizer_of"]
 

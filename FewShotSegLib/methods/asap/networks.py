@@ -17,26 +17,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from FewShotSegLib.auxiliary import Pool
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import to_dict
+from FewShotSegLib.devices import bfloat16_pays
 from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.inference.sliding_window import foreground_logit, predict
 from FewShotSegLib.inference.volume_network import grid_to_dict, network_arguments, tensors_of
 from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.io.places import cache_folder
+from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.progress import Progress, Report, silent
-from FewShotSegLib.schedulers import RandomArm, Scheduler
+from FewShotSegLib.training import estimate
 from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
 from FewShotSegLib.training.patches import Case, Patch, PatchRecipe, PatchSource, case_of, patch_loss
-from FewShotSegLib.turns import TurnRecipe, Turns, spread
 
-from .devices import bfloat16_pays
-from .networks import build
-from .training import estimate
+from .pool import Pool
+from .schedulers import RandomArm, Scheduler
+from .turns import TurnRecipe, Turns, spread
 
 _PRETRAINING = "pretraining on all auxiliary data"
 

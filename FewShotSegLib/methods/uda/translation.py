@@ -20,14 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from FewShotSegLib.cycle_gan import CycleGan, Fakes, ImagePool, TranslationRecipe, generator_of
 from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.errors import InputError, StopAndKeepBest
 from FewShotSegLib.io.files import written_whole
-from FewShotSegLib.networks.translator import Generator
 from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.progress import Progress, Report, silent
 from FewShotSegLib.training.fit import read_checkpoint, step_rng
+
+from .cycle_gan import CycleGan, Fakes, ImagePool, TranslationRecipe, generator_of
+from .generators import Generator
 
 Array = NDArray[Any]
 Volumes = Sequence[Array]  # (D, H, W) in [0, 1]

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import check, option
 from FewShotSegLib.data.volume import Volume, ijk_from_ras, label_values, ras_from_ijk
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
 from FewShotSegLib.imaging.reindex import resample_labelmap
 from FewShotSegLib.io.images import image_from
-
-from .errors import InputError
-from .progress import Progress, Report, silent
+from FewShotSegLib.progress import Progress, Report, silent
 
 if TYPE_CHECKING:
     import SimpleITK

@@ -1,257 +1,47 @@
-"""From labelled images of one kind to unlabelled ones of another, such as CT to MR, without drawing a contour.
-
-Zhu et al., "A novel pseudo label-based unsupervised multiple target domain adaptation framework for abdominal organ
-segmentation" (FLARE 2024). Four parts: a CycleGAN makes the labelled images look like the unlabelled, as they are or
-as *anatomy images*, the edges of both kinds (ASIT, `space=anatomy`); a teacher trained on these labels the targets, in
-rounds; targets that the rounds disagree on borrow the labels of a similar target by registration (MDM); those that stay
-uncertain are left out (PLF). A small fast network learns from what is left.
-
-Departures, each argued where it is made: see `anatomy_space`, `translation`, `registration` and `pseudo_labels`.
-Translated volumes whose edges have drifted are not trained on. A borrowed label counts as one more round, so it is
-filtered too. Intensities and two rounds are the defaults, because they were better on real cases than the paper's edges
-and three (Testing/BENCHMARKS.md).
-
-When to use it: labelled CT (or any other kind) and a stack of unlabelled MR. Cost: about an hour on one CPU core,
-by the preset; every stage is kept and not computed twice.
-"""
+"""The stages of the method in order, each kept under a digest of all that it depends on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from FewShotSegLib.class_training import ClassRecipe, predicted_labels, train_classes
-from FewShotSegLib.cycle_gan import PRESETS as TRANSLATIONS
-from FewShotSegLib.cycle_gan import TranslationRecipe
-from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.digests import sha256_of_array
 from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.data.recipe import check, option, to_dict
+from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.data.structures import structure_colors
 from FewShotSegLib.data.volume import Volume
-from FewShotSegLib.edge_consistency import EdgeConsistency, drift_picture, edge_consistency
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
 from FewShotSegLib.imaging.grid import Grid, onto_grid
-from FewShotSegLib.inference.volume_network import grid_to_dict, network_arguments, seen_by
+from FewShotSegLib.inference.volume_network import grid_to_dict, seen_by
 from FewShotSegLib.io.datasets import DataSet, complete_exemplar
 from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.progress import STAGE, Progress, Report
-from FewShotSegLib.pseudo_labels import (
-    PseudoLabelRecipe,
-    Uncertainty,
-    Verdict,
-    ensemble,
-    filter_cases,
-    split_domains,
-    uncertainty,
-)
-from FewShotSegLib.registration import Borrowed, RegistrationRecipe, borrow_labels, size_of
-from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.training.patches import Case, PatchRecipe
-from FewShotSegLib.translation import Translator, load_translator, save_translator, train_translator
+from FewShotSegLib.training.patches import Case
 from FewShotSegLib.visualization.overlays import outlined
 
-__all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset"]
-
-LABEL = "UDA: from labelled to unlabelled images of another kind"
-NEEDS = frozenset({"source", "targets"})
+from .cycle_gan import PRESETS as TRANSLATIONS
+from .cycle_gan import TranslationRecipe
+from .drift import EdgeConsistency, drift_picture, edge_consistency
+from .networks import ClassRecipe, predicted_labels, train_classes
+from .pseudo_labels import Uncertainty, Verdict, ensemble, filter_cases, split_domains, uncertainty
+from .recipe import PRESETS, Recipe, found_in
+from .registration import Borrowed, borrow_labels, size_of
+from .translation import Translator, load_translator, save_translator, train_translator
 
 Array = NDArray[Any]
 Weights = dict[str, NDArray[np.float32]]
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Sizes that fit a machine."""
-
-    steps: int
-    patch: tuple[int, int, int]
-    in_plane: int  # voxels of the longer side of a target slice
-    size: str
-    translation: str
-
-
-PRESETS = {
-    "cpu": Preset(1500, (16, 96, 96), 128, "small", "cpu"),
-    "gpu": Preset(3000, (32, 160, 160), 192, "paper", "gpu"),
-    "paper": Preset(250_000, (40, 224, 192), 0, "paper", "paper"),
-}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Switching parts off gives the rows of the paper's Table 7."""
-
-    preset: str = option("auto", "Size of the work", choices=("auto", *PRESETS))
-    # Measured on CT to T2 MR: with intensities 16 points of Dice more than with edges, and a third round adds nothing.
-    space: str = option(
-        "intensity", "What networks see: intensities (CycleGAN) or edges (ASIT)", choices=("intensity", "anatomy")
-    )
-    translate: bool = option(True, "Make the labelled images look like the unlabelled ones first")
-    rounds: int = option(2, "Teachers in turn, each trained with the labels of the one before too", min=1, max=10)
-    match: bool = option(True, "Uncertain targets borrow labels of similar ones by registration (MDM)")
-    filter: bool = option(True, "Leave out targets that stay uncertain (PLF)")
-    steps: int | None = option(None, "Training steps of each network; none: as the preset says", min=1, advanced=True)
-    patch: tuple[int, int, int] | None = option(None, "Patch; none: as the preset says", advanced=True)
-    spacing_mm: tuple[float, float, float] | None = option(
-        None, "Voxel size (i, j, k) of all work; none: the targets', in plane as the preset says", advanced=True
-    )
-    size: str = option("as preset", "Size of the network", choices=("as preset", "small", "paper"), advanced=True)
-    optimizer: str = option("adamw", "sgd: momentum 0.99, as the paper", choices=("adamw", "sgd"), advanced=True)
-    learning_rate: float = option(2e-3, "Peak learning rate (with sgd: 0.01)", min=1e-6, max=0.1, advanced=True)
-    target_share: float = option(
-        0.5, "Share of training patches from pseudo-labelled targets", min=0.0, max=1.0, advanced=True
-    )
-    drift_limit: float = option(
-        0.5, "Least agreement of edges before and after translation", min=-1.0, max=1.0, advanced=True
-    )
-    translation_steps: int | None = option(None, "Steps of the translation; none: as the preset says", min=1)
-    adversarial: str = option(
-        "lsgan", "Adversarial loss: squares (CycleGAN's code) or logarithms (eq. 1)", choices=("lsgan", "log"),
-        advanced=True,
-    )  # fmt: skip
-    cycle_weight: float = option(10.0, "Weight of coming back to the same slice", min=0.0, advanced=True)
-    identity_weight: float = option(5.0, "Weight of leaving slices alone", min=0.0, advanced=True)
-    domain_of: str = option(
-        "", "Regular expression whose group finds the domain, such as the sequence, in a target's file name; then the "
-        "best domain lends its labels. None: certain targets do", advanced=True,
-    )  # fmt: skip
-    patient_of: str = option(
-        "", "Regular expression whose group finds the patient in a target's file name; other images of that patient "
-        "lend first. None: not known", advanced=True,
-    )  # fmt: skip
-    registration: RegistrationRecipe = field(default_factory=RegistrationRecipe, metadata={"help": "How labels travel"})
-    pseudo_labels: PseudoLabelRecipe = field(
-        default_factory=lambda: PseudoLabelRecipe(drop_fraction=0.2),
-        metadata={"help": "Which pseudo-labels to trust"},
-    )
-    patches: PatchRecipe = field(default_factory=PatchRecipe, metadata={"help": "How patches are drawn"})
-
-    def __post_init__(self) -> None:
-        check(self)
-        for name in ("domain_of", "patient_of"):
-            _found_in((), getattr(self, name), name)
-        if self.filter and self.rounds < 2:
-            raise InputError(
-                f"Filtering compares at least 2 rounds, got rounds={self.rounds}; add one or set filter off."
-            )
-
-
-def _found_in(names: Iterable[str], pattern: str, option_name: str) -> dict[str, str]:
-    """What the group of a regular expression finds in each name; nothing for no expression."""
-    if not pattern:
-        return {}
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f'Recipe option "{option_name}" is not a regular expression ({error}): {pattern}') from error
-    if expression.groups != 1:
-        raise InputError(
-            f'Recipe option "{option_name}" must have one group in brackets, such as "^(.+?)_", got {pattern}'
-        )
-    found = {name: expression.search(name) for name in names}
-    for name, match in found.items():
-        if match is None:
-            raise InputError(f'Recipe option "{option_name}", {pattern}, finds nothing in the target name "{name}".')
-    return {name: str(match.group(1)) for name, match in found.items() if match is not None}
-
-
-def needs_base(recipe: Recipe) -> bool:
-    """Whether a promptable base model is adapted."""
-    return False
-
-
-def resolve(recipe: Recipe, architecture: str, device: torch.device) -> Recipe:
-    """The recipe with everything the preset decides filled in, but the voxel size, which the targets decide."""
-    name = ("gpu" if device.type == "cuda" else "cpu") if recipe.preset == "auto" else recipe.preset
-    preset = PRESETS[name]
-    return replace(
-        recipe, preset=name, steps=recipe.steps or preset.steps, patch=recipe.patch or preset.patch,
-        size=preset.size if recipe.size == "as preset" else recipe.size,
-        translation_steps=recipe.translation_steps or TRANSLATIONS[preset.translation].steps,
-    )  # fmt: skip
-
-
-def smaller_preset(name: str) -> str | None:
-    """The preset to try when memory ran out; None when there is none."""
-    names = list(PRESETS)
-    return names[names.index(name) - 1] if names.index(name) else None
-
-
-def adapt(
-    base: PromptableNetwork | None,
-    exemplars: Sequence[Any],
-    targets: Mapping[str, Volume],
-    source: Sequence[DataSet],
-    recipe: Recipe | None = None,
-    *,
-    rng: np.random.Generator,
-    report: Report,
-    intensity: IntensitySpec | None = None,
-    max_seconds: float | None = None,
-    checkpoint: Path | None = None,
-    start: Adapter | None = None,
-    device: torch.device | None = None,
-) -> Adapter:
-    """Trains a small network for the structures of the one labelled `source`, on images like the `targets`.
-
-    `targets` {name: volume} are unlabelled. `intensity` is the targets'. Stages are kept in the cache folder, by
-    content; `checkpoint` is not needed. Metrics hold what every stage decided.
-    """
-    device = device or torch.device("cpu")
-    recipe = resolve(recipe or Recipe(), "", device)
-    if start is not None:
-        raise InputError("This method does not go on from an adapter; leave the warm start out.")
-    if max_seconds is not None:
-        raise InputError("This method has no time limit; choose fewer steps or rounds in the recipe.")
-    if len(targets) < 2:
-        raise InputError(f"At least 2 unlabelled target volumes are needed, got {len(targets)}; more are better.")
-    if len(source) != 1:
-        names = ", ".join(data_set.name for data_set in source) or "none"
-        raise InputError(
-            f"The labelled images must be one data set, got {len(source)} ({names}); choose its own folder."
-        )
-    seed = int(rng.integers(2**31))
-    run = _Run(_Sources(source[0]), dict(targets), recipe, seed, device, report, intensity)
-    weights = run.all_stages()
-    return Adapter(
-        tensors=weights,
-        method="uda",
-        recipe=to_dict(recipe),
-        base_model="",
-        base_sha256="",
-        structures=run.structures,
-        intensity=run.target_intensity,
-        image_size=max(run.grid.patch),
-        seed=seed,
-        axis=next(iter(targets.values())).acquisition_axis,
-        provenance={"source": source[0].name, "source_cases": len(source[0].cases), "targets": sorted(targets)},
-        metrics=run.metrics,
-        architecture={
-            "network": network_arguments(run.grid, run.training.network, run.training.size, len(run.structures) + 1),
-            "head": "classes",
-            "grid": grid_to_dict(run.grid),
-            "anatomy": run.anatomy.to_dict() if run.anatomy else None,
-            "resample": "labels",
-        },
-    )
-
-
-# -------------------------------------------------------------------------------------------------------------- source
-
-
-class _Sources:
+class Sources:
     """The labelled cases: volumes, and labels 1, 2, ... in the order of the structures."""
 
     def __init__(self, data_set: DataSet) -> None:
@@ -271,15 +61,12 @@ class _Sources:
             self.labels[name] = table[exemplar.labelmap]
 
 
-# --------------------------------------------------------------------------------------------------------------- stages
-
-
-class _Run:
+class Stages:
     """The stages in order. Each is kept under a digest of all that it depends on."""
 
     def __init__(
         self,
-        sources: _Sources,
+        sources: Sources,
         targets: dict[str, Volume],
         recipe: Recipe,
         seed: int,
@@ -289,8 +76,8 @@ class _Run:
     ) -> None:
         self.sources, self.targets, self.recipe, self.seed = sources, targets, recipe, seed
         self.device, self.report = device, report
-        self.domains = _found_in(targets, recipe.domain_of, "domain_of")
-        self.patients = _found_in(targets, recipe.patient_of, "patient_of")
+        self.domains = found_in(targets, recipe.domain_of, "domain_of")
+        self.patients = found_in(targets, recipe.patient_of, "patient_of")
         self.structures = sources.structures
         first = next(iter(targets.values()))
         self.target_intensity = intensity or IntensitySpec.auto(first)

@@ -1,0 +1,1 @@
+"""ASAP: a bandit picks the auxiliary data set to train with at each turn (Yang et al.)."""

@@ -1,0 +1,1 @@
+"""FLARE UDA: from labelled CT to unlabelled MR by translation, self-training, registration and filtering."""
