@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .io.exemplars import load_exemplar
     from .io.prompts import load_prompts
     from .io.volumes import load_labelmap, load_volume, save_labelmap, save_volume
-    from .pipeline import run
+    from .jobs.run import run
     from .progress import Progress
 
 # Public name -> module that defines it.
@@ -43,7 +43,7 @@ _HOME = {
     "load_labelmap": "io.volumes",
     "load_prompts": "io.prompts",
     "load_volume": "io.volumes",
-    "run": "pipeline",
+    "run": "jobs.run",
     "save_adapter": "io.adapters",
     "save_labelmap": "io.volumes",
     "save_volume": "io.volumes",

@@ -18,7 +18,7 @@ ICONS = RESOURCES.parent / "FewShotSeg" / "Resources" / "Icons"
 ICON_SIZE = 128
 sys.path.insert(0, str(RESOURCES.parent))
 
-from FewShotSegLib.phantom import patient  # noqa: E402 - a script, also where the library is not installed
+from FewShotSegLib.demo.phantom import patient  # noqa: E402 - a script, also where the library is not installed
 from FewShotSegLib.visualization.overlays import PALETTE, overlay_png  # noqa: E402
 
 

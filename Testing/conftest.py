@@ -129,7 +129,7 @@ def a_tiny_base(a_home: Path, tmp_path: Path) -> str:
 def _a_trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a tiny base model, and an adapter of it, made once."""
     from FewShotSegLib.data.job import AdaptJob, ExemplarFiles
-    from FewShotSegLib.pipeline import run
+    from FewShotSegLib.jobs.run import run
     from FewShotSegLib.sam import registry
 
     folder = tmp_path_factory.mktemp("trained")

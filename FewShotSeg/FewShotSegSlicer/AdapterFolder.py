@@ -11,7 +11,7 @@ from typing import Any
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.adapters import read_card
 from FewShotSegLib.io.places import user_folder
-from FewShotSegLib.record import read_record, result_path
+from FewShotSegLib.jobs.record import read_record, result_path
 
 from .JobFiles import fileName, unusedPath
 from .Signal import Signal

@@ -15,11 +15,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from FewShotSegLib import scratch
 from FewShotSegLib.data.digests import digest_of
 from FewShotSegLib.data.job import AdaptJob, to_dict
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.files import sha256_of_file, write_text_whole
+from FewShotSegLib.worker import scratch
 
 log = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import slicer
 from slicer.i18n import tr as _
 
-from FewShotSegLib import scratch
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.worker import scratch
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

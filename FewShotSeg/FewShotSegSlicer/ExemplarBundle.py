@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import slicer
 
-from FewShotSegLib import scratch
 from FewShotSegLib.data.digests import sha256_of_array
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, from_dict, to_dict
@@ -26,6 +25,7 @@ from FewShotSegLib.data.volume import AXES, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.exemplars import load_exemplar
 from FewShotSegLib.io.files import written_whole
+from FewShotSegLib.worker import scratch
 
 from . import Scene
 from .ExemplarGroup import ExemplarGroup

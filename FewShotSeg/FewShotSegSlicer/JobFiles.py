@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from FewShotSegLib import scratch
 from FewShotSegLib.data.exemplar import Slices
 from FewShotSegLib.data.job import ExemplarFiles
 from FewShotSegLib.data.volume import AXIS_LETTERS, Labelmap, Volume
@@ -20,6 +19,7 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.io.images import is_sheared
 from FewShotSegLib.io.volumes import save_labelmap, save_volume
+from FewShotSegLib.worker import scratch
 
 if TYPE_CHECKING:
     from .Run import Run

@@ -24,10 +24,10 @@ from typing import Any
 
 import slicer
 
-from FewShotSegLib import scratch
 from FewShotSegLib.data.job import AdaptJob, SegmentJob, to_dict
 from FewShotSegLib.data.volume import AXIS_LETTERS
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.worker import scratch
 
 from . import Dependencies, Results, Scene
 from .AdapterFolder import AdapterFolder
@@ -180,7 +180,7 @@ class Logic:
         waitForCompletion: bool = False,
         **settings: Any,
     ) -> Any:
-        """Train the first steps only, and tell what all of them will take (see FewShotSegLib.measuring): a dict with
+        """Train the first steps only, and tell what all of them will take (see FewShotSegLib.jobs.measure): a dict with
         seconds, seconds_per_step, memory_bytes, free_bytes, device and preset. Arguments as in `adapt`.
         """
         run = self._newRun(None, onDone, onError)

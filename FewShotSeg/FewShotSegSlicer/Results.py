@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import slicer
 
-from FewShotSegLib.batch import write_volumes
 from FewShotSegLib.data.volume import Labelmap
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.volumes import load_labelmap
+from FewShotSegLib.jobs.volumes_table import write_volumes
 
 from . import Scene
 from .Geometry import rasFromIjk, shapeOf

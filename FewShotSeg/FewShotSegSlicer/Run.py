@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from FewShotSegLib.control import KEEPABLE
 from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.progress import KEEPABLE
 
 from .Signal import guarded
 from .Workers import Workers

@@ -39,7 +39,7 @@ def load(number: int) -> tuple[Any, Any]:
 
     Patient 1 comes with five structures annotated on three slices, patient 2 without. A second or two.
     """
-    from FewShotSegLib.phantom import patient  # scipy: not while Slicer starts
+    from FewShotSegLib.demo.phantom import patient
 
     if number not in (1, 2):
         raise InputError(f"There are the sample patients 1 and 2, got {number}.")

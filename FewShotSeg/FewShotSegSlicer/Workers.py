@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from FewShotSegLib.client import WorkerClient
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.worker.client import WorkerClient
 
 from .Signal import guarded
 

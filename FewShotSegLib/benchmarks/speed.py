@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from FewShotSegLib import phantom
 from FewShotSegLib.benchmarks.pairing import Row, interleaved, milliseconds, ratios, spread, table
 from FewShotSegLib.benchmarks.plain import plain_copy, random_vit_b
 from FewShotSegLib.data.adapter import Adapter
@@ -32,6 +31,7 @@ from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.data.volume import Labelmap, Volume
+from FewShotSegLib.demo import phantom
 from FewShotSegLib.devices import bfloat16_pays, encoding_precision
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_frame import frame_of, to_network

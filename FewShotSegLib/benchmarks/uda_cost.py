@@ -26,7 +26,7 @@ from FewShotSegLib.imaging.grid import Grid, onto_grid
 from FewShotSegLib.inference.sliding_window import decided, labels_onto_volume
 from FewShotSegLib.inference.volume_network import VolumePredictor, grid_to_dict, network_arguments
 from FewShotSegLib.io.volumes import load_labelmap, load_volume
-from FewShotSegLib.measuring import used_bytes
+from FewShotSegLib.jobs.measure import used_bytes
 from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import weights_of
 from FewShotSegLib.progress import silent

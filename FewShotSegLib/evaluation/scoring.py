@@ -20,7 +20,6 @@ import numpy as np
 from FewShotSegLib.data.volume import Labelmap, Volume, as_labels, label_values
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.reindex import reindexed
-from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.progress import Progress, Report, silent
 
@@ -224,11 +223,3 @@ def _statistics(values: list[float]) -> dict[str, float | None]:
     array = np.array(values, dtype=np.float64)
     sd = float(array.std(ddof=1)) if array.size > 1 else None
     return {"mean": float(array.mean()), "sd": sd, "median": float(np.median(array))}
-
-
-def write_plot(rows: Sequence[Row], path: str | Path) -> None:
-    """Write Dice, surface Dice and HD95 of every case as a PNG."""
-    from FewShotSegLib.visualization.charts import scores_chart
-
-    with written_whole(path) as part:
-        part.write_bytes(scores_chart(rows).light)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from FewShotSegLib import scratch
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles
+from FewShotSegLib.worker import scratch
 from FewShotSegSlicer import Checkpoints as module
 from FewShotSegSlicer.Checkpoints import Checkpoints
 from Testing.conftest import write_discs

@@ -70,7 +70,7 @@ def test_reloading_takes_every_file_anew_and_ends_the_workers_of_before(
         close()
 
     monkeypatch.setattr(before, "close", noticedClose)
-    names = ("FewShotSeg", "FewShotSegSlicer.Logic", "FewShotSegSlicer.Panel", "FewShotSegLib.client")
+    names = ("FewShotSeg", "FewShotSegSlicer.Logic", "FewShotSegSlicer.Panel", "FewShotSegLib.worker.client")
     old = {name: sys.modules[name] for name in names}
     panel.onReload()
     after = slicer.util.getModuleWidget("FewShotSeg")

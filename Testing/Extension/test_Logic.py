@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import slicer
 
-from FewShotSegLib import scratch
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.volumes import load_labelmap, save_volume
+from FewShotSegLib.worker import scratch
 from FewShotSegSlicer import Logic as LogicModule
 from FewShotSegSlicer import Scene
 from FewShotSegSlicer.AdapterFolder import AdapterFolder

@@ -21,7 +21,7 @@ def examples() -> list[str]:
 @pytest.fixture
 def coarsePatients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sample patients with the anatomy of the real ones on a third of the slices."""
-    from FewShotSegLib import phantom
+    from FewShotSegLib.demo import phantom
 
     coarse = partial(phantom.patient, shape=(13, 80, 80), spacing_mm=(4.0, 4.0, 15.0))
     monkeypatch.setattr(phantom, "patient", coarse)

@@ -16,8 +16,8 @@ import pytest
 import slicer
 
 from FewShotSegLib.data.volume import Labelmap, Volume, ras_from_ijk
+from FewShotSegLib.demo.phantom import patient
 from FewShotSegLib.io.volumes import save_volume
-from FewShotSegLib.phantom import patient
 from FewShotSegLib.sam.clicks import centre_click
 
 SHAPE, SPACING_MM = (26, 128, 128), (2.5, 2.5, 7.7)

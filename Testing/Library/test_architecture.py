@@ -34,21 +34,7 @@ LEVELS = (
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # Modules that still lie flat beside the rooms, and arrows that go with their move; both lists only shrink.
-FLAT: dict[str, str] = {
-    "arguments": "cli",
-    "batch": "worker",
-    "client": "worker",
-    "control": "progress",
-    "demo_report": "demo",
-    "display": "cli",
-    "measuring": "jobs",
-    "memory_curve": "jobs",
-    "phantom": "demo",
-    "pipeline": "jobs",
-    "prompting": "worker",
-    "record": "jobs",
-    "scratch": "worker",
-}  # FLAT
+FLAT: dict[str, str] = {}  # FLAT
 NOT_YET: set[tuple[str, str]] = set()  # NOT_YET
 DATA = "data"
 
@@ -56,7 +42,11 @@ SLICER_SIDE = {"slicer", "qt", "vtk", "ctk", "PythonQt", "SlicerFewShotSeg", "Fe
 # Below this room no torch and no MONAI at any depth of the code: it must work while torch is not installed yet.
 FIRST_WITH_TORCH = "devices"
 TORCH_INSIDE = {"FewShotSegLib.imaging.anatomy_space"}  # when it is called; nothing that runs before needs it
-WITHOUT_TORCH = {"FewShotSegLib.worker.client", "FewShotSegLib.worker.scratch", "FewShotSegLib.demo.phantom"}
+WITHOUT_TORCH = {
+    "FewShotSegLib.worker.client",
+    "FewShotSegLib.worker.scratch",
+    "FewShotSegLib.demo.run.phantom",
+}
 
 
 @dataclass(frozen=True)

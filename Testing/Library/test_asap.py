@@ -18,10 +18,10 @@ from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.datasets import data_sets_in
 from FewShotSegLib.io.volumes import load_labelmap, load_volume, save_volume
+from FewShotSegLib.jobs.run import run
 from FewShotSegLib.methods import lora
 from FewShotSegLib.methods.asap import method as asap
 from FewShotSegLib.methods.asap.schedulers import SCHEDULERS
-from FewShotSegLib.pipeline import run
 from FewShotSegLib.progress import silent
 from FewShotSegLib.sam.network import PromptableNetwork
 from Testing.conftest import DISC, QUICK, SQUARE, Listener, discs, write_discs

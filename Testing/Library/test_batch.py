@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from FewShotSegLib.batch import COLUMNS, run_jobs, segment_images
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.io.volumes import load_labelmap
-from FewShotSegLib.pipeline import SomeImagesFailed
+from FewShotSegLib.jobs.segment import SomeImagesFailed
+from FewShotSegLib.jobs.volumes_table import COLUMNS
+from FewShotSegLib.worker.batch import run_jobs, segment_images
 from Testing.conftest import QUICK, Listener, write_discs
 
 
@@ -88,7 +89,7 @@ def test_several_processes_give_the_same_files_and_a_failure_stays_alone(
 
 
 def test_cancelling_a_batch_ends_its_processes(a_job: SegmentJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    from FewShotSegLib import batch
+    from FewShotSegLib.worker import batch
 
     clients = []
 
@@ -142,12 +143,11 @@ def test_an_adapter_that_the_same_job_has_made_is_not_made_again(an_adapter_file
 
 
 def test_a_defect_in_one_job_is_told_apart_from_bad_input(a_job: SegmentJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    from FewShotSegLib import pipeline
 
     def broken(*arguments: Any, **options: Any) -> Any:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(pipeline, "segment", broken)
+    monkeypatch.setattr("FewShotSegLib.jobs.segment.segment", broken)
     outcome = run_jobs([a_job])[0]
     assert not outcome.is_input_error
     assert "ZeroDivisionError" in outcome.error

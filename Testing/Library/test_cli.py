@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from FewShotSegLib import cli
-from FewShotSegLib.cli import main
+from FewShotSegLib.cli import main as command_line
+from FewShotSegLib.cli.main import main
 from FewShotSegLib.data.job import SegmentJob
 from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.jobs import save_job
@@ -259,12 +259,11 @@ def test_a_defect_is_answered_with_1_and_a_traceback(
     an_adapter_file: Path, a_case: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    from FewShotSegLib import pipeline
 
     def broken(*arguments: Any, **options: Any) -> Any:
         raise ValueError("a defect")
 
-    monkeypatch.setattr(pipeline, "segment", broken)
+    monkeypatch.setattr("FewShotSegLib.jobs.segment.segment", broken)
     assert main(["segment", str(a_case[0]), "--adapter", str(an_adapter_file), "--out", str(tmp_path / "o")]) == 1
     error = capsys.readouterr().err
     assert "Traceback" in error
@@ -284,7 +283,7 @@ def test_a_missing_package_is_named_with_what_to_do(
     def without_torch(chosen: Any) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setitem(cli._COMMANDS, "adapt", without_torch)
+    monkeypatch.setitem(command_line._COMMANDS, "adapt", without_torch)
     assert main(adapt_words(a_case, tmp_path / "a.safetensors")) == 2
     assert "pip install torch" in capsys.readouterr().err
 
@@ -295,7 +294,7 @@ def test_ctrl_c_cancels_or_keeps_the_best(
     more: list[str], code: int, left: set[str], a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from FewShotSegLib.control import Control
+    from FewShotSegLib.progress import Control
 
     real = Control.__call__
 
@@ -315,14 +314,13 @@ def test_ctrl_c_cancels_or_keeps_the_best(
 def test_a_second_ctrl_c_ends_at_once(
     a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from FewShotSegLib import pipeline
 
     def never_listens(job: Any, report: Any) -> None:
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)
         raise AssertionError("still running")
 
-    monkeypatch.setattr(pipeline, "run", never_listens)
+    monkeypatch.setattr("FewShotSegLib.jobs.run.run", never_listens)
     assert main(adapt_words(a_case, tmp_path / "a.safetensors")) == 130
 
 
@@ -331,7 +329,7 @@ def test_a_second_ctrl_c_ends_at_once(
 
 def test_help_and_mistakes_need_no_torch() -> None:
     code = (
-        "import sys; from FewShotSegLib.cli import main;"
+        "import sys; from FewShotSegLib.cli.main import main;"
         "codes = [main(['--help']), main(['adapt', '--help']), main(['adapt']), main(['dance'])];"
         "sys.stderr.write(repr((codes, [m for m in ('torch', 'SimpleITK', 'scipy', 'monai') if m in sys.modules])))"
     )

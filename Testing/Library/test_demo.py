@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from FewShotSegLib.demo import run_demo
+from FewShotSegLib.demo.run import run_demo
 from FewShotSegLib.io.jobs import load_job
 from FewShotSegLib.io.volumes import load_labelmap, load_volume
 from FewShotSegLib.sam import registry

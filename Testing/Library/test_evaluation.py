@@ -13,9 +13,10 @@ from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.metrics import compare
 from FewShotSegLib.evaluation.pairing import case_name
-from FewShotSegLib.evaluation.scoring import COLUMNS, evaluate_case, evaluate_folder, summarize, write_plot
+from FewShotSegLib.evaluation.scoring import COLUMNS, evaluate_case, evaluate_folder, summarize
 from FewShotSegLib.evaluation.tables import write_rows, write_summary
 from FewShotSegLib.io.volumes import save_labelmap
+from FewShotSegLib.jobs.evaluate import write_plot
 
 AFFINE = np.diag([-1.0, -1.5, 4.0, 1.0])
 NAMES = {1: "liver", 2: "spleen"}

@@ -13,7 +13,7 @@ from FewShotSegLib.data.job import AdaptJob, EvaluateJob, SegmentJob
 from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.jobs import load_job
 from FewShotSegLib.io.volumes import load_labelmap
-from FewShotSegLib.pipeline import run
+from FewShotSegLib.jobs.run import run
 from FewShotSegLib.sam import registry
 from Testing.conftest import Listener
 

@@ -10,8 +10,8 @@ import pytest
 
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.measuring import measure
-from FewShotSegLib.pipeline import run
+from FewShotSegLib.jobs.measure import measure
+from FewShotSegLib.jobs.run import run
 from Testing.conftest import QUICK, Listener, write_discs
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from FewShotSegLib.memory_curve import MemoryCurve
+from FewShotSegLib.jobs.memory_curve import MemoryCurve
 
 
 def sampled(points: list[tuple[float, float]]) -> MemoryCurve:

@@ -8,8 +8,8 @@ from scipy import ndimage
 
 from FewShotSegLib.data.intensity import IntensitySpec, looks_like_hounsfield
 from FewShotSegLib.data.volume import ras_from_ijk
+from FewShotSegLib.demo.phantom import STRUCTURES, cohort, patient
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.phantom import STRUCTURES, cohort, patient
 
 PLAUSIBLE_ML = {  # adults, generous
     "liver": (600, 2200),

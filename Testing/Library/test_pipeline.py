@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from FewShotSegLib import pipeline
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Volume
@@ -27,7 +26,9 @@ from FewShotSegLib.io.exemplars import load_exemplar
 from FewShotSegLib.io.jobs import save_job
 from FewShotSegLib.io.prompts import save_prompts
 from FewShotSegLib.io.volumes import load_labelmap, load_volume, save_volume
-from FewShotSegLib.pipeline import run, stage_rng
+from FewShotSegLib.jobs import adapt, seeding, segment
+from FewShotSegLib.jobs.run import run
+from FewShotSegLib.jobs.seeding import stage_rng
 from FewShotSegLib.sam import presets, registry
 from FewShotSegLib.sam.loading import load_base
 from Testing.conftest import QUICK, Listener, save_tiny_compact, write_discs
@@ -90,7 +91,7 @@ def state_of_numpy() -> str:
 
 
 def test_every_stage_draws_numbers_of_its_own() -> None:
-    drawn = [stage_rng(5, stage).integers(2**31) for stage in pipeline.STAGES]
+    drawn = [stage_rng(5, stage).integers(2**31) for stage in seeding.STAGES]
     assert len(set(drawn)) == len(drawn)
     assert stage_rng(5, "segment").integers(2**31) == drawn[1]
 
@@ -153,7 +154,7 @@ def test_a_base_model_meant_for_one_image_size_is_adapted_at_that_size(
     model, path = registry.find(an_adapt_job.base)
     monkeypatch.setattr(registry, "find", lambda name: (replace(model, image_size=96), path))
     job = replace(an_adapt_job, method=method, recipe=given)
-    assert pipeline.recipe_of(job).image_size == size
+    assert adapt.recipe_of(job).image_size == size
 
 
 def test_a_chosen_window_is_that_of_the_adapter(an_adapt_job: AdaptJob) -> None:
@@ -252,7 +253,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_training(
 KILL_AFTER = """
 import os, signal, sys
 from pathlib import Path
-from FewShotSegLib.cli import main
+from FewShotSegLib.cli.main import main
 from FewShotSegLib.training import fit as training
 real, saved = training._Run.save, []
 def save(self, path):
@@ -491,7 +492,7 @@ def test_a_support_set_goes_with_an_adapter_of_many_tasks_and_with_no_other(
 def test_a_failing_image_does_not_stop_the_others_and_is_named_at_the_end(a_segment_job: SegmentJob) -> None:
     first, second = a_segment_job.images
     Path(first).write_bytes(b"no image")
-    with pytest.raises(pipeline.SomeImagesFailed, match=r"1 of 2 images .*p1\.nrrd") as caught:
+    with pytest.raises(segment.SomeImagesFailed, match=r"1 of 2 images .*p1\.nrrd") as caught:
         run(a_segment_job)
     assert files_in(a_segment_job.out) == {"p1.result.json", "p2.seg.nrrd", "p2.result.json"}
     assert [("error" in record) for record in caught.value.result["images"]] == [True, False]

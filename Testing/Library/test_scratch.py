@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from FewShotSegLib import scratch
+from FewShotSegLib.worker import scratch
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = "from FewShotSegLib import scratch; print(scratch.new_folder(), flush=True); input()"
+PROGRAM = "from FewShotSegLib.worker import scratch; print(scratch.new_folder(), flush=True); input()"
 
 
 @pytest.fixture(autouse=True)

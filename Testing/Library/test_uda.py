@@ -17,9 +17,9 @@ from FewShotSegLib.imaging.grid import Grid, onto_grid
 from FewShotSegLib.inference.sliding_window import labels_onto_volume, onto_volume
 from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.volumes import load_labelmap, load_volume, save_volume
+from FewShotSegLib.jobs.run import run
 from FewShotSegLib.methods.uda.networks import ClassRecipe, predicted_labels, train_classes
 from FewShotSegLib.methods.uda.recipe import Recipe, smaller_preset
-from FewShotSegLib.pipeline import run
 from FewShotSegLib.training.patches import Case
 from Testing.conftest import DISC, SQUARE, Listener, discs, write_discs
 

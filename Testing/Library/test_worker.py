@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from FewShotSegLib.client import WorkerClient
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, SegmentJob, to_dict
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import describe
@@ -26,7 +25,8 @@ from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.volumes import load_labelmap, load_volume
 from FewShotSegLib.methods import METHODS, method
-from FewShotSegLib.worker import Channel, Requests, read
+from FewShotSegLib.worker.__main__ import Channel, Requests, read
+from FewShotSegLib.worker.client import WorkerClient
 from Testing.conftest import QUICK, discs, write_discs
 
 PATIENCE_S = 60.0
@@ -437,7 +437,7 @@ def is_zombie(pid: int) -> bool:
 
 def test_what_libraries_print_does_not_disturb_the_protocol() -> None:
     code = (
-        "import os, sys; from FewShotSegLib import worker; stream, output = worker.guarded_streams();"
+        "import os, sys; from FewShotSegLib.worker import __main__ as worker; stream, output = worker.guarded_streams();"
         "sys.stdout.write('chatter'); os.write(1, b'more chatter'); output.write('{}'); output.flush()"
     )
     import subprocess
@@ -465,7 +465,9 @@ def test_the_client_does_without_torch() -> None:
     import subprocess
 
     root = Path(__file__).resolve().parents[2]
-    code = "import sys; import FewShotSegLib.client; print([m for m in ('torch', 'SimpleITK') if m in sys.modules])"
+    code = (
+        "import sys; import FewShotSegLib.worker.client; print([m for m in ('torch', 'SimpleITK') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -15,16 +15,14 @@ from numpy.typing import NDArray
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import AXES, AXIS_LETTERS, Volume
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_frame import SliceFrame, frame_of, to_network
 from FewShotSegLib.io.files import written_whole
-
-from .errors import InputError
-from .progress import Report
+from FewShotSegLib.progress import Report
 
 if TYPE_CHECKING:
     from FewShotSegLib.inference.predictor import Masks, Predictor
-
-    from .sam.network import Embedding
+    from FewShotSegLib.sam.network import Embedding
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +118,8 @@ class PromptSession:
         """The predictor for base, adapter and device, loaded once; an adapter file that has changed is loaded again."""
         import torch
 
+        from FewShotSegLib.devices import choose_device
         from FewShotSegLib.inference.load import load_predictor
-
-        from .devices import choose_device
 
         adapter = request.get("adapter")
         path = Path(adapter) if adapter else None

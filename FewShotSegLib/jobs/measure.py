@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from FewShotSegLib.data.job import AdaptJob
+from FewShotSegLib.devices import choose_device
+from FewShotSegLib.errors import Cancelled
+from FewShotSegLib.methods import method
+from FewShotSegLib.progress import Progress, Report, silent
+from FewShotSegLib.sam import registry
 
-from .devices import choose_device
-from .errors import Cancelled
-from .methods import method
-from .pipeline import architecture_of, recipe_of, run
-from .progress import Progress, Report, silent
-from .sam import registry
+from .adapt import architecture_of, recipe_of
+from .run import run
 
 
 def measure(job: AdaptJob, report: Report = silent, steps: int = 3) -> dict[str, Any]:

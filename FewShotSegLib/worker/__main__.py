@@ -49,9 +49,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from .control import Control
-from .errors import Cancelled, InputError
-from .progress import Progress, Report
+from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.progress import Control, Progress, Report
 
 Work = Callable[[dict[str, Any]], dict[str, Any]]
 LongWork = Callable[[dict[str, Any], Report], dict[str, Any]]
@@ -144,7 +143,7 @@ class Worker:
     """Does the requests one by one."""
 
     def __init__(self, channel: Channel, requests: Requests) -> None:
-        from .prompting import PromptSession  # numpy and, at the first prompt, torch
+        from .session import PromptSession
 
         self.channel, self.requests = channel, requests
         self.session = PromptSession()
@@ -195,7 +194,7 @@ class Worker:
             self.channel.send(number, "result", result=result)
 
     def _hello(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        from .record import versions
+        from FewShotSegLib.jobs.record import versions
 
         return {"pid": os.getpid(), "versions": versions()}
 
@@ -229,8 +228,7 @@ def _picture(progress: Progress) -> dict[str, Any]:
 
 def _describe_methods(request: Mapping[str, Any]) -> dict[str, Any]:
     from FewShotSegLib.data.recipe import describe
-
-    from .methods import METHODS, method
+    from FewShotSegLib.methods import METHODS, method
 
     return {
         "methods": [
@@ -268,8 +266,7 @@ def _describe_folder(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run_job(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
     from FewShotSegLib.data.job import from_dict
-
-    from .pipeline import run
+    from FewShotSegLib.jobs.run import run
 
     return run(from_dict(request.get("job", {})), report)
 
@@ -284,16 +281,14 @@ def _run_batch(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
 
 def _measure(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
     from FewShotSegLib.data.job import AdaptJob
-
-    from .measuring import measure
+    from FewShotSegLib.jobs.measure import measure
 
     return measure(_job_of(AdaptJob, request), report)
 
 
 def _draw_preview(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
     from FewShotSegLib.data.job import AdaptJob
-
-    from .pipeline import preview
+    from FewShotSegLib.jobs.adapt import preview
 
     sheet = str(request.get("sheet", ""))
     preview(_job_of(AdaptJob, request), Path(sheet), int(request.get("count", 12)))

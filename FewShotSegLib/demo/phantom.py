@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from FewShotSegLib.data.volume import Labelmap, Volume
-
-from .errors import InputError
+from FewShotSegLib.errors import InputError
 
 Modality = Literal["ct", "mr"]
 Field = NDArray[np.float32]

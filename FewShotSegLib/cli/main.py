@@ -18,10 +18,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.progress import Control
+
 from .arguments import adapt_job, evaluate_job, parser, recipe_from, segment_job
-from .control import Control
 from .display import Display, display_for
-from .errors import Cancelled, InputError
 
 OK, DEFECT, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 
@@ -73,7 +74,7 @@ def _adapt(chosen: argparse.Namespace) -> None:
     if chosen.preview is None:
         _run(job, chosen)
         return
-    from .pipeline import preview
+    from FewShotSegLib.jobs.adapt import preview
 
     preview(job, Path(chosen.preview))
     if not chosen.json:
@@ -83,14 +84,14 @@ def _adapt(chosen: argparse.Namespace) -> None:
 def _recipe(chosen: argparse.Namespace) -> dict[str, Any]:
     if not chosen.recipe:
         return {}
-    from .methods import method
+    from FewShotSegLib.methods import method
 
     return recipe_from(method(chosen.method).Recipe, chosen.recipe)
 
 
 def _segment(chosen: argparse.Namespace) -> None:
     job = segment_job(chosen, _support_recipe(chosen))
-    from .batch import segment_images
+    from FewShotSegLib.worker.batch import segment_images
 
     with _watched(chosen) as (control, display):
         result = segment_images(job, processes=chosen.processes, dask=chosen.dask, report=control)
@@ -117,7 +118,7 @@ def _job(chosen: argparse.Namespace) -> None:
 
 def _run(job: Any, chosen: argparse.Namespace) -> None:
     with _watched(chosen) as (control, display):
-        from .pipeline import run
+        from FewShotSegLib.jobs.run import run
 
         display.result(run(job, control))
 
@@ -157,8 +158,8 @@ def _ctrl_c(control: Control, keep_best: bool) -> Iterator[None]:
 
 
 def _models(chosen: argparse.Namespace) -> None:
-    from .sam import registry
-    from .sam.download import download
+    from FewShotSegLib.sam import registry
+    from FewShotSegLib.sam.download import download
 
     if chosen.action == "list":
         _list_models(chosen.json)
@@ -178,7 +179,7 @@ def _models(chosen: argparse.Namespace) -> None:
 def _list_models(as_json: bool) -> None:
     from dataclasses import asdict
 
-    from .sam import registry
+    from FewShotSegLib.sam import registry
 
     found = [(model, registry.location(model)) for model in registry.models()]
     if as_json:
@@ -208,7 +209,7 @@ def _show(chosen: argparse.Namespace) -> None:
 
 def _demo(chosen: argparse.Namespace) -> None:
     with _watched(chosen) as (control, display):
-        from .demo import run_demo
+        from FewShotSegLib.demo.run import run_demo
 
         display.lines(run_demo(Path(chosen.out), seed=chosen.seed, base=chosen.base, report=control))
 
@@ -220,7 +221,7 @@ def _benchmark(words: list[str]) -> int:
             print(f"usage: fewshotseg benchmark {{{','.join(kinds)}}} [--data DIR] ...; each has its own --help")
             return OK
         raise InputError(f"fewshotseg benchmark {' or '.join(kinds)}: say which, got {words[0] if words else 'none'}.")
-    module = importlib.import_module(f".benchmarks.{words[0]}", __package__)
+    module = importlib.import_module(f"FewShotSegLib.benchmarks.{words[0]}")
     return int(module.main(words[1:]))
 
 

@@ -31,13 +31,14 @@ from typing import Any
 
 import numpy as np
 
+from FewShotSegLib.errors import InputError
+
 from . import scratch
-from .errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _ERROR_LINES = 30
-_FOLDER = Path(__file__).resolve().parent.parent  # holds the package; the worker's Python may not have it installed
+_FOLDER = Path(__file__).resolve().parents[2]  # holds the package; the worker's Python may not have it installed
 
 
 class WorkerClient:
@@ -50,7 +51,14 @@ class WorkerClient:
     def __init__(
         self, python: str | None = None, environment: Mapping[str, str] | None = None, niceness: int = 0
     ) -> None:
-        self._command = [python or sys.executable, "-u", "-m", "FewShotSegLib.worker", "--niceness", str(niceness)]
+        self._command = [
+            python or sys.executable,
+            "-u",
+            "-m",
+            "FewShotSegLib.worker",
+            "--niceness",
+            str(niceness),
+        ]
         self._niceness = niceness
         self._environment = dict(environment or {})
         self._worker: _Process | None = None

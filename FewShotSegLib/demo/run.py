@@ -23,17 +23,17 @@ from FewShotSegLib.evaluation.scoring import Row
 from FewShotSegLib.io.jobs import save_job
 from FewShotSegLib.io.prompts import save_prompts
 from FewShotSegLib.io.volumes import save_labelmap, save_volume
+from FewShotSegLib.jobs.run import run
 from FewShotSegLib.methods.lora import Recipe
+from FewShotSegLib.progress import Progress, Report, silent
+from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.training.fit import step_rng
 from FewShotSegLib.training.prompted import synthesizer_of
 from FewShotSegLib.visualization.contact_sheet import contact_sheet
 from FewShotSegLib.visualization.text_table import table
 
-from .demo_report import BASE, CLICKED, FOLDERS, FREE, DemoReport, Patient, mean_dice, write_report
+from .page import BASE, CLICKED, FOLDERS, FREE, DemoReport, Patient, mean_dice, write_report
 from .phantom import cohort
-from .pipeline import run
-from .progress import Progress, Report, silent
-from .sam.clicks import centre_click
 
 # No time limit: it would let the clock into the learning rate, and two demos should end alike.
 RECIPE: dict[str, Any] = {

@@ -14,11 +14,10 @@ from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.evaluation.scoring import Row
 from FewShotSegLib.io.volumes import load_labelmap
+from FewShotSegLib.progress import Progress
 from FewShotSegLib.visualization.charts import bars_chart, learning_chart
 from FewShotSegLib.visualization.html_page import Report
 from FewShotSegLib.visualization.overlays import overlay_colors, overlay_png, upright
-
-from .progress import Progress
 
 BASE, CLICKED, FREE = "base model, clicks", "adapted, clicks", "adapted, no clicks"
 FOLDERS = {BASE: "with-clicks-base", CLICKED: "with-clicks-adapted", FREE: "segmented"}

@@ -10,11 +10,10 @@ from typing import Any
 
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
 from FewShotSegLib.data.recipe import from_dict, to_dict, with_overrides
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.datasets import data_sets_in, files_of
 from FewShotSegLib.io.exemplars import parse_exemplar
-
-from .errors import InputError
-from .version import __version__
+from FewShotSegLib.version import __version__
 
 DEMO_OUT = "demo-output"
 

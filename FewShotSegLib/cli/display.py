@@ -8,9 +8,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
+from FewShotSegLib.progress import Progress
 from FewShotSegLib.visualization.text_table import table
-
-from .progress import Progress
 
 _SHARE = 0.1  # of the work between two lines in a log
 

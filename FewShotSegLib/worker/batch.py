@@ -6,25 +6,22 @@ job are not made again.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from FewShotSegLib.data.job import AdaptJob, Job, SegmentJob, from_dict, to_dict
-from FewShotSegLib.io.files import write_text_whole
+from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.io.jobs import with_paths_from
+from FewShotSegLib.jobs.record import is_complete, read_record, result_path
+from FewShotSegLib.jobs.volumes_table import write_volumes
+from FewShotSegLib.progress import Progress, Report, silent
 
 from .client import WorkerClient
-from .errors import Cancelled, InputError
-from .progress import Progress, Report, silent
-from .record import is_complete, read_record, result_path
 
-COLUMNS = ("image", "structure", "label", "volume_ml", "voxels", "confidence", "flags", "state", "error")
 _PARTS = 1000  # of a job, in the progress of the batch
 _WAIT_S = 0.05
 
@@ -52,7 +49,9 @@ def segment_images(
     Returns the record of the whole. An image that fails does not stop the others; the failed ones are named at the end
     in an error or, without `raise_failures`, in the table and in the record only.
     """
-    from .pipeline import SomeImagesFailed, output_names, run
+    from FewShotSegLib.jobs.inputs import output_names
+    from FewShotSegLib.jobs.run import run
+    from FewShotSegLib.jobs.segment import SomeImagesFailed
 
     output_names(job.images)
     if processes == 1 and dask is None:
@@ -131,7 +130,7 @@ def _report_part(report: Report, done: int, count: int, progress: Progress) -> N
 
 
 def _outcome(job: Job, report: Report) -> Outcome:
-    from .pipeline import run
+    from FewShotSegLib.jobs.run import run
 
     try:
         return Outcome(job, run(job, report))
@@ -241,20 +240,6 @@ def _records(outcome: Outcome) -> list[dict[str, Any]]:
     return [{"image": outcome.job.images[0], "error": {"message": outcome.error}}]  # type: ignore[union-attr]
 
 
-def write_volumes(records: Iterable[dict[str, Any]], path: Path) -> None:
-    """Write one line per image and structure, and one for each image that failed."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        common = {"image": record["image"], "state": "there already" if record.get("skipped") else "segmented"}
-        if "error" in record:
-            writer.writerow({**common, "state": "failed", "error": record["error"]["message"]})
-        for structure, row in record.get("metrics", {}).get("structures", {}).items():
-            writer.writerow({**common, "structure": structure, **row, "flags": "; ".join(row["flags"])})
-    write_text_whole(path, stream.getvalue())
-
-
 def _whole(job: SegmentJob, outcomes: Sequence[Outcome], records: list[dict[str, Any]]) -> dict[str, Any]:
     """One record for all, as if one process had done the job."""
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
@@ -271,7 +256,7 @@ def _whole(job: SegmentJob, outcomes: Sequence[Outcome], records: list[dict[str,
 
 
 def _raise(failed: Sequence[Outcome], result: dict[str, Any], count: int) -> None:
-    from .pipeline import SomeImagesFailed
+    from FewShotSegLib.jobs.segment import SomeImagesFailed
 
     sentences = "; ".join(f"{outcome.job.images[0]}: {outcome.error}" for outcome in failed)  # type: ignore[union-attr]
     if any(not outcome.is_input_error for outcome in failed):

@@ -1,0 +1,31 @@
+"""`run(job)`: the door to all that this library does with files. Outputs are whole or absent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from FewShotSegLib.data.job import AdaptJob, EvaluateJob, Job
+from FewShotSegLib.devices import choose_device
+from FewShotSegLib.progress import Report, silent
+
+from .adapt import adapt_job
+from .evaluate import evaluate_job
+from .notes import Notes
+from .seeding import own_randomness
+from .segment import segment_job
+
+
+def run(job: Job, report: Report = silent, *, raise_failures: bool = True) -> dict[str, Any]:
+    """Do the job and return its record, which also lies beside the outputs as `<name>.result.json`.
+
+    `report` may raise `Cancelled` or, in training, `StopAndKeepBest`. An image that cannot be segmented does not stop
+    the others; at the end it is raised, or, without `raise_failures`, only named in its record.
+    """
+    notes = Notes(report)
+    if isinstance(job, EvaluateJob):
+        return evaluate_job(job, notes)
+    device = choose_device(job.device, notes.say)
+    with own_randomness(job.seed, device):
+        if isinstance(job, AdaptJob):
+            return adapt_job(job, device, notes)
+        return segment_job(job, device, notes, raise_failures)
