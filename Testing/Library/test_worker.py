@@ -437,7 +437,7 @@ def is_zombie(pid: int) -> bool:
 
 def test_what_libraries_print_does_not_disturb_the_protocol() -> None:
     code = (
-        "import os, sys; from FewShotSegLib.worker import __main__ as worker; stream, output = worker.guarded_streams();"
+        "import os, sys; from FewShotSegLib.worker.__main__ import guarded_streams; stream, output = guarded_streams();"
         "sys.stdout.write('chatter'); os.write(1, b'more chatter'); output.write('{}'); output.flush()"
     )
     import subprocess
