@@ -16,8 +16,8 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
-from FewShotSegSlicer import SamplePatients
 from FewShotSegSlicer.Logic import Logic
+from FewShotSegSlicer.Scene import SamplePatients
 
 
 class FewShotSeg(ScriptedLoadableModule):
@@ -50,7 +50,7 @@ class FewShotSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
 
     def setup(self) -> None:
-        from FewShotSegSlicer.Panel import Panel
+        from FewShotSegSlicer.Panel.Panel import Panel
 
         super().setup()
         self.logic = FewShotSegLogic()

@@ -28,19 +28,20 @@ from FewShotSegLib.data.job import AdaptJob, SegmentJob, to_dict
 from FewShotSegLib.data.volume import AXIS_LETTERS
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.worker import scratch
+from FewShotSegSlicer.Exemplars.ExemplarStore import ExemplarStore
+from FewShotSegSlicer.Jobs.AdapterFolder import AdapterFolder
+from FewShotSegSlicer.Jobs.AdaptSettings import AdaptSettings, TaughtSlices
+from FewShotSegSlicer.Jobs.Checkpoints import Checkpoints, Interrupted
+from FewShotSegSlicer.Jobs.Comparison import Comparing, Comparison, entryOf
+from FewShotSegSlicer.Jobs.JobFiles import JobFiles
+from FewShotSegSlicer.Jobs.Run import Run
+from FewShotSegSlicer.Jobs.SegmentSettings import promptEntries, segmentOptions, volumeFiles
+from FewShotSegSlicer.Jobs.Workers import Workers
+from FewShotSegSlicer.Prompting.LiveSegmenter import LiveSegmenter
+from FewShotSegSlicer.Prompting.Target import Target
 
-from . import Dependencies, Results, Scene
-from .AdapterFolder import AdapterFolder
-from .AdaptSettings import AdaptSettings, TaughtSlices
-from .Checkpoints import Checkpoints, Interrupted
-from .Comparison import Comparing, Comparison, entryOf
-from .ExemplarStore import ExemplarStore
-from .JobFiles import JobFiles
-from .LiveSegmenter import LiveSegmenter
-from .Run import Run
-from .SegmentSettings import promptEntries, segmentOptions, volumeFiles
-from .Target import Target
-from .Workers import Workers
+from . import Dependencies
+from .Scene import Results, Scene
 
 Callback = Callable[..., Any]
 AdapterLike = str | Path | Mapping[str, Any]  # file, name in the adapter folder, or card

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import slicer
 
-from . import SamplePatients
+from .Scene import SamplePatients
 
 _TESTS = Path(__file__).resolve().parents[2] / "Testing" / "Extension"
 

@@ -11,8 +11,8 @@ import slicer.util
 
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import AXES, ras_from_ijk
-from FewShotSegSlicer import Scene
-from FewShotSegSlicer.LiveSegmenter import SCROLLING_S, LiveSegmenter
+from FewShotSegSlicer.Prompting.LiveSegmenter import SCROLLING_S, LiveSegmenter
+from FewShotSegSlicer.Scene import Scene
 
 SHAPE = (9, 20, 24)
 AFFINE = np.array([[-1.5, 0, 0, 30], [0, 0, 2.0, -4], [0, -1.5, 0, 12], [0, 0, 0, 1.0]])  # coronal, no axis is RAS's

@@ -34,9 +34,9 @@ class Bench:
         import slicer
         import slicer.util
 
-        from FewShotSegSlicer import SamplePatients, Scene
         from FewShotSegSlicer.Logic import Logic
-        from FewShotSegSlicer.PromptTool import PromptTool
+        from FewShotSegSlicer.Prompting.PromptTool import PromptTool
+        from FewShotSegSlicer.Scene import SamplePatients, Scene
 
         volume, self.drawn = SamplePatients.load(1)
         self.volume = enlarged(volume, shape) if shape else volume
@@ -139,7 +139,7 @@ def enlarged(volumeNode: Any, shape: Sequence[int]) -> Any:
     """The same body with more voxels."""
     import slicer.util
 
-    from FewShotSegSlicer import Scene
+    from FewShotSegSlicer.Scene import Scene
 
     volume = Scene.volumeFromNode(volumeNode)
     picks = [np.linspace(0, old - 1, new).round().astype(int) for old, new in zip(volume.shape, shape, strict=True)]

@@ -9,7 +9,7 @@ import numpy as np
 import slicer
 
 from FewShotSegLib.data.volume import Labelmap, Volume
-from FewShotSegSlicer import Scene
+from FewShotSegSlicer.Scene import Scene
 from Testing.conftest import DISC, SQUARE, discs
 
 NAMES = {DISC: "disc", SQUARE: "square"}

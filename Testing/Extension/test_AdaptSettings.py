@@ -12,10 +12,10 @@ import pytest
 from FewShotSegLib.data.job import AdaptJob
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.volumes import load_labelmap, load_volume
-from FewShotSegSlicer.AdapterFolder import AdapterFolder
-from FewShotSegSlicer.AdaptSettings import AdaptSettings
-from FewShotSegSlicer.ExemplarStore import ExemplarStore
-from FewShotSegSlicer.JobFiles import JobFiles
+from FewShotSegSlicer.Exemplars.ExemplarStore import ExemplarStore
+from FewShotSegSlicer.Jobs.AdapterFolder import AdapterFolder
+from FewShotSegSlicer.Jobs.AdaptSettings import AdaptSettings
+from FewShotSegSlicer.Jobs.JobFiles import JobFiles
 from Testing.conftest import write_discs
 from Testing.Extension.cases import addCase
 from Testing.Extension.nodes import addTransform

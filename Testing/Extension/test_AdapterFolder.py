@@ -12,7 +12,7 @@ from FewShotSegLib.data.adapter import Adapter, card
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.adapters import save_adapter
-from FewShotSegSlicer.AdapterFolder import AdapterFolder
+from FewShotSegSlicer.Jobs.AdapterFolder import AdapterFolder
 
 
 def anAdapter(name: str = "liver") -> Adapter:

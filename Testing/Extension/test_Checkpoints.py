@@ -12,8 +12,8 @@ import pytest
 
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles
 from FewShotSegLib.worker import scratch
-from FewShotSegSlicer import Checkpoints as module
-from FewShotSegSlicer.Checkpoints import Checkpoints
+from FewShotSegSlicer.Jobs import Checkpoints as module
+from FewShotSegSlicer.Jobs.Checkpoints import Checkpoints
 from Testing.conftest import write_discs
 
 MONTH_S = 31 * 24 * 3600

@@ -16,8 +16,8 @@ from FewShotSegLib.data.job import AdaptJob
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.jobs import load_job
 from FewShotSegLib.io.volumes import load_labelmap, load_volume
-from FewShotSegSlicer import Scene
-from FewShotSegSlicer.ExemplarStore import ExemplarStore
+from FewShotSegSlicer.Exemplars.ExemplarStore import ExemplarStore
+from FewShotSegSlicer.Scene import Scene
 from Testing.Extension.cases import addCase
 
 

@@ -15,8 +15,8 @@ from FewShotSegLib.data.job import ExemplarFiles
 from FewShotSegLib.data.volume import AXES, Labelmap
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.exemplars import load_exemplar
-from FewShotSegSlicer import Scene
-from FewShotSegSlicer.ExemplarStore import ExemplarStore
+from FewShotSegSlicer.Exemplars.ExemplarStore import ExemplarStore
+from FewShotSegSlicer.Scene import Scene
 from Testing.Extension.cases import addCase
 
 

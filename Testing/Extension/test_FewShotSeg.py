@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import slicer
 
-from FewShotSegSlicer import SamplePatients, SelfTest
+from FewShotSegSlicer import SelfTest
+from FewShotSegSlicer.Scene import SamplePatients
 
 MODULE = Path(__file__).resolve().parents[2] / "FewShotSeg" / "FewShotSeg.py"
 
@@ -70,7 +71,7 @@ def test_reloading_takes_every_file_anew_and_ends_the_workers_of_before(
         close()
 
     monkeypatch.setattr(before, "close", noticedClose)
-    names = ("FewShotSeg", "FewShotSegSlicer.Logic", "FewShotSegSlicer.Panel", "FewShotSegLib.worker.client")
+    names = ("FewShotSeg", "FewShotSegSlicer.Logic", "FewShotSegSlicer.Panel.Panel", "FewShotSegLib.worker.client")
     old = {name: sys.modules[name] for name in names}
     panel.onReload()
     after = slicer.util.getModuleWidget("FewShotSeg")

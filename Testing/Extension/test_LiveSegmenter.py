@@ -14,10 +14,10 @@ import slicer
 import slicer.util
 
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer import Scene
-from FewShotSegSlicer.LiveSegmenter import IDLE_S, SCROLLING_S, LiveSegmenter
-from FewShotSegSlicer.Prompts import SlicePrompt
-from FewShotSegSlicer.Workers import Workers
+from FewShotSegSlicer.Jobs.Workers import Workers
+from FewShotSegSlicer.Prompting.LiveSegmenter import IDLE_S, SCROLLING_S, LiveSegmenter
+from FewShotSegSlicer.Prompting.Prompts import SlicePrompt
+from FewShotSegSlicer.Scene import Scene
 from Testing.Extension.bench import AFFINE, SHAPE, Bench, K, aSegmentation, maskOf, ras
 from Testing.Extension.nodes import addTransform, addWarp, rotation
 

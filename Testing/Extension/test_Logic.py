@@ -23,12 +23,12 @@ from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.volumes import load_labelmap, save_volume
 from FewShotSegLib.worker import scratch
 from FewShotSegSlicer import Logic as LogicModule
-from FewShotSegSlicer import Scene
-from FewShotSegSlicer.AdapterFolder import AdapterFolder
+from FewShotSegSlicer.Jobs.AdapterFolder import AdapterFolder
+from FewShotSegSlicer.Jobs.Run import Run
+from FewShotSegSlicer.Jobs.Workers import Workers
 from FewShotSegSlicer.Logic import Logic
-from FewShotSegSlicer.Prompts import SlicePrompt
-from FewShotSegSlicer.Run import Run
-from FewShotSegSlicer.Workers import Workers
+from FewShotSegSlicer.Prompting.Prompts import SlicePrompt
+from FewShotSegSlicer.Scene import Scene
 from Testing.conftest import QUICK, discs
 from Testing.Extension.cases import addCase, labelsOf
 

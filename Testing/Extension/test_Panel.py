@@ -22,10 +22,12 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.methods import METHODS, method
 from FewShotSegLib.sam import registry
-from FewShotSegSlicer import Dependencies, PromptTool, Scene
-from FewShotSegSlicer.Checkpoints import Interrupted
-from FewShotSegSlicer.Comparison import Comparison
-from FewShotSegSlicer.Run import RunProgress
+from FewShotSegSlicer import Dependencies
+from FewShotSegSlicer.Jobs.Checkpoints import Interrupted
+from FewShotSegSlicer.Jobs.Comparison import Comparison
+from FewShotSegSlicer.Jobs.Run import RunProgress
+from FewShotSegSlicer.Prompting import PromptTool
+from FewShotSegSlicer.Scene import Scene
 from Testing.Extension.cases import addCase
 
 WIDTH = 300  # pixels; Slicer's module panel is seldom made narrower

@@ -11,9 +11,9 @@ import slicer
 import slicer.util
 
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer import Scene
-from FewShotSegSlicer.Prompts import SlicePrompt
-from FewShotSegSlicer.PromptTool import HOTKEYS, PromptTool
+from FewShotSegSlicer.Prompting.Prompts import SlicePrompt
+from FewShotSegSlicer.Prompting.PromptTool import HOTKEYS, PromptTool
+from FewShotSegSlicer.Scene import Scene
 from Testing.Extension.bench import AFFINE, SHAPE, Bench, ras
 from Testing.Extension.nodes import addTransform, addWarp, rotation
 

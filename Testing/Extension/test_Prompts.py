@@ -10,7 +10,8 @@ import pytest
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.prompts import load_prompts
-from FewShotSegSlicer.Prompts import History, PromptStep, PromptStore, SlicePrompt, SliceState
+from FewShotSegSlicer.Prompting.History import History, PromptStep, SliceState
+from FewShotSegSlicer.Prompting.Prompts import PromptStore, SlicePrompt
 
 CLICKS = SlicePrompt(((1.0, 2.0, 3.0), (4.0, 5.0, 3.0)), (1, 0))
 BOX = SlicePrompt(box_ras=((0.0, 0.0, 6.0), (9.0, 7.0, 6.0)))

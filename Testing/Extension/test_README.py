@@ -30,7 +30,7 @@ def coarsePatients(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def twoVolumes(coarsePatients: None, scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, the working directory, with the files that the examples name."""
-    from FewShotSegSlicer import SamplePatients
+    from FewShotSegSlicer.Scene import SamplePatients
 
     node, _ = SamplePatients.load(2)
     for name in ("a.nrrd", "b.nii.gz"):

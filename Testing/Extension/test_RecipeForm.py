@@ -12,7 +12,7 @@ import slicer
 from FewShotSegLib.data.recipe import check, describe, from_dict, option
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.methods import METHODS, method
-from FewShotSegSlicer.RecipeForm import RecipeForm
+from FewShotSegSlicer.Panel.RecipeForm import RecipeForm
 
 
 @dataclass(frozen=True)

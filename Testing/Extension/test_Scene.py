@@ -13,7 +13,7 @@ from FewShotSegLib.data.structures import structure_colors
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.volumes import load_labelmap
-from FewShotSegSlicer import Scene
+from FewShotSegSlicer.Scene import Scene
 from Testing.Extension.nodes import (
     GEOMETRIES,
     SHAPE,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer import Scene
-from FewShotSegSlicer.SegmentWriter import SegmentWriter
+from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene.SegmentWriter import SegmentWriter
 from Testing.Extension.nodes import (
     GEOMETRIES,
     SHAPE,

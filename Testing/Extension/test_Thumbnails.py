@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from FewShotSegLib.data.volume import ras_from_ijk
-from FewShotSegSlicer.Thumbnails import asOnScreen, thumbnail
+from FewShotSegSlicer.Scene.Thumbnails import asOnScreen, thumbnail
 
 # Where the upper left corner of the picture must lie, as signs of RAS, by the anatomical axis across the slices.
 UPPER_LEFT = {0: (0, 1, 1), 1: (1, 0, 1), 2: (1, 1, 0)}

@@ -13,7 +13,7 @@ ARCHIVE = Path(__file__).resolve().parents[1] / "Golden" / "version-0.1.0.zip"
 
 
 def test_a_scene_of_an_earlier_version_opens(panel: Any, tmp_path: Path) -> None:
-    from FewShotSegSlicer import Scene
+    from FewShotSegSlicer.Scene import Scene
 
     with zipfile.ZipFile(ARCHIVE) as archive:
         archive.extract("scene.mrb", tmp_path)

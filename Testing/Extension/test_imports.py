@@ -116,7 +116,7 @@ def test_nothing_heavy_can_be_reached_when_slicer_starts() -> None:
 
 
 def test_nothing_heavy_is_loaded_by_the_panel_either() -> None:
-    reached = reachableAtStart(MODULE.parent / "FewShotSegSlicer" / "Panel.py")
+    reached = reachableAtStart(MODULE.parent / "FewShotSegSlicer" / "Panel" / "Panel.py")
     assert {name: str(reached[name]) for name in wrong(reached, NOT_AT_START)} == {}
 
 
@@ -128,7 +128,7 @@ from pathlib import Path
 from Testing.SlicerHost import start
 app = start()
 app.moduleManager().loadModule(Path({str(MODULE)!r}))
-import FewShotSegSlicer.Panel
+import FewShotSegSlicer.Panel.Panel
 print(json.dumps(sorted(sys.modules)))
 """
     python = shutil.which("PythonSlicer") or sys.executable
@@ -136,7 +136,7 @@ print(json.dumps(sorted(sys.modules)))
     result = subprocess.run([python, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     loaded = json.loads(result.stdout.splitlines()[-1])
-    assert {"FewShotSeg", "FewShotSegSlicer.Panel"} <= set(loaded)
+    assert {"FewShotSeg", "FewShotSegSlicer.Panel.Panel"} <= set(loaded)
     assert wrong(loaded, {"torch", "monai", "SimpleITK"}) == []
 
 

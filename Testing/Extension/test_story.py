@@ -82,7 +82,7 @@ class Story:
 
     def mask(self, name: str, index: int) -> np.ndarray:
         """Slice k = index of a structure, bool (J, I)."""
-        from FewShotSegSlicer import Scene
+        from FewShotSegSlicer.Scene import Scene
 
         node = self.ui.segmentationSelector.currentNode()
         segmentId = node.GetSegmentation().GetSegmentIdBySegmentName(name)
@@ -135,7 +135,7 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
 def test_from_a_click_to_a_folder_of_patients_and_back_after_closing(
     story: Story, cases: list[tuple[Path, Volume, Labelmap]], pressKey: Callable[[str], None], tmp_path: Path
 ) -> None:
-    from FewShotSegSlicer import Scene
+    from FewShotSegSlicer.Scene import Scene
 
     ui = story.ui
     path, _volume, truth = cases[0]

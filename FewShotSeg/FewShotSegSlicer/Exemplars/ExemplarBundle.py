@@ -1,0 +1,142 @@
+"""Exemplars as one zip: volumes and labels without loss, their cards, and a job that the command line understands.
+
+CT.nrrd, CT labels.seg.nrrd, ...    as a job reads them
+job.json                            `fewshotseg job job.json` adapts to them
+exemplars.json                      names, dates and notes, and in which of the job's exemplars the slices are
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+
+from FewShotSegLib.data.digests import sha256_of_array
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, from_dict, to_dict
+from FewShotSegLib.data.volume import AXES, Volume
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.exemplars import load_exemplar
+from FewShotSegLib.io.files import written_whole
+from FewShotSegLib.worker import scratch
+from FewShotSegSlicer.Jobs.JobFiles import JobFiles
+from FewShotSegSlicer.Scene import Scene
+
+from .ExemplarGroup import ExemplarGroup
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_FORMAT = 1
+_CARDS, _JOB = "exemplars.json", "job.json"
+_LEVEL = 1  # the window waits; the best level takes five times as long for a tenth of the size
+
+
+@dataclass(frozen=True, eq=False)
+class BundledExemplar:
+    """An exemplar of a bundle, its volume being in the scene. `labels` (slices, rows, columns) are of `structures`."""
+
+    volumeNode: Any
+    axis: int
+    slices: tuple[int, ...]
+    emptySlices: tuple[int, ...]
+    structures: Mapping[int, str]
+    labels: Array
+    name: str
+    date: str
+    note: str
+
+
+def write(groups: Sequence[ExemplarGroup], names: Mapping[int, str], path: Path) -> None:
+    """Write a bundle, whole or not at all."""
+    cards: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(dir=scratch.process_folder()) as folder:
+        files = JobFiles(Path(folder))
+        exemplars = [group.written(names, files) for group in groups]
+        for number, group in enumerate(groups):
+            for one in group.members:
+                cards[one.exemplar.id] = {**asdict(one.exemplar), "exemplar": number}
+        job = AdaptJob("adapter.safetensors", exemplars=tuple(_withoutFolder(files) for files in exemplars))
+        _writeJson(files.folder / _JOB, to_dict(job))
+        _writeJson(files.folder / _CARDS, {"format": _FORMAT, "exemplars": list(cards.values())})
+        with (
+            written_whole(path) as part,
+            zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as bundle,
+        ):
+            for file in sorted(files.folder.iterdir()):
+                bundle.write(file, file.name)
+
+
+def read(path: Path) -> Iterator[BundledExemplar]:
+    """Yield the exemplars of a bundle; volumes that are not in the scene yet are added to it."""
+    with tempfile.TemporaryDirectory(dir=scratch.process_folder()) as name:
+        folder = Path(name)
+        job, cards = _contents(path, folder)
+        exemplars = [_loaded(files, folder) for files in job.exemplars]
+        volumeNodes: dict[str, Any] = {}
+        for card in cards:
+            exemplar, files = exemplars[card["exemplar"]], job.exemplars[card["exemplar"]]
+            if files.image not in volumeNodes:
+                volumeNodes[files.image] = _inScene(exemplar.volume, card["volumeName"])
+            yield _bundled(card, exemplar, volumeNodes[files.image])
+
+
+def _bundled(card: Mapping[str, Any], exemplar: Exemplar, volumeNode: Any) -> BundledExemplar:
+    slices = tuple(card["slices"])
+    return BundledExemplar(
+        volumeNode=volumeNode,
+        axis=exemplar.axis,
+        slices=slices,
+        emptySlices=tuple(card["emptySlices"]),
+        structures=exemplar.structures if slices else {},
+        labels=np.moveaxis(exemplar.labelmap, exemplar.axis, 0)[list(slices)],
+        name=card["name"],
+        date=card["date"],
+        note=card["note"],
+    )
+
+
+def _contents(path: Path, folder: Path) -> tuple[AdaptJob, list[dict[str, Any]]]:
+    """Unpack a bundle into a folder and return its job and its cards."""
+    try:
+        with zipfile.ZipFile(path) as bundle:
+            bundle.extractall(folder)
+        values = json.loads((folder / _CARDS).read_text(encoding="utf-8"))
+        job = from_dict(json.loads((folder / _JOB).read_text(encoding="utf-8")))
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is no bundle of exemplars, or only a part of one ({error}).") from None
+    if values.get("format") != _FORMAT or not isinstance(job, AdaptJob):
+        raise InputError(f"{path} was written by another version of this program; update, or export it again.")
+    return job, values["exemplars"]
+
+
+def _loaded(files: ExemplarFiles, folder: Path) -> Exemplar:
+    # Names only: a bundle has no say in which other files of this computer are read.
+    image, labelmap = (folder / Path(name).name for name in (files.image, files.labelmap))
+    return load_exemplar(
+        image, labelmap, axis=AXES[files.axis or "k"], slices=files.slices, structures=files.structures
+    )
+
+
+def _withoutFolder(files: ExemplarFiles) -> ExemplarFiles:
+    return replace(files, image=Path(files.image).name, labelmap=Path(files.labelmap).name)
+
+
+def _inScene(volume: Volume, name: str) -> Any:
+    """The node with these voxels, added if there is none. Where it lies now does not matter: labels go by voxels."""
+    for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
+        if not node.IsA("vtkMRMLLabelMapVolumeNode") and node.GetImageData() is not None:
+            array = Scene.volumeFromNode(node).array
+            if array.shape == volume.shape and sha256_of_array(array) == sha256_of_array(volume.array):
+                return node
+    return slicer.util.addVolumeFromArray(volume.array, volume.affine, name)
+
+
+def _writeJson(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

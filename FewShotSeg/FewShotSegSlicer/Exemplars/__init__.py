@@ -1,0 +1,1 @@
+"""Exemplars that live in the scene."""

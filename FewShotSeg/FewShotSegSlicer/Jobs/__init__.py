@@ -1,0 +1,1 @@
+"""Long work in worker processes, and the files it needs and leaves."""

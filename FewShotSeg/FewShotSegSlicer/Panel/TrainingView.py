@@ -1,0 +1,83 @@
+"""How a job of section 3 goes on: progress, curves, a picture, and the two ways to end it early."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from FewShotSegSlicer.Jobs.Run import Run, inWords
+
+from .LossPlot import LossPlot
+from .Pictures import pixmapOf, received, showIn
+from .Status import allow, unless
+
+_PICTURE_HEIGHT = 180
+
+
+class TrainingView:
+    """Shows one `Run` at a time, in the frame of the panel that is only there while it runs."""
+
+    def __init__(self, ui: Any, pictureWidth: Callable[[], int]) -> None:
+        self.ui, self._pictureWidth = ui, pictureWidth
+        self.plot = LossPlot(ui.plotLabel)
+        self.run: Run | None = None
+        self._isEnding = False
+        self.update()
+
+    @property
+    def isRunning(self) -> bool:
+        return self.run is not None and self.run.isRunning
+
+    def watch(self, run: Run, sentence: str, hasCurves: bool = False) -> None:
+        """Show a run from now on, beginning with a sentence."""
+        self.run, self._isEnding = run, False
+        self.plot.clear()
+        self.ui.plotLabel.setVisible(hasCurves)
+        self.ui.stopButton.setVisible(hasCurves)
+        self.ui.heldOutLabel.setVisible(False)
+        self.ui.trainingProgressBar.setValue(0)
+        self.ui.trainingLabel.setText(sentence)
+        self.update()
+
+    def onProgress(self, message: Mapping[str, Any]) -> None:
+        """Take a `RunProgress`."""
+        if "picture" in message:
+            showIn(self.ui.heldOutLabel, pixmapOf(received(message["picture"])), self._pictureWidth(), _PICTURE_HEIGHT)
+        if not self._isEnding:
+            self.ui.trainingLabel.setText(_inWords(message))
+        self.ui.trainingProgressBar.setValue(round(100 * (message["fraction"] or 0.0)))
+        self.plot.add(message)
+        self.update()
+
+    def stopAndKeepBest(self) -> None:
+        if self.run is not None:
+            self.run.stopAndKeepBest()
+            self._end(_("Stopping; the best state is kept..."))
+
+    def cancel(self) -> None:
+        if self.run is not None:
+            self.run.cancel()
+            self._end(_("Cancelling..."))
+
+    def _end(self, sentence: str) -> None:
+        self._isEnding = True
+        self.ui.trainingLabel.setText(sentence)
+        self.update()
+
+    def update(self) -> None:
+        canKeep = self.run is not None and self.run.canKeepBest and not self._isEnding
+        allow(self.ui.stopButton, unless(canKeep, _("there is nothing to keep yet")))
+        self.ui.trainingFrame.setVisible(self.isRunning)
+
+
+def _inWords(message: Mapping[str, Any]) -> str:
+    if not message["total"]:
+        return message["message"]
+    words = _("{stage}: step {step} of {total}").format(
+        stage=message["message"].capitalize(), step=message["step"], total=message["total"]
+    )
+    if message["remaining_s"] is not None:
+        words += _(", about {time} left").format(time=inWords(message["remaining_s"]))
+    return words

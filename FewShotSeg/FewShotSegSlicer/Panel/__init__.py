@@ -1,0 +1,1 @@
+"""The panel: its sections and the widgets they share."""

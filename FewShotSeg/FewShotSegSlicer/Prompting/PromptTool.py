@@ -1,0 +1,198 @@
+"""The tools for pointing: clicks and boxes in the slice views, points that can be dragged and removed, hotkeys.
+
+tool = PromptTool(live)
+tool.install()                    # in enter()
+tool.mode = "positive"
+tool.remove()                     # in exit()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import slicer
+
+from FewShotSegLib.errors import InputError
+from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Signal import Signal
+
+from .LiveSegmenter import LiveSegmenter
+from .PromptView import PromptView
+
+Mode = Literal["none", "positive", "negative", "box"]
+
+HOTKEYS = {
+    "P": "points inside",
+    "N": "points outside",
+    "B": "box",
+    "Esc": "no tool",
+    "A": "accept the mask",  # not Return: it belongs to the field that is typed in
+    "Del": "remove the point under the mouse, or the last one",
+    "X": "clear the slice",
+    "Z": "undo",
+    "Ctrl+Z": "undo",
+    "Y": "redo",
+    "Ctrl+Y": "redo",
+}
+"""Keys and what they do; undo and redo as in the Segment Editor."""
+
+
+class PromptTool:
+    """Prompts in all slice views; with Ctrl, a click counts for the other sign.
+
+    What a click cannot do is told by `live.failed`.
+    """
+
+    def __init__(self, live: LiveSegmenter) -> None:
+        self.live = live
+        self.modeChanged = Signal()
+        """(mode)"""
+        self._mode: Mode = "none"
+        self._views: list[PromptView] = []
+        self._target: Any = None
+        self._shortcuts: list[Any] = []
+        self._isInstalled = False
+
+    @property
+    def mode(self) -> Mode:
+        """What a click in a slice view does; with "none" it does what it does in Slicer."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: Mode) -> None:
+        if mode not in get_args(Mode):
+            raise InputError(f"The mode is one of {', '.join(get_args(Mode))}, got {mode!r}.")
+        if mode != self._mode:
+            self._mode = mode
+            self.modeChanged(mode)
+
+    @property
+    def isInstalled(self) -> bool:
+        return self._isInstalled
+
+    def install(self) -> None:
+        """Begin to listen to the slice views, and to show prompts in them."""
+        layoutManager = slicer.app.layoutManager()
+        if self.isInstalled or layoutManager is None:  # without a main window there are no views
+            return
+        self._isInstalled, self._target = True, self.live.target
+        self._followLayout()
+        layoutManager.connect("layoutChanged(int)", self._followLayout)
+        self.live.changed.connect(self._onChanged)
+        self.live.moved.connect(self._onMoved)
+
+    def remove(self) -> None:
+        """Leave the views as they were; what is shown in the segment is kept."""
+        if not self.isInstalled:
+            return
+        self.live.changed.disconnect(self._onChanged)
+        self.live.moved.disconnect(self._onMoved)
+        slicer.app.layoutManager().disconnect("layoutChanged(int)", self._followLayout)
+        for view in self._views:
+            view.close()
+        self._views, self._isInstalled = [], False
+        self.live.leave()
+
+    def _followLayout(self, _layout: int = 0) -> None:
+        """Watch the views that there are now: a layout may bring some, and take some away."""
+        if not self._isInstalled:
+            return
+        layoutManager = slicer.app.layoutManager()
+        names = layoutManager.sliceViewNames()
+        for view in [view for view in self._views if view.name not in names]:
+            view.close()
+            self._views.remove(view)
+        known = {view.name for view in self._views}
+        self._views += [PromptView(name, layoutManager.sliceWidget(name), self) for name in names if name not in known]
+
+    def modeOfClick(self, interactor: Any) -> Mode:
+        """Return what a click does now: with Ctrl the other sign, and nothing while markups are being placed."""
+        interaction = slicer.app.applicationLogic().GetInteractionNode()
+        if interaction.GetCurrentInteractionMode() == interaction.Place:
+            return "none"
+        opposite: dict[Mode, Mode] = {"positive": "negative", "negative": "positive"}
+        return opposite.get(self._mode, self._mode) if interactor.GetControlKey() else self._mode
+
+    @contextmanager
+    def tellingErrors(self) -> Iterator[None]:
+        """Tell by `live.failed` what the user can put right."""
+        try:
+            yield
+        except InputError as error:
+            self.live.failed(str(error))
+
+    def _onChanged(self) -> None:
+        if self.live.target is not self._target:
+            self._target = self.live.target
+            for view in self._views:
+                view.update()
+        for view in self._views:
+            view.draw()
+
+    def _onMoved(self, _segmentId: str, axis: int, index: int) -> None:
+        target = self.live.target
+        if target is not None and not any(view.where == (axis, index) for view in self._views):
+            Scene.jumpToSlice(target.volumeNode, axis, index)
+
+    # -------------------------------------------------------------------------------------------------------- hotkeys
+
+    def installHotkeys(self, parent: Any) -> None:
+        """Make the hotkeys work in a window, until `removeHotkeys`."""
+        import qt
+
+        self.removeHotkeys()
+        actions = self._actions()
+        for keys in HOTKEYS:
+            shortcut = qt.QShortcut(parent)
+            shortcut.setKey(qt.QKeySequence(keys))
+            shortcut.connect("activated()", self._guarded(actions[keys]))
+            self._shortcuts.append(shortcut)
+
+    def removeHotkeys(self) -> None:
+        for shortcut in self._shortcuts:
+            shortcut.disconnect("activated()")
+            shortcut.setEnabled(False)
+            shortcut.setParent(None)
+            shortcut.deleteLater()
+        self._shortcuts = []
+
+    def _actions(self) -> dict[str, Callable[[], Any]]:
+        live = self.live
+        return {
+            "P": lambda: self._toggle("positive"),
+            "N": lambda: self._toggle("negative"),
+            "B": lambda: self._toggle("box"),
+            "Esc": lambda: self._toggle("none"),
+            "A": live.accept,
+            "Del": self.removePoint,
+            "X": self.clear,
+            "Z": live.undo,
+            "Ctrl+Z": live.undo,
+            "Y": live.redo,
+            "Ctrl+Y": live.redo,
+        }
+
+    def _guarded(self, action: Callable[[], Any]) -> Callable[[], None]:
+        def act() -> None:
+            with self.tellingErrors():
+                action()
+
+        return act
+
+    def _toggle(self, mode: Mode) -> None:
+        self.mode = "none" if mode == self._mode else mode
+
+    def removePoint(self) -> None:
+        """Remove the point under the mouse, or else the last one of the slice that was worked on."""
+        if any(view.removePointUnderMouse() for view in self._views):
+            return
+        where = self.live.activeSlice
+        if where is not None and (points := self.live.promptOn(*where).points_ras):
+            self.live.removePoint(*where, len(points) - 1)
+
+    def clear(self) -> None:
+        """Remove the prompts of the slice that was worked on."""
+        if self.live.activeSlice is not None:
+            self.live.clear(*self.live.activeSlice)

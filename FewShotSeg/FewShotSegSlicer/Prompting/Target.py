@@ -1,0 +1,160 @@
+"""The segment that prompts are for: its nodes, its slices, and its volume as the prompt worker knows it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from FewShotSegLib.data.volume import ijk_from_ras, ras_from_ijk
+from FewShotSegLib.errors import InputError
+from FewShotSegSlicer.Jobs.Workers import Workers
+from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene.Geometry import rasFromIjk, shapeOf
+
+from .Prompts import Point, SlicePrompt
+
+_ROUNDING = 1e-3  # voxels; RAS coordinates went through single precision somewhere
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What answers: an adapter file, a base model by name or file (None: the adapter's, or the bundled one)."""
+
+    adapter: str | None = None
+    base: str | None = None
+    choice: int = 0
+    """Counts the choices made, since a file may be written anew under its old name."""
+
+    def toDict(self) -> dict[str, Any]:
+        return {"adapter": self.adapter, "base": self.base}
+
+
+@dataclass(frozen=True)
+class Question:
+    """Everything that a mask depends on. An answer counts only while the same question would be asked again."""
+
+    volume: str
+    model: Model
+    segmentation: str
+    segmentId: str
+    structure: str
+    axis: int
+    index: int
+    prompt: SlicePrompt
+
+    @property
+    def where(self) -> tuple[str, int, int]:
+        return self.segmentId, self.axis, self.index
+
+    def request(self) -> dict[str, Any]:
+        prompt = self.prompt.toDict(self.axis, self.index) | {"structure": self.structure}
+        return {"op": "predict", "volume": self.volume, "view": "live", "prompt": prompt, **self.model.toDict()}
+
+
+class Target:
+    """A volume node, a segmentation node, and the segment that is worked on (None: none yet)."""
+
+    def __init__(self, workers: Workers, volumeNode: Any, segmentationNode: Any, segmentId: str | None) -> None:
+        self.volumeNode, self.segmentationNode, self.segmentId = volumeNode, segmentationNode, segmentId
+        self._workers = workers
+        self._sent: tuple[str, tuple[Any, ...]] | None = None
+
+    @property
+    def areNodesThere(self) -> bool:
+        """Whether volume and segmentation are still in the scene."""
+        nodes = (self.volumeNode, self.segmentationNode)
+        return all(node.GetScene() is not None for node in nodes) and self.volumeNode.GetImageData() is not None
+
+    @property
+    def isSegmentThere(self) -> bool:
+        return self.segmentId is not None and self.segment(self.segmentId) is not None
+
+    @property
+    def structure(self) -> str:
+        """The segment's name, by which an adapter knows what it has learned of it."""
+        return self.segment(self.segmentId or "").GetName()
+
+    def segment(self, segmentId: str) -> Any:
+        return self.segmentationNode.GetSegmentation().GetSegment(segmentId)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of voxels (K, J, I)."""
+        return shapeOf(self.volumeNode)
+
+    # ------------------------------------------------------------------------------------------- the worker's volume
+
+    def volumeName(self) -> str:
+        """Return the name of the volume with the worker, after sending it if it is new or was changed."""
+        if not self.isVolumeSent:
+            self.forgetVolume()
+            stamp, volume = self._stamp(), Scene.volumeFromNode(self.volumeNode)
+            name = f"{self.volumeNode.GetID()} {next(_numbers)}"
+            self._workers.sendVolume(name, volume.array, volume.affine)
+            self._sent = name, stamp
+        assert self._sent is not None
+        return self._sent[0]
+
+    @property
+    def isVolumeSent(self) -> bool:
+        """Whether the worker has the volume as it is now."""
+        return self._sent is not None and self._sent[1] == self._stamp()
+
+    def forgetVolume(self) -> None:
+        if self._sent is not None:
+            self._workers.forgetVolume(self._sent[0])
+            self._sent = None
+
+    def _stamp(self) -> tuple[Any, ...]:
+        image = self.volumeNode.GetImageData()
+        return self._workers.generation, image.GetMTime(), rasFromIjk(self.volumeNode).tobytes()
+
+    # -------------------------------------------------------------------------------------------------------- slices
+
+    def pointOnSlice(self, axis: int, index: int, point_ras: Sequence[float]) -> Point:
+        """Return the point moved along `axis` into the slice; `InputError` outside the volume."""
+        ijk = self._ijk([point_ras])[0]
+        ijk[2 - axis] = index
+        outside = (ijk < -0.5 - _ROUNDING) | (ijk > np.array(self.shape[::-1]) - 0.5 + _ROUNDING)
+        if outside.any():
+            raise InputError(f"The point lies outside the volume {self.volumeNode.GetName()}; click inside it.")
+        return self._ras(ijk)
+
+    def boxOnSlice(self, axis: int, index: int, box_ras: Sequence[Sequence[float]]) -> tuple[Point, Point]:
+        """Return two opposite corners moved into the slice and the volume; `InputError` if nothing is in between."""
+        low, high = np.sort(self._ijk(box_ras), axis=0)
+        low, high = (np.clip(corner, -0.5, np.array(self.shape[::-1]) - 0.5) for corner in (low, high))
+        low[2 - axis] = high[2 - axis] = index
+        if (np.delete(high - low, 2 - axis) < 1.0).any():
+            raise InputError("The box holds no voxel of the volume; drag from one corner of it to the opposite one.")
+        return self._ras(low), self._ras(high)
+
+    def boxCorners(self, axis: int, box_ras: Sequence[Sequence[float]]) -> list[Point]:
+        """Return the four corners of a box in order around it."""
+        low, high = self._ijk(box_ras)
+        row, column = (2 - a for a in range(3) if a != axis)
+        corners = []
+        for rows, columns in ((low, low), (low, high), (high, high), (high, low)):
+            corner = low.copy()
+            corner[row], corner[column] = rows[row], columns[column]
+            corners.append(self._ras(corner))
+        return corners
+
+    def sliceOf(self, axis: int, prompt: SlicePrompt) -> int | None:
+        """Return the index of the slice that all of the prompt lies on; None if there is none."""
+        where = self._ijk([*prompt.points_ras, *(prompt.box_ras or ())])[:, 2 - axis]
+        index = round(float(np.median(where)))
+        isOn = np.abs(where - index).max() <= 0.5 + _ROUNDING and 0 <= index < self.shape[axis]
+        return index if isOn else None
+
+    def _ijk(self, points_ras: Sequence[Sequence[float]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return ijk_from_ras(rasFromIjk(self.volumeNode), np.asarray(points_ras, np.float64))
+
+    def _ras(self, ijk: np.ndarray[Any, np.dtype[np.float64]]) -> Point:
+        r, a, s = ras_from_ijk(rasFromIjk(self.volumeNode), ijk[None])[0].tolist()
+        return r, a, s

@@ -1,0 +1,1 @@
+"""Clicks and boxes on slices, and the masks that answer them."""
