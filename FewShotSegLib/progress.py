@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from FewShotSegLib.errors import Cancelled, StopAndKeepBest
+from .errors import Cancelled, StopAndKeepBest
+
+Picture = np.ndarray[Any, Any]
+Kind = Literal["step", "note", "warning", "stage"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One report: `step` of `total` units of the current stage are done.
+    """One report. What it means stands in `kind`, never in the wording of `message`.
 
-    `total` 0 means that the length is not known. `metrics` holds plain numbers, for example a loss. `picture`, uint8
-    (H, W, 3), comes now and then with training: what the model answers as it is now.
+    step: `step` of `total` units of the current stage are done, `message` names the stage. `total` 0 means that the
+    length is not known. note: a sentence for the user. warning: a sentence that the record of the run keeps. stage: a
+    stage has ended, `message` is the title of the `picture` of what came of it; such pictures are kept beside the
+    result.
+
+    `metrics` holds plain numbers, for example a loss. `picture`, uint8 (H, W, 3), also comes now and then with steps of
+    training: what the model answers as it is now. `can_stop`: there is something worth keeping, so that a report may
+    raise `StopAndKeepBest`.
     """
 
     step: int
     total: int
     message: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    picture: np.ndarray[Any, Any] | None = field(default=None, repr=False, compare=False)
+    picture: Picture | None = field(default=None, repr=False, compare=False)
+    kind: Kind = "step"
+    can_stop: bool = False
 
     @property
     def fraction(self) -> float | None:
@@ -34,9 +45,17 @@ class Progress:
         """
         return min(max(self.step / self.total, 0.0), 1.0) if self.total > 0 else None
 
+    def to_dict(self) -> dict[str, Any]:
+        """All but the picture, as JSON types."""
+        return {
+            "kind": self.kind,
+            "step": self.step,
+            "total": self.total,
+            "message": self.message,
+            "metrics": dict(self.metrics),
+            "can_stop": self.can_stop,
+        }
 
-STAGE = "Finished: "
-"""What the message of a picture begins with that shows a finished stage; such pictures are kept beside the result."""
 
 # The call is the cancellation point: a report may raise Cancelled, so it is made at least once per step or slice.
 Report = Callable[[Progress], None]
@@ -46,15 +65,68 @@ def silent(progress: Progress) -> None:
     """Report nothing and never cancel: the default where nobody is watching."""
 
 
-# The stage in which stopping early still leaves something to keep; methods report it under this name.
-KEEPABLE = "adapting"
+def note(sentence: str) -> Progress:
+    """A sentence for the user that is not kept."""
+    return Progress(0, 0, sentence, kind="note")
+
+
+def warning(sentence: str) -> Progress:
+    """A sentence for the user that the record of the run keeps."""
+    return Progress(0, 0, sentence, kind="warning")
+
+
+def stage_picture(title: str, picture: Picture) -> Progress:
+    """What came of a stage that has ended, as a picture (H, W, 3)."""
+    return Progress(0, 0, title, picture=picture, kind="stage")
+
+
+def part_of(report: Report, number: int, count: int, name: str) -> Report:
+    """Return reports of one of `count` equal parts of the work; `number` counts from 0, `name` goes before the stage.
+
+    >>> heard = []
+    >>> part_of(heard.append, 1, 2, "b.nrrd")(Progress(3, 12, "slice 3"))
+    >>> heard[0].message, heard[0].fraction
+    ('b.nrrd: slice 3', 0.625)
+    """
+    if count == 1:
+        return report
+
+    def told(progress: Progress) -> None:
+        if progress.kind == "step" and progress.total:
+            step = round(_PARTS * (number + (progress.fraction or 0.0)))
+            progress = replace(progress, step=step, total=_PARTS * count)
+        report(progress if progress.kind == "warning" else replace(progress, message=f"{name}: {progress.message}"))
+
+    return told
+
+
+_PARTS = 1000  # units that each part of the work counts as
+
+
+def with_share_done(report: Report, start: float, end: float) -> Report:
+    """Return reports of training in whose metrics `done` runs from `start` to `end`: the share of all training that is
+    done, where several trainings follow one another.
+
+    >>> heard = []
+    >>> with_share_done(heard.append, 0.5, 1.0)(Progress(3, 12, "adapting", {"loss": 0.1}))
+    >>> heard[0].metrics["done"]
+    0.625
+    """
+
+    def told(progress: Progress) -> None:
+        if progress.metrics:
+            share = progress.metrics.get("done", progress.fraction or 0.0)
+            progress = replace(progress, metrics={**progress.metrics, "done": start + (end - start) * share})
+        report(progress)
+
+    return told
 
 
 class Control:
     """A report that can be told to stop, from any thread and from a signal handler (plain flags: nothing to wait for).
 
-    Cancelling ends the work at its next report. Stopping and keeping the best ends training at its next step; before
-    training has begun it waits for it.
+    Cancelling ends the work at its next report. Stopping and keeping the best waits until there is something to keep,
+    then ends training at its next step.
     """
 
     def __init__(self, report: Report = silent) -> None:
@@ -63,9 +135,11 @@ class Control:
         self.stopped = False
 
     def cancel(self) -> None:
+        """Give up: nothing is kept."""
         self.cancelled = True
 
     def stop_and_keep_best(self) -> None:
+        """End training early and keep its best state."""
         self.stopped = True
 
     def __call__(self, progress: Progress) -> None:
@@ -73,5 +147,5 @@ class Control:
         self._report(progress)
         if self.cancelled:
             raise Cancelled("Cancelled on request.")
-        if self.stopped and progress.message == KEEPABLE:
+        if self.stopped and progress.can_stop:
             raise StopAndKeepBest

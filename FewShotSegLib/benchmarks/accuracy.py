@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,11 @@ from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.segment import SegmentOptions, segment
 from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.methods import lora
-from FewShotSegLib.progress import silent
 from FewShotSegLib.sam.clicks import centre_click, tight_box
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import Embedding, PromptableNetwork
 from FewShotSegLib.sam.presets import affordable_size
+from FewShotSegLib.training.context import AdaptInputs, RunContext
 
 logger = logging.getLogger(__name__)
 
@@ -179,10 +179,9 @@ def _adapted(
     size = () if setting.image_size is None else (f"image_size={setting.image_size}",)
     recipe = with_overrides(lora.Recipe(synthesis=synthesis, estimate_folds=0, guard="off"), (*size, *setting.recipe))
     started = time.monotonic()
-    adapter = lora.adapt(
-        network, chosen, recipe=recipe, rng=np.random.default_rng(setting.seed), report=silent,
-        intensity=dataset.intensity, max_seconds=setting.seconds,
-    )  # fmt: skip
+    inputs = AdaptInputs(network, chosen, intensity=replace(dataset.intensity, scale=network.scale))
+    run = RunContext(np.random.default_rng(setting.seed), max_seconds=setting.seconds)
+    adapter = lora.adapt(inputs, recipe, run)
     return adapter, {"seconds": round(time.monotonic() - started, 1), "steps": adapter.metrics["steps"]}
 
 

@@ -33,7 +33,7 @@ from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.io.datasets import Case, DataSet
 from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.methods.asap import method as asap
-from FewShotSegLib.progress import silent
+from FewShotSegLib.training.context import AdaptInputs, RunContext
 
 logger = logging.getLogger(__name__)
 
@@ -143,10 +143,12 @@ def _run(target: Target, method: str, network: str, seed: int, setting: Setting)
     )  # fmt: skip
     recipe = with_overrides(recipe, setting.recipe)
     started = time.monotonic()
-    adapter = asap.adapt(
-        None, [_exemplar(known, image, target) for image in shots], auxiliary=arms_for(target, setting.data, rest),
-        recipe=recipe, rng=np.random.default_rng(seed), report=silent, intensity=known.intensity,
-    )  # fmt: skip
+    inputs = AdaptInputs(
+        exemplars=[_exemplar(known, image, target) for image in shots],
+        auxiliary=arms_for(target, setting.data, rest),
+        intensity=known.intensity,
+    )
+    adapter = asap.adapt(inputs, recipe, RunContext(np.random.default_rng(seed)))
     seconds = time.monotonic() - started
     scores = [score for image in tests for score in [_score(adapter, known, image, target)] if score is not None]
     auxiliary = adapter.metrics.get("auxiliary") or {"arms": [], "turns": []}

@@ -51,6 +51,7 @@ from FewShotSegLib.synthesis.synthesizer import Synthesizer
 from FewShotSegLib.training import prompted_recipe
 from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
 from FewShotSegLib.training.lesson import checkpointing
+from FewShotSegLib.training.prompted import synthesizer_of
 from FewShotSegLib.training.queries import Query, click_query, images_of, query_loss, token_query
 
 logger = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def _square(size: Size, index: int, image_size: int) -> NDArray[np.float32]:
 
 
 def _source(size: Size, image_size: int) -> Synthesizer:
-    return lora.synthesizer_of([_exemplar(size)], _intensity(size), image_size, lora.Recipe(), phantom.STRUCTURES)
+    return synthesizer_of([_exemplar(size)], _intensity(size), image_size, lora.Recipe(), phantom.STRUCTURES)
 
 
 # ------------------------------------------------------------------------------------------------------------- encoding

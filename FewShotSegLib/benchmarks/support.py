@@ -36,10 +36,10 @@ from FewShotSegLib.inference.segment import SegmentOptions, segment
 from FewShotSegLib.inference.support import SUBSET, SupportPredictor, SupportRecipe, support_adapter
 from FewShotSegLib.io.files import write_text_whole, written_whole
 from FewShotSegLib.methods import gmiseg, lora
-from FewShotSegLib.progress import silent
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.visualization.charts import curves_chart
 
 logger = logging.getLogger(__name__)
@@ -153,10 +153,9 @@ def _made(
         return lambda volume: segment_unet(unet, structures, volume, dataset.intensity), {"steps": steps[0]}
     if model == LORA:
         recipe = lora.Recipe(estimate_folds=0, guard="off")
-        adapter = lora.adapt(
-            network, given, recipe=recipe, rng=np.random.default_rng(seed), report=silent,
-            intensity=dataset.intensity, max_seconds=setting.seconds,
-        )  # fmt: skip
+        inputs = AdaptInputs(network, given, intensity=replace(dataset.intensity, scale=network.scale))
+        run = RunContext(np.random.default_rng(seed), max_seconds=setting.seconds)
+        adapter = lora.adapt(inputs, recipe, run)
         return _free(Predictor(network, adapter)), {"steps": adapter.metrics["steps"]}
     recipe_of_support = SupportRecipe(seed=seed, subsets=SUBSETS if model == ENSEMBLE else 0)
     intensity = replace(dataset.intensity, scale=network.scale)
@@ -198,12 +197,12 @@ def _forgetting(chosen: argparse.Namespace, setting: Setting, record: Path) -> I
                 recipe = gmiseg.Recipe(kind=kind, full_decoder=False, slices_per_plane=3)
                 stages: list[Any] = [None]
                 for task in tasks:
-                    stages.append(
-                        gmiseg.adapt(
-                            network, exemplars(task, setting.data, 9), recipe=recipe, rng=np.random.default_rng(seed),
-                            report=silent, intensity=task.intensity, max_seconds=setting.seconds, start=stages[-1],
-                        )
-                    )  # fmt: skip
+                    intensity = replace(task.intensity, scale=network.scale)
+                    inputs = AdaptInputs(
+                        network, exemplars(task, setting.data, 9), intensity=intensity, start=stages[-1]
+                    )
+                    run = RunContext(np.random.default_rng(seed), max_seconds=setting.seconds)
+                    stages.append(gmiseg.adapt(inputs, recipe, run))
                 clicked = [[_clicked_dice(network, stage, task, setting) for stage in stages] for task in tasks]
                 steps = [stage.metrics["steps"] for stage in stages[1:]]
                 yield {

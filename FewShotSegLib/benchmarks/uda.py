@@ -31,6 +31,7 @@ from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.methods.uda import method as uda
 from FewShotSegLib.methods.uda.recipe import Recipe
 from FewShotSegLib.progress import Progress
+from FewShotSegLib.training.context import AdaptInputs, RunContext
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +93,9 @@ def _run(data: Path, row: str, seed: int, overrides: Sequence[str]) -> dict[str,
     images = sorted(data.glob(known.images))
     cases = {image.name.split(".")[0]: known.load(image) for image in images}
     started = time.monotonic()
-    adapter = uda.adapt(
-        None, (), {name: volume for name, (volume, _) in cases.items()}, [_source(data)], recipe,
-        rng=np.random.default_rng(seed), report=_log, intensity=known.intensity,
-    )  # fmt: skip
+    targets = {name: volume for name, (volume, _) in cases.items()}
+    inputs = AdaptInputs(source=_source(data), targets=targets, intensity=known.intensity)
+    adapter = uda.adapt(inputs, recipe, RunContext(np.random.default_rng(seed), _log))
     seconds = time.monotonic() - started
     predictor = VolumePredictor(adapter, torch.device("cpu"))
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in MR}

@@ -23,8 +23,8 @@ class Display:
         self._next = 0.0
 
     def progress(self, progress: Progress) -> None:
-        if not progress.total or (not progress.step and not progress.metrics):
-            self.line(progress.message)
+        if progress.kind != "step" or not progress.total or (not progress.step and not progress.metrics):
+            self.line(_sentence(progress))
             return
         stage = (_stage_of(progress.message), progress.total)
         if stage != self._stage:
@@ -59,8 +59,8 @@ class Bar(Display):
         self._bar: Any = None
 
     def progress(self, progress: Progress) -> None:
-        if not progress.total or (not progress.step and not progress.metrics):
-            self.line(progress.message)
+        if progress.kind != "step" or not progress.total or (not progress.step and not progress.metrics):
+            self.line(_sentence(progress))
             return
         stage = (_stage_of(progress.message), progress.total)
         if stage != self._stage or self._bar is None:
@@ -91,12 +91,15 @@ class Bar(Display):
             self._bar = None
 
 
+def _sentence(progress: Progress) -> str:
+    return {"warning": "Warning: ", "stage": "Finished: "}.get(progress.kind, "") + progress.message
+
+
 class JsonLines(Display):
     """One JSON object per line on the output stream: type "progress", then "result" (errors come from the caller)."""
 
     def progress(self, progress: Progress) -> None:
-        values = {"step": progress.step, "total": progress.total, "message": progress.message}
-        self._write({"type": "progress", **values, "metrics": dict(progress.metrics)})
+        self._write({"type": "progress", **progress.to_dict()})
 
     def line(self, text: str) -> None:
         self._write({"type": "message", "message": text})

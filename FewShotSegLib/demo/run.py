@@ -13,23 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from FewShotSegLib.data.exemplar import Exemplar
-from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
 from FewShotSegLib.data.prompt import Prompt
-from FewShotSegLib.data.recipe import from_dict
 from FewShotSegLib.data.volume import Labelmap
 from FewShotSegLib.evaluation.scoring import Row
 from FewShotSegLib.io.jobs import save_job
 from FewShotSegLib.io.prompts import save_prompts
 from FewShotSegLib.io.volumes import save_labelmap, save_volume
+from FewShotSegLib.jobs.adapt import preview
 from FewShotSegLib.jobs.run import run
-from FewShotSegLib.methods.lora import Recipe
-from FewShotSegLib.progress import Progress, Report, silent
+from FewShotSegLib.progress import Progress, Report, note, silent
 from FewShotSegLib.sam.clicks import centre_click
-from FewShotSegLib.training.fit import step_rng
-from FewShotSegLib.training.prompted import synthesizer_of
-from FewShotSegLib.visualization.contact_sheet import contact_sheet
 from FewShotSegLib.visualization.text_table import table
 
 from .page import BASE, CLICKED, FOLDERS, FREE, DemoReport, Patient, mean_dice, write_report
@@ -64,15 +58,16 @@ def run_demo(
     """
     started = time.monotonic()
     recipe = RECIPE | (recipe or {})
-    report(Progress(0, 0, "Making synthetic patients."))
+    report(note("Making synthetic patients."))
     patients = _patients(out, seed, patient or {})
     known = [p for p in patients if p.annotated]
     unseen = [p for p in patients if not p.annotated]
-    sheet = _contact_sheet(out, known, recipe, seed)
+    sheet = out / "synthesized.png"
     adapter = out / "adapter.safetensors"
     history: list[Progress] = []
     job = AdaptJob(str(adapter), exemplars=_files(known), base=base, recipe=recipe, seed=seed)
     save_job(job, out / "jobs" / "adapt.json")
+    preview(job, sheet)
     record = run(job, _remembering(report, history))
     scores = {
         BASE: _with_clicks(out, unseen, base, None, report),
@@ -125,20 +120,6 @@ def _remembering(report: Report, history: list[Progress]) -> Report:
         report(progress)
 
     return remember
-
-
-def _contact_sheet(out: Path, known: Sequence[Patient], recipe: dict[str, Any], seed: int) -> Path:
-    """A look at what the adapter will be trained on."""
-    chosen = from_dict(Recipe, recipe)
-    exemplars = [
-        Exemplar(p.volume, p.truth.volume.array, p.truth.structures, 0, p.annotated, name=p.name) for p in known
-    ]
-    intensity = IntensitySpec.auto(known[0].volume)
-    size = chosen.image_size or 160
-    source = synthesizer_of(exemplars, intensity, size, chosen, dict(known[0].truth.structures))
-    path = out / "synthesized.png"
-    contact_sheet([source.draw(step_rng(seed, number)) for number in range(12)], path)
-    return path
 
 
 def _without_clicks(out: Path, unseen: Sequence[Patient], base: str, adapter: Path, report: Report) -> list[Row]:

@@ -7,52 +7,45 @@ CPU; cancelling is giving up and removes the checkpoint.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from FewShotSegLib.data.adapter import Adapter, card, check_base
-from FewShotSegLib.data.exemplar import Exemplar, check_exemplars, preflight
-from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.job import AdaptJob
 from FewShotSegLib.data.recipe import from_dict
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.io.adapters import load_adapter, save_adapter
-from FewShotSegLib.io.datasets import DataSet
+from FewShotSegLib.io.adapters import save_adapter
 from FewShotSegLib.io.files import written_whole
-from FewShotSegLib.methods import method
+from FewShotSegLib.methods import Method, method
 from FewShotSegLib.sam import registry
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.visualization.charts import choices_chart, gallery_chart
 from FewShotSegLib.visualization.contact_sheet import contact_sheet
 
-from .inputs import exemplar_of, labelled_sets, target_volumes
+from .inputs import inputs_of
 from .notes import Notes, timed
 from .record import check_writable, checksums, record_of, result_path, write_record
 from .seeding import stage_rng
 
 
 def adapt_job(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, Any]:
+    """Do the job and return its record."""
     timings: dict[str, float] = {}
     out = Path(job.out)
     check_writable(out)
-    module = method(job.method)
+    chosen = method(job.method)
     recipe = recipe_of(job)
     with timed(timings, "load"):
-        exemplars = [exemplar_of(files) for files in job.exemplars]
-        auxiliary = labelled_sets(job, module)
-        start = load_adapter(job.warm_start) if job.warm_start else None
-    look = getattr(module, "preflight", preflight)
-    for warning in look(exemplars) if "exemplars" in module.NEEDS else ():
-        notes.warn(warning)
+        inputs = inputs_of(job, chosen)
+    for sentence in chosen.preflight(inputs.exemplars) if "exemplars" in chosen.NEEDS else ():
+        notes.warn(sentence)
     with timed(timings, "adapt"):
-        given = _Given(module, recipe, exemplars, auxiliary, start)
-        adapter = _fitting_adapter(job, given, device, notes)
+        adapter = _fitting_adapter(job, inputs, recipe, device, notes)
     save_adapter(adapter, out)
     outputs = [out, *_pictures(adapter, out, notes)]
     _remove_checkpoints(job)
@@ -65,22 +58,17 @@ def adapt_job(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, An
 
 
 def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
-    """Draw `count` samples of the kind that the job would train on into a PNG, and train nothing.
+    """Draw `count` samples of what the job's method and network would train on into a PNG, and train nothing.
 
     A user who sees halos, organs in odd places or mirrored patients changes the recipe (`synthesizer.*`) or the
     exemplars.
     """
     check_writable(sheet)
-    model, _ = registry.find(job.base)
-    module = method(job.method)
-    architecture = architecture_of(model)
-    recipe = module.resolve(recipe_of(job), architecture, torch.device("cpu"))
-    exemplars = [exemplar_of(files) for files in job.exemplars]
-    structures = check_exemplars(exemplars)
-    intensity = IntensitySpec.from_dict(job.intensity) if job.intensity else IntensitySpec.auto(exemplars[0].volume)
-    source = module.synthesizer_of(exemplars, intensity, recipe.image_size, recipe, structures)
-    rng = stage_rng(job.seed, "adapt")
-    contact_sheet([source.draw(rng) for _ in range(count)], sheet)
+    chosen = method(job.method)
+    recipe = recipe_of(job)
+    recipe = chosen.resolve(recipe, _architecture(job, recipe), torch.device("cpu"))
+    samples = chosen.training_samples(inputs_of(job, chosen), recipe, stage_rng(job.seed, "adapt"), count)
+    contact_sheet(samples, sheet)
 
 
 def recipe_of(job: AdaptJob) -> Any:
@@ -92,20 +80,16 @@ def recipe_of(job: AdaptJob) -> Any:
     return recipe
 
 
+def _architecture(job: AdaptJob, recipe: Any) -> str:
+    """The word that methods resolve their presets by: that of the base model, where there is one."""
+    if not method(job.method).needs_base(recipe):
+        return "compact"
+    return architecture_of(registry.find(job.base)[0])
+
+
 def architecture_of(model: registry.BaseModel) -> str:
-    """The word that methods resolve their presets by."""
+    """ "compact" or "sam"."""
     return "compact" if model.architecture == "compact" else "sam"
-
-
-@dataclass(frozen=True, eq=False)
-class _Given:
-    """What a method is given, apart from the job's own numbers."""
-
-    method: ModuleType
-    recipe: Any
-    exemplars: Sequence[Exemplar]
-    auxiliary: Sequence[DataSet]
-    start: Adapter | None
 
 
 def _pictures(adapter: Adapter, out: Path, notes: Notes) -> list[Path]:
@@ -123,50 +107,34 @@ def _pictures(adapter: Adapter, out: Path, notes: Notes) -> list[Path]:
     return [path]
 
 
-def _fitting_adapter(job: AdaptJob, given: _Given, device: torch.device, notes: Notes) -> Adapter:
+def _fitting_adapter(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: torch.device, notes: Notes) -> Adapter:
     """Adapt, with the next smaller preset each time the GPU runs out of memory."""
-    module, recipe = given.method, given.recipe
-    architecture = architecture_of(registry.find(job.base)[0]) if module.needs_base(recipe) else "compact"
+    chosen, architecture = method(job.method), _architecture(job, recipe)
     while True:
-        chosen = module.resolve(recipe, architecture, device)
-        adapter = _attempt(job, replace(given, recipe=chosen), device, notes)
+        resolved = chosen.resolve(recipe, architecture, device)
+        adapter = _attempt(job, inputs, resolved, device, notes)
         if adapter is not None:
             return adapter
         # Here, not in the handler: the exception holds every tensor of the failed attempt.
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        recipe = _smaller(module, recipe, chosen, architecture, device)
+        recipe = _smaller(chosen, recipe, resolved, architecture, device)
         notes.warn(
-            f"Out of GPU memory with the preset {chosen.preset}; starting again with the preset {recipe.preset}."
+            f"Out of GPU memory with the preset {resolved.preset}; starting again with the preset {recipe.preset}."
         )
 
 
-def _attempt(job: AdaptJob, given: _Given, device: torch.device, notes: Notes) -> Adapter | None:
+def _attempt(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: torch.device, notes: Notes) -> Adapter | None:
     """Adapt with a resolved recipe; None when the GPU ran out of memory."""
-    module, recipe, start = given.method, given.recipe, given.start
+    chosen = method(job.method)
     checkpoint = _checkpoint(Path(job.out), recipe, device)
     try:
-        network = None
-        if module.needs_base(recipe):
-            network = load_base(job.base, image_size=recipe.image_size, device=str(device))
-            if start is not None:
-                check_base(start, network.name, network.sha256)
+        if chosen.needs_base(recipe):
+            inputs = _with_base(inputs, load_base(job.base, image_size=recipe.image_size, device=str(device)))
         if checkpoint.exists():
             notes.say(f"Going on from {checkpoint.name}.")
-        return module.adapt(
-            network,
-            given.exemplars,
-            target_volumes(job) if "targets" in module.NEEDS else (),
-            given.auxiliary,
-            recipe,
-            rng=stage_rng(job.seed, "adapt"),
-            report=notes,
-            intensity=_chosen_intensity(job, start, network),
-            max_seconds=job.max_seconds,
-            checkpoint=checkpoint,
-            start=start,
-            **({} if network is not None else {"device": device}),
-        )
+        run = RunContext(stage_rng(job.seed, "adapt"), notes, device, job.max_seconds, checkpoint)
+        return chosen.adapt(inputs, recipe, run)
     except torch.cuda.OutOfMemoryError:
         _remove_checkpoints(job)
         return None
@@ -175,21 +143,21 @@ def _attempt(job: AdaptJob, given: _Given, device: torch.device, notes: Notes) -
         raise
 
 
-def _chosen_intensity(job: AdaptJob, start: Adapter | None, network: PromptableNetwork | None) -> IntensitySpec | None:
-    if job.intensity is not None:
-        chosen = IntensitySpec.from_dict(job.intensity)
-        return replace(chosen, scale=network.scale) if network is not None else chosen
-    return start.intensity if start else None
+def _with_base(inputs: AdaptInputs, base: PromptableNetwork) -> AdaptInputs:
+    if inputs.start is not None:
+        check_base(inputs.start, base.name, base.sha256)
+    intensity = replace(inputs.intensity, scale=base.scale) if inputs.intensity is not None else None
+    return replace(inputs, base=base, intensity=intensity)
 
 
-def _smaller(module: ModuleType, recipe: Any, chosen: Any, architecture: str, device: torch.device) -> Any:
-    """The recipe with the next preset that asks for less than `chosen`."""
-    name = module.smaller_preset(chosen.preset)
+def _smaller(chosen: Method, recipe: Any, resolved: Any, architecture: str, device: torch.device) -> Any:
+    """The recipe with the next preset that asks for less than the resolved one."""
+    name = chosen.smaller_preset(resolved.preset)
     while name is not None:
         smaller = replace(recipe, preset=name)
-        if replace(module.resolve(smaller, architecture, device), preset=chosen.preset) != chosen:
+        if replace(chosen.resolve(smaller, architecture, device), preset=resolved.preset) != resolved:
             return smaller
-        name = module.smaller_preset(name)
+        name = chosen.smaller_preset(name)
     raise InputError(
         "The GPU has too little free memory for this run, also with the smallest preset: close other programs, lower "
         "batch_size or image_size in the recipe, or choose --device cpu."

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles
 from FewShotSegLib.data.volume import AXES, Volume
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.datasets import DataSet, data_set_of, data_sets_in
 from FewShotSegLib.io.exemplars import load_exemplar
 from FewShotSegLib.io.files import known_suffix
 from FewShotSegLib.io.folders import images_in
 from FewShotSegLib.io.volumes import load_volume
+from FewShotSegLib.methods import Method
+from FewShotSegLib.training.context import AdaptInputs
 
 _CALLED = {
     "exemplars": "exemplar: an image with one annotated slice at least",
@@ -24,26 +27,51 @@ _CALLED = {
 }
 
 
-def labelled_sets(job: AdaptJob, module: ModuleType) -> list[DataSet]:
-    """The auxiliary data sets of a job, or its labelled source; what a method has no use for is refused."""
+def inputs_of(job: AdaptJob, chosen: Method) -> AdaptInputs:
+    """What the job names for its method, loaded, all but the base model; what the method has no use for is refused."""
+    _check_use(job, chosen)
+    auxiliary = [data_set_of(files) for files in job.auxiliary]
+    auxiliary += data_sets_in(Path(job.auxiliary_folder)) if job.auxiliary_folder else []
+    start = load_adapter(job.warm_start) if job.warm_start else None
+    intensity = IntensitySpec.from_dict(job.intensity) if job.intensity is not None else None
+    return AdaptInputs(
+        exemplars=[exemplar_of(files) for files in job.exemplars],
+        auxiliary=auxiliary,
+        source=_source(job.source_folder) if job.source_folder else None,
+        targets=_targets(job),
+        intensity=intensity or (start.intensity if start else None),
+        start=start,
+    )
+
+
+def _check_use(job: AdaptJob, chosen: Method) -> None:
     given = {
-        "exemplars": job.exemplars, "auxiliary": job.auxiliary or job.auxiliary_folder, "source": job.source_folder,
+        "exemplars": job.exemplars,
+        "auxiliary": job.auxiliary or job.auxiliary_folder,
+        "source": job.source_folder,
         "targets": job.targets or job.target_folder,
-    }  # fmt: skip
+    }
     for what, value in given.items():
-        if value and what not in module.NEEDS:
+        if value and what not in chosen.NEEDS:
             raise InputError(
                 f"The method {job.method} uses no {_CALLED[what]}; leave it out, or choose another method."
             )
-        if not value and what in module.NEEDS & {"source", "targets"}:
+        if not value and what in chosen.NEEDS & {"source", "targets"}:
             raise InputError(f"The method {job.method} needs {_CALLED[what]}; give it.")
-    found = [data_set_of(files) for files in job.auxiliary]
-    for folder in (job.auxiliary_folder, job.source_folder):
-        found += data_sets_in(Path(folder)) if folder else []
-    return found
 
 
-def target_volumes(job: AdaptJob) -> dict[str, Volume]:
+def _source(folder: str) -> DataSet:
+    """The one labelled data set in a folder."""
+    found = data_sets_in(Path(folder))
+    if len(found) != 1:
+        names = ", ".join(data_set.name for data_set in found) or "none"
+        raise InputError(
+            f"The labelled images must be one data set, got {len(found)} ({names}); choose its own folder."
+        )
+    return found[0]
+
+
+def _targets(job: AdaptJob) -> dict[str, Volume]:
     """The unlabelled target volumes of a job by name."""
     paths = [*job.targets, *(images_in(job.target_folder) if job.target_folder else ())]
     return dict(zip(output_names(paths), map(load_volume, paths), strict=True))

@@ -16,7 +16,7 @@ from FewShotSegLib.data.job import AdaptJob
 from FewShotSegLib.devices import choose_device
 from FewShotSegLib.errors import Cancelled
 from FewShotSegLib.methods import method
-from FewShotSegLib.progress import Progress, Report, silent
+from FewShotSegLib.progress import Progress, Report, note, silent
 from FewShotSegLib.sam import registry
 
 from .adapt import architecture_of, recipe_of
@@ -30,7 +30,7 @@ def measure(job: AdaptJob, report: Report = silent, steps: int = 3) -> dict[str,
     used so far, of the GPU where one is used, of this process otherwise; `free_bytes` is what is left there now;
     `device`; `preset`, where the method has presets. None stands for what the system does not tell.
     """
-    device = choose_device(job.device, lambda sentence: report(Progress(0, 0, sentence)))
+    device = choose_device(job.device, lambda sentence: report(note(sentence)))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     watch = _Stopwatch(report, steps)

@@ -19,10 +19,8 @@ with LoRA, the longer the more tasks.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,25 +29,34 @@ from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.digests import sha256_of_array
 from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
 from FewShotSegLib.data.exemplar import preflight as preflight_of_task
-from FewShotSegLib.data.intensity import PERCENTILES, IntensitySpec
+from FewShotSegLib.data.intensity import PERCENTILES, IntensitySpec, Scale
 from FewShotSegLib.data.recipe import option, to_dict
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slices import LabelledSlice, labelled_slices
-from FewShotSegLib.io.datasets import DataSet, complete_exemplar
+from FewShotSegLib.io.datasets import complete_exemplar
 from FewShotSegLib.lora.adaptation import Adaptation
-from FewShotSegLib.progress import Progress, Report
-from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.progress import note
 from FewShotSegLib.sam.presets import smaller_preset
 from FewShotSegLib.synthesis.plan import Sample, SynthesisRecipe
 from FewShotSegLib.synthesis.synthesizer import Synthesizer
+from FewShotSegLib.training.context import AdaptInputs, RunContext
+from FewShotSegLib.training.lesson import Lesson
 from FewShotSegLib.training.losses import focal_loss
 from FewShotSegLib.training.prompted import learn
 from FewShotSegLib.training.prompted_recipe import PromptedRecipe, adaptation_spec, architecture_of, resolve
 
 __all__ = [
-    "LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "preflight", "resolve", "smaller_preset", "synthesizer_of",
-]  # fmt: skip
+    "LABEL",
+    "NEEDS",
+    "Recipe",
+    "adapt",
+    "needs_base",
+    "preflight",
+    "resolve",
+    "smaller_preset",
+    "training_samples",
+]
 
 LABEL = "GMISeg: learn from many tasks, for new ones"
 NEEDS = frozenset({"exemplars", "auxiliary"})
@@ -91,43 +98,35 @@ def preflight(exemplars: Sequence[Exemplar]) -> list[str]:
     return [warning for members in _groups(exemplars) for warning in preflight_of_task(members)]
 
 
-def adapt(
-    base: PromptableNetwork,
-    exemplars: Sequence[Exemplar],
-    targets: Sequence[Any] = (),
-    auxiliary: Sequence[DataSet] = (),
-    recipe: Recipe | None = None,
-    *,
-    rng: np.random.Generator,
-    report: Report,
-    intensity: IntensitySpec | None = None,
-    max_seconds: float | None = None,
-    checkpoint: Path | None = None,
-    start: Adapter | None = None,
-) -> Adapter:
-    """Trains an adapter without structures of its own. Exemplars that list the same structures are one task, each
-    auxiliary data set is another; targets are not used.
+def training_samples(inputs: AdaptInputs, recipe: Recipe, rng: np.random.Generator, count: int) -> list[Sample]:
+    """`count` samples of all tasks."""
+    mixture = _mixture(list(_tasks(inputs, recipe, recipe.image_size or 0, "sam")), recipe)
+    return [mixture.draw(rng) for _ in range(count)]
 
-    `intensity` None: each volume gets what suits it. The adapter carries one of its own, for volumes that come without:
-    that of all volumes if they agree, else percentiles.
+
+def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
+    """Train an adapter without structures of its own. Exemplars that list the same structures are one task, each
+    auxiliary data set is another.
+
+    Without an intensity each volume gets what suits it. The adapter carries one of its own, for volumes that come
+    without: that of all volumes if they agree, else percentiles.
     """
-    recipe = resolve(recipe or Recipe(), architecture_of(base), base.device)
-    tasks = list(_tasks(exemplars, auxiliary, recipe, base, intensity))
+    base, start = inputs.promptable_base, inputs.start
+    recipe = resolve(recipe, architecture_of(base), base.device)
+    tasks = list(_tasks(inputs, recipe, base.image_size, base.scale))
     own = _common([rule for task in tasks for rule in task.rules])
-    mixture = Mixture([Synthesizer(t.slices, (), (), recipe.synthesizer, t.structures) for t in tasks])
-    for note in mixture.notes:
-        report(Progress(0, recipe.steps, note))
-    seed = int(rng.integers(2**31))
+    mixture = _mixture(tasks, recipe)
+    for sentence in mixture.notes:
+        run.report(note(sentence))
+    seed = run.new_seed()
     adaptation = Adaptation(base, adaptation_spec(recipe, base), (), generator=torch.Generator().manual_seed(seed))
     if start is not None:
         adaptation.load(base, start.tensors)
     digests = [sha256_of_array(np.stack([piece.image, piece.labels])) for task in tasks for piece in task.slices]
-    fitted, _ = learn(
-        base, adaptation, mixture, recipe, own.scale, seed=seed, report=report, max_seconds=max_seconds,
-        checkpoint=checkpoint, message="learning from tasks",
-        identity=repr((base.sha256, base.image_size, to_dict(recipe), seed, start.digest if start else "", digests)),
-        pixel_loss=functools.partial(focal_loss, gamma=recipe.focal_gamma),
-    )  # fmt: skip
+    identity = (base.sha256, base.image_size, to_dict(recipe), seed, start.digest if start else "", digests)
+    pixel_loss = functools.partial(focal_loss, gamma=recipe.focal_gamma)
+    lesson = Lesson(base, adaptation, mixture, recipe, own.scale, seed, pixel_loss)
+    fitted, _ = learn(lesson, run, "learning from tasks", identity=repr(identity), can_stop=True)
     return Adapter(
         tensors=adaptation.tensors(base),
         method="gmiseg",
@@ -161,14 +160,6 @@ def adapt(
     )
 
 
-def synthesizer_of(
-    exemplars: Sequence[Exemplar], intensity: IntensitySpec, image_size: int, recipe: Recipe, structures: dict[int, str]
-) -> Synthesizer:
-    """The source of training samples of one task."""
-    slices = [s for e in exemplars for s in middle_slices(e, intensity, image_size, recipe.slices_per_plane)]
-    return Synthesizer(slices, (), (), recipe.synthesizer, structures)
-
-
 class Mixture:
     """Samples of several tasks, each as often as any other."""
 
@@ -192,21 +183,28 @@ class _Task:
     rules: list[IntensitySpec]
 
 
-def _tasks(
-    exemplars: Sequence[Exemplar],
-    auxiliary: Sequence[DataSet],
-    recipe: Recipe,
-    base: PromptableNetwork,
-    intensity: IntensitySpec | None,
-) -> Iterator[_Task]:
+def _mixture(tasks: Sequence[_Task], recipe: Recipe) -> Mixture:
+    return Mixture([Synthesizer(task.slices, (), (), recipe.synthesizer, task.structures) for task in tasks])
+
+
+def _tasks(inputs: AdaptInputs, recipe: Recipe, image_size: int, scale: Scale) -> Iterator[_Task]:
     """Volumes are read one after the other; only their slices are kept."""
-    if not exemplars and not auxiliary:
+    if not inputs.exemplars and not inputs.auxiliary:
         raise InputError("At least one exemplar is needed, or a folder of labelled data sets.")
-    for members in _groups(exemplars):
-        yield _task(members[0].name, check_exemplars(members), members, recipe, base, intensity)
-    for data_set in auxiliary:
+    reader = functools.partial(_read, inputs.intensity, scale, image_size, recipe.slices_per_plane)
+    for members in _groups(inputs.exemplars):
+        yield _task(members[0].name, check_exemplars(members), members, reader)
+    for data_set in inputs.auxiliary:
         cases = (complete_exemplar(case) for case in data_set.cases[: recipe.max_cases])
-        yield _task(data_set.name, None, cases, recipe, base, intensity)
+        yield _task(data_set.name, None, cases, reader)
+
+
+def _read(
+    intensity: IntensitySpec | None, scale: Scale, image_size: int, per_plane: int, exemplar: Exemplar
+) -> tuple[IntensitySpec, list[LabelledSlice]]:
+    """How a volume is scaled, and the slices used of it."""
+    rule = replace(intensity or IntensitySpec.auto(exemplar.volume), scale=scale)
+    return rule, middle_slices(exemplar, rule, image_size, per_plane)
 
 
 def _groups(exemplars: Sequence[Exemplar]) -> list[list[Exemplar]]:
@@ -221,15 +219,13 @@ def _task(
     name: str,
     structures: dict[int, str] | None,
     exemplars: Iterable[Exemplar],
-    recipe: Recipe,
-    base: PromptableNetwork,
-    intensity: IntensitySpec | None,
+    read: Callable[[Exemplar], tuple[IntensitySpec, list[LabelledSlice]]],
 ) -> _Task:
     task = _Task(name, dict(structures or {}), [], [])
     for exemplar in exemplars:
-        rule = replace(intensity or IntensitySpec.auto(exemplar.volume), scale=base.scale)
+        rule, slices = read(exemplar)
         task.rules.append(rule)
-        task.slices.extend(middle_slices(exemplar, rule, base.image_size, recipe.slices_per_plane))
+        task.slices.extend(slices)
         for value, structure in exemplar.structures.items():
             if task.structures.setdefault(value, structure) != structure:
                 raise InputError(

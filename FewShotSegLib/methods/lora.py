@@ -11,22 +11,24 @@ SAM.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-
 from FewShotSegLib.data.adapter import Adapter
-from FewShotSegLib.data.exemplar import Exemplar
-from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.progress import Report
-from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.data.exemplar import preflight
 from FewShotSegLib.sam.presets import smaller_preset
-from FewShotSegLib.training.prompted import adapt_prompted, synthesizer_of
+from FewShotSegLib.training.context import AdaptInputs, RunContext
+from FewShotSegLib.training.prompted import adapt_prompted, training_samples
 from FewShotSegLib.training.prompted_recipe import PromptedRecipe, resolve
 
-__all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset", "synthesizer_of"]
+__all__ = [
+    "LABEL",
+    "NEEDS",
+    "Recipe",
+    "adapt",
+    "needs_base",
+    "preflight",
+    "resolve",
+    "smaller_preset",
+    "training_samples",
+]
 
 LABEL = "LoRA with synthesized exemplars"
 NEEDS = frozenset({"exemplars"})
@@ -38,24 +40,6 @@ def needs_base(recipe: PromptedRecipe) -> bool:
     return True
 
 
-def adapt(
-    base: PromptableNetwork,
-    exemplars: Sequence[Exemplar],
-    targets: Sequence[Any] = (),
-    auxiliary: Sequence[Any] = (),
-    recipe: PromptedRecipe | None = None,
-    *,
-    rng: np.random.Generator,
-    report: Report,
-    intensity: IntensitySpec | None = None,
-    max_seconds: float | None = None,
-    checkpoint: Path | None = None,
-    start: Adapter | None = None,
-) -> Adapter:
-    """Trains an adapter for the exemplars' structures on `base`; see `adapt_prompted`. Targets and auxiliary data are
-    not used.
-    """
-    return adapt_prompted(
-        base, exemplars, recipe or Recipe(), method="lora", rng=rng, report=report, intensity=intensity,
-        max_seconds=max_seconds, checkpoint=checkpoint, start=start,
-    )  # fmt: skip
+def adapt(inputs: AdaptInputs, recipe: PromptedRecipe, run: RunContext) -> Adapter:
+    """Train an adapter for the structures of the exemplars on the promptable base; see `adapt_prompted`."""
+    return adapt_prompted(inputs, recipe, run, method="lora")

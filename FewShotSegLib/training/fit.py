@@ -130,6 +130,7 @@ def fit(
     identity: str = "",
     amp: torch.dtype | None = None,
     message: str = "training",
+    can_stop: bool = False,
     companion: Companion | None = None,
 ) -> FitResult:
     """Minimizes `loss_at(step)` over `parameters` in place and returns the best state seen.
@@ -137,7 +138,8 @@ def fit(
     validate() scores the current parameters, higher is better. `checkpoint` is read when it exists and belongs to the
     same `identity` (a digest of everything that determines the run), and removed by the caller when the result is safe.
     `companion` is saved and restored with it.
-    `report` is called once per step and may raise `Cancelled` (propagates) or `StopAndKeepBest` (ends the run well).
+    `report` is called once per step and may raise `Cancelled` (propagates) or `StopAndKeepBest` (ends the run well);
+    `can_stop` tells it that what has been learned is worth keeping.
     """
     if schedule.steps < 1:
         raise InputError(f"Training needs at least 1 step, got {schedule.steps}.")
@@ -168,7 +170,7 @@ def fit(
             run.save(checkpoint)
             last_saved = time.monotonic()
         try:
-            report(Progress(run.step, schedule.steps, message, metrics))
+            report(Progress(run.step, schedule.steps, message, metrics, can_stop=can_stop))
         except StopAndKeepBest:
             stopped_by = "user"
             break

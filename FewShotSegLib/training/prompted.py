@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,18 +20,18 @@ from FewShotSegLib.devices import training_precision
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slices import background_slices, labelled_slices, neighbour_slices
 from FewShotSegLib.lora.adaptation import Adaptation
-from FewShotSegLib.progress import Progress, Report
+from FewShotSegLib.progress import Progress, Report, note, warning, with_share_done
 from FewShotSegLib.sam.clicks import random_click
 from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.synthesis.plan import Sample
 from FewShotSegLib.synthesis.synthesizer import Synthesizer
 
 from . import estimate
+from .context import AdaptInputs, RunContext
 from .fit import FitResult, JointTraining, Schedule, fit, step_rng
-from .lesson import Lesson, Source, checkpointing
-from .losses import cross_entropy
+from .lesson import Lesson, checkpointing
 from .prompted_recipe import PromptedRecipe, adaptation_spec, architecture_of, resolve
 from .queries import (
-    PixelLoss,
     images_of,
 )
 
@@ -42,60 +40,42 @@ Beside = Callable[["Lesson", Mapping[str, torch.Tensor], int], JointTraining]
 
 
 def adapt_prompted(
-    base: PromptableNetwork,
-    exemplars: Sequence[Exemplar],
-    recipe: PromptedRecipe,
-    *,
-    method: str,
-    rng: np.random.Generator,
-    report: Report,
-    intensity: IntensitySpec | None = None,
-    max_seconds: float | None = None,
-    checkpoint: Path | None = None,
-    start: Adapter | None = None,
-    beside: Beside | None = None,
+    inputs: AdaptInputs, recipe: PromptedRecipe, run: RunContext, *, method: str, beside: Beside | None = None
 ) -> Adapter:
-    """Trains an adapter for the exemplars' structures on `base`, which is bit-identical afterwards.
+    """Train an adapter for the structures of the exemplars on the promptable base.
 
-    `intensity` defaults to what suits the first exemplar's volume. `start` continues from an earlier adapter of the
-    same base and structures. `checkpoint` makes the run resumable; the caller removes it once the adapter is saved.
-    `beside` makes what is trained beside the exemplars; estimates are made with it too.
+    An adapter to go on from must be of the same base and structures. `beside` makes what is trained beside the
+    exemplars; estimates are made with it too.
     """
+    base, exemplars = inputs.promptable_base, inputs.exemplars
     recipe = resolve(recipe, architecture_of(base), base.device)
     structures = check_exemplars(exemplars)
-    if start is not None:
-        _check_same_structures(start, structures)
-    intensity = intensity or replace(IntensitySpec.auto(exemplars[0].volume), scale=base.scale)
-    seed = int(rng.integers(2**31))
-    run = functools.partial(
-        _train, base, structures=structures, intensity=intensity, recipe=recipe, seed=seed, start=start,
-        beside=beside,
-    )  # fmt: skip
+    if inputs.start is not None:
+        _check_same_structures(inputs.start, structures)
+    intensity = inputs.intensity or replace(inputs.intensity_of_exemplars(), scale=base.scale)
+    seed = run.new_seed()
+    trainer = _Trainer(base, structures, intensity, seed, inputs.start, beside)
     folds = estimate.leave_out(exemplars, recipe.estimate_folds)
     # Estimating may take a third of the time; the final run gets the rest.
-    fold_seconds = max_seconds / 3 / len(folds) if max_seconds and folds else None
+    fold_seconds = run.max_seconds / 3 / len(folds) if run.max_seconds and folds else None
     fold_recipe = replace(recipe, steps=max(recipe.steps // 3, 1))
     all_steps = len(folds) * fold_recipe.steps + recipe.steps
     scores: list[dict[int, float]] = []
     for number, (kept, held_out) in enumerate(folds):
-        adaptation, _, _ = run(
-            exemplars=kept, recipe=fold_recipe, max_seconds=fold_seconds,
-            report=_as_part(report, number * fold_recipe.steps, all_steps),
-            checkpoint=None, message=f"estimating {number + 1}/{len(folds)}",
-        )  # fmt: skip
+        done = number * fold_recipe.steps / all_steps, (number + 1) * fold_recipe.steps / all_steps
+        part = replace(run, report=with_share_done(run.report, *done), max_seconds=fold_seconds, checkpoint=None)
+        adaptation, _, _ = trainer.train(kept, fold_recipe, part, f"estimating {number + 1}/{len(folds)}")
         scores.append(estimate.held_out_dice(base, adaptation, held_out, intensity))
-    rest = max_seconds - (fold_seconds or 0) * len(folds) if max_seconds else None
-    adaptation, fitted, turns = run(
-        exemplars=exemplars, max_seconds=rest, report=_as_part(report, all_steps - recipe.steps, all_steps),
-        checkpoint=checkpoint, message="adapting",
-    )  # fmt: skip
+    rest = run.max_seconds - (fold_seconds or 0) * len(folds) if run.max_seconds else None
+    part = replace(run, report=with_share_done(run.report, 1 - recipe.steps / all_steps, 1.0), max_seconds=rest)
+    adaptation, fitted, joint = trainer.train(exemplars, recipe, part, "adapting", can_stop=True)
     metrics = _metrics(fitted, scores, folds, structures, recipe.estimate_folds)
-    if turns is not None:
-        metrics["auxiliary"] = turns.summary()
+    if joint is not None:
+        metrics["auxiliary"] = joint.summary()
     if recipe.guard != "off":
         verdict = estimate.compare(base, adaptation, exemplars, intensity, rng=step_rng(seed, 2**31 - 1))
         metrics["guard"] = verdict
-        _speak(verdict, recipe, report)
+        _speak(verdict, recipe, run.report)
     return Adapter(
         tensors=adaptation.tensors(base),
         method=method,
@@ -117,6 +97,16 @@ def adapt_prompted(
     )
 
 
+def training_samples(inputs: AdaptInputs, recipe: PromptedRecipe, rng: np.random.Generator, count: int) -> list[Sample]:
+    """`count` samples of the kind that `adapt_prompted` trains on, at the image size of the recipe."""
+    structures = check_exemplars(inputs.exemplars)
+    size = recipe.image_size
+    if size is None:
+        raise TypeError("The recipe is not resolved: it has no image size.")
+    source = synthesizer_of(inputs.exemplars, inputs.intensity_of_exemplars(), size, recipe, structures)
+    return [source.draw(rng) for _ in range(count)]
+
+
 def synthesizer_of(
     exemplars: Sequence[Exemplar],
     intensity: IntensitySpec,
@@ -136,89 +126,82 @@ def synthesizer_of(
     return Synthesizer(slices, empty, near, synthesis, structures)
 
 
-def _train(
-    network: PromptableNetwork,
-    *,
-    exemplars: Sequence[Exemplar],
-    structures: dict[int, str],
-    intensity: IntensitySpec,
-    recipe: PromptedRecipe,
-    seed: int,
-    start: Adapter | None,
-    beside: Beside | None,
-    max_seconds: float | None,
-    report: Report,
-    checkpoint: Path | None,
-    message: str,
-) -> tuple[Adaptation, FitResult, JointTraining | None]:
-    generator = torch.Generator().manual_seed(seed)
-    adaptation = Adaptation(network, adaptation_spec(recipe, network), sorted(structures), generator=generator)
-    if start is not None:
-        adaptation.load(network, start.tensors)
-    source = synthesizer_of(exemplars, intensity, network.image_size, recipe, structures)
-    if start is None:
-        adaptation.remember_clicks(network, _typical_clicks(source, recipe.tokens, step_rng(seed + 3, 0)))
-        drawn = [source.draw(step_rng(seed + 4, number)) for number in range(8)]
+@dataclass(frozen=True, eq=False)
+class _Trainer:
+    """What estimating and adapting share."""
+
+    network: PromptableNetwork
+    structures: dict[int, str]
+    intensity: IntensitySpec
+    seed: int
+    start: Adapter | None
+    beside: Beside | None
+
+    def train(
+        self, exemplars: Sequence[Exemplar], recipe: PromptedRecipe, run: RunContext, stage: str, can_stop: bool = False
+    ) -> tuple[Adaptation, FitResult, JointTraining | None]:
+        """Train on some of the exemplars."""
+        network, start = self.network, self.start
+        generator = torch.Generator().manual_seed(self.seed)
+        spec = adaptation_spec(recipe, network)
+        adaptation = Adaptation(network, spec, sorted(self.structures), generator=generator)
+        if start is not None:
+            adaptation.load(network, start.tensors)
+        source = synthesizer_of(exemplars, self.intensity, network.image_size, recipe, self.structures)
+        if start is None:
+            self._prepare(adaptation, source, recipe.tokens)
+        for sentence in source.notes:
+            run.report(note(sentence))
+        lesson = Lesson(network, adaptation, source, recipe, self.intensity.scale, self.seed)
+        identity = _identity(network, exemplars, self.intensity, recipe, self.seed, start)
+        fitted, joint = learn(lesson, run, stage, identity=identity, beside=self.beside, can_stop=can_stop)
+        return adaptation, fitted, joint
+
+    def _prepare(self, adaptation: Adaptation, source: Synthesizer, tokens: int) -> None:
+        """Start the tokens from clicks on the exemplars, and the locator from the statistics of their features."""
+        network = self.network
+        adaptation.remember_clicks(network, _typical_clicks(source, tokens, step_rng(self.seed + 3, 0)))
+        drawn = [source.draw(step_rng(self.seed + 4, number)) for number in range(8)]
         with torch.no_grad():
-            adaptation.locator.standardize(network.encode(images_of(drawn, network, intensity.scale)))
-    for note in source.notes:
-        report(Progress(0, recipe.steps, note))
-    fitted, turns = learn(
-        network, adaptation, source, recipe, intensity.scale, seed=seed, report=report, max_seconds=max_seconds,
-        checkpoint=checkpoint, identity=_identity(network, exemplars, intensity, recipe, seed, start),
-        message=message, beside=beside,
-    )  # fmt: skip
-    return adaptation, fitted, turns
+            adaptation.locator.standardize(network.encode(images_of(drawn, network, self.intensity.scale)))
 
 
 def learn(
-    network: PromptableNetwork,
-    adaptation: Adaptation,
-    source: Source,
-    recipe: PromptedRecipe,
-    scale: str,
-    *,
-    seed: int,
-    identity: str,
-    report: Report,
-    message: str,
-    max_seconds: float | None = None,
-    checkpoint: Path | None = None,
-    beside: Beside | None = None,
-    pixel_loss: PixelLoss = cross_entropy,
+    lesson: Lesson, run: RunContext, stage: str, *, identity: str, beside: Beside | None = None, can_stop: bool = False
 ) -> tuple[FitResult, JointTraining | None]:
-    """Trains `adaptation` in place on samples of `source`; it ends as the best state that was seen."""
-    lesson = Lesson(network, adaptation, source, recipe, scale, seed, pixel_loss)
+    """Train the adaptation of `lesson` in place; it ends as the best state that was seen."""
+    network, adaptation, recipe = lesson.network, lesson.adaptation, lesson.recipe
     schedule = Schedule(
         steps=recipe.steps,
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         warmup_steps=recipe.warmup_steps,
-        max_seconds=max_seconds,
+        max_seconds=run.max_seconds,
         validate_every=recipe.validate_every,
         patience=recipe.patience,
         accumulate=recipe.accumulate,
         checkpoint_seconds=recipe.checkpoint_seconds,
     )
     with adaptation.applied(network) as parameters, checkpointing(network, bool(recipe.checkpointing)):
-        turns = beside(lesson, parameters, seed) if beside else None
-        with turns or contextlib.nullcontext():
+        joint = beside(lesson, parameters, lesson.seed) if beside else None
+        with joint or contextlib.nullcontext():
             fitted = fit(
                 parameters,
-                turns.loss_at if turns else lesson.loss_at,
-                turns.schedule(schedule) if turns else schedule,
-                report=_with_picture(report, lesson),
+                joint.loss_at if joint else lesson.loss_at,
+                joint.schedule(schedule) if joint else schedule,
+                report=_with_picture(run.report, lesson),
                 validate=lesson.validate if recipe.validate_every else None,
-                checkpoint=checkpoint,
+                checkpoint=run.checkpoint,
                 identity=identity,
                 amp=training_precision(network.device),
-                message=message,
-                companion=turns,
+                message=stage,
+                can_stop=can_stop,
+                companion=joint,
             )
         with torch.no_grad():
             for name, value in fitted.best.items():
                 parameters[name].copy_(value)
-    return fitted, turns
+    return fitted, joint
 
 
 def _typical_clicks(source: Synthesizer, count: int, rng: np.random.Generator) -> dict[int, NDArray[np.float32]]:
@@ -262,16 +245,6 @@ def _metrics(
     return {**metrics, "estimated_dice": estimated, "estimate": estimate.describe(folds)}
 
 
-def _as_part(report: Report, before: int, all_steps: int) -> Report:
-    """Reports that also say which share of all steps is `done`: estimating and adapting each count from one."""
-
-    def told(progress: Progress) -> None:
-        done = (before + progress.step) / all_steps
-        report(replace(progress, metrics={**progress.metrics, "done": done} if progress.step else progress.metrics))
-
-    return told
-
-
 def _with_picture(report: Report, lesson: Lesson) -> Report:
     """Reports that bring the picture of the last validation along, once."""
 
@@ -297,4 +270,4 @@ def _speak(verdict: dict[str, Any], recipe: PromptedRecipe, report: Report) -> N
     sentence = " ".join(verdict["warnings"])
     if recipe.guard == "refuse":
         raise InputError(f"{sentence} The recipe says to refuse such an adapter (guard=refuse).")
-    report(Progress(recipe.steps, recipe.steps, f"Warning: {sentence}"))
+    report(warning(sentence))

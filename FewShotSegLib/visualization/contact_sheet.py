@@ -47,6 +47,8 @@ def _draw_sample(axis: Any, sample: Sample) -> None:
 
 
 def _caption(sample: Sample) -> str:
+    if "caption" in sample.provenance:
+        return str(sample.provenance["caption"])
     plan = sample.provenance["plan"]
     how = plan["kind"] if plan["kind"] != "pasted" else f"pasted on {plan['background_kind'].replace('_', ' ')}"
     marks = " !" if plan["own_places"] else ""

@@ -5,7 +5,7 @@ One request per line on the input, {"id": 1, "op": ...}:
     hello                               versions of this process
     methods                             the methods of adaptation and the options of their recipes, for a form
     folder   path, holds                what a folder holds, for a line in a form: its "data sets" or its "volumes"
-    job      job                        run a job; sends {"type": "progress", "step", "total", "message", "metrics"},
+    job      job                        run a job; sends {"type": "progress", ...} (`Progress.to_dict`),
                                         now and then with a "picture": shape (H, W, 3) and bytes in base64
     batch    job                        the same for a segment job of many images: volumes.csv is written, and an image
                                         that fails is named in its record, not in an error
@@ -203,10 +203,7 @@ class Worker:
 
         def watched(request: dict[str, Any]) -> dict[str, Any]:
             def report(progress: Progress) -> None:
-                self.channel.send(
-                    request.get("id"), "progress", step=progress.step, total=progress.total, message=progress.message,
-                    metrics=dict(progress.metrics), **_picture(progress),
-                )  # fmt: skip
+                self.channel.send(request.get("id"), "progress", **progress.to_dict(), **_picture(progress))
 
             control = Control(report)
             self.requests.start(request, control)

@@ -18,7 +18,7 @@ from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.io.jobs import with_paths_from
 from FewShotSegLib.jobs.record import is_complete, read_record, result_path
 from FewShotSegLib.jobs.volumes_table import write_volumes
-from FewShotSegLib.progress import Progress, Report, silent
+from FewShotSegLib.progress import Progress, Report, note, part_of, silent
 
 from .client import WorkerClient
 
@@ -84,7 +84,7 @@ def run_jobs(
         record = _made_before(job)
         if record is not None:
             outcomes[number] = Outcome(job, {**record, "skipped": True})
-            report(Progress(0, 0, f"{job.out} is there already, made by the same job; not made again."))
+            report(note(f"{job.out} is there already, made by the same job; not made again."))
     left = {number: job for number, job in enumerate(jobs) if number not in outcomes}
     if dask is not None:
         outcomes |= _on_dask(left, dask, report)
@@ -115,18 +115,8 @@ def _made_before(job: Job) -> dict[str, Any] | None:
 def _one_by_one(jobs: dict[int, Job], report: Report) -> dict[int, Outcome]:
     outcomes = {}
     for done, (number, job) in enumerate(jobs.items()):
-
-        def part(progress: Progress, done: int = done) -> None:
-            _report_part(report, done, len(jobs), progress)
-
-        outcomes[number] = _outcome(job, part)
+        outcomes[number] = _outcome(job, part_of(report, done, len(jobs), f"job {done + 1} of {len(jobs)}"))
     return outcomes
-
-
-def _report_part(report: Report, done: int, count: int, progress: Progress) -> None:
-    step = int(_PARTS * (done + (progress.fraction or 0.0)))
-    message = f"job {done + 1} of {count}: {progress.message}" if progress.total else progress.message
-    report(replace(progress, step=step, total=_PARTS * count if progress.total else 0, message=message))
 
 
 def _outcome(job: Job, report: Report) -> Outcome:

@@ -22,8 +22,8 @@ from FewShotSegLib.jobs.run import run
 from FewShotSegLib.methods import lora
 from FewShotSegLib.methods.asap import method as asap
 from FewShotSegLib.methods.asap.schedulers import SCHEDULERS
-from FewShotSegLib.progress import silent
 from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.training.context import AdaptInputs, RunContext
 from Testing.conftest import DISC, QUICK, SQUARE, Listener, discs, write_discs
 
 NETWORK: dict[str, Any] = {
@@ -84,7 +84,7 @@ def test_enough_training_finds_the_disc_in_another_patient(tmp_path: Path, an_rn
     recipe = asap.Recipe(
         network="unet", steps=60, patch=(4, 48, 48), batch_size=2, estimate_folds=0, learning_rate=3e-3
     )
-    adapter = asap.adapt(None, exemplars, recipe=recipe, rng=an_rng, report=silent)
+    adapter = asap.adapt(AdaptInputs(exemplars=exemplars), recipe, RunContext(an_rng))
     volume, labels = cases[2]
     found = VolumePredictor(adapter, "cpu").segment(volume).labelmap.volume.array > 0  # type: ignore[arg-type]
     overlap = (
@@ -195,11 +195,12 @@ def test_without_auxiliary_data_it_is_lora_to_the_bit(a_tiny_sam: PromptableNetw
     assert size == a_tiny_sam.image_size
     one, other = (
         module.adapt(
-            a_tiny_sam, [an_exemplar], recipe=module.Recipe(**options, weight_decay=0.0),
-            rng=np.random.default_rng(3), report=silent,
+            AdaptInputs(a_tiny_sam, [an_exemplar]),
+            module.Recipe(**options, weight_decay=0.0),
+            RunContext(np.random.default_rng(3)),
         )
         for module in (lora, asap)
-    )  # fmt: skip
+    )
     assert all(np.array_equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
 
 

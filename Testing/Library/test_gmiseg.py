@@ -24,6 +24,7 @@ from FewShotSegLib.methods import gmiseg
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.loading import sha256_of_network
 from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.training.context import AdaptInputs, RunContext
 from Testing.conftest import DISC, SQUARE, Listener, discs, write_discs
 
 WINDOW = IntensitySpec("window", -100.0, 200.0)
@@ -34,8 +35,8 @@ def adapt(network: PromptableNetwork, *exemplars: Exemplar, seed: int = 0, **opt
     auxiliary = options.pop("auxiliary", ())
     quick = {"steps": 3, "batch_size": 1, "validate_every": 0, "encoder_blocks": -1, "pool_size": 0}
     recipe = from_dict(gmiseg.Recipe, {**quick, **options})
-    rng = np.random.default_rng(seed)
-    return gmiseg.adapt(network, exemplars, auxiliary=auxiliary, recipe=recipe, rng=rng, report=report)  # type: ignore[arg-type]
+    run = RunContext(np.random.default_rng(seed), report)  # type: ignore[arg-type]
+    return gmiseg.adapt(AdaptInputs(network, exemplars, auxiliary), recipe, run)  # type: ignore[arg-type]
 
 
 def another_task() -> Exemplar:
@@ -107,10 +108,8 @@ def test_the_base_is_bit_identical_afterwards_and_the_seed_decides(
 def test_training_goes_on_from_an_earlier_adapter(a_tiny_sam: PromptableNetwork, an_exemplar: Exemplar) -> None:
     first = adapt(a_tiny_sam, an_exemplar)
     recipe = from_dict(gmiseg.Recipe, {**first.recipe, "steps": 1, "learning_rate": 1e-6, "warmup_steps": 0})
-    second = gmiseg.adapt(
-        a_tiny_sam, [an_exemplar], recipe=recipe, rng=np.random.default_rng(0), report=lambda progress: None,
-        start=first,
-    )  # fmt: skip
+    inputs = AdaptInputs(a_tiny_sam, [an_exemplar], start=first)
+    second = gmiseg.adapt(inputs, recipe, RunContext(np.random.default_rng(0)))
     for name, tensor in first.tensors.items():
         np.testing.assert_allclose(second.tensors[name], tensor, atol=1e-5)
 
@@ -145,8 +144,10 @@ def test_a_recipe_survives_json_and_its_losses_weigh_the_same() -> None:
 def test_flips_spare_what_is_left_or_right(name: str, expected: tuple[bool, bool]) -> None:
     volume, labels = discs(np.random.default_rng(0))
     case = Exemplar(volume, labels * (labels == DISC), {DISC: name}, 0, tuple(range(6)))
-    source = gmiseg.synthesizer_of([case], WINDOW, 64, gmiseg.Recipe(), {DISC: name})
-    assert source.mirrors == expected
+    recipe, inputs = gmiseg.Recipe(image_size=64), AdaptInputs(exemplars=[case], intensity=WINDOW)
+    samples = gmiseg.training_samples(inputs, recipe, np.random.default_rng(0), 24)
+    turned = np.array([sample.provenance["plan"]["scene"]["mirrored"] for sample in samples])
+    assert tuple(turned.any(axis=0)) == expected
 
 
 # --- middle slices

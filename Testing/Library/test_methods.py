@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,11 @@ from FewShotSegLib.imaging.slice_frame import frame_of
 from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.segment import SegmentOptions, segment
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
-from FewShotSegLib.methods import METHODS, method
+from FewShotSegLib.methods import METHODS, Method, method
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.loading import sha256_of_network
 from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.training.context import AdaptInputs, RunContext
 from Testing.conftest import DISC, Listener, discs
 
 QUICK = {
@@ -44,24 +44,24 @@ Adapt = Callable[..., Adapter]
 
 
 @pytest.fixture
-def a_method(request: pytest.FixtureRequest) -> ModuleType:
+def a_method(request: pytest.FixtureRequest) -> Method:
     return method(request.param)
 
 
 @pytest.fixture
-def adapt(a_method: ModuleType, a_tiny_sam: PromptableNetwork, an_exemplar: Exemplar) -> Adapt:
+def adapt(a_method: Method, a_tiny_sam: PromptableNetwork, an_exemplar: Exemplar) -> Adapt:
     """Run the method on the miniature with a short recipe; arguments replace parts of it."""
 
     def run(
         exemplars: Any = (an_exemplar,), *, seed: int = 0, report: Any = lambda progress: None, **options: Any
     ) -> Adapter:
-        rng = np.random.default_rng(seed)
-        return a_method.adapt(a_tiny_sam, exemplars, recipe=quick(a_method, **options), rng=rng, report=report)
+        run = RunContext(np.random.default_rng(seed), report)
+        return a_method.adapt(AdaptInputs(a_tiny_sam, exemplars), quick(a_method, **options), run)
 
     return run
 
 
-def quick(a_method: ModuleType, **options: Any) -> Any:
+def quick(a_method: Method, **options: Any) -> Any:
     """Options that the recipe has, as far as it allows them."""
     known = {field.name: field.metadata.get("max") for field in fields(a_method.Recipe)}
     wanted = {key: value for key, value in {**QUICK, **options}.items() if key in known}
@@ -176,13 +176,13 @@ def test_global_random_numbers_decide_nothing(adapt: Adapt) -> None:
 
 
 @EVERY_METHOD
-def test_a_recipe_survives_json(a_method: ModuleType) -> None:
+def test_a_recipe_survives_json(a_method: Method) -> None:
     recipe = quick(a_method)
     assert from_dict(a_method.Recipe, json.loads(json.dumps(to_dict(recipe)))) == recipe
 
 
 @EVERY_METHOD
-def test_every_option_is_explained(a_method: ModuleType) -> None:
+def test_every_option_is_explained(a_method: Method) -> None:
     assert [field.name for field in fields(a_method.Recipe) if not field.metadata.get("help")] == []
 
 

@@ -15,6 +15,7 @@ from FewShotSegLib.lora.layers import LoraSpec
 from FewShotSegLib.methods import lora
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.training.answers_picture import TRUTH, answers_picture
+from FewShotSegLib.training.context import AdaptInputs, RunContext
 from Testing.conftest import QUICK, Listener
 
 STRUCTURES = {1: "liver", 2: "spleen"}
@@ -50,6 +51,6 @@ def test_a_picture_comes_with_every_look_at_held_back_samples(
 ) -> None:
     listener = Listener()
     recipe = lora.Recipe(**{**QUICK, "steps": 4, "validate_every": 2})
-    lora.adapt(a_tiny_sam, [an_exemplar], recipe=recipe, rng=np.random.default_rng(0), report=listener)
+    lora.adapt(AdaptInputs(a_tiny_sam, [an_exemplar]), recipe, RunContext(np.random.default_rng(0), listener))
     shown = {p.step: p.picture.shape for p in listener.heard if p.picture is not None}
     assert shown == {2: (64, 4 * 64, 3), 4: (64, 4 * 64, 3)}

@@ -27,6 +27,7 @@ from FewShotSegLib.inference.support import _expected_iou as expected_iou
 from FewShotSegLib.inference.support import _pictures as pictures
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.sam.network import POSITIVE, PromptableNetwork
+from FewShotSegLib.training.context import AdaptInputs, RunContext
 from Testing.conftest import DISC, SQUARE, discs
 
 FEW = SupportRecipe(pictures=4, pixels=4000)
@@ -255,8 +256,8 @@ def test_an_adapter_without_tokens_lends_its_eyes(a_tiny_sam: PromptableNetwork)
 
     recipe = gmiseg.Recipe(steps=2, batch_size=1, validate_every=0, encoder_blocks=-1, pool_size=0)
     case = an_annotated_case(0)
-    rng = np.random.default_rng(0)
-    trained: Adapter = gmiseg.adapt(a_tiny_sam, [case], recipe=recipe, rng=rng, report=lambda progress: None)
+    run = RunContext(np.random.default_rng(0))
+    trained: Adapter = gmiseg.adapt(AdaptInputs(a_tiny_sam, [case]), recipe, run)
     support = support_adapter([case], a_tiny_sam, recipe=FEW)
     plain, with_eyes = SupportPredictor(a_tiny_sam, support), SupportPredictor(a_tiny_sam, support, trained=trained)
     image = a_query(plain, an_annotated_case(9))

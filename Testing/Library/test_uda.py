@@ -134,7 +134,7 @@ def test_edges_of_one_kind_teach_about_the_other() -> None:
     # Orientation and spacing of the grid are those of the volumes.
     cases = [Case(space.apply(volume).array, labels, None, grid.spacing_mm, "") for volume, labels in sources]
     recipe = ClassRecipe(steps=120, batch_size=2, learning_rate=4e-3)
-    weights = train_classes(cases, [1, 1, 1], grid, ["disc", "square"], recipe, seed=0)
+    weights, _ = train_classes(cases, [1, 1, 1], grid, ["disc", "square"], recipe, seed=0)
     volume, truth = other_kind(9)
     found = predicted_labels(weights, space.apply(volume).array, grid, 3, recipe)
     for value in (DISC, SQUARE):

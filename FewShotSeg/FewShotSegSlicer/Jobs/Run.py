@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.progress import KEEPABLE
 from FewShotSegSlicer.Signal import guarded
 
 from .Workers import Workers
@@ -91,7 +90,7 @@ class Run:
     @property
     def canKeepBest(self) -> bool:
         """Whether training has got to where stopping leaves something to keep."""
-        return self._isRunning and self.progress is not None and self.progress["message"] == KEEPABLE
+        return self._isRunning and bool((self.progress or {}).get("can_stop"))
 
     def cancel(self) -> None:
         """Give it up; it ends with an error of the kind "cancelled", and nothing half made is left."""

@@ -18,16 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from FewShotSegLib.data.adapter import Adapter
-from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
+from FewShotSegLib.data.exemplar import Exemplar, check_exemplars, preflight
 from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.data.recipe import option
+from FewShotSegLib.data.recipe import option, to_dict
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.io.datasets import DataSet
@@ -36,21 +34,35 @@ from FewShotSegLib.progress import Report
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.presets import smaller_preset
 from FewShotSegLib.synthesis.plan import Sample
+from FewShotSegLib.training.context import AdaptInputs, RunContext
+from FewShotSegLib.training.estimate import provenance
 from FewShotSegLib.training.lesson import Lesson
 from FewShotSegLib.training.patches import PatchRecipe
-from FewShotSegLib.training.prompted import adapt_prompted, synthesizer_of
+from FewShotSegLib.training.preview import patch_samples, shown_slice
+from FewShotSegLib.training.prompted import adapt_prompted
+from FewShotSegLib.training.prompted import training_samples as prompted_samples
 from FewShotSegLib.training.prompted_recipe import PromptedRecipe, architecture_of
 from FewShotSegLib.training.prompted_recipe import resolve as resolve_prompted
 from FewShotSegLib.training.queries import click_query, images_of, on_device, query_loss
 
 from .bandit import PRESETS as READINGS
 from .bandit import BanditRecipe
-from .networks import NetworkRecipe, adapt_networks
+from .networks import NetworkLesson, NetworkRecipe, adapt_networks
 from .pool import Pool
 from .schedulers import SCHEDULERS, Direct, Scheduler, scheduler_of
 from .turns import TurnRecipe, Turns, spread
 
-__all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset", "synthesizer_of"]
+__all__ = [
+    "LABEL",
+    "NEEDS",
+    "Recipe",
+    "adapt",
+    "needs_base",
+    "preflight",
+    "resolve",
+    "smaller_preset",
+    "training_samples",
+]
 
 LABEL = "ASAP: learn beside auxiliary data sets"
 NEEDS = frozenset({"exemplars", "auxiliary"})
@@ -113,51 +125,79 @@ def resolve(recipe: Recipe, architecture: str, device: torch.device) -> Recipe:
     return replace(resolved, batch_size=recipe.batch_size or 2, encoder_blocks=0, checkpointing=False, pool_size=0)
 
 
-def adapt(
-    base: PromptableNetwork | None,
-    exemplars: Sequence[Exemplar],
-    targets: Sequence[Any] = (),
-    auxiliary: Sequence[DataSet] = (),
-    recipe: Recipe | None = None,
-    *,
-    rng: np.random.Generator,
-    report: Report,
-    intensity: IntensitySpec | None = None,
-    max_seconds: float | None = None,
-    checkpoint: Path | None = None,
-    start: Adapter | None = None,
-    device: torch.device | None = None,
-) -> Adapter:
-    """Trains an adapter for the exemplars' structures beside the auxiliary data sets. Targets are not used.
-
-    A 3-D network is trained on `device` (default: the CPU), a promptable one where its base is. Without auxiliary data
-    this is plain fine-tuning, bit for bit. What was chosen when, and what it paid, stands in the
-    metrics under "auxiliary".
+def training_samples(inputs: AdaptInputs, recipe: Recipe, rng: np.random.Generator, count: int) -> list[Sample]:
+    """`count` samples: of the exemplars, and of the arms where there are some. Of a 3-D patch, the slice that shows
+    most.
     """
-    architecture = architecture_of(base) if base is not None else "compact"
-    device = base.device if base is not None else device or torch.device("cpu")
-    recipe = resolve(recipe or Recipe(), architecture, device)
-    structures = check_exemplars(exemplars)
-    intensity = intensity or IntensitySpec.auto(exemplars[0].volume)
+    structures = check_exemplars(inputs.exemplars)
+    intensity = inputs.intensity_of_exemplars()
+    if needs_base(recipe):
+        grid = _slice_grid(inputs.exemplars[0], recipe.image_size or 0)
+    else:
+        grid = Grid.of(inputs.exemplars[0].volume, recipe.patch, recipe.spacing_mm)
+    pool = _pool(inputs.auxiliary, grid, intensity, recipe)
+    of_arms = count // 2 if pool is not None else 0
+    if needs_base(recipe):
+        samples = prompted_samples(inputs, recipe, rng, count - of_arms)
+    else:
+        samples = patch_samples(inputs.exemplars, structures, grid, intensity, recipe.patches, rng, count - of_arms)
+    return [*samples, *(_arm_sample(pool, rng) for _ in range(of_arms) if pool is not None)]
+
+
+def _arm_sample(pool: Pool, rng: np.random.Generator) -> Sample:
+    """The slice of a patch of a random arm that shows most."""
+    arm = int(rng.integers(len(pool.names)))
+    image, mask = pool.sample(arm, rng)
+    return shown_slice(image, mask.astype(np.int32), f"auxiliary: {pool.names[arm]}", {1: pool.names[arm]})
+
+
+def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
+    """Train an adapter for the structures of the exemplars beside the auxiliary data sets.
+
+    A 3-D network is trained on the device of the run, a promptable one where its base is. Without auxiliary data
+    this is plain fine-tuning, bit for bit. What was chosen when, and what it paid, stands in the metrics under
+    "auxiliary".
+    """
+    base = inputs.base
     if base is not None:
-        intensity = replace(intensity, scale=base.scale)
-        pool = _pool(auxiliary, _slice_grid(exemplars[0], base.image_size), intensity, recipe)
-        _prepare(pool, recipe, report)
-        arms = _PromptedArms(base, pool, recipe, exemplars[0].axis) if pool else None
-        return adapt_prompted(
-            base, exemplars, recipe, method="asap", rng=rng, report=report, intensity=intensity,
-            max_seconds=max_seconds, checkpoint=checkpoint, start=start, beside=arms.beside if arms else None,
-        )  # fmt: skip
-    if start is not None:
+        recipe = resolve(recipe, architecture_of(base), base.device)
+    else:
+        recipe = resolve(recipe, "compact", run.device)
+    structures = check_exemplars(inputs.exemplars)
+    intensity = inputs.intensity_of_exemplars()
+    if base is not None:
+        return _adapt_promptable(replace(inputs, intensity=replace(intensity, scale=base.scale)), base, recipe, run)
+    if inputs.start is not None:
         raise InputError("A 3-D network does not go on from an adapter; leave the warm start out, or use network=sam.")
-    grid = Grid.of(exemplars[0].volume, recipe.patch, recipe.spacing_mm)
-    pool = _pool(auxiliary, grid, intensity, recipe)
-    _prepare(pool, recipe, report)
-    return adapt_networks(
-        exemplars, structures, pool, lambda seed: _scheduler(recipe, pool, seed), _network_recipe(recipe), grid=grid,
-        intensity=intensity, method="asap", recipe_of_method=recipe, rng=rng, report=report, max_seconds=max_seconds,
-        checkpoint=checkpoint, device=device,
-    )  # fmt: skip
+    grid = Grid.of(inputs.exemplars[0].volume, recipe.patch, recipe.spacing_mm)
+    pool = _pool(inputs.auxiliary, grid, intensity, recipe)
+    _prepare(pool, recipe, run.report)
+    lesson = NetworkLesson(inputs.exemplars, structures, grid, intensity, pool, lambda s: _scheduler(recipe, pool, s))
+    trained = adapt_networks(lesson, _network_recipe(recipe), run)
+    return Adapter(
+        tensors=trained.tensors,
+        method="asap",
+        recipe=to_dict(recipe),
+        base_model="",
+        base_sha256="",
+        structures=trained.structures,
+        intensity=intensity,
+        image_size=max(grid.patch),
+        seed=trained.seed,
+        axis=inputs.exemplars[0].axis,
+        provenance={"exemplars": [provenance(exemplar) for exemplar in inputs.exemplars]},
+        metrics=trained.metrics,
+        architecture=trained.architecture,
+    )
+
+
+def _adapt_promptable(inputs: AdaptInputs, base: PromptableNetwork, recipe: Recipe, run: RunContext) -> Adapter:
+    """The promptable model, with clicked slices of the arms beside the exemplars."""
+    first = inputs.exemplars[0]
+    pool = _pool(inputs.auxiliary, _slice_grid(first, base.image_size), inputs.intensity_of_exemplars(), recipe)
+    _prepare(pool, recipe, run.report)
+    arms = _PromptedArms(base, pool, recipe, first.axis) if pool else None
+    return adapt_prompted(inputs, recipe, run, method="asap", beside=arms.beside if arms else None)
 
 
 def _pool(auxiliary: Sequence[DataSet], grid: Grid, intensity: IntensitySpec, recipe: Recipe) -> Pool | None:

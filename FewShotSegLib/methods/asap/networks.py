@@ -10,18 +10,17 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.devices import bfloat16_pays
+from FewShotSegLib.errors import StopAndKeepBest
 from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.inference.sliding_window import foreground_logit, predict
 from FewShotSegLib.inference.volume_network import grid_to_dict, network_arguments, tensors_of
@@ -29,8 +28,9 @@ from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import load_weights, weights_of
-from FewShotSegLib.progress import Progress, Report, silent
+from FewShotSegLib.progress import Progress, Report, silent, warning, with_share_done
 from FewShotSegLib.training import estimate
+from FewShotSegLib.training.context import RunContext
 from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
 from FewShotSegLib.training.patches import Case, Patch, PatchRecipe, PatchSource, case_of, patch_loss
 
@@ -61,36 +61,55 @@ class NetworkRecipe:
     turns: TurnRecipe = field(default_factory=TurnRecipe)
 
 
-def adapt_networks(
-    exemplars: Sequence[Exemplar],
-    structures: dict[int, str],
-    pool: Pool | None,
-    scheduler_for: Callable[[int], Scheduler],
-    recipe: NetworkRecipe,
-    *,
-    grid: Grid,
-    intensity: IntensitySpec,
-    method: str,
-    recipe_of_method: Any,
-    rng: np.random.Generator,
-    report: Report,
-    max_seconds: float | None = None,
-    checkpoint: Path | None = None,
-    device: torch.device,
-) -> Adapter:
-    """Trains a network per structure and returns them as one adapter. `scheduler_for` makes a scheduler from a seed.
+@dataclass(frozen=True, eq=False)
+class NetworkLesson:
+    """What networks learn: the structures of the exemplars on a grid, beside the arms of a pool.
 
-    `max_seconds` is shared among structures; `checkpoint` is resumed from, structure by structure.
+    `scheduler_for` makes a scheduler from a seed.
     """
-    seed = int(rng.integers(2**31))
+
+    exemplars: Sequence[Exemplar]
+    structures: dict[int, str]
+    grid: Grid
+    intensity: IntensitySpec
+    pool: Pool | None
+    scheduler_for: Callable[[int], Scheduler]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedNetworks:
+    """The parts of an adapter: tensors of all networks, the structures they know, and how they were trained."""
+
+    tensors: dict[str, NDArray[np.float32]]
+    structures: dict[int, str]
+    seed: int
+    metrics: dict[str, Any]
+    architecture: dict[str, Any]
+
+
+def adapt_networks(lesson: NetworkLesson, recipe: NetworkRecipe, run: RunContext) -> TrainedNetworks:
+    """Train a network per structure, one after the other.
+
+    The time is shared among structures, and each has a checkpoint of its own. Once the first network is trained, the
+    run may be stopped at any step; structures that have no network yet are then left out, with a warning.
+    """
+    seed = run.new_seed()
     networks: dict[int, nn.Module] = {}
     metrics: dict[str, Any] = {"estimated_dice": {}, "estimate": "not asked for", "structures": {}}
-    share = max_seconds / len(structures) if max_seconds else None
-    for number, (value, name) in enumerate(structures.items()):
-        learner = _Learner(value, name, exemplars, pool, scheduler_for, recipe, grid, intensity, seed, device)
-        part = _as_part(report, number, len(structures))
-        saved = checkpoint.with_name(f"{checkpoint.stem}.{value}{checkpoint.suffix}") if checkpoint else None
-        networks[value], found = learner.learn(part, share, saved)
+    count = len(lesson.structures)
+    for number, (value, name) in enumerate(lesson.structures.items()):
+        part = replace(
+            run,
+            report=with_share_done(run.report, number / count, (number + 1) / count),
+            max_seconds=run.max_seconds / count if run.max_seconds else None,
+            checkpoint=run.checkpoint
+            and run.checkpoint.with_name(f"{run.checkpoint.stem}.{value}{run.checkpoint.suffix}"),
+        )
+        learner = _Learner(value, name, lesson, recipe, seed, run.device, can_stop=bool(networks))
+        try:
+            networks[value], found = learner.learn(part)
+        except StopAndKeepBest:
+            break
         metrics["structures"][name] = found["training"]
         metrics["estimate"] = found["estimate"]
         if found["estimated_dice"] is not None:
@@ -98,24 +117,21 @@ def adapt_networks(
         if found["auxiliary"] is not None:
             metrics.setdefault("auxiliary", found["auxiliary"])
             metrics.setdefault("auxiliary_of", {})[name] = found["auxiliary"]
+        if found["training"]["stopped_by"] == "user":
+            break
     metrics["estimated_dice"] = metrics["estimated_dice"] or None
-    return Adapter(
+    left_out = [name for value, name in lesson.structures.items() if value not in networks]
+    if left_out:
+        run.report(warning(f"Stopped before {', '.join(left_out)} had a network: the adapter does not know them."))
+    return TrainedNetworks(
         tensors=tensors_of(networks),
-        method=method,
-        recipe=to_dict(recipe_of_method),
-        base_model="",
-        base_sha256="",
-        structures=structures,
-        intensity=intensity,
-        image_size=max(grid.patch),
+        structures={value: name for value, name in lesson.structures.items() if value in networks},
         seed=seed,
-        axis=exemplars[0].axis,
-        provenance={"exemplars": [estimate.provenance(exemplar) for exemplar in exemplars]},
         metrics=metrics,
         architecture={
-            "network": network_arguments(grid, recipe.network, recipe.size),
+            "network": network_arguments(lesson.grid, recipe.network, recipe.size),
             "head": "binary",
-            "grid": grid_to_dict(grid),
+            "grid": grid_to_dict(lesson.grid),
             "resample": "logits",
         },
     )
@@ -123,49 +139,60 @@ def adapt_networks(
 
 @dataclass(eq=False)
 class _Learner:
-    """One structure: its cases, its estimate, its network."""
+    """One structure: its cases, its estimate, its network. `can_stop`: another network is there to be kept."""
 
     value: int
     name: str
-    exemplars: Sequence[Exemplar]
-    pool: Pool | None
-    scheduler_for: Callable[[int], Scheduler]
+    lesson: NetworkLesson
     recipe: NetworkRecipe
-    grid: Grid
-    intensity: IntensitySpec
     seed: int
     device: torch.device
+    can_stop: bool
 
-    def learn(
-        self, report: Report, max_seconds: float | None, checkpoint: Path | None
-    ) -> tuple[nn.Module, dict[str, Any]]:
-        """Returns the trained network, and what the adapter's card says of it."""
-        shown = [exemplar for exemplar in self.exemplars if self.value in exemplar.structures]
+    @property
+    def grid(self) -> Grid:
+        return self.lesson.grid
+
+    @property
+    def pool(self) -> Pool | None:
+        return self.lesson.pool
+
+    def learn(self, run: RunContext) -> tuple[nn.Module, dict[str, Any]]:
+        """Return the trained network, and what the adapter's card says of it.
+
+        `StopAndKeepBest` is raised where the run is stopped before the network itself is in training.
+        """
+        shown = [exemplar for exemplar in self.lesson.exemplars if self.value in exemplar.structures]
         folds = estimate.leave_out(shown, self.recipe.estimate_folds)
-        fold_seconds = max_seconds / 3 / len(folds) if max_seconds and folds else None
-        start = self._start(report)
-        total = (len(folds) + 1) * self.recipe.steps
+        fold_seconds = run.max_seconds / 3 / len(folds) if run.max_seconds and folds else None
+        start = self._start(run.report)
+        parts = len(folds) + 1
         curves = []
         for number, (kept, held_out) in enumerate(folds):
-            part = _counted(report, number * self.recipe.steps, total)
+            part = replace(
+                run,
+                report=with_share_done(run.report, number / parts, (number + 1) / parts),
+                max_seconds=fold_seconds,
+                checkpoint=None,
+            )
             message = f"estimating {number + 1}/{len(folds)}: {self.name}"
-            curves.append(self._fold(kept, held_out, start, part, message, fold_seconds))
+            curves.append(self._fold(kept, held_out, start, part, message))
         best_step, estimated = _best(curves)
-        rest = max_seconds - (fold_seconds or 0) * len(folds) if max_seconds else None
-        network, fitted, turns = self._run(
-            self._cases(shown), start, self._schedule(rest, 0, best_step), message="adapting", checkpoint=checkpoint,
-            report=_counted(report, total - self.recipe.steps, total),
-        )  # fmt: skip
+        rest = run.max_seconds - (fold_seconds or 0) * len(folds) if run.max_seconds else None
+        final = replace(run, report=with_share_done(run.report, len(folds) / parts, 1.0), max_seconds=rest)
+        schedule = self._schedule(rest, 0, best_step)
+        network, fitted, turns = self._run(self._cases(shown), start, schedule, final, "adapting", can_stop=True)
         training = {"steps": fitted.steps, "stopped_by": fitted.stopped_by, "best_step": best_step}
         how = estimate.describe(folds) if folds else "not estimable with one annotated slice"
-        auxiliary = turns.summary() if turns is not None and turns.has_arms else None
         return network, {
-            "training": training, "estimated_dice": estimated, "auxiliary": auxiliary,
+            "training": training,
+            "estimated_dice": estimated,
+            "auxiliary": turns.summary() if turns.has_arms else None,
             "estimate": how if self.recipe.estimate_folds else "not asked for",
-        }  # fmt: skip
+        }
 
     def _cases(self, exemplars: Sequence[Exemplar]) -> list[Case]:
-        return [case_of(exemplar, self.value, self.grid, self.intensity) for exemplar in exemplars]
+        return [case_of(exemplar, self.value, self.grid, self.lesson.intensity) for exemplar in exemplars]
 
     def _schedule(self, max_seconds: float | None, validate_every: int, last_step: int | None) -> Schedule:
         recipe = self.recipe
@@ -175,9 +202,8 @@ class _Learner:
         )  # fmt: skip
 
     def _fold(
-        self, kept: Sequence[Exemplar], held_out: Exemplar, start: dict[str, Any], report: Report, message: str,
-        max_seconds: float | None,
-    ) -> list[tuple[int, float]]:  # fmt: skip
+        self, kept: Sequence[Exemplar], held_out: Exemplar, start: dict[str, Any], run: RunContext, stage: str
+    ) -> list[tuple[int, float]]:
         """Dice on the exemplar left out, by step."""
         (case,) = self._cases([held_out])
         curve: list[tuple[int, float]] = []
@@ -185,10 +211,13 @@ class _Learner:
         def told(progress: Progress) -> None:
             if "score" in progress.metrics:
                 curve.append((progress.step, progress.metrics["score"]))
-            report(progress)
+            run.report(progress)
 
-        schedule = self._schedule(max_seconds, self.recipe.validate_every or self.recipe.steps, None)
-        self._run(self._cases(kept), start, schedule, report=told, message=message, validation=case)
+        schedule = self._schedule(run.max_seconds, self.recipe.validate_every or self.recipe.steps, None)
+        part = replace(run, report=told)
+        _, fitted, _ = self._run(self._cases(kept), start, schedule, part, stage, self.can_stop, validation=case)
+        if fitted.stopped_by == "user":
+            raise StopAndKeepBest
         return curve
 
     def _run(
@@ -196,31 +225,42 @@ class _Learner:
         cases: Sequence[Case],
         start: dict[str, Any],
         schedule: Schedule,
-        *,
-        report: Report,
-        message: str,
+        run: RunContext,
+        stage: str,
+        can_stop: bool,
         validation: Case | None = None,
-        checkpoint: Path | None = None,
-    ) -> tuple[nn.Module, FitResult, Turns | None]:
+    ) -> tuple[nn.Module, FitResult, Turns]:
         network = self._network()
         load_weights(network, start)
         network.train()
         source = PatchSource(cases, self.grid, self.recipe.patches, [self.name], self.device)
         parameters = dict(network.named_parameters())
         turns = Turns(
-            self.scheduler_for(self.seed), self.pool.names if self.pool else (),
+            self.lesson.scheduler_for(self.seed),
+            self.pool.names if self.pool else (),
             lambda step: self._target_loss(network, source, step),
             lambda arms, rng: self._arms_loss(network, source, arms, rng),
-            network, parameters, seed=self.seed + 1, recipe=self.recipe.turns,
+            network,
+            parameters,
+            seed=self.seed + 1,
+            recipe=self.recipe.turns,
             probe_scale=2.0**12 if self.device.type == "cuda" else 1.0,
-        )  # fmt: skip
+        )
         amp = self._precision()
         with turns:
             fitted = fit(
-                parameters, turns.loss_at, turns.schedule(schedule), report=report, message=message, amp=amp,
+                parameters,
+                turns.loss_at,
+                turns.schedule(schedule),
+                report=run.report,
+                message=stage,
+                can_stop=can_stop,
+                amp=amp,
                 validate=(lambda: _dice(network, validation, self.grid, self.device, amp)) if validation else None,
-                checkpoint=checkpoint, identity=self._identity(cases), companion=turns,
-            )  # fmt: skip
+                checkpoint=run.checkpoint,
+                identity=self._identity(cases),
+                companion=turns,
+            )
         # The norms of these networks keep no statistics, so a checkpoint of the parameters is all there is to them.
         return network.eval(), fitted, turns
 
@@ -249,7 +289,7 @@ class _Learner:
         digests = [hashlib.sha256(case.image.tobytes() + case.mask.tobytes()).hexdigest() for case in cases]
         arms = self.pool.names if self.pool else ()
         return repr(
-            (self.recipe, self.grid, self.value, digests, self.seed, arms, type(self.scheduler_for(0)).__name__)
+            (self.recipe, self.grid, self.value, digests, self.seed, arms, type(self.lesson.scheduler_for(0)).__name__)
         )
 
     # ----------------------------------------------------------------------------------------------------------- start
@@ -271,7 +311,9 @@ class _Learner:
         if path.is_file():
             load_weights(network, path)
             return dict(weights_of(network))
-        source = PatchSource(self._cases(self.exemplars[:1]), self.grid, self.recipe.patches, [self.name], self.device)
+        source = PatchSource(
+            self._cases(self.lesson.exemplars[:1]), self.grid, self.recipe.patches, [self.name], self.device
+        )
         lots = RandomArm(pool.names, np.random.default_rng([self.seed, 4]))
         for arm, reason in pool.quarantined.items():
             lots.quarantine(arm, reason)
@@ -284,10 +326,17 @@ class _Learner:
         schedule = Schedule(steps, 2e-3, self.recipe.weight_decay, min(self.recipe.warmup_steps, steps))
         amp = self._precision()
         with turns:
-            fit(
-                dict(network.named_parameters()), turns.loss_at, turns.schedule(schedule), report=_unlearned(report),
-                message=_PRETRAINING, amp=amp,
-            )  # fmt: skip
+            fitted = fit(
+                dict(network.named_parameters()),
+                turns.loss_at,
+                turns.schedule(schedule),
+                report=_unlearned(report),
+                message=_PRETRAINING,
+                can_stop=self.can_stop,
+                amp=amp,
+            )
+        if fitted.stopped_by == "user":
+            raise StopAndKeepBest
         from safetensors.numpy import save
 
         weights = dict(weights_of(network))
@@ -298,7 +347,14 @@ class _Learner:
     def _pretraining_key(self, pool: Pool) -> str:
         network = network_arguments(self.grid, self.recipe.network, self.recipe.size)
         arms = [row for row in pool.describe() if not row["quarantined"]]
-        given = (network, grid_to_dict(self.grid), arms, repr(self.recipe.patches), self.intensity.to_dict(), self.seed)
+        given = (
+            network,
+            grid_to_dict(self.grid),
+            arms,
+            repr(self.recipe.patches),
+            self.lesson.intensity.to_dict(),
+            self.seed,
+        )
         steps = (self.recipe.pretraining_steps, self.recipe.batch_size)
         return hashlib.sha256(json.dumps([*given, steps], sort_keys=True, default=str).encode()).hexdigest()[:32]
 
@@ -326,23 +382,6 @@ def _best(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[int | None, fl
     means = [float(np.mean([curve[at][1] for curve in curves])) for at in range(shared)]
     at = int(np.argmax(means))
     return curves[0][at][0], means[at]
-
-
-def _as_part(report: Report, number: int, count: int) -> Report:
-    """Reports that also say which share of all structures is `done`."""
-
-    def told(progress: Progress) -> None:
-        done = (number + progress.metrics["done"]) / count if "done" in progress.metrics else None
-        report(progress if done is None else replace(progress, metrics={**progress.metrics, "done": done}))
-
-    return told
-
-
-def _counted(report: Report, before: int, total: int) -> Report:
-    """Reports that say which share of all steps is `done`."""
-    return lambda progress: report(
-        replace(progress, metrics={**progress.metrics, "done": (before + progress.step) / total})
-    )
 
 
 def _unlearned(report: Report) -> Report:

@@ -17,89 +17,96 @@ by the preset; every stage is kept and not computed twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from FewShotSegLib.data.adapter import Adapter
-from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.recipe import to_dict
-from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.inference.volume_network import grid_to_dict, network_arguments
-from FewShotSegLib.io.datasets import DataSet
-from FewShotSegLib.progress import Report
-from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.synthesis.plan import Sample
+from FewShotSegLib.training.context import AdaptInputs, RunContext
 
 from .recipe import Recipe, needs_base, resolve, smaller_preset
 from .stages import Sources, Stages
 
-__all__ = ["LABEL", "NEEDS", "Recipe", "adapt", "needs_base", "resolve", "smaller_preset"]
+__all__ = [
+    "LABEL",
+    "NEEDS",
+    "Recipe",
+    "adapt",
+    "needs_base",
+    "preflight",
+    "resolve",
+    "smaller_preset",
+    "training_samples",
+]
 
 LABEL = "UDA: from labelled to unlabelled images of another kind"
 NEEDS = frozenset({"source", "targets"})
 
 
-def adapt(
-    base: PromptableNetwork | None,
-    exemplars: Sequence[Any],
-    targets: Mapping[str, Volume],
-    source: Sequence[DataSet],
-    recipe: Recipe | None = None,
-    *,
-    rng: np.random.Generator,
-    report: Report,
-    intensity: IntensitySpec | None = None,
-    max_seconds: float | None = None,
-    checkpoint: Path | None = None,
-    start: Adapter | None = None,
-    device: torch.device | None = None,
-) -> Adapter:
-    """Trains a small network for the structures of the one labelled `source`, on images like the `targets`.
+def preflight(exemplars: Sequence[Exemplar]) -> list[str]:
+    """No sentences: this method uses no exemplars."""
+    return []
 
-    `targets` {name: volume} are unlabelled. `intensity` is the targets'. Stages are kept in the cache folder, by
-    content; `checkpoint` is not needed. Metrics hold what every stage decided.
+
+def training_samples(inputs: AdaptInputs, recipe: Recipe, rng: np.random.Generator, count: int) -> list[Sample]:
+    """`count` slices of patches: of labelled source cases, not yet translated, and of unlabelled targets."""
+    stages = _stages(inputs, recipe, 0, RunContext(rng))
+    return [stages.training_sample(number, rng) for number in range(count)]
+
+
+def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
+    """Train a small network for the structures of the labelled source, on images like the targets.
+
+    The intensity is the targets'. Stages are kept in the cache folder, by content; a checkpoint of the run is not
+    needed. Metrics hold what every stage decided.
     """
-    device = device or torch.device("cpu")
-    recipe = resolve(recipe or Recipe(), "", device)
-    if start is not None:
+    recipe = resolve(recipe, "", run.device)
+    if inputs.start is not None:
         raise InputError("This method does not go on from an adapter; leave the warm start out.")
-    if max_seconds is not None:
+    if run.max_seconds is not None:
         raise InputError("This method has no time limit; choose fewer steps or rounds in the recipe.")
-    if len(targets) < 2:
-        raise InputError(f"At least 2 unlabelled target volumes are needed, got {len(targets)}; more are better.")
-    if len(source) != 1:
-        names = ", ".join(data_set.name for data_set in source) or "none"
-        raise InputError(
-            f"The labelled images must be one data set, got {len(source)} ({names}); choose its own folder."
-        )
-    seed = int(rng.integers(2**31))
-    run = Stages(Sources(source[0]), dict(targets), recipe, seed, device, report, intensity)
-    weights = run.all_stages()
+    seed = run.new_seed()
+    stages = _stages(inputs, recipe, seed, run)
+    weights = stages.weights()
+    grid, training = stages.grid, stages.training
     return Adapter(
         tensors=weights,
         method="uda",
         recipe=to_dict(recipe),
         base_model="",
         base_sha256="",
-        structures=run.structures,
-        intensity=run.target_intensity,
-        image_size=max(run.grid.patch),
+        structures=stages.structures,
+        intensity=stages.target_intensity,
+        image_size=max(grid.patch),
         seed=seed,
-        axis=next(iter(targets.values())).acquisition_axis,
-        provenance={"source": source[0].name, "source_cases": len(source[0].cases), "targets": sorted(targets)},
-        metrics=run.metrics,
+        axis=next(iter(inputs.targets.values())).acquisition_axis,
+        provenance={
+            "source": stages.sources.name,
+            "source_cases": len(stages.sources.volumes),
+            "targets": sorted(inputs.targets),
+        },
+        metrics=stages.metrics,
         architecture={
-            "network": network_arguments(run.grid, run.training.network, run.training.size, len(run.structures) + 1),
+            "network": network_arguments(grid, training.network, training.size, len(stages.structures) + 1),
             "head": "classes",
-            "grid": grid_to_dict(run.grid),
-            "anatomy": run.anatomy.to_dict() if run.anatomy else None,
+            "grid": grid_to_dict(grid),
+            "anatomy": stages.anatomy.to_dict() if stages.anatomy else None,
             "resample": "labels",
         },
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- stages
+def _stages(inputs: AdaptInputs, recipe: Recipe, seed: int, run: RunContext) -> Stages:
+    if len(inputs.targets) < 2:
+        raise InputError(
+            f"At least 2 unlabelled target volumes are needed, got {len(inputs.targets)}; more are better."
+        )
+    if inputs.source is None:
+        raise InputError("A labelled source data set is needed, got none; choose its folder.")
+    sources = Sources(inputs.source)
+    return Stages(sources, dict(inputs.targets), recipe, seed, run.device, run.report, inputs.intensity)

@@ -26,7 +26,7 @@ from FewShotSegLib.networks import build
 from FewShotSegLib.networks.small import supervised
 from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.progress import Report, silent
-from FewShotSegLib.training.fit import Schedule, fit, step_rng
+from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
 from FewShotSegLib.training.patches import Case, PatchRecipe, PatchSource
 
 
@@ -58,8 +58,9 @@ def train_classes(
     message: str = "training",
     checkpoint: Path | None = None,
     identity: str = "",
-) -> dict[str, NDArray[np.float32]]:
-    """Returns the weights of a network with background and one channel per name, in the order of the labels 1, 2, ...
+) -> tuple[dict[str, NDArray[np.float32]], FitResult]:
+    """Train a network with background and one channel per name, in the order of the labels 1, 2, ...; return its
+    weights, and how training ended.
 
     `weights`: how often a case is drawn against the others. `start`: weights to go on from.
     """
@@ -85,11 +86,18 @@ def train_classes(
         recipe.steps, recipe.learning_rate, recipe.weight_decay, warmup_steps=min(20, recipe.steps // 10),
         optimizer=recipe.optimizer, clip_norm=12.0 if recipe.optimizer == "sgd" else 1.0, checkpoint_seconds=20.0,
     )  # fmt: skip
-    fit(
-        dict(network.named_parameters()), loss_at, schedule, report=report, message=message, amp=precision(device),
-        checkpoint=checkpoint, identity=identity,
-    )  # fmt: skip
-    return weights_of(network)
+    fitted = fit(
+        dict(network.named_parameters()),
+        loss_at,
+        schedule,
+        report=report,
+        message=message,
+        can_stop=True,
+        amp=precision(device),
+        checkpoint=checkpoint,
+        identity=identity,
+    )
+    return weights_of(network), fitted
 
 
 def class_network(grid: Grid, channels: int, recipe: ClassRecipe, seed: int = 0) -> nn.Module:

@@ -24,8 +24,10 @@ from FewShotSegLib.inference.volume_network import grid_to_dict, seen_by
 from FewShotSegLib.io.datasets import DataSet, complete_exemplar
 from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.io.places import cache_folder
-from FewShotSegLib.progress import STAGE, Progress, Report
-from FewShotSegLib.training.patches import Case
+from FewShotSegLib.progress import Progress, Report, stage_picture
+from FewShotSegLib.synthesis.plan import Sample
+from FewShotSegLib.training.patches import Case, PatchSource
+from FewShotSegLib.training.preview import shown_slice
 from FewShotSegLib.visualization.overlays import outlined
 
 from .cycle_gan import PRESETS as TRANSLATIONS
@@ -45,6 +47,7 @@ class Sources:
     """The labelled cases: volumes, and labels 1, 2, ... in the order of the structures."""
 
     def __init__(self, data_set: DataSet) -> None:
+        self.name = data_set.name
         self.volumes: dict[str, Volume] = {}
         self.labels: dict[str, Array] = {}
         found = [complete_exemplar(case, axis=0) for case in data_set.cases]
@@ -61,8 +64,20 @@ class Sources:
             self.labels[name] = table[exemplar.labelmap]
 
 
+class _Stopped(Exception):  # noqa: N818 - the user has seen enough
+    """A network was stopped in its training; `weights` are what is to be kept."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self.weights = weights
+
+
 class Stages:
-    """The stages in order. Each is kept under a digest of all that it depends on."""
+    """The stages in order. Each is kept under a digest of all that it depends on.
+
+    Stopped in the training of a network, the run ends with that network if half of its steps are done, else with the
+    one before it.
+    """
 
     def __init__(
         self,
@@ -90,12 +105,20 @@ class Stages:
             optimizer="sgd" if recipe.optimizer == "sgd" else "adamw", learning_rate=recipe.learning_rate,
         )  # fmt: skip
         self.metrics: dict[str, Any] = {"stages": {}}
+        self._last_trained: Weights | None = None
         self.target_images = {name: self._image(volume, self.target_intensity) for name, volume in targets.items()}
         self.folder = cache_folder() / "uda" / self._data_key()
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def all_stages(self) -> Weights:
+    def weights(self) -> Weights:
         """The weights of the final network."""
+        try:
+            return self._all_stages()
+        except _Stopped as stopped:
+            self.metrics["stopped_by"] = "user"
+            return stopped.weights
+
+    def _all_stages(self) -> Weights:
         self._stage(0, "translating")
         cases = self._translated()
         self._stage(1, "teaching")
@@ -124,15 +147,32 @@ class Stages:
         space = (self.anatomy.to_dict() if self.anatomy else None, self.target_intensity.to_dict())
         return _digest(arrays, grid_to_dict(self.grid), space, self.structures, self.seed)
 
+    def _source_case(self, name: str) -> Case:
+        """A labelled case on the grid, not yet translated."""
+        volume = self.sources.volumes[name]
+        image = seen_by(volume, IntensitySpec.auto(volume), self.anatomy)
+        image, labels = onto_grid(image, self.sources.labels[name], volume.affine, self.grid)
+        return Case(image, labels.astype(np.uint8), None, self.grid.spacing_mm, name)
+
+    def training_sample(self, number: int, rng: np.random.Generator) -> Sample:
+        """The slice of a patch that shows most: of a source case for even numbers, of a target for odd ones."""
+        if number % 2:
+            name = list(self.targets)[number // 2 % len(self.targets)]
+            image = self.target_images[name]
+            case, kind = Case(image, np.zeros(image.shape, np.uint8), None, self.grid.spacing_mm, name), "target"
+        else:
+            case = self._source_case(list(self.sources.volumes)[number // 2 % len(self.sources.volumes)])
+            kind = "source, before translation"
+        source = PatchSource([case], self.grid, self.recipe.patches, list(self.structures.values()), self.device)
+        patch = source.draw(rng)
+        labels = patch.mask.cpu().numpy().astype(np.int32)
+        return shown_slice(patch.image.cpu().numpy(), labels, f"{kind}: {case.name}", self.structures)
+
     # ------------------------------------------------------------------------------------------------------ translation
 
     def _translated(self) -> list[Case]:
         """Source cases in the looks of the targets; those whose edges drifted are left out."""
-        cases = []
-        for name, volume in self.sources.volumes.items():
-            image = seen_by(volume, IntensitySpec.auto(volume), self.anatomy)
-            image, labels = onto_grid(image, self.sources.labels[name], volume.affine, self.grid)
-            cases.append(Case(image, labels.astype(np.uint8), None, self.grid.spacing_mm, name))
+        cases = [self._source_case(name) for name in self.sources.volumes]
         if not self.recipe.translate:
             self.metrics["stages"]["translation"] = {"translated": False}
             return cases
@@ -172,7 +212,7 @@ class Stages:
         if rows:
             width = max(row.shape[1] for row in rows)
             rows = [np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0))) for row in rows]
-            self.report(Progress(0, 0, f"{STAGE}{title}", picture=np.concatenate(rows)))
+            self.report(stage_picture(title, np.concatenate(rows)))
 
     def _slice_with(self, name: str, found: Sequence[Array]) -> NDArray[np.uint8]:
         """The slice of a target that shows most, once for each of several labelmaps."""
@@ -198,9 +238,15 @@ class Stages:
             return load_translator(path, self.device)
         checkpoint = path.with_suffix(".ckpt")
         translator = train_translator(
-            [case.image for case in cases], list(self.target_images.values()), recipe, seed=self.seed,
-            device=self.device, report=self.report, checkpoint=checkpoint, identity=key,
-        )  # fmt: skip
+            [case.image for case in cases],
+            list(self.target_images.values()),
+            recipe,
+            seed=self.seed,
+            device=self.device,
+            report=self.report,
+            checkpoint=checkpoint,
+            identity=key,
+        )
         save_translator(translator, path)
         checkpoint.unlink(missing_ok=True)
         return translator
@@ -242,14 +288,29 @@ class Stages:
         path = self.folder / f"network-{key}.npz"
         if path.is_file():
             with np.load(path) as kept:
-                return {tensor: kept[tensor] for tensor in kept.files}
+                self._last_trained = {tensor: kept[tensor] for tensor in kept.files}
+            return self._last_trained
         share = self.recipe.target_share if taught else 0.0
         weights = [(1 - share) / len(cases)] * len(cases) + [share / max(len(taught), 1)] * len(taught)
         checkpoint = path.with_suffix(".ckpt")
-        trained = train_classes(
-            [*cases, *taught], weights, self.grid, self.structures.values(), self.training, seed=seed,
-            device=self.device, report=self.report, message=name, checkpoint=checkpoint, identity=key,
-        )  # fmt: skip
+        trained, fitted = train_classes(
+            [*cases, *taught],
+            weights,
+            self.grid,
+            self.structures.values(),
+            self.training,
+            seed=seed,
+            device=self.device,
+            report=self.report,
+            message=name,
+            checkpoint=checkpoint,
+            identity=key,
+        )
+        if fitted.stopped_by == "user":
+            checkpoint.unlink(missing_ok=True)
+            half_done = 2 * fitted.steps >= self.training.steps
+            raise _Stopped(trained if half_done or self._last_trained is None else self._last_trained)
+        self._last_trained = trained
         with written_whole(path) as part, part.open("wb") as stream:
             np.savez(stream, **trained)  # type: ignore[arg-type]
         checkpoint.unlink(missing_ok=True)
