@@ -90,7 +90,7 @@ class Run:
     @property
     def canKeepBest(self) -> bool:
         """Whether training has got to where stopping leaves something to keep."""
-        return self._isRunning and bool((self.progress or {}).get("can_stop"))
+        return self._isRunning and self.progress is not None and bool(self.progress.get("can_stop"))
 
     def cancel(self) -> None:
         """Give it up; it ends with an error of the kind "cancelled", and nothing half made is left."""
