@@ -11,17 +11,17 @@ class Recipe:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import math
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from FewShotSegLib.errors import InputError
 
+from .schema import alternatives, check_names, coerce, construct, described, to_json
+
 R = TypeVar("R")
+_NOUN = "recipe option"
 
 
 def option(
@@ -44,31 +44,20 @@ def option(
 
 
 def check(recipe: Any) -> None:
-    """Raise `InputError` naming the first option whose value has the wrong type or is out of range.
-
-    Whole floats given for an int, ints given for a float, and lists given for a tuple are turned into the declared
-    type, so that a recipe that went through JSON or a form equals the one that was sent.
-    """
-    hints = typing.get_type_hints(type(recipe))
+    """Bring every option to its declared type and raise `InputError` for the first that is out of range."""
+    coerce(recipe, _NOUN)
     for field in dataclasses.fields(recipe):
-        given = getattr(recipe, field.name)
-        value = _as_type(field.name, given, hints[field.name])
-        _check_allowed(field.name, value, field.metadata)
-        if value is not given:
-            object.__setattr__(recipe, field.name, value)
+        _check_allowed(field.name, getattr(recipe, field.name), field.metadata)
 
 
 def to_dict(recipe: Any) -> dict[str, Any]:
     """Return the recipe as JSON types (tuples become lists, nested recipes dictionaries)."""
-    return {field.name: _to_json(getattr(recipe, field.name)) for field in dataclasses.fields(recipe)}
+    return dict(to_json(recipe))
 
 
 def from_dict(cls: type[R], values: Mapping[str, Any]) -> R:
     """Return a recipe of class `cls`; missing keys keep their defaults, unknown ones are refused."""
-    if not isinstance(values, Mapping):
-        raise InputError(f"A recipe must be a table of names and values, got {type(values).__name__}.")
-    _check_keys(cls, values)
-    return cls(**values)
+    return construct(cls, values, _NOUN)
 
 
 def describe(cls: Any) -> list[dict[str, Any]]:
@@ -87,7 +76,7 @@ def describe(cls: Any) -> list[dict[str, Any]]:
             "default": defaults[field.name],
             "min": field.metadata.get("min"),
             "max": field.metadata.get("max"),
-            "optional": type(None) in _alternatives(hints[field.name]),
+            "optional": type(None) in alternatives(hints[field.name]),
             **_kind(field.name, hints[field.name], field.metadata.get("choices")),
         }
         for field in dataclasses.fields(cls)
@@ -95,7 +84,7 @@ def describe(cls: Any) -> list[dict[str, Any]]:
 
 
 def _kind(name: str, hint: Any, choices: tuple[Any, ...] | None) -> dict[str, Any]:
-    hints = [alternative for alternative in _alternatives(hint) if alternative is not type(None)]
+    hints = [alternative for alternative in alternatives(hint) if alternative is not type(None)]
     if len(hints) != 1:
         raise TypeError(f'Recipe option "{name}" has several types, {hints}; a form can show only one.')
     hint = hints[0]
@@ -126,101 +115,14 @@ def with_overrides(recipe: R, overrides: Iterable[str]) -> R:
 
 def _override(recipe: Any, key: str, value: str) -> Any:
     head, dot, rest = key.partition(".")
-    _check_keys(type(recipe), [head])
+    check_names(type(recipe), [head], _NOUN)
     if dot:
         inner = getattr(recipe, head)
-        if not _is_recipe(inner):
+        if not dataclasses.is_dataclass(inner):
             raise InputError(f'Recipe option "{head}" has no parts, got "{key}".')
         return dataclasses.replace(recipe, **{head: _override(inner, rest, value)})
     hint = typing.get_type_hints(type(recipe))[head]
     return dataclasses.replace(recipe, **{head: _parse(head, value, hint)})
-
-
-def _check_keys(cls: Any, keys: Iterable[str]) -> None:
-    names = [field.name for field in dataclasses.fields(cls)]
-    for key in keys:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f'; did you mean "{near[0]}"?' if near else "."
-            raise InputError(f'Unknown recipe option "{key}"{hint} Allowed: {", ".join(sorted(names))}.')
-
-
-def _is_recipe(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def _to_json(value: Any) -> Any:
-    if _is_recipe(value):
-        return to_dict(value)
-    return [_to_json(element) for element in value] if isinstance(value, tuple) else value
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the type itself."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return typing.get_args(hint)
-    return (hint,)
-
-
-def _as_type(key: str, value: Any, hint: Any) -> Any:
-    """Return `value` as the declared type, or raise `InputError` naming what is allowed."""
-    for alternative in _alternatives(hint):
-        matched, converted = _match(key, value, alternative)
-        if matched:
-            return converted
-    raise InputError(f'Recipe option "{key}" must be {_describe(hint)}, got {value!r}.')
-
-
-def _match(key: str, value: Any, hint: Any) -> tuple[bool, Any]:
-    """Return (whether `value` fits `hint`, `value` in the declared type)."""
-    origin = typing.get_origin(hint)
-    if hint is Any:
-        return True, value
-    if hint is None or hint is type(None):
-        return value is None, None
-    if origin is typing.Literal:
-        return value in typing.get_args(hint), value
-    if origin is tuple or hint is tuple:
-        return _match_tuple(key, value, typing.get_args(hint))
-    if dataclasses.is_dataclass(hint):
-        return _match_recipe(value, hint)
-    return _match_scalar(value, hint)
-
-
-def _match_scalar(value: Any, hint: Any) -> tuple[bool, Any]:
-    if hint is bool:
-        return isinstance(value, bool), value
-    if isinstance(value, bool):  # bool is an int in Python, but True is not a learning rate
-        return False, value
-    if hint is int:
-        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-        return whole, int(value) if whole and not isinstance(value, int) else value
-    if hint is float:
-        number = isinstance(value, int | float) and math.isfinite(value)
-        return number, float(value) if number and not isinstance(value, float) else value
-    return isinstance(value, hint), value
-
-
-def _match_recipe(value: Any, hint: Any) -> tuple[bool, Any]:
-    if isinstance(value, Mapping):
-        return True, from_dict(hint, value)
-    return isinstance(value, hint), value
-
-
-def _match_tuple(key: str, value: Any, hints: tuple[Any, ...]) -> tuple[bool, Any]:
-    if not isinstance(value, tuple | list):
-        return False, value
-    if not hints:
-        return True, tuple(value)
-    if len(hints) == 2 and hints[1] is Ellipsis:
-        hints = (hints[0],) * len(value)
-    if hints == ((),):  # tuple[()] up to Python 3.10
-        hints = ()
-    if len(hints) != len(value):
-        return False, value
-    converted = tuple(_as_type(key, element, hint) for element, hint in zip(value, hints, strict=True))
-    same = isinstance(value, tuple) and all(a is b for a, b in zip(value, converted, strict=True))
-    return True, value if same else converted
 
 
 def _check_allowed(key: str, value: Any, metadata: Mapping[str, Any]) -> None:
@@ -242,37 +144,16 @@ def _describe_range(low: float | None, high: float | None) -> str:
     return f"at least {low}" if high is None else f"between {low} and {high}"
 
 
-_WORDS = {
-    int: "a whole number",
-    float: "a finite number",
-    bool: "true or false",
-    str: "a text",
-    type(None): "none",
-    None: "none",
-}
-
-
-def _describe(hint: Any) -> str:
-    alternatives = _alternatives(hint)
-    if len(alternatives) > 1:
-        return " or ".join(_describe(alternative) for alternative in alternatives)
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(str(choice) for choice in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return f"a list ({', '.join(_describe(part) for part in typing.get_args(hint) if part is not Ellipsis)})"
-    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
-
-
 def _parse(key: str, text: str, hint: Any) -> Any:
     """Read command line text by the declared type; `check` judges the result."""
-    alternatives = _alternatives(hint)
-    if type(None) in alternatives and text.lower() in ("none", "null"):
+    members = alternatives(hint)
+    if type(None) in members and text.lower() in ("none", "null"):
         return None
-    for alternative in alternatives:
-        read, value = _read(key, text, alternative)
+    for member in members:
+        read, value = _read(key, text, member)
         if read:
             return value
-    raise InputError(f'Recipe option "{key}" must be {_describe(hint)}, got "{text}".')
+    raise InputError(f'Recipe option "{key}" must be {described(hint)}, got "{text}".')
 
 
 def _read(key: str, text: str, hint: Any) -> tuple[bool, Any]:

@@ -6,12 +6,14 @@ import json
 import os
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from FewShotSegLib.data.job import Job, T, from_dict, to_dict
+from FewShotSegLib.data.job import Job, from_dict, to_dict
 from FewShotSegLib.errors import InputError
 
 from .files import write_text_whole
+
+J = TypeVar("J")
 
 
 def load_job(path: str | os.PathLike[str]) -> Job:
@@ -40,7 +42,7 @@ def save_job(job: Job, path: str | os.PathLike[str]) -> None:
     write_text_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
-def with_paths_from(job: T, folder: Path) -> T:
+def with_paths_from(job: J, folder: Path) -> J:
     """Return the job with relative paths turned into absolute ones that start at `folder`. Model names stay names."""
     changes = {entry.name: _resolved(entry, getattr(job, entry.name), folder) for entry in fields(job)}  # type: ignore[arg-type]
     return replace(job, **changes)  # type: ignore[type-var]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from FewShotSegLib.data.recipe import check, option
+from FewShotSegLib.data.schema import construct, to_json
 from FewShotSegLib.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -122,23 +122,12 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types."""
-        return _to_json(dataclasses.asdict(self))
+        return dict(to_json(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """Return the plan that `to_dict` described."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(values, Mapping) or set(values) != known:
-            raise InputError(f"A sample's plan must have the keys {', '.join(sorted(known))}.")
-        plain: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        plain["placements"] = tuple(
-            Placement(**{**placement, "transform": _transform(placement["transform"])})
-            for placement in values["placements"]
-        )
-        plain["scene"] = _transform(values["scene"])
-        return cls(**plain)
+        return construct(cls, values, "plan entry")
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,14 +142,3 @@ class Sample:
     """(S, S) bool, where `labels` can be relied upon, None for everywhere. The loss must leave out the rest."""
     provenance: dict[str, Any]
     """JSON: the plan, the pixels of each structure, and remarks in words where a fallback was used."""
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _to_json(item) for key, item in value.items()}
-    return [_to_json(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-def _transform(values: Mapping[str, Any]) -> Transform:
-    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return Transform(**plain)

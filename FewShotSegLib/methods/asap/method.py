@@ -141,14 +141,16 @@ def training_samples(inputs: AdaptInputs, recipe: Recipe, rng: np.random.Generat
         samples = prompted_samples(inputs, recipe, rng, count - of_arms)
     else:
         samples = patch_samples(inputs.exemplars, structures, grid, intensity, recipe.patches, rng, count - of_arms)
-    return [*samples, *(_arm_sample(pool, rng) for _ in range(of_arms) if pool is not None)]
+    first = max(structures) + 1  # the structures of arms are numbered after those of the exemplars
+    return [*samples, *(_arm_sample(pool, first, rng) for _ in range(of_arms) if pool is not None)]
 
 
-def _arm_sample(pool: Pool, rng: np.random.Generator) -> Sample:
+def _arm_sample(pool: Pool, first: int, rng: np.random.Generator) -> Sample:
     """The slice of a patch of a random arm that shows most."""
     arm = int(rng.integers(len(pool.names)))
     image, mask = pool.sample(arm, rng)
-    return shown_slice(image, mask.astype(np.int32), f"auxiliary: {pool.names[arm]}", {1: pool.names[arm]})
+    value, name = first + arm, pool.names[arm]
+    return shown_slice(image, value * mask.astype(np.int32), f"auxiliary: {name}", {value: name})
 
 
 def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
