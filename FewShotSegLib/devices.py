@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -48,7 +48,20 @@ def choose_device(wanted: str, say: Callable[[str], None]) -> torch.device:
 
 
 def training_precision(device: torch.device) -> torch.dtype | None:
-    """Half precision where the device computes with it; elsewhere it would only lose digits and time."""
+    """Half precision for promptable networks where the device computes with it; elsewhere it would only lose digits."""
     if bfloat16_pays(device):
         return torch.bfloat16
     return torch.float16 if device.type == "cuda" else None
+
+
+# On patches smaller than this, in voxels, little is won, and where a network ends at 2 x 2 voxels PyTorch's CPU gradients
+# of bfloat16 convolutions were seen to be NaN.
+_NARROWEST = 80
+
+
+def patch_precision(device: torch.device | str, patch: Sequence[int] | None = None) -> torch.dtype | None:
+    """bfloat16 for 3-D networks where it pays; in training, where gradients count, on patches (d, h, w) that are large
+    enough.
+    """
+    large = patch is None or min(patch[1:]) >= _NARROWEST
+    return torch.bfloat16 if large and bfloat16_pays(torch.device(device)) else None

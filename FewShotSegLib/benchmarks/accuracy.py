@@ -32,7 +32,8 @@ from FewShotSegLib.data.recipe import with_overrides
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.scoring import Row, evaluate_case
-from FewShotSegLib.imaging.slice_frame import SliceFrame, frame_of, to_network
+from FewShotSegLib.imaging.slice_frame import SliceFrame
+from FewShotSegLib.imaging.slice_reader import SliceReader
 from FewShotSegLib.inference.embedding_cache import EmbeddingCache
 from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.segment import SegmentOptions, segment
@@ -245,11 +246,9 @@ def _corrected(predictor: Predictor, dataset: DataSet, setting: Setting) -> list
     rows = []
     for case, volume, reference in unseen_cases(dataset, setting.data, setting.cases, setting.slices):
         counts: dict[str, NDArray[np.int64]] = {}
-        spread = dataset.intensity.range_of(volume.array)
+        reader = SliceReader(volume, dataset.intensity, predictor.image_size)
         for index, labels in enumerate(reference.volume.array):
-            frame = frame_of(volume, 0, index, predictor.image_size)
-            image = to_network(dataset.intensity.apply(volume.array[index], spread), frame)
-            embedding = predictor.encode([image])[0]
+            frame, embedding = reader.frame(index), predictor.encode([reader.square(index)])[0]
             for value, name in reference.structures.items():
                 learned = [value] if predictor.knows(value) else []
                 for body in _bodies(labels == value, dataset):

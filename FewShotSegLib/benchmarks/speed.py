@@ -32,9 +32,10 @@ from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.demo import phantom
-from FewShotSegLib.devices import bfloat16_pays, encoding_precision
+from FewShotSegLib.devices import bfloat16_pays, encoding_precision, training_precision
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.imaging.slice_frame import frame_of, to_network
+from FewShotSegLib.imaging.slice_frame import frame_of
+from FewShotSegLib.imaging.slice_reader import SliceReader
 from FewShotSegLib.inference.embedding_cache import EmbeddingCache
 from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.segment import segment
@@ -146,9 +147,7 @@ def _intensity(size: Size) -> IntensitySpec:
 
 def _square(size: Size, index: int, image_size: int) -> NDArray[np.float32]:
     volume, _ = _patient(size.slices)
-    intensity = _intensity(size)
-    image = intensity.apply(volume.array[index], intensity.range_of(volume.array))
-    return np.asarray(to_network(image, frame_of(volume, 0, index, image_size)))
+    return SliceReader(volume, _intensity(size), image_size).square(index)
 
 
 def _source(size: Size, image_size: int) -> Synthesizer:
@@ -239,7 +238,7 @@ def _training(size: Size) -> Iterator[Row]:
     for chosen, shown, wanted in ((every_block, "all blocks", 1.5), (preset, f"{blocks}, as preset 8GB", None)):
         with (
             _step(plain, every_block, lesson, None) as plain_step,
-            _step(network, chosen, lesson, torch.bfloat16 if bfloat16_pays() else None) as our_step,
+            _step(network, chosen, lesson, training_precision(torch.device("cpu"))) as our_step,
         ):
             losses = [step().history[0]["loss"] for step in (plain_step, our_step)]
             seconds = interleaved({"plain": plain_step, "ours": our_step}, size.repeats)
@@ -299,7 +298,7 @@ def _synthesis(size: Size) -> Iterator[Row]:
     def draw() -> list[Sample]:
         return [source.draw(step_rng(0, next(numbers))) for _ in range(batch_size)]
 
-    amp = torch.bfloat16 if bfloat16_pays() else None
+    amp = training_precision(torch.device("cpu"))
     with _threads(1), _step(network, presets.COMPACT, _lesson(source, batch_size), amp) as step:
         seconds = interleaved({"step": step, "draw": draw}, 10 * size.repeats)
     note = f"{milliseconds(seconds['step'], batch_size)} / {milliseconds(seconds['draw'], batch_size)} per sample"

@@ -14,8 +14,9 @@ from monai.networks.nets import UNet
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Labelmap, Volume
-from FewShotSegLib.devices import bfloat16_pays
-from FewShotSegLib.imaging.slice_frame import frame_of, mask_from_network, to_network
+from FewShotSegLib.devices import patch_precision
+from FewShotSegLib.imaging.slice_frame import mask_from_network
+from FewShotSegLib.imaging.slice_reader import SliceReader
 from FewShotSegLib.methods.lora import Recipe
 from FewShotSegLib.progress import Report
 from FewShotSegLib.training.fit import Schedule, fit, step_rng
@@ -47,20 +48,19 @@ def train_unet(
         return loss(network(images).float(), labels), {}
 
     schedule = Schedule(100_000, 2e-3, weight_decay=1e-4, warmup_steps=10, max_seconds=seconds)
-    amp = torch.bfloat16 if bfloat16_pays("cpu") else None
+    amp = patch_precision("cpu")
     fit(dict(network.named_parameters()), loss_at, schedule, report=report, amp=amp)
     return network.eval(), structures
 
 
 def segment_unet(network: UNet, structures: dict[int, str], volume: Volume, intensity: IntensitySpec) -> Labelmap:
     """Labels of the most likely class, on the volume's own grid."""
-    value_range = intensity.range_of(volume.array)
+    reader = SliceReader(volume, intensity, IMAGE_SIZE)
     values = np.array([0, *sorted(structures)], np.uint8)
     labels: np.ndarray[Any, Any] = np.zeros(volume.shape, np.uint8)
     for index in range(volume.shape[0]):
-        frame = frame_of(volume, 0, index, IMAGE_SIZE)
-        square = to_network(intensity.apply(volume.array[index], value_range), frame)
         with torch.inference_mode():
-            logits = network(torch.from_numpy(square)[None, None])[0].numpy()
-        labels[index] = values[np.argmax([mask_from_network(layer, frame) for layer in logits], axis=0)]
+            logits = network(torch.from_numpy(reader.square(index))[None, None])[0].numpy()
+        layers = [mask_from_network(layer, reader.frame(index)) for layer in logits]
+        labels[index] = values[np.argmax(layers, axis=0)]
     return Labelmap(volume.like(labels), structures)

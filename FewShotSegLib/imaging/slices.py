@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .slice_frame import SliceFrame, frame_of, labels_to_network, to_network
+from .slice_frame import SliceFrame, labels_to_network
+from .slice_reader import SliceReader
 
 if TYPE_CHECKING:
     from FewShotSegLib.data.exemplar import Exemplar
@@ -69,13 +70,12 @@ def neighbour_slices(
 def _slices(
     exemplar: Exemplar, intensity: IntensitySpec, image_size: int, indices: Iterable[int], *, annotated: bool
 ) -> list[LabelledSlice]:
-    volume, axis = exemplar.volume, exemplar.axis
-    intensity_range = intensity.range_of(volume.array)
+    axis = exemplar.axis
+    reader = SliceReader(exemplar.volume, intensity, image_size, axis)
     slices = []
     for index in indices:
-        frame = frame_of(volume, axis, int(index), image_size)
-        image = to_network(intensity.apply(volume.array.take(index, axis), intensity_range), frame)
+        frame = reader.frame(int(index))
         labels = exemplar.labelmap.take(index, axis) if annotated else np.zeros(frame.shape, np.int32)
         source = f"{exemplar.name} {'kji'[axis]}={index}"
-        slices.append(LabelledSlice(image, labels_to_network(labels, frame), frame, source, annotated))
+        slices.append(LabelledSlice(reader.square(index), labels_to_network(labels, frame), frame, source, annotated))
     return slices

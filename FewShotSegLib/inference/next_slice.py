@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.imaging.slice_frame import frame_of, to_network
+from FewShotSegLib.imaging.slice_reader import SliceReader
 from FewShotSegLib.progress import Progress, Report, silent
 
 from .predictor import Predictor
@@ -47,15 +47,13 @@ def suggest_slice(
         raise InputError("The adapter knows no structure by name, so it has no doubt about any slice.")
     intensity = intensity or predictor.adapter.intensity
     structures = sorted(predictor.adapter.structures)
-    value_range = intensity.range_of(volume.array)
+    reader = SliceReader(volume, intensity, predictor.image_size, axis)
     indices = _candidates(volume.shape[axis], known, most)
     doubts = {}
     with predictor.ready():
         for number, index in enumerate(indices):
-            frame = frame_of(volume, axis, index, predictor.image_size)
-            image = intensity.apply(volume.array.take(index, axis), value_range)
-            embedding = predictor.encode([to_network(image, frame)])[0]
-            logits = predictor.on_voxels(predictor.decode_structures(embedding, structures), frame)
+            embedding = predictor.encode([reader.square(index)])[0]
+            logits = predictor.on_voxels(predictor.decode_structures(embedding, structures), reader.frame(index))
             doubts[index] = doubt(logits)
             report(Progress(number + 1, len(indices), f"slice {index}"))
     return Suggestion(max(doubts, key=lambda index: doubts[index]), doubts)

@@ -18,6 +18,7 @@ from FewShotSegLib.data.recipe import from_dict
 from FewShotSegLib.devices import encoding_precision
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_frame import SliceFrame, mask_from_network, to_network, xy_from_ijk
+from FewShotSegLib.imaging.slice_reader import check_square
 from FewShotSegLib.lora.adaptation import Adaptation, AdaptationSpec
 from FewShotSegLib.lora.heads import target_of
 from FewShotSegLib.lora.layers import LoraSpec
@@ -107,7 +108,9 @@ class Predictor:
                 self._depth -= 1
 
     def encode(self, images01: Sequence[NDArray[np.float32]]) -> list[Embedding]:
-        """Embeddings of network squares (S, S) in [0, 1]; known ones come from the cache."""
+        """Embeddings of network squares (S, S) float32 in [0, 1]; known ones come from the cache."""
+        for image in images01:
+            check_square(image, self.image_size)
         keys = [(sha256_of_array(image), self.network.sha256, self._digest, self.scale) for image in images01]
         found = [self.cache.get(key) for key in keys]
         missing = [i for i, embedding in enumerate(found) if embedding is None]

@@ -22,7 +22,7 @@ from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.imaging.slice_frame import SliceFrame, frame_of, to_network
+from FewShotSegLib.imaging.slice_reader import SliceReader
 from FewShotSegLib.progress import Progress, Report, silent
 from FewShotSegLib.sam.clicks import centre_click
 
@@ -138,20 +138,13 @@ class _Slices:
     ) -> None:
         self.volume, self.predictor, self.intensity, self.axis = volume, predictor, intensity, axis
         self.report, self.options = report, options
-        self.range = intensity.range_of(volume.array)
+        self.reader = SliceReader(volume, intensity, predictor.image_size, axis)
         self.count = volume.shape[axis]
         # Only masks of prompted structures are kept for the whole volume, cut to the slices they occur on.
         self.decided: dict[int, dict[int, Logits]] = {}
         self.confidence: dict[int, dict[int, float]] = {}
         self.probabilities: dict[int, NDArray[np.float16]] = {}
         self.free: list[int] = []
-
-    def frame(self, index: int) -> SliceFrame:
-        return frame_of(self.volume, self.axis, index, self.predictor.image_size)
-
-    def square(self, index: int) -> NDArray[np.float32]:
-        image = self.intensity.apply(self.volume.array.take(index, self.axis), self.range)
-        return np.asarray(to_network(image, self.frame(index)))
 
     def prompt_free(self, structures: Sequence[int]) -> None:
         self.free = list(structures)
@@ -172,8 +165,8 @@ class _Slices:
                     self._propagate(value, index, direction, asked)
 
     def _answer(self, prompt: Prompt, value: int) -> tuple[Logits, float]:
-        frame = self.frame(prompt.index)
-        embedding = self.predictor.encode([self.square(prompt.index)])[0]
+        frame = self.reader.frame(prompt.index)
+        embedding = self.predictor.encode([self.reader.square(prompt.index)])[0]
         known = [value] if self.predictor.knows(value) else []
         masks = self.predictor.answer(embedding, prompt, frame, known)
         return self.predictor.on_voxels(masks, frame)[0], float(masks.iou[0])
@@ -203,7 +196,7 @@ class _Slices:
 
     def _guided(self, index: int, mask: NDArray[np.bool_]) -> Prompt:
         column, row = centre_click(mask)
-        rows, columns = self.frame(index).source_axes
+        rows, columns = self.reader.frame(index).source_axes
         point = np.full((1, 3), float(index))
         point[0, rows], point[0, columns] = row, column
         return Prompt(self.axis, index, points_ijk=point, point_labels=np.array([1]), mask=mask)
@@ -228,11 +221,11 @@ class _Slices:
                 yield index, {**found.get(index, {}), **known}
 
     def _by_token(self, indices: Sequence[int]) -> dict[int, dict[int, Logits]]:
-        embeddings = self.predictor.encode([self.square(index) for index in indices])
+        embeddings = self.predictor.encode([self.reader.square(index) for index in indices])
         found: dict[int, dict[int, Logits]] = {}
         for index, embedding in zip(indices, embeddings, strict=True):
             masks = self.predictor.decode_structures(embedding, self.free)
-            logits = self.predictor.on_voxels(masks, self.frame(index))
+            logits = self.predictor.on_voxels(masks, self.reader.frame(index))
             found[index] = dict(zip(self.free, logits, strict=True))
             for value, iou in zip(self.free, masks.iou, strict=True):
                 self.confidence.setdefault(value, {})[index] = float(iou)

@@ -23,7 +23,7 @@ from torch import nn
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Labelmap, Volume
-from FewShotSegLib.devices import bfloat16_pays
+from FewShotSegLib.devices import patch_precision
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
 from FewShotSegLib.imaging.grid import Grid, onto_grid
@@ -124,7 +124,7 @@ class VolumePredictor:
     def _logits(self, volume: Volume, report: Report) -> NDArray[np.float32]:
         image = seen_by(volume, self.adapter.intensity, self.anatomy)
         image, _ = onto_grid(image, np.zeros(volume.shape, bool), volume.affine, self.grid)
-        amp = torch.bfloat16 if bfloat16_pays(self.device) else None
+        amp = patch_precision(self.device)
         found = []
         for value, network in self.networks.items():
             message = f"segmenting {self.adapter.structures[value]}" if value else "segmenting"

@@ -183,14 +183,31 @@ class PatchSource:
         labels = self._structure[at]
         label = int(rng.integers(len(labels))) if wanted and len(labels) > 1 else 0
         places = labels[label] if wanted else self._known[at]
-        if places is None:
-            corner = np.floor(rng.random(3) * (np.array(case.image.shape) - patch + 1))
-        else:
-            # The voxel lies in the middle half of the patch, so that the structure is not always in its centre.
-            corner = places[rng.integers(len(places))] - np.floor((0.25 + 0.5 * rng.random(3)) * patch)
-        room = np.array(case.image.shape) - patch
-        corner = np.where(room >= 0, np.clip(corner, 0, np.maximum(room, 0)), -(-room // 2))
-        return case, corner + (patch - 1) / 2
+        voxel = None if places is None else places[rng.integers(len(places))]
+        return case, corner_of(voxel, rng.random(3), case.image.shape, self.patch) + (patch - 1) / 2
+
+
+def corner_of(voxel: Array | None, shares: Array, size: Sequence[int], patch: Sequence[int]) -> Array:
+    """Return the first voxel (3,) of a patch that shows `voxel`, or that lies anywhere; `shares` (3,) in [0, 1) decide
+    where.
+
+    The voxel lies in the middle half of the patch, so that the structure is not always in its centre. Along axes where
+    the case is smaller than the patch it is put in the middle, and the first voxel is negative.
+    """
+    room = np.array(size) - patch
+    near = np.floor((0.25 + 0.5 * shares) * np.array(patch))
+    corner = np.floor(shares * (room + 1)) if voxel is None else voxel - near
+    return np.where(room >= 0, np.clip(corner, 0, np.maximum(room, 0)), -(-room // 2)).astype(np.int64)
+
+
+def part_at(array: Array, corner: Array, patch: Sequence[int]) -> Array:
+    """Return the voxels from `corner` on as they are, zeros where the patch reaches outside the array."""
+    part = np.zeros(tuple(patch), array.dtype)
+    low, high = np.maximum(corner, 0), np.minimum(corner + np.array(patch), array.shape)
+    if (low < high).all():
+        inside, seen = (tuple(map(slice, low - shift, high - shift)) for shift in (corner, 0))
+        part[inside] = array[seen]
+    return part
 
 
 def _places(mask: Array) -> Array:
@@ -255,20 +272,11 @@ def cut(
             _sampled(layer, at, how) for layer, how in zip(layers, ("bilinear", "nearest", "nearest"), strict=True)
         )
     else:
-        moved = (_part(layer, corner.astype(int), patch).to(device) for layer in layers)
+        parts = (part_at(layer, corner.astype(int), patch).astype(np.float32) for layer in layers)
+        moved = (torch.from_numpy(part).to(device) for part in parts)
     image, mask, unseen = moved
     labels = mask > 0.5 if case.mask.dtype == np.bool_ else mask.round().long()
     return Patch(_shaded(image, change), labels, unseen < 0.5)
-
-
-def _part(array: Array, corner: Array, patch: Sequence[int]) -> Tensor:
-    """The voxels from `corner` on as they are, 0 beyond the array."""
-    part = np.zeros(tuple(patch), np.float32)
-    low, high = np.maximum(corner, 0), np.minimum(corner + patch, array.shape)
-    if (low < high).all():
-        inside, seen = (tuple(map(slice, low - shift, high - shift)) for shift in (corner, 0))
-        part[inside] = array[seen]
-    return torch.from_numpy(part)
 
 
 def _sampled(array: Array, at: Tensor, how: str) -> Tensor:

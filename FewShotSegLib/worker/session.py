@@ -16,7 +16,8 @@ from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import AXES, AXIS_LETTERS, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.imaging.slice_frame import SliceFrame, frame_of, to_network
+from FewShotSegLib.imaging.slice_frame import SliceFrame
+from FewShotSegLib.imaging.slice_reader import SliceReader
 from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.progress import Report
 
@@ -60,8 +61,8 @@ class PromptSession:
         """Fill the cache with one slice."""
         started = time.perf_counter()
         known, predictor = self._volume(request), self._predictor(request)
-        axis = _axis(request, known.volume)
-        predictor.encode([self._square(known, predictor, _whole(request, "index"), axis)[0]])
+        reader = self._reader(known, predictor, _axis(request, known.volume))
+        predictor.encode([reader.square(_whole(request, "index"))])
         return {"seconds": time.perf_counter() - started}
 
     def predict(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,8 +71,9 @@ class PromptSession:
         known, predictor = self._volume(request), self._predictor(request)
         prompt = Prompt.from_dict(request.get("prompt", {}), known.volume)
         prompt.check_inside(known.volume)
-        square, frame = self._square(known, predictor, prompt.index, prompt.axis)
-        masks = _answer(prompt, predictor, predictor.encode([square])[0], frame)
+        reader = self._reader(known, predictor, prompt.axis)
+        frame = reader.frame(prompt.index)
+        masks = _answer(prompt, predictor, predictor.encode([reader.square(prompt.index)])[0], frame)
         mask = predictor.on_voxels(masks, frame)[0] > 0
         if request.get("mask_path"):
             _save(mask, Path(request["mask_path"]))
@@ -135,14 +137,12 @@ class PromptSession:
         return self._predictors[key]
 
     @staticmethod
-    def _square(known: _Known, predictor: Predictor, index: int, axis: int) -> tuple[NDArray[np.float32], SliceFrame]:
+    def _reader(known: _Known, predictor: Predictor, axis: int) -> SliceReader:
         volume, adapter = known.volume, predictor.adapter
         intensity = known.intensity or (adapter.intensity if adapter else IntensitySpec.auto(volume))
         if intensity not in known.ranges:
             known.ranges[intensity] = intensity.range_of(volume.array)
-        frame = frame_of(volume, axis, index, predictor.image_size)
-        image = intensity.apply(volume.array.take(index, axis), known.ranges[intensity])
-        return to_network(image, frame), frame
+        return SliceReader(volume, intensity, predictor.image_size, axis, value_range=known.ranges[intensity])
 
 
 def _array_from(request: Mapping[str, Any]) -> NDArray[Any]:

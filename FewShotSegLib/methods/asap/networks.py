@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.devices import bfloat16_pays
+from FewShotSegLib.devices import patch_precision
 from FewShotSegLib.errors import StopAndKeepBest
 from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.inference.sliding_window import foreground_logit, predict
@@ -246,7 +246,7 @@ class _Learner:
             recipe=self.recipe.turns,
             probe_scale=2.0**12 if self.device.type == "cuda" else 1.0,
         )
-        amp = self._precision()
+        amp = patch_precision(self.device, self.grid.patch)
         with turns:
             fitted = fit(
                 parameters,
@@ -267,11 +267,6 @@ class _Learner:
     def _network(self) -> nn.Module:
         arguments = network_arguments(self.grid, self.recipe.network, self.recipe.size)
         return build(**arguments, seed=self.seed % 2**31).to(self.device)
-
-    def _precision(self) -> torch.dtype | None:
-        # On small patches little is won, and where a network ends at 2 x 2 voxels PyTorch's CPU gradients of bfloat16
-        # convolutions were seen to be NaN.
-        return torch.bfloat16 if bfloat16_pays(self.device) and min(self.grid.patch[1:]) >= 80 else None
 
     def _target_loss(self, network: nn.Module, source: PatchSource, step: int) -> Tensor:
         rng = step_rng(self.seed, step)
@@ -324,7 +319,7 @@ class _Learner:
         )  # fmt: skip
         steps = self.recipe.pretraining_steps
         schedule = Schedule(steps, 2e-3, self.recipe.weight_decay, min(self.recipe.warmup_steps, steps))
-        amp = self._precision()
+        amp = patch_precision(self.device, self.grid.patch)
         with turns:
             fitted = fit(
                 dict(network.named_parameters()),

@@ -27,6 +27,7 @@ from FewShotSegLib.io.datasets import Case, DataSet, complete_exemplar
 from FewShotSegLib.io.files import sha256_of_file, write_text_whole, written_whole
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.progress import Progress, Report
+from FewShotSegLib.training.patches import corner_of, part_at
 
 log = logging.getLogger(__name__)
 
@@ -159,9 +160,11 @@ class Pool:
             raise UnusableArm(arm, f"{self.names[arm]}: {self.quarantined[arm]}")
         case, prepared = self._case_showing(arm, rng)
         numbers = self._numbers(arm)
-        corner = self._corner(self._places_of(case, arm, prepared), prepared.image.shape, rng)
-        image = _cut(prepared.image, corner, self.grid.patch).astype(np.float32) / np.float32(65535)
-        return image, np.isin(_cut(prepared.labels, corner, self.grid.patch), numbers)
+        shares, places = rng.random(3), self._places_of(case, arm, prepared)
+        voxel = places[int(rng.integers(len(places)))] if rng.random() < self.foreground else None
+        corner = corner_of(voxel, shares, prepared.image.shape, self.grid.patch)
+        image = part_at(prepared.image, corner, self.grid.patch).astype(np.float32) / np.float32(65535)
+        return image, np.isin(part_at(prepared.labels, corner, self.grid.patch), numbers)
 
     def prepare(self, report: Report) -> None:
         """Bring all cases onto the grid now instead of when they are drawn; a report before each, and quarantine."""
@@ -200,17 +203,6 @@ class Pool:
             found = found[:: math.ceil(found.size / _MOST_PLACES)]
             self._places[case, arm] = np.stack(np.unravel_index(found, prepared.labels.shape), axis=1)
         return self._places[case, arm]
-
-    def _corner(self, places: NDArray[np.int64], shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.int64]:
-        """First voxel of the patch, negative along axes where the case is smaller."""
-        patch, size = np.array(self.grid.patch), np.array(shape)
-        anywhere = rng.random(3)
-        if rng.random() < self.foreground:
-            # The voxel lies in the middle half of the patch, so that the structure is not always in its centre.
-            corner = places[int(rng.integers(len(places)))] - np.floor((0.25 + 0.5 * anywhere) * patch).astype(np.int64)
-        else:
-            corner = np.floor(anywhere * (size - patch + 1)).astype(np.int64)
-        return np.where(size >= patch, np.clip(corner, 0, np.maximum(size - patch, 0)), -((patch - size) // 2))
 
     def _quarantine(self, arms: Sequence[int], reason: str) -> None:
         for arm in arms:
@@ -305,18 +297,6 @@ def _digest(path: Path) -> str:
         return sha256_of_file(path)
     files = sorted(file for file in path.iterdir() if file.is_file())
     return hashlib.sha256("".join(sha256_of_file(file) for file in files).encode()).hexdigest()
-
-
-def _cut(array: NDArray[Any], corner: NDArray[np.int64], patch: tuple[int, int, int]) -> NDArray[Any]:
-    """The patch from `corner` on, zeros where it reaches outside."""
-    first = np.maximum(corner, 0)
-    last = np.minimum(corner + patch, array.shape)
-    inside = array[tuple(slice(a, b) for a, b in zip(first, last, strict=True))]
-    if inside.shape == patch:
-        return np.array(inside)
-    result = np.zeros(patch, array.dtype)
-    result[tuple(slice(a, a + n) for a, n in zip(first - corner, inside.shape, strict=True))] = inside
-    return result
 
 
 # --------------------------------------------------------------------------------------------------------------- cache

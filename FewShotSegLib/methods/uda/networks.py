@@ -18,7 +18,7 @@ from monai.losses import DiceCELoss
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from FewShotSegLib.devices import bfloat16_pays
+from FewShotSegLib.devices import patch_precision
 from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.inference.sliding_window import decided, predict
 from FewShotSegLib.inference.volume_network import network_arguments
@@ -93,7 +93,7 @@ def train_classes(
         report=report,
         message=message,
         can_stop=True,
-        amp=precision(device),
+        amp=patch_precision(device),
         checkpoint=checkpoint,
         identity=identity,
     )
@@ -105,11 +105,6 @@ def class_network(grid: Grid, channels: int, recipe: ClassRecipe, seed: int = 0)
     return build(**network_arguments(grid, recipe.network, recipe.size, channels), seed=seed)
 
 
-def precision(device: torch.device | str) -> torch.dtype | None:
-    """Half precision where it pays."""
-    return torch.bfloat16 if bfloat16_pays(torch.device(device)) else None
-
-
 def predicted_labels(
     weights: dict[str, NDArray[np.float32]], image: NDArray[np.float32], grid: Grid, channels: int, recipe: ClassRecipe,
     *, device: torch.device | str = "cpu", report: Report = silent, message: str = "segmenting",
@@ -118,7 +113,7 @@ def predicted_labels(
     network = class_network(grid, channels, recipe)
     load_weights(network, weights)
     logits = predict(
-        network.to(device), image, grid.patch, overlap=0.5, batch=2, device=device, amp=precision(device),
+        network.to(device), image, grid.patch, overlap=0.5, batch=2, device=device, amp=patch_precision(device),
         report=report, message=message,
     )  # fmt: skip
     return decided(logits)
