@@ -54,8 +54,8 @@ def training_precision(device: torch.device) -> torch.dtype | None:
     return torch.float16 if device.type == "cuda" else None
 
 
-# On patches smaller than this, in voxels, little is won, and where a network ends at 2 x 2 voxels PyTorch's CPU gradients
-# of bfloat16 convolutions were seen to be NaN.
+# On patches smaller than this, in voxels, little is won, and where a network ends at 2 x 2 voxels PyTorch's CPU
+# gradients of bfloat16 convolutions were seen to be NaN.
 _NARROWEST = 80
 
 

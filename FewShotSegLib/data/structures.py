@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import colorsys
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+Color = tuple[float, float, float]
 
 
 def distinct_names(structures: dict[int, str]) -> dict[int, str]:
@@ -51,17 +54,60 @@ _ANATOMY_RGB = {
 }
 
 
-def structure_colors(structures: Mapping[int, str]) -> dict[int, tuple[float, float, float]]:
-    """Return {value: (r, g, b) in 0..1}, different for every structure; the same names give the same colours."""
-    result: dict[int, tuple[float, float, float]] = {}
+# For what has no colour of its own, or one that could not be told from another: distinct on grey, also for red-green
+# blind readers.
+_PALETTE_RGB = (
+    (235, 125, 71),
+    (56, 168, 219),
+    (41, 189, 153),
+    (196, 128, 219),
+    (245, 201, 66),
+    (237, 107, 148),
+    (153, 204, 89),
+    (107, 133, 240),
+)
+_DISTINCT = 25.0  # difference of two colours (CIE 1976) from which on thin outlines of them are told apart
+
+
+def structure_colors(structures: Mapping[int, str]) -> dict[int, Color]:
+    """Return {value: (r, g, b) in 0..1}: the one colour of each structure, in files, panel, pictures and reports alike.
+
+    Structures have the colour of Slicer's anatomy table, as long as it can be told from those before it; all others get
+    one that can. The same structures always give the same colours.
+    """
+    chosen: dict[int, Color] = {}
     for value in sorted(structures):
         known = _ANATOMY_RGB.get(_plain_name(structures[value]))
-        color = (known[0] / 255, known[1] / 255, known[2] / 255) if known else _generated_color(value)
-        turn = 1
-        while color in result.values():
-            color, turn = _generated_color(value + turn), turn + 1
-        result[value] = color
-    return result
+        candidates = [_as_shares(rgb) for rgb in ((known,) if known else ()) + _PALETTE_RGB]
+        candidates += [_generated_color(value + turn) for turn in range(len(_PALETTE_RGB))]
+        chosen[value] = _first_distinct(candidates, list(chosen.values()))
+    return chosen
+
+
+def _first_distinct(candidates: Sequence[Color], taken: Sequence[Color]) -> Color:
+    """The first candidate that differs enough from every colour taken, else the one that differs most."""
+    apart = [min((_difference(one, other) for other in taken), default=math.inf) for one in candidates]
+    distinct = [one for one, gap in zip(candidates, apart, strict=True) if gap >= _DISTINCT]
+    return distinct[0] if distinct else candidates[apart.index(max(apart))]
+
+
+def _difference(first: Color, second: Color) -> float:
+    """Distance of two colours as people see it (CIE 1976 L*a*b*)."""
+    return math.dist(_lab(first), _lab(second))
+
+
+def _lab(color: Color) -> tuple[float, float, float]:
+    """sRGB in 0..1 -> CIE L*a*b* under D65."""
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color)
+    x = (0.4124 * red + 0.3576 * green + 0.1805 * blue) / 0.9505
+    y = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    z = (0.0193 * red + 0.1192 * green + 0.9505 * blue) / 1.089
+    fx, fy, fz = (t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in (x, y, z))
+    return 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
+
+
+def _as_shares(rgb: tuple[int, int, int]) -> Color:
+    return rgb[0] / 255, rgb[1] / 255, rgb[2] / 255
 
 
 def _plain_name(name: str) -> str:
@@ -69,7 +115,7 @@ def _plain_name(name: str) -> str:
     return {"tumour": "tumor", "oesophagus": "esophagus", "gall bladder": "gallbladder"}.get(plain, plain)
 
 
-def _generated_color(number: int) -> tuple[float, float, float]:
+def _generated_color(number: int) -> Color:
     """Steps of the golden ratio around the colour circle: neighbouring numbers look different."""
     red, green, blue = colorsys.hsv_to_rgb((number * 0.618033988749895) % 1.0, 0.65, 0.9)
     return round(red, 4), round(green, 4), round(blue, 4)

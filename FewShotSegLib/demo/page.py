@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.structures import structure_colors
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.evaluation.scoring import Row
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.visualization.charts import bars_chart, learning_chart
 from FewShotSegLib.visualization.html_page import Report
-from FewShotSegLib.visualization.overlays import overlay_colors, overlay_png, upright
+from FewShotSegLib.visualization.overlays import overlay_png, upright
 
 BASE, CLICKED, FREE = "base model, clicks", "adapted, clicks", "adapted, no clicks"
 FOLDERS = {BASE: "with-clicks-base", CLICKED: "with-clicks-adapted", FREE: "segmented"}
@@ -63,7 +64,7 @@ def write_report(demo: DemoReport, path: Path) -> None:
         f"on this computer, and then segmented {len(demo.unseen)} patients it had never seen.",
     )
     _numbers(page, demo)
-    colors = overlay_colors(demo.known[0].truth.structures)
+    colors = structure_colors(demo.known[0].truth.structures)
     page.heading("What was given")
     page.text("These slices, and nothing else. The other slices of the same patients count as unknown.")
     page.legend(demo.known[0].truth.structures, colors)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from FewShotSegLib.data.structures import Color, structure_colors
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.files import written_whole
 
@@ -28,18 +29,20 @@ def contact_sheet(samples: Sequence[Sample], path: Path | str, columns: int = 6)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
+    names = _names(samples)
+    colors = structure_colors(names)
     for number, (axis, sample) in enumerate(zip(axes, samples, strict=False)):
-        _draw_sample(axis, sample)
+        _draw_sample(axis, sample, colors)
         axis.set_title(f"{number}: {_caption(sample)}", fontsize=6.5)
-    _legend(figure, samples)
+    _legend(figure, names, colors)
     with written_whole(Path(path)) as part:
         FigureCanvasAgg(figure).print_png(part)
 
 
-def _draw_sample(axis: Any, sample: Sample) -> None:
+def _draw_sample(axis: Any, sample: Sample, colors: Mapping[int, Color]) -> None:
     axis.imshow(sample.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     for value in np.unique(sample.labels[sample.labels != 0]):
-        axis.contour(sample.labels == value, levels=[0.5], colors=[_colour(int(value))], linewidths=0.7)
+        axis.contour(sample.labels == value, levels=[0.5], colors=[colors[int(value)]], linewidths=0.7)
     if sample.known is not None:
         veil = np.zeros((*sample.known.shape, 4))
         veil[~sample.known] = (0.1, 0.2, 0.6, 0.35)
@@ -56,21 +59,18 @@ def _caption(sample: Sample) -> str:
     return f"{how}{marks}, {turned}\n" + " on ".join(plan["sources"])
 
 
-def _legend(figure: Any, samples: Sequence[Sample]) -> None:
-    from matplotlib.lines import Line2D
-
+def _names(samples: Sequence[Sample]) -> dict[int, str]:
     names: dict[int, str] = {}
     for sample in samples:
         names.update({int(value): name for value, name in sample.provenance["structures"].items()})
-    handles = [Line2D([], [], color=_colour(value), label=names[value]) for value in sorted(names)]
+    return names
+
+
+def _legend(figure: Any, names: Mapping[int, str], colors: Mapping[int, Color]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colors[value], label=names[value]) for value in sorted(names)]
     if handles:
         figure.legend(
             handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8, frameon=False
         )
-
-
-def _colour(value: int) -> tuple[float, float, float, float]:
-    from matplotlib import colormaps
-
-    red, green, blue, alpha = colormaps["tab20"]((2 * value - 1) % 20 if value > 10 else (2 * value - 2) % 20)
-    return red, green, blue, alpha

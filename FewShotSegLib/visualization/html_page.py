@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from FewShotSegLib.data.structures import Color
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.files import write_text_whole
 
 from .charts import Chart
-from .overlays import Color
 
 Array = NDArray[Any]
 Cell = str | int | float | None

@@ -9,27 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from FewShotSegLib.data.structures import Color
 from FewShotSegLib.errors import InputError
 
 Array = NDArray[Any]
-Color = tuple[float, float, float]
-
-# Distinct on grey, also for red-green blind readers; anatomical table colours are too alike to tell organs apart.
-PALETTE: tuple[Color, ...] = (
-    (0.92, 0.49, 0.28),
-    (0.22, 0.66, 0.86),
-    (0.16, 0.74, 0.60),
-    (0.77, 0.50, 0.86),
-    (0.96, 0.79, 0.26),
-    (0.93, 0.42, 0.58),
-    (0.60, 0.80, 0.35),
-    (0.42, 0.52, 0.94),
-)
-
-
-def overlay_colors(structures: Mapping[int, str]) -> dict[int, Color]:
-    """Return {label: (r, g, b) in 0..1} from `PALETTE`, in order of label."""
-    return {value: PALETTE[order % len(PALETTE)] for order, value in enumerate(sorted(structures))}
 
 
 def upright(image: Array, affine: Array, axis: int) -> Array:

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.visualization.charts import bars_chart, learning_chart
 from FewShotSegLib.visualization.html_page import Report
-from FewShotSegLib.visualization.overlays import overlay_colors, overlay_png, png_bytes, upright
+from FewShotSegLib.visualization.overlays import overlay_png, png_bytes, upright
 
 COLORS = {1: (1.0, 0.0, 0.0), 2: (0.0, 0.0, 1.0)}
 PNG = png_bytes(np.zeros((2, 3, 3), dtype=np.uint8))
@@ -165,9 +165,3 @@ def test_charts_without_numbers_are_refused():
         learning_chart([], [])
     with pytest.raises(InputError, match="one to three groups"):
         bars_chart({})
-
-
-def test_every_structure_gets_a_colour_of_its_own_up_to_the_size_of_the_palette():
-    colors = overlay_colors({3: "c", 1: "a", 7: "b"})
-    assert list(colors) == [1, 3, 7]
-    assert len(set(colors.values())) == 3
