@@ -23,7 +23,7 @@ import torch
 from FewShotSegLib.benchmarks.asap_cost import costs
 from FewShotSegLib.benchmarks.datasets import DATASETS
 from FewShotSegLib.benchmarks.datasets import DataSet as Known
-from FewShotSegLib.benchmarks.records import add_result, results_in
+from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.recipe import with_overrides
@@ -225,17 +225,12 @@ def _case(known: Known, image: Path, labels: dict[int, str]) -> Case:
 def _table(runs: Sequence[dict[str, Any]], steps: int) -> str:
     """DSC / mIoU in percent, mean and standard deviation over seeds: the layout of the paper's Table 1."""
     targets = [name for name in TARGETS if any(run["target"] == name for run in runs)]
-    lines = [
-        f"DSC / mIoU (%), mean and spread over seeds, {steps} steps, three shots.",
-        "",
-        "| network | method | " + " | ".join(targets) + " | mean |",
-        "|---|---|" + "---|" * (len(targets) + 1),
-    ]
-    lines += [row for network in dict.fromkeys(run["network"] for run in runs) for row in _rows(runs, network, targets)]
-    return "\n".join(lines) + "\n"
+    head = f"DSC / mIoU (%), mean and spread over seeds, {steps} steps, three shots.\n\n"
+    rows = [row for network in dict.fromkeys(run["network"] for run in runs) for row in _rows(runs, network, targets)]
+    return head + markdown(["network", "method", *targets, "mean"], rows)
 
 
-def _rows(runs: Sequence[dict[str, Any]], network: str, targets: Sequence[str]) -> Iterator[str]:
+def _rows(runs: Sequence[dict[str, Any]], network: str, targets: Sequence[str]) -> Iterator[list[str]]:
     for method in METHODS:
         cells, means = [], []
         for target in targets:
@@ -244,7 +239,7 @@ def _rows(runs: Sequence[dict[str, Any]], network: str, targets: Sequence[str]) 
             means += [float(np.mean([run["dice"] for run in own]))] if own else []
         if means:
             mean = f"{100 * np.mean(means):.1f}" if len(means) == len(targets) else ""
-            yield f"| {network} | {method} | " + " | ".join(cells) + f" | {mean} |"
+            yield [network, method, *cells, mean]
 
 
 def _cell(runs: Sequence[dict[str, Any]]) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from FewShotSegLib.benchmarks.pairing import Spread, interleaved, ratios
+from FewShotSegLib.benchmarks.records import markdown
 from FewShotSegLib.methods.asap.schedulers import scheduler_of
 from FewShotSegLib.methods.asap.turns import TurnRecipe, Turns
 from FewShotSegLib.networks import build, parameter_count
@@ -28,19 +29,18 @@ COUNTS = (5, 15, 30)
 def costs(network: str, steps: int, repeats: int) -> str:
     """A Markdown table: time with and without the first look at all arms, and peak memory, for each number of arms."""
     gradient_mb = parameter_count(_network(network)) * 4 / 1e6
-    lines = [
+    head = (
         f"{network}, patch {' x '.join(map(str, PATCH))}, batch {BATCH}, {steps} steps; ratios to a fixed auxiliary "
-        f"data set, median and quartiles of {repeats} pairs. Its gradient has {gradient_mb:.1f} MB.",
-        "",
-        "| arms | time of a step | time of a run with the first look | peak memory over the fixed one, MB |",
-        "|---|---|---|---|",
-    ]
+        f"data set, median and quartiles of {repeats} pairs. Its gradient has {gradient_mb:.1f} MB.\n\n"
+    )
+    rows = []
     for count in COUNTS:
         step = _ratio(network, count, steps, repeats, look=False)
         run = _ratio(network, count, steps, repeats, look=True)
         more = (_peak(network, "asap", count) - _peak(network, "random", 1)) / 1e6
-        lines.append(f"| {count} | {_text(step)} | {_text(run)} | {more:.1f} |")
-    return "\n".join(lines) + "\n"
+        rows.append([str(count), _text(step), _text(run), f"{more:.1f}"])
+    columns = ["arms", "time of a step", "time of a run with the first look", "peak memory over the fixed one, MB"]
+    return head + markdown(columns, rows)
 
 
 def _text(value: Spread) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .records import markdown
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -65,13 +67,13 @@ def milliseconds(seconds: Sequence[float], items: int = 1) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown; numbers with three digits."""
-    lines = ["| measured | median | quartiles | wanted | |", "|---|---|---|---|---|"]
+    lines = []
     for row in rows:
         wanted = "" if row.wanted is None else f">= {row.wanted:g}"
         value = row.value
         spread_text = f"{_digits(value.low)} to {_digits(value.high)}"
-        lines.append(f"| {row.name} | {_digits(value.median)} | {spread_text} | {wanted} | {row.note} |")
-    return "\n".join(lines) + "\n"
+        lines.append([row.name, _digits(value.median), spread_text, wanted, row.note])
+    return markdown(["measured", "median", "quartiles", "wanted", ""], lines)
 
 
 def _digits(value: float) -> str:

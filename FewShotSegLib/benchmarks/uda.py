@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from FewShotSegLib.benchmarks.datasets import DATASETS
-from FewShotSegLib.benchmarks.records import add_result, results_in
+from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
 from FewShotSegLib.benchmarks.uda_cost import costs
 from FewShotSegLib.data.recipe import with_overrides
 from FewShotSegLib.errors import InputError
@@ -125,12 +125,8 @@ def _log(progress: Progress) -> None:
 
 def _table(runs: Sequence[dict[str, Any]]) -> str:
     """DSC / NSD in percent per organ, mean over cases and seeds: the layout of the paper's Table 7."""
-    lines = [
-        f"DSC / NSD (%, {TOLERANCE_MM:g} mm), mean over all targets and seeds.",
-        "",
-        "| | " + " | ".join(MR) + " | mean | seconds |",
-        "|---|" + "---|" * (len(MR) + 2),
-    ]
+    head = f"DSC / NSD (%, {TOLERANCE_MM:g} mm), mean over all targets and seeds.\n\n"
+    rows = []
     for row in ROWS:
         own = [run for run in runs if run["row"] == row]
         if own:
@@ -138,5 +134,5 @@ def _table(runs: Sequence[dict[str, Any]]) -> str:
             cells = [
                 f"{100 * dsc:.1f} / {100 * nsd:.1f}" for dsc, nsd in [*each.values(), np.mean(list(each.values()), 0)]
             ]
-            lines.append(f"| {row} | " + " | ".join(cells) + f" | {np.mean([run['seconds'] for run in own]):.0f} |")
-    return "\n".join(lines) + "\n"
+            rows.append([row, *cells, f"{np.mean([run['seconds'] for run in own]):.0f}"])
+    return head + markdown(["", *MR, "mean", "seconds"], rows)

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from FewShotSegLib.benchmarks.datasets import CT_WINDOW, DATASETS
 from FewShotSegLib.benchmarks.pairing import interleaved, milliseconds, ratios
+from FewShotSegLib.benchmarks.records import markdown
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
@@ -57,10 +58,7 @@ def costs(data: Path, repeats: int) -> str:
 
 
 def _resampling(data: Path, repeats: int) -> str:
-    lines = [
-        "| labels brought back | from | to | probabilities | labels | ratio | Dice of the two |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, volume, labels, count in _labelled(data):
         for kind, (_, spacing, patch) in GRIDS.items():
             grid = Grid.of(volume, patch, spacing)
@@ -76,12 +74,19 @@ def _resampling(data: Path, repeats: int) -> str:
 
             seconds = interleaved({"probabilities": stock, "labels": ours}, repeats)
             ratio = ratios(seconds["probabilities"], seconds["labels"])
-            lines.append(
-                f"| {name}, {count} classes | {_sizes(probabilities.shape[1:])} ({kind}) | {_sizes(volume.shape)} | "
-                f"{milliseconds(seconds['probabilities'])} | {milliseconds(seconds['labels'])} | "
-                f"{ratio.median:.1f} ({ratio.low:.1f} to {ratio.high:.1f}) | {_dice(stock(), ours()):.3f} |"
+            rows.append(
+                [
+                    f"{name}, {count} classes",
+                    f"{_sizes(probabilities.shape[1:])} ({kind})",
+                    _sizes(volume.shape),
+                    milliseconds(seconds["probabilities"]),
+                    milliseconds(seconds["labels"]),
+                    f"{ratio.median:.1f} ({ratio.low:.1f} to {ratio.high:.1f})",
+                    f"{_dice(stock(), ours()):.3f}",
+                ]
             )
-    return "\n".join(lines) + "\n"
+    head = ["labels brought back", "from", "to", "probabilities", "labels", "ratio", "Dice of the two"]
+    return markdown(head, rows)
 
 
 def _labelled(data: Path) -> list[tuple[str, Volume, Labels, int]]:
@@ -118,13 +123,11 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 
 def _whole(volume: Volume) -> str:
-    lines = [
+    head = (
         f"A whole CT, {_sizes(volume.shape)} voxels, {ORGANS} organs, {torch.get_num_threads()} CPU threads; memory is "
-        "the most that the process held until then.",
-        "",
-        "| network | voxels, mm | patch | seconds | peak memory, MB |",
-        "|---|---|---|---|---|",
-    ]
+        "the most that the process held until then.\n\n"
+    )
+    rows = []
     for size, spacing, patch in reversed(GRIDS.values()):  # small ones first
         predictor = VolumePredictor(_adapter(volume, size, Grid.of(volume, patch, spacing)), torch.device("cpu"))
         started = time.perf_counter()
@@ -132,8 +135,8 @@ def _whole(volume: Volume) -> str:
         seconds = time.perf_counter() - started
         peak = used_bytes(torch.device("cpu"))
         memory = "unknown" if peak is None else f"{peak / 1e6:.0f}"
-        lines.append(f"| dynunet {size} | {spacing} | {_sizes(patch)} | {seconds:.1f} | {memory} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"dynunet {size}", str(spacing), _sizes(patch), f"{seconds:.1f}", memory])
+    return head + markdown(["network", "voxels, mm", "patch", "seconds", "peak memory, MB"], rows)
 
 
 def _adapter(volume: Volume, size: str, grid: Grid) -> Adapter:

@@ -25,6 +25,10 @@ def sha256_of_array(array: np.ndarray[Any, Any]) -> str:
     return digest.hexdigest()
 
 
-def digest_of(*parts: Any) -> str:
-    """SHA-256 over JSON values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+def sha256_of_json(value: Any) -> str:
+    """Return a SHA-256 over a value of JSON types; the order of keys does not matter.
+
+    >>> sha256_of_json({"a": 1, "b": [2]}) == sha256_of_json({"b": (2,), "a": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

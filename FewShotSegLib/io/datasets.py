@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,9 @@ from FewShotSegLib.errors import InputError
 from .exemplars import load_exemplar
 from .files import known_suffix
 from .images import PICTURE_SUFFIXES, VOLUME_SUFFIXES
+from .names import belonging, parsed, stem
 
 log = logging.getLogger(__name__)
-
-# What the name of a labelmap ends with, where it lies beside its image; and what may end the name of the image.
-_LABELMAP = re.compile(r"(?:(.*)[._ -])?(?:seg|segmentation|labels?|lab|labelmap|mask)", re.IGNORECASE)
-_IMAGE = re.compile(r"(?:(.*)[._ -])?(?:img|image)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,49 +137,37 @@ def _files_in(folder: Path) -> list[Path]:
     return sorted(path for path in files if known_suffix(path).lower() in suffixes)
 
 
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(known_suffix(path))
-
-
 # --------------------------------------------------------------------------------------------------- images and labels
 
 
 def _same_names(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
-    by_stem = {_stem(path): path for path in _files_in(images)}
-    labelmaps = _files_in(labels)
-    pairs = [(by_stem[_stem(path)], path) for path in labelmaps if _stem(path) in by_stem]
-    alone = [path for path in labelmaps if _stem(path) not in by_stem]
-    return pairs, [f"{path} is left out: {images} has no image of that name." for path in alone]
+    cases = {path: parsed(path).case for path in _files_in(images)}
+    labelmaps = {path: parsed(path).case for path in _files_in(labels)}
+    return _pairs(cases, labelmaps, f"{images} has no image of that name")
 
 
 def _side_by_side(folder: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
-    labelmaps: list[tuple[Path, str]] = []
-    images: list[tuple[Path, str]] = []
-    for path in _files_in(folder):
-        stem = _stem(path)
-        if known_suffix(path).lower() == ".seg.nrrd":
-            labelmaps.append((path, stem))
-        elif match := _LABELMAP.fullmatch(stem):
-            labelmaps.append((path, match[1] or ""))
-        else:
-            match = _IMAGE.fullmatch(stem)
-            images.append((path, (match[1] or "") if match else stem))
+    names = {path: parsed(path) for path in _files_in(folder)}
+    cases = {path: name.case for path, name in names.items() if name.role in ("image", "unknown")}
+    labelmaps = {path: name.case for path, name in names.items() if name.role == "labelmap"}
+    return _pairs(cases, labelmaps, "there is no image of its name")
+
+
+def _pairs(
+    images: Mapping[Path, str], labelmaps: Mapping[Path, str], missing: str
+) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Pairs of image and labelmap by their cases, and a sentence for each labelmap that has none."""
     pairs, notes = [], []
-    for path, name in labelmaps:
-        fitting = _images_of(name, images)
+    for labelmap, case in labelmaps.items():
+        same = belonging(case, images.values())
+        fitting = [image for image, other in images.items() if other in same]
         if len(fitting) == 1:
-            pairs.append((fitting[0], path))
+            pairs.append((fitting[0], labelmap))
         elif fitting:
-            notes.append(f"{path} is left out: it may belong to {' and '.join(image.name for image in fitting)}.")
+            notes.append(f"{labelmap} is left out: it may belong to {' and '.join(image.name for image in fitting)}.")
         else:
-            notes.append(f"{path} is left out: there is no image of its name.")
+            notes.append(f"{labelmap} is left out: {missing}.")
     return pairs, notes
-
-
-def _images_of(name: str, images: Sequence[tuple[Path, str]]) -> list[Path]:
-    """ "p07_lab" may belong to "p07_FLAIR", but "case_1_lab" not to "case_10"."""
-    exact = [image for image, key in images if key == name]
-    return exact or [image for image, key in images if name and re.match(re.escape(name) + "[._ -]", key)]
 
 
 # -------------------------------------------------------------------------------------------------------------- nnU-Net
@@ -201,7 +185,7 @@ def _nnunet(folder: Path) -> list[DataSet]:
     for number, channel in enumerate(channels):
         cases, notes = [], []
         for image, labelmap in pairs:
-            own = image.with_name(f"{_stem(image)}_{number:04d}{known_suffix(image)}")
+            own = image.with_name(f"{stem(image)}_{number:04d}{known_suffix(image)}")
             if own.is_file():
                 cases.append(Case(own, labelmap, labels))
             elif image.is_file():  # the channels of a decathlon image are its fourth dimension

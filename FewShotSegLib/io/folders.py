@@ -9,8 +9,7 @@ from FewShotSegLib.errors import InputError
 
 from .files import known_suffix
 from .images import DICOM_SUFFIXES, VOLUME_SUFFIXES
-
-_OUTPUT = ".probability"  # part of the names that `segment` gives to what it writes beside labelmaps
+from .names import PROBABILITY, stem
 
 
 def images_in(folder: str | os.PathLike[str]) -> list[str]:
@@ -31,12 +30,8 @@ def images_in(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _is_volume_file(path: Path) -> bool:
-    is_output = _stem(path).endswith(_OUTPUT)
+    is_output = stem(path).endswith(PROBABILITY)
     return path.is_file() and known_suffix(path).lower() in VOLUME_SUFFIXES and not is_output and path.name[0] != "."
-
-
-def _stem(path: Path) -> str:
-    return path.name if path.is_dir() else path.name[: len(path.name) - len(known_suffix(path))]
 
 
 def _holds_dicom(folder: Path) -> bool:

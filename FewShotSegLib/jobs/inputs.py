@@ -13,8 +13,8 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.datasets import DataSet, data_set_of, data_sets_in
 from FewShotSegLib.io.exemplars import load_exemplar
-from FewShotSegLib.io.files import known_suffix
 from FewShotSegLib.io.folders import images_in
+from FewShotSegLib.io.names import stem
 from FewShotSegLib.io.volumes import load_volume
 from FewShotSegLib.methods import Method
 from FewShotSegLib.training.context import AdaptInputs
@@ -94,7 +94,7 @@ def output_names(images: Sequence[str]) -> list[str]:
     seen: dict[str, str] = {}
     for image in images:
         path = Path(image)
-        name = path.name if path.is_dir() else path.name[: len(path.name) - len(known_suffix(path))]
+        name = stem(path)
         if name in seen:
             raise InputError(f"{seen[name]} and {image} would both be written as {name}.seg.nrrd; use two jobs.")
         seen[name] = image

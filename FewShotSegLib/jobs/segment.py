@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from FewShotSegLib.data.digests import digest_of, sha256_of_array
+from FewShotSegLib.data.digests import sha256_of_array, sha256_of_json
 from FewShotSegLib.data.exemplar import preflight
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.job import SegmentJob
@@ -27,6 +27,7 @@ from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.quality import CUT_OFF, quality
 from FewShotSegLib.inference.segment import Segmentation, SegmentOptions, segment, slice_axis
 from FewShotSegLib.inference.volume_network import VolumePredictor
+from FewShotSegLib.io.names import PROBABILITY
 from FewShotSegLib.io.prompts import load_prompts
 from FewShotSegLib.io.volumes import load_volume, save_labelmap, save_volume
 from FewShotSegLib.version import __version__
@@ -160,7 +161,7 @@ def _digest(job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predicto
     """Equal for everything that decides the output."""
     asked = [_options(job).__dict__, [prompt.to_dict() for prompt in prompts]]
     made_by = [__version__, *predictor.identity]
-    return digest_of(asked, made_by, sha256_of_array(volume.array), sha256_of_array(volume.affine))
+    return sha256_of_json((asked, made_by, sha256_of_array(volume.array), sha256_of_array(volume.affine)))
 
 
 def _check_not_the_input(image: str, target: Path) -> None:
@@ -172,7 +173,7 @@ def _save(found: Segmentation, out: Path, name: str, volume: Volume) -> list[Pat
     paths = []
     for value, probability in found.probabilities.items():
         structure = re.sub(r"[^\w .+-]", "_", found.labelmap.structures[value])
-        paths.append(out / f"{name}.{structure}.probability.nrrd")
+        paths.append(out / f"{name}.{structure}{PROBABILITY}.nrrd")
         save_volume(volume.like(probability.astype(np.float32)), paths[-1])
     paths.append(out / f"{name}.seg.nrrd")
     save_labelmap(found.labelmap, paths[-1])

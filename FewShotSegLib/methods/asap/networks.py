@@ -6,8 +6,6 @@ paper). How many steps are best is found by leaving exemplars out in turn; the f
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from FewShotSegLib.data.digests import sha256_of_array, sha256_of_json
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.devices import patch_precision
@@ -281,7 +280,7 @@ class _Learner:
         return _loss_of(network, patches, self.device)
 
     def _identity(self, cases: Sequence[Case]) -> str:
-        digests = [hashlib.sha256(case.image.tobytes() + case.mask.tobytes()).hexdigest() for case in cases]
+        digests = [sha256_of_array(case.image) + sha256_of_array(case.mask) for case in cases]
         arms = self.pool.names if self.pool else ()
         return repr(
             (self.recipe, self.grid, self.value, digests, self.seed, arms, type(self.lesson.scheduler_for(0)).__name__)
@@ -351,7 +350,7 @@ class _Learner:
             self.seed,
         )
         steps = (self.recipe.pretraining_steps, self.recipe.batch_size)
-        return hashlib.sha256(json.dumps([*given, steps], sort_keys=True, default=str).encode()).hexdigest()[:32]
+        return sha256_of_json([*given, steps])[:32]
 
 
 def _loss_of(network: nn.Module, patches: Sequence[Patch], device: torch.device) -> Tensor:

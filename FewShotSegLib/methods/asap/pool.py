@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from FewShotSegLib.data.digests import sha256_of_json
 from FewShotSegLib.data.intensity import IntensitySpec, looks_like_hounsfield
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
@@ -264,7 +265,7 @@ class Pool:
             "orientation": self.grid.orientation,
             "intensity": self.intensity.to_dict() if self.intensity else None,
         }
-        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:32]
+        return sha256_of_json(given)[:32]
 
 
 def _names_in(data_set: DataSet) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from FewShotSegLib.data.digests import sha256_of_array
+from FewShotSegLib.data.digests import sha256_of_array, sha256_of_json
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.data.structures import structure_colors
@@ -424,4 +422,4 @@ def _grid_for(target: Volume, recipe: Recipe) -> Grid:
 
 
 def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    return sha256_of_json(parts)[:24]
