@@ -28,7 +28,6 @@ from .pairing import paired_files
 
 log = logging.getLogger(__name__)
 
-SCOPES = ("all_slices", "oracle_slices")
 METRICS = tuple(field.name for field in fields(Scores))
 
 

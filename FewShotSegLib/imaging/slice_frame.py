@@ -76,8 +76,8 @@ def to_network(image: Array, frame: SliceFrame) -> Array:
 def labels_to_network(labels: Array, frame: SliceFrame) -> Array:
     """Return integer labels (H, W) as the network's (S, S) int32.
 
-    Enlarging takes the nearest voxel, which `labels_from_network` undoes exactly. Shrinking lets the voxels vote with
-    the weights that `to_network` gives them: the nearest voxel would sit half a voxel off centre at every even factor,
+    Enlarging takes the nearest voxel, which the nearest pixel undoes exactly. Shrinking lets the voxels vote with the
+    weights that `to_network` gives them: the nearest voxel would sit half a voxel off centre at every even factor,
     a shift of label against image. A pixel that is half structure is structure, and a structure that would get no pixel
     at all keeps the one where its share is largest.
     """
@@ -102,29 +102,12 @@ def mask_from_network(logits: Array, frame: SliceFrame) -> Array:
     return _resize(logits, rows, columns)
 
 
-def labels_from_network(labels: Array, frame: SliceFrame) -> Array:
-    """Return labels (S, S) on the voxel grid (H, W) by the nearest pixel, the dtype kept."""
-    rows, columns = (_nearest(n, labels.shape[i], frame.scale[i]) for i, n in enumerate(frame.shape))
-    return labels[rows][:, columns]
-
-
 def xy_from_ijk(points_ijk: Array, frame: SliceFrame) -> Array:
     """Return (N, 3) voxel coordinates as (N, 2) network pixel coordinates, x to the right and y down."""
     points_ijk = np.asarray(points_ijk, dtype=np.float64).reshape(-1, 3)
     rows, columns = frame.source_axes
     sy, sx = frame.scale
     return np.stack([(points_ijk[:, columns] + 0.5) * sx - 0.5, (points_ijk[:, rows] + 0.5) * sy - 0.5], axis=1)
-
-
-def ijk_from_xy(points_xy: Array, frame: SliceFrame) -> Array:
-    """Return (N, 2) network pixel coordinates as (N, 3) voxel coordinates in the frame's slice."""
-    points_xy = np.asarray(points_xy, dtype=np.float64).reshape(-1, 2)
-    rows, columns = frame.source_axes
-    sy, sx = frame.scale
-    points_ijk = np.full((len(points_xy), 3), float(frame.index))
-    points_ijk[:, columns] = (points_xy[:, 0] + 0.5) / sx - 0.5
-    points_ijk[:, rows] = (points_xy[:, 1] + 0.5) / sy - 0.5
-    return points_ijk
 
 
 @functools.lru_cache(maxsize=256)

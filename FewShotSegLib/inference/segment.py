@@ -29,7 +29,6 @@ from FewShotSegLib.sam.clicks import centre_click
 from .predictor import Predictor
 
 Logits = NDArray[np.float32]
-NOTHING = np.float32(-np.inf)
 
 
 @dataclass(frozen=True)

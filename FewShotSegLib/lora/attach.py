@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from FewShotSegLib.errors import InputError
 
-from .layers import LoraLinear, LoraQKV, LoraSpec, _Adapted
+from .layers import LoraLinear, LoraQKV, LoraSpec
 
 
 def target_names(network: nn.Module, spec: LoraSpec) -> dict[str, type[LoraLinear] | type[LoraQKV]]:
@@ -139,56 +139,3 @@ def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 def lora_tensors(network: nn.Module) -> dict[str, Tensor]:
     """Return copies of the adapter tensors by name, on the CPU."""
     return {name: p.detach().to("cpu", copy=True) for name, p in lora_parameters(network).items()}
-
-
-def load_lora_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Fill the attached adapters. Names and shapes must fit exactly; other names are refused, not skipped."""
-    parameters = lora_parameters(network)
-    missing, unknown = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
-    if missing or unknown:
-        parts = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
-        parts += [f"has {unknown[0]} and {len(unknown) - 1} more that the network does not"] if unknown else []
-        raise InputError(f"The adapter does not fit this network: it {', '.join(parts)}. Use the base it was made for.")
-    for name, parameter in parameters.items():
-        if tensors[name].shape != parameter.shape:
-            raise InputError(
-                f"The adapter does not fit this network: {name} is {tuple(tensors[name].shape)}, but "
-                f"{tuple(parameter.shape)} is needed. Use the base and rank it was made for."
-            )
-    was_merged = unmerge(network)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
-    if was_merged:
-        merge(network)
-
-
-def merge(network: nn.Module) -> bool:
-    """Compute with dense weights W + delta from now on, without overhead. Returns whether anything changed.
-
-    W itself stays as it is: the sum is kept beside it. Train and load only unmerged adapters.
-    """
-    return _each(network, lambda module: module.dense is None, lambda module: module.merge())
-
-
-def unmerge(network: nn.Module) -> bool:
-    """Compute with adapters again. Returns whether anything changed."""
-    return _each(network, lambda module: module.dense is not None, lambda module: module.unmerge())
-
-
-def _each(network: nn.Module, applies: Callable[[_Adapted], bool], act: Callable[[_Adapted], None]) -> bool:
-    chosen = [module for module in lora_modules(network).values() if applies(module)]
-    for module in chosen:
-        act(module)
-    return bool(chosen)
-
-
-@contextlib.contextmanager
-def merged(network: nn.Module) -> Iterator[None]:
-    """Merge for the block; a network that was merged before stays so."""
-    changed = merge(network)
-    try:
-        yield
-    finally:
-        if changed:
-            unmerge(network)

@@ -2,8 +2,8 @@
 
 Two kinds of adapter: LoRA, and Loose LoRA as we read it in GMISeg (Xu 2024, section 3.2).
 
-The base is lent. `attach` puts a wrapper in the place of each adapted Linear and leaves the Linear itself alone, also
-while merged, so `detach` gives back the very same modules with the very same bits.
+The base is lent. `attach` puts a wrapper in the place of each adapted Linear and leaves the Linear itself alone, so
+`detach` gives back the very same modules with the very same bits.
 
 Names: `image_encoder.blocks.0.attn.qkv.lora_q.A`, `mask_decoder.transformer.layers.1.self_attn.v_proj.lora.B`.
 """
@@ -136,38 +136,24 @@ class _Adapted(nn.Module):
     """A Linear with adapters beside it. `base` is never written to."""
 
     base: nn.Linear
-    dense: Tensor | None  # the sum while merged
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base
-        self.register_buffer("dense", None, persistent=False)
 
     def delta(self) -> Tensor:
+        """The change of the dense weight, (out, in)."""
         raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
         """The dense weight that this module amounts to, (out, in)."""
-        return self.base.weight + self.delta() if self.dense is None else self.dense
+        return self.base.weight + self.delta()
 
     @property
     def bias(self) -> Tensor | None:
+        """The bias of the base, which is not adapted."""
         return self.base.bias
-
-    def merge(self) -> None:
-        if self.dense is None:
-            with torch.no_grad():
-                self.dense = self.base.weight + self.delta()
-
-    def unmerge(self) -> None:
-        self.dense = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.adapted(x) if self.dense is None else F.linear(x, self.dense, self.base.bias)
-
-    def adapted(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 class LoraLinear(_Adapted):
@@ -177,7 +163,7 @@ class LoraLinear(_Adapted):
         super().__init__(base)
         self.lora = KINDS[spec.kind](base, base.out_features, spec, generator)
 
-    def adapted(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + self.lora(x)
 
     def delta(self) -> Tensor:
@@ -193,7 +179,7 @@ class LoraQKV(_Adapted):
         self.lora_q = KINDS[spec.kind](base, width, spec, generator)
         self.lora_v = KINDS[spec.kind](base, width, spec, generator)
 
-    def adapted(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         # cat and not an in-place sum: it keeps quantized or compiled bases possible. Last axis: any token layout.
         q, k, v = self.base(x).chunk(3, dim=-1)
         return torch.cat([q + self.lora_q(x), k, v + self.lora_v(x)], dim=-1)
@@ -201,15 +187,3 @@ class LoraQKV(_Adapted):
     def delta(self) -> Tensor:
         q, v = self.lora_q.delta(), self.lora_v.delta()
         return torch.cat([q, torch.zeros_like(q), v])
-
-
-# --- where the adapters go ------------------------------------------------------------------------------------------
-
-
-# --- attach, detach, freeze -----------------------------------------------------------------------------------------
-
-
-# --- tensors in and out ---------------------------------------------------------------------------------------------
-
-
-# --- merge ----------------------------------------------------------------------------------------------------------

@@ -38,11 +38,11 @@ def play(bandit: Bandit, turns: Sequence[int], pay: Payment) -> list[int | None]
     """Play turns of a run (turn 0: the first look) in the order of the schedulers; returns the picks."""
     picks = []
     for turn in turns:
-        for arm in bandit.wanted(turn):
+        for arm in bandit.probes(turn):
             bandit.observe(turn, arm, *pay(turn, arm))
         if turn > 0:
-            picks.append(bandit.choose(turn))
-            for arm in bandit.wanted(turn):
+            picks.append(bandit.pick(turn))
+            for arm in bandit.probes(turn):
                 bandit.observe(turn, arm, *pay(turn, arm))
     return picks
 
@@ -75,7 +75,7 @@ def test_the_paper_has_no_bonus_in_turn_1_and_plays_the_best_first_estimate() ->
     bandit = bandit_of(policy, 3)
     for arm, (loss, cosine) in enumerate([(1.0, 0.9), (0.2, 0.4), (0.5, 0.5)]):
         bandit.observe(0, arm, loss, cosine)
-    assert bandit.choose(1) == 1  # half the cosine minus half the loss: -0.05, 0.1, 0.0
+    assert bandit.pick(1) == 1  # half the cosine minus half the loss: -0.05, 0.1, 0.0
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -84,7 +84,7 @@ def test_an_arm_that_was_never_played_comes_before_all_others(name: str) -> None
     for arm in (0, 2):
         bandit.observe(0, arm, 0.0, 1.0)
     assert Ucb(PRESETS[name]).bonus(0, 7, count=3) == math.inf
-    assert bandit.choose(1) == 1
+    assert bandit.pick(1) == 1
 
 
 def test_the_first_look_is_the_first_play_of_every_arm() -> None:
@@ -158,10 +158,10 @@ def test_with_a_constant_alpha_both_memories_are_the_same_to_the_bit() -> None:
 def test_the_published_run_is_reproduced_from_its_recursion() -> None:
     """R_0 = 0.9 (cos - loss) / 2, then R_t = 0.1 R_(t-1) + 0.9 [(1-a_t) cos - a_t loss] for every arm in every turn."""
     bandit, expected = bandit_of(Ucb(PRESETS["log"]), 4), np.zeros(4)
-    assert bandit.wanted(0) == (0, 1, 2, 3)
+    assert bandit.probes(0) == (0, 1, 2, 3)
     for turn in range(8):
-        assert bandit.wanted(turn) == (() if turn == 1 else (0, 1, 2, 3))  # nothing has changed before turn 1
-        for arm in bandit.wanted(turn):
+        assert bandit.probes(turn) == (() if turn == 1 else (0, 1, 2, 3))  # nothing has changed before turn 1
+        for arm in bandit.probes(turn):
             loss, cosine = noise_of(turn, arm)
             alpha = math.exp(-0.1 * (turn - 1)) if turn else 0.5
             expected[arm] = 0.1 * expected[arm] + 0.9 * ((1 - alpha) * cosine - alpha * loss)
@@ -169,9 +169,9 @@ def test_the_published_run_is_reproduced_from_its_recursion() -> None:
         if turn:
             n = np.array([arm.n for arm in bandit.arms])
             bound = expected + 0.1 * np.sqrt(2 * np.log(turn + 4) / n)
-            assert bandit.choose(turn) == int(bound.argmax())
+            assert bandit.pick(turn) == int(bound.argmax())
             assert bandit.arms[int(bound.argmax())].score == pytest.approx(bound.max(), abs=1e-12)
-            assert bandit.wanted(turn) == ()
+            assert bandit.probes(turn) == ()
 
 
 @pytest.mark.parametrize(("name", "beta", "start"), [("released", 0.9, 0.0), ("ucb1", 0.1, None)])
@@ -271,7 +271,7 @@ def test_exp3_draws_with_flads_probabilities() -> None:
 
 def test_exp3_sums_rewards_over_the_probability_they_were_drawn_with() -> None:
     bandit = bandit_of(Exp3(), 4)
-    assert bandit.wanted(0) == ()
+    assert bandit.probes(0) == ()
     sums, drawn = np.zeros(4), play(bandit, range(1, 41), noise_of)
     for row, arm in zip(bandit.history, drawn, strict=True):
         sums[arm] += row["cosine"] / row["score"]
@@ -303,7 +303,7 @@ def test_of_equal_arms_the_first_is_played_or_one_by_lot() -> None:
         bandit = bandit_of(Ucb(recipe), 3, seed)
         for arm, cosine in enumerate([0.5, 0.7, 0.7]):
             bandit.observe(0, arm, 0.0, cosine)
-        return bandit.choose(1)
+        return bandit.pick(1)
 
     assert set(picks("first", 0)) == {1}
     assert set(picks("random", 0)) == {1, 2}
@@ -313,11 +313,11 @@ def test_of_equal_arms_the_first_is_played_or_one_by_lot() -> None:
 def test_a_turn_has_one_choice_however_often_it_is_asked_for() -> None:
     bandit = bandit_of(Ucb(PRESETS["default"]), 3)
     play(bandit, range(4), noise_of)
-    first = bandit.choose(4)
-    assert [bandit.choose(4) for _ in range(5)] == [first] * 5
+    first = bandit.pick(4)
+    assert [bandit.pick(4) for _ in range(5)] == [first] * 5
     assert sum(arm.n for arm in bandit.arms) == 3 + 4
     with pytest.raises(ValueError, match="count from 1"):
-        bandit.choose(0)
+        bandit.pick(0)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -330,11 +330,11 @@ def test_a_turn_measures_one_arm_however_many_there_are(count: int) -> None:
     bandit, measured = bandit_of(Ucb(PRESETS["default"]), count), []
     play(bandit, range(1), noise_of)
     for turn in range(1, 11):
-        assert bandit.wanted(turn) == ()
-        arm = bandit.choose(turn)
-        assert bandit.wanted(turn) == (arm,)
+        assert bandit.probes(turn) == ()
+        arm = bandit.pick(turn)
+        assert bandit.probes(turn) == (arm,)
         bandit.observe(turn, arm or 0, *noise_of(turn, arm or 0))
-        assert bandit.wanted(turn) == ()
+        assert bandit.probes(turn) == ()
         measured.append(arm)
     assert len(measured) == 10
 
@@ -358,7 +358,7 @@ def test_the_history_says_what_was_played_why_and_what_it_paid() -> None:
 def test_an_arm_whose_loss_is_no_number_is_played_no_more(loss: float, caplog: pytest.LogCaptureFixture) -> None:
     bandit = bandit_of(Ucb(PRESETS["default"]), 3)
     play(bandit, range(1), noise_of)
-    first = bandit.choose(1)
+    first = bandit.pick(1)
     assert first is not None
     with caplog.at_level(logging.WARNING):
         bandit.observe(1, first, loss, 0.5)
@@ -373,17 +373,17 @@ def test_without_any_arm_left_nothing_is_played() -> None:
     play(bandit, range(3), noise_of)
     for arm in range(2):
         bandit.quarantine(arm, "file lost")
-    assert (bandit.live, bandit.choose(3), bandit.wanted(3)) == ((), None, ())
-    assert bandit_of(Exp3(), 0).choose(1) is None
+    assert (bandit.live, bandit.pick(3), bandit.probes(3)) == ((), None, ())
+    assert bandit_of(Exp3(), 0).pick(1) is None
 
 
 def test_a_turn_whose_arm_fails_has_another_one() -> None:
     bandit = bandit_of(Ucb(PRESETS["default"]), 3)
     play(bandit, range(1), noise_of)
-    first = bandit.choose(1)
+    first = bandit.pick(1)
     assert first is not None
     bandit.quarantine(first, "file lost")
-    assert bandit.choose(1) not in (first, None)
+    assert bandit.pick(1) not in (first, None)
 
 
 def test_a_gradient_that_overflowed_changes_no_average() -> None:
@@ -406,7 +406,7 @@ def test_a_resumed_run_makes_the_same_next_50_choices(name: str, inside_a_turn: 
     going_on = bandit_of(POLICIES[name](), 6, seed=3)
     play(going_on, range(31), noise_of)
     if inside_a_turn:
-        going_on.choose(31)
+        going_on.pick(31)
     saved = json.dumps(going_on.state(), allow_nan=False)
     resumed = bandit_of(POLICIES[name](), 6, seed=99)
     resumed.load_state(json.loads(saved))

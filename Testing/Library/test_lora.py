@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,16 +16,11 @@ from FewShotSegLib.lora.attach import (
     attach,
     attached,
     freeze,
-    load_lora_tensors,
     lora_modules,
     lora_parameters,
     lora_tensors,
-    merge,
-    merged,
-    unmerge,
 )
 from FewShotSegLib.lora.layers import LooseLowRank, LoraLinear, LoraQKV, LoraSpec
-from FewShotSegLib.lora.peft_format import from_peft, to_peft
 from FewShotSegLib.sam.modeling import ImageEncoderViT, MaskDecoder, TwoWayTransformer
 
 EVERY_KIND = pytest.mark.parametrize("kind", ["lora", "loose"])
@@ -312,7 +306,6 @@ def test_the_base_comes_back_bit_by_bit(failure: type[BaseException] | None) -> 
                 optimizer.zero_grad()
                 network(some_images()).square().mean().backward()
                 optimizer.step()
-            merge(network)
             if failure is not None:
                 raise failure
 
@@ -346,7 +339,9 @@ def test_saved_tensors_reproduce_the_output_in_another_network(kind: str) -> Non
     attach(network, LoraSpec(rank=2, kind=kind), generator=generator())
     train_a_little(network)
     attach(twin, LoraSpec(rank=2, kind=kind), generator=generator(5))
-    load_lora_tensors(twin, lora_tensors(network))
+    with torch.no_grad():
+        for name, parameter in lora_parameters(twin).items():
+            parameter.copy_(lora_tensors(network)[name])
     with torch.inference_mode():
         assert torch.equal(twin(some_images()), network(some_images()))
 
@@ -360,40 +355,17 @@ def test_saved_tensors_are_copies() -> None:
     assert all(torch.equal(tensors[name], before[name]) for name in tensors)
 
 
-def test_tensors_of_another_network_are_refused_by_name_and_by_shape() -> None:
-    network = a_network()
-    attach(network, LoraSpec(), generator=generator())
-    tensors = lora_tensors(network)
-    first = "image_encoder.blocks.0.attn.qkv.lora_q.A"
-    with pytest.raises(InputError, match=f"lacks {first}"):
-        load_lora_tensors(network, {k: v for k, v in tensors.items() if k != first})
-    with pytest.raises(InputError, match="has odd and 0 more"):
-        load_lora_tensors(network, {**tensors, "odd": torch.zeros(1)})
-    with pytest.raises(InputError, match=rf"{first} is \(2, 32\), but \(4, 32\) is needed"):
-        load_lora_tensors(network, {**tensors, first: torch.zeros(2, 32)})
-
-
 @EVERY_KIND
-def test_merged_weights_give_the_same_output_and_merging_is_idempotent(kind: str) -> None:
-    network = a_network()
-    base = bits(network)
-    handle = attach(network, LoraSpec(mlp=True, alpha=8.0, kind=kind), generator=generator())
+def test_the_dense_weights_give_the_same_output(kind: str) -> None:
+    network, plain = a_network(), a_network()
+    attach(network, LoraSpec(mlp=True, alpha=8.0, kind=kind), generator=generator())
     train_a_little(network)
+    with torch.no_grad():
+        for name, module in lora_modules(network).items():
+            plain.get_submodule(name).weight.copy_(module.weight)
     with torch.inference_mode():
-        expected = network(some_images())
-        assert merge(network)
-        assert not merge(network)
-        found = network(some_images())
-        with merged(network):
-            pass
-        assert torch.equal(network(some_images()), found)  # still merged: it was before
-        assert unmerge(network)
-        assert not unmerge(network)
-        assert torch.equal(network(some_images()), expected)
-    assert not torch.equal(found, expected)
+        found, expected = plain(some_images()), network(some_images())
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    handle.detach()
-    assert bits(network) == base
 
 
 def test_the_dense_weight_is_the_base_plus_block_products() -> None:
@@ -404,30 +376,7 @@ def test_the_dense_weight_is_the_base_plus_block_products() -> None:
         module.lora_v.B.normal_(generator=generator(2))
     zero = torch.zeros(6, 6)
     expected = base.weight + torch.cat([module.lora_q.B @ module.lora_q.A, zero, module.lora_v.B @ module.lora_v.A])
-    for _ in range(2):
-        torch.testing.assert_close(module.weight, expected)
-        module.merge()
-
-
-def test_loading_into_a_merged_network_takes_effect() -> None:
-    network = a_network()
-    attach(network, LoraSpec(), generator=generator())
-    zero = {name: torch.zeros_like(t) for name, t in lora_tensors(network).items()}
-    with torch.inference_mode():
-        before = network(some_images())
-        train_a_little(network)
-        merge(network)
-        assert not torch.allclose(network(some_images()), before)
-        load_lora_tensors(network, zero)
-        assert torch.equal(network(some_images()), before)
-
-
-def test_merged_tensors_do_not_enter_the_state() -> None:
-    network = a_network()
-    attach(network, LoraSpec(), generator=generator())
-    names = set(network.state_dict())
-    merge(network)
-    assert set(network.state_dict()) == names
+    torch.testing.assert_close(module.weight, expected)
 
 
 def test_a_copy_of_an_adapted_network_stands_alone() -> None:
@@ -496,87 +445,6 @@ def test_fused_qkv_equals_peft_on_split_linears_exactly(alpha: float) -> None:
         layer = getattr(theirs.base_model.model, name)
         torch.testing.assert_close(getattr(ours, f"lora_{name}").A.grad, layer.lora_A["default"].weight.grad)
         torch.testing.assert_close(getattr(ours, f"lora_{name}").B.grad, layer.lora_B["default"].weight.grad)
-
-
-SPECS = [LoraSpec(rank=3, alpha=6.0, mlp=True), LoraSpec(encoder_blocks=(1,)), LoraSpec(rank=2, encoder=False)]
-
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_an_exported_adapter_gives_the_same_output_in_peft(spec: LoraSpec, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    network, images = a_network(), some_images()
-    with torch.inference_mode(), attached(network, spec, generator=generator()):
-        train_a_little(network)
-        expected = network(images)
-        tensors, config = to_peft(network, spec)
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(network), str(tmp_path))
-    with torch.inference_mode():
-        assert not torch.allclose(network(images), expected)
-        assert (theirs(images) - expected).abs().max() < 1e-6 * expected.abs().max().clamp(min=1)
-
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_export_and_import_return_the_same_tensors_and_targets(spec: LoraSpec) -> None:
-    network = a_network()
-    with attached(network, spec, generator=generator()):
-        train_a_little(network)
-        before = lora_tensors(network)
-        again, tensors = from_peft(*to_peft(network, spec))
-    assert again.scale == spec.scale
-    with attached(network, again, generator=generator(9)):
-        load_lora_tensors(network, tensors)
-        after = lora_tensors(network)
-    assert list(after) == list(before)
-    assert all(torch.equal(after[name], before[name]) for name in before)
-
-
-def test_an_adapter_trained_by_peft_on_the_decoder_is_imported() -> None:
-    network, images = a_network(), some_images()
-    names = [name for name in _decoder_projections(network)]
-    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=names, init_lora_weights=False)
-    theirs = peft.get_peft_model(copy.deepcopy(network), config)
-    spec, tensors = from_peft(peft.get_peft_model_state_dict(theirs), config.to_dict())
-    assert (spec.rank, spec.alpha, spec.encoder, spec.decoder) == (2, 6.0, False, True)
-    with torch.inference_mode(), attached(network, spec, generator=generator()):
-        load_lora_tensors(network, tensors)
-        torch.testing.assert_close(network(images), theirs(images), atol=1e-6, rtol=1e-6)
-
-
-def _decoder_projections(network: Network) -> list[str]:
-    with attached(network, LoraSpec(encoder=False), generator=generator()):
-        return list(lora_modules(network))
-
-
-def test_loose_adapters_have_no_peft_layout() -> None:
-    network, spec = a_network(), LoraSpec(kind="loose")
-    with attached(network, spec, generator=generator()), pytest.raises(InputError, match="only kind 'lora' can be"):
-        to_peft(network, spec)
-
-
-def test_what_our_adapters_cannot_say_is_refused() -> None:
-    network, spec = a_network(), LoraSpec()
-    with attached(network, spec, generator=generator()):
-        train_a_little(network)
-        tensors, config = to_peft(network, spec)
-    key = "base_model.model.image_encoder.blocks.0.attn.qkv.lora_B.weight"
-    changes_k = {**tensors, key: torch.randn(tensors[key].shape)}
-    with pytest.raises(InputError, match="leave k alone"):
-        from_peft(changes_k, config)
-    with pytest.raises(InputError, match="use_dora=True"):
-        from_peft(tensors, {**config, "use_dora": True})
-    with pytest.raises(InputError, match="several values of scale"):
-        from_peft(tensors, {**config, "alpha_pattern": {}})
-    with pytest.raises(InputError, match="not a LoRA tensor"):
-        from_peft({**tensors, "base_model.model.neck.weight": torch.zeros(1)}, config)
-    with pytest.raises(InputError, match="only one of lora_A and lora_B"):
-        from_peft({k: v for k, v in tensors.items() if k != key}, config)
-    with pytest.raises(InputError, match="no tensors"):
-        from_peft({}, config)
-    with pytest.raises(InputError, match="lacks lora_alpha"):
-        from_peft(tensors, {k: v for k, v in config.items() if k not in ("lora_alpha", "alpha_pattern")})
 
 
 @EVERY_KIND

@@ -13,8 +13,6 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_frame import (
     SliceFrame,
     frame_of,
-    ijk_from_xy,
-    labels_from_network,
     labels_to_network,
     mask_from_network,
     to_network,
@@ -148,7 +146,9 @@ def test_a_bright_voxel_is_found_where_xy_from_ijk_says():
 def test_any_mask_survives_enlarging_and_the_way_back_unchanged(height, width, image_size, rng):
     frame = a_frame(height, width, image_size)
     labels = rng.integers(0, 5, (height, width))
-    np.testing.assert_array_equal(labels_from_network(labels_to_network(labels, frame), frame), labels)
+    enlarged, (sy, sx) = labels_to_network(labels, frame), frame.scale
+    rows, columns = (np.rint((np.arange(n) + 0.5) * s - 0.5).astype(int) for n, s in ((height, sy), (width, sx)))
+    np.testing.assert_array_equal(enlarged[np.ix_(rows, columns)], labels)
 
 
 @pytest.mark.parametrize(("height", "width", "image_size"), [(512, 300, 256), (128, 300, 600), (256, 256, 256)])
@@ -216,7 +216,10 @@ def test_points_travel_from_ras_to_pixels_and_back(axis, name, rng):
     points_xy = xy_from_ijk(ijk_from_ras(volume.affine, points_ras), frame)
     assert points_xy.min() >= -0.5
     assert (points_xy <= np.array(frame.content)[::-1] - 0.5).all()
-    again_ras = ras_from_ijk(volume.affine, ijk_from_xy(points_xy, frame))
+    again_ijk = points_ijk.copy()  # x runs along the later of the two array axes, that is the earlier of i, j, k
+    (first, second), (sy, sx) = sorted({0, 1, 2} - {2 - axis}), frame.scale
+    again_ijk[:, first], again_ijk[:, second] = ((points_xy + 0.5) / [sx, sy] - 0.5).T
+    again_ras = ras_from_ijk(volume.affine, again_ijk)
     np.testing.assert_allclose(again_ras, points_ras, atol=1e-9)
 
 

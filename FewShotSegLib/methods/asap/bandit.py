@@ -268,7 +268,7 @@ class Bandit:
         """Arms that are not quarantined."""
         return tuple(index for index, arm in enumerate(self.arms) if not arm.quarantined)
 
-    def choose(self, turn: int) -> int | None:
+    def pick(self, turn: int) -> int | None:
         """The arm to play in a turn, the same however often it is asked for; None when no arm is left.
 
         The bonus takes n as it was before this play, as Algorithm 1 does (line 6 before line 8).
@@ -289,10 +289,10 @@ class Bandit:
             self._note(turn, live[at])
         return self.chosen
 
-    def wanted(self, turn: int) -> tuple[int, ...]:
+    def probes(self, turn: int) -> tuple[int, ...]:
         """Arms whose loss and cosine are to be measured now, in the state of the network before it trains on.
 
-        In turn 0 those not seen yet. Later, before `choose`, all arms if the policy refreshes all; after it the chosen
+        In turn 0 those not seen yet. Later, before `pick`, all arms if the policy refreshes all; after it the chosen
         one. What was observed in this turn is not wanted again.
         """
         if turn == 0:

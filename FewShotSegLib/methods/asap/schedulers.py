@@ -20,7 +20,7 @@ import numpy as np
 
 from FewShotSegLib.errors import InputError
 
-from .bandit import PRESETS, Bandit, BanditRecipe, Exp3, Greedy, Policy, Ucb, Uniform
+from .bandit import PRESETS, Bandit, BanditRecipe, Exp3, Greedy, Ucb, Uniform
 
 SCHEDULERS = ("asap", "direct", "gms", "mtl", "dal_ucb1", "dal_exp3", "random")
 
@@ -58,58 +58,35 @@ class Scheduler(Protocol):
         """Go on from there."""
 
 
-class _Bandit:
-    """A scheduler that does what a bandit says: one arm per turn, none where there are no arms."""
+class _BanditScheduler(Bandit):
+    """Does what a bandit says: one arm per turn, none where there are no arms."""
 
     similarity: Literal["cosine", "magnitude"] = "cosine"
 
-    def __init__(self, names: Sequence[str], policy: Policy, rng: np.random.Generator) -> None:
-        self.bandit = Bandit(names, policy, rng)
-
     @property
     def needs_probe(self) -> bool:
-        policy = self.bandit.policy
-        return bool(self.bandit.live) and (policy.first_look or policy.refresh != "none")
-
-    def probes(self, turn: int) -> tuple[int, ...]:
-        return self.bandit.wanted(turn)
+        return bool(self.live) and (self.policy.first_look or self.policy.refresh != "none")
 
     def choose(self, turn: int) -> tuple[int, ...]:
-        arm = self.bandit.choose(turn)
+        arm = self.pick(turn)
         return () if arm is None else (arm,)
 
-    def observe(self, turn: int, arm: int, loss: float, cosine: float) -> None:
-        self.bandit.observe(turn, arm, loss, cosine)
 
-    def quarantine(self, arm: int, reason: str) -> None:
-        self.bandit.quarantine(arm, reason)
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        return self.bandit.history
-
-    def state(self) -> dict[str, Any]:
-        return self.bandit.state()
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        self.bandit.load_state(state)
-
-
-class Asap(_Bandit):
+class Asap(_BanditScheduler):
     """Active and sequential: the arm with the highest upper confidence bound."""
 
     def __init__(self, names: Sequence[str], recipe: BanditRecipe, rng: np.random.Generator) -> None:
         super().__init__(names, Ucb(recipe), rng)
 
 
-class Direct(_Bandit):
+class Direct(_BanditScheduler):
     """Fine-tuning on the target alone."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__((), Uniform(), rng)
 
 
-class Gms(_Bandit):
+class Gms(_BanditScheduler):
     """The one arm whose gradient is closest in size to the target's before training, for the whole run.
 
     `observe` is given the gradient magnitude similarity 2 |g1| |g2| / (|g1|^2 + |g2|^2) (Yu et al. 2020, PCGrad) in
@@ -122,24 +99,24 @@ class Gms(_Bandit):
         super().__init__(names, Greedy(), rng)
 
 
-class Mtl(_Bandit):
+class Mtl(_BanditScheduler):
     """Multi-task learning: every arm in every batch."""
 
     def __init__(self, names: Sequence[str], rng: np.random.Generator) -> None:
         super().__init__(names, Uniform(), rng)
 
     def choose(self, turn: int) -> tuple[int, ...]:
-        return self.bandit.live
+        return self.live
 
 
-class Dal(_Bandit):
+class Dal(_BanditScheduler):
     """Dynamic auxiliary learning: FLAD with UCB1 or EXP3, rewarded by the cosine alone."""
 
     def __init__(self, names: Sequence[str], kind: Literal["ucb1", "exp3"], rng: np.random.Generator) -> None:
         super().__init__(names, Ucb(PRESETS["ucb1"]) if kind == "ucb1" else Exp3(), rng)
 
 
-class RandomArm(_Bandit):
+class RandomArm(_BanditScheduler):
     """An arm drawn by lot, every turn anew. Of a single arm it is training with that one, unmeasured."""
 
     def __init__(self, names: Sequence[str], rng: np.random.Generator) -> None:
