@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from functools import partial
@@ -18,7 +19,7 @@ from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.io.volumes import save_labelmap, save_volume
 from FewShotSegLib.progress import Progress, Report
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
-from FewShotSegLib.sam.loading import assemble_sam, sha256_of_network
+from FewShotSegLib.sam.loading import assemble_sam
 from FewShotSegLib.sam.modeling import ImageEncoderViT
 from FewShotSegLib.sam.network import PromptableNetwork
 
@@ -63,6 +64,15 @@ def placed(shape: tuple[int, int, int], affine: np.ndarray, seed: int = 0) -> tu
 def axial(spacing: tuple[float, float, float] = (2.0, 2.0, 4.0), size: tuple[int, int, int] = (30, 40, 12)) -> Any:
     """Shape (K, J, I) and affine of LPS slices that start at the origin."""
     return size[::-1], LPS @ np.diag([*spacing, 1.0])
+
+
+def sha256_of_network(network: PromptableNetwork) -> str:
+    """Digest of all parameters, to prove that a lent network came back unchanged."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ class Adapter:
     @property
     def digest(self) -> str:
         """SHA-256 over the card and every tensor: equal for equal content, on every computer."""
-        return _digest(_plain_card(self), self.tensors)
+        return digest_of_adapter(_plain_card(self), self.tensors)
 
 
 def card(adapter: Adapter) -> dict[str, Any]:
@@ -109,17 +109,17 @@ def _checked_tensors(tensors: Mapping[str, Any]) -> dict[str, Array]:
 def _as_json(name: str, value: Any) -> Any:
     """Return a copy in JSON types, so that an adapter equals itself after it went through a file."""
     try:
-        return json.loads(_dump(value))
+        return json.loads(dumped(value))
     except (TypeError, ValueError) as error:
         raise InputError(f"An adapter's {name} must be texts, finite numbers, lists and tables ({error}).") from None
 
 
-def _dump(value: Any) -> str:
+def dumped(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
-def _digest(plain_card: Mapping[str, Any], tensors: Mapping[str, Array]) -> str:
-    digest = hashlib.sha256(_dump(plain_card).encode())
+def digest_of_adapter(plain_card: Mapping[str, Any], tensors: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256(dumped(plain_card).encode())
     for name in sorted(tensors):  # a checksum of each tensor covers its type, shape and values
         digest.update(f"\n{json.dumps(name)} {sha256_of_array(tensors[name])}".encode())
     return digest.hexdigest()

@@ -106,7 +106,7 @@ def check_exemplars(exemplars: Sequence[Exemplar]) -> dict[int, str]:
     missing = {value: name for value, name in structures.items() if value not in seen}
     if missing:
         raise InputError(
-            f"No exemplar shows {_listed(missing)} on an annotated slice; annotate it once or leave it out."
+            f"No exemplar shows {listed(missing)} on an annotated slice; annotate it once or leave it out."
         )
     return structures
 
@@ -155,5 +155,5 @@ def _intensity_warnings(exemplars: Sequence[Exemplar]) -> list[str]:
     ]
 
 
-def _listed(structures: Mapping[int, str]) -> str:
+def listed(structures: Mapping[int, str]) -> str:
     return ", ".join(f"{name} (label {value})" for value, name in structures.items())

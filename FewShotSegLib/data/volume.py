@@ -85,12 +85,12 @@ class Volume:
         """Return whether both have the same shape and no voxel centre lies further apart than `tolerance_mm`."""
         if self.shape != other.shape:
             return False
-        corners = _corners_ijk(self.shape)  # an affine difference is largest at a corner
+        corners = corners_ijk(self.shape)  # an affine difference is largest at a corner
         distance = ras_from_ijk(self.affine, corners) - ras_from_ijk(other.affine, corners)
         return bool(np.linalg.norm(distance, axis=1).max() <= tolerance_mm)
 
 
-def _corners_ijk(shape: tuple[int, int, int]) -> Array:
+def corners_ijk(shape: tuple[int, int, int]) -> Array:
     k, j, i = (np.array([0, n - 1]) for n in shape)
     return np.stack(np.meshgrid(i, j, k, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.float64)
 

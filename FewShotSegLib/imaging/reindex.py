@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from FewShotSegLib.data.volume import Array, Volume, _corners_ijk, ras_from_ijk
+from FewShotSegLib.data.volume import Array, Volume, corners_ijk, ras_from_ijk
 
 
 def resample_labelmap(labelmap: Volume, onto: Volume) -> Volume:
@@ -32,7 +32,7 @@ def reindexed(labelmap: Volume, onto: Volume, *, crop: bool = False, tolerance: 
     exact = index_map(labelmap.affine, labelmap.shape, onto.affine, tolerance)
     if exact is None:
         return None
-    landed = ras_from_ijk(exact, _corners_ijk(labelmap.shape))
+    landed = ras_from_ijk(exact, corners_ijk(labelmap.shape))
     low, high = landed.min(axis=0).astype(int), landed.max(axis=0).astype(int) + 1
     sizes = np.array(onto.shape[::-1])
     if (low < 0).any() or (high > sizes).any() or not (crop or ((low == 0).all() and (high == sizes).all())):
@@ -55,7 +55,7 @@ def index_map(own: Array, shape: tuple[int, int, int], onto: Array, tolerance: f
     turn = np.abs(exact[:3, :3])
     if not (turn.sum(axis=0) == 1).all() or not (turn.sum(axis=1) == 1).all():
         return None
-    corners = _corners_ijk(shape)  # an affine difference is largest at a corner
+    corners = corners_ijk(shape)  # an affine difference is largest at a corner
     off = np.abs(ras_from_ijk(onto_from_own, corners) - ras_from_ijk(exact, corners)).max()
     return exact if off <= tolerance else None
 

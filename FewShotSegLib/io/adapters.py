@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from FewShotSegLib.data.adapter import FORMAT, Adapter, Array, _digest, _dump, card
+from FewShotSegLib.data.adapter import FORMAT, Adapter, Array, card, digest_of_adapter, dumped
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.errors import InputError
 
@@ -30,7 +30,7 @@ def save_adapter(adapter: Adapter, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
         raise InputError(f'An adapter file ends with ".safetensors", got {path}.')
-    content = save(dict(adapter.tensors), metadata={_HEADER_KEY: _dump(card(adapter))})
+    content = save(dict(adapter.tensors), metadata={_HEADER_KEY: dumped(card(adapter))})
     with written_whole(path) as part:
         part.write_bytes(content)
 
@@ -40,7 +40,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     path = Path(path)
     values, tensors = _read(path)
     given = values.pop("digest", None)
-    if given != _digest(values, tensors):
+    if given != digest_of_adapter(values, tensors):
         raise InputError(f"{path} was changed or damaged after it was written (its checksum differs); copy it again.")
     return _from_card(values, tensors, path)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from FewShotSegLib.data.exemplar import Array, Exemplar, Slices, _listed
+from FewShotSegLib.data.exemplar import Array, Exemplar, Slices, listed
 from FewShotSegLib.data.volume import AXES, AXIS_LETTERS, Labelmap, Volume, checked_structures
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.reindex import reindexed, resample_labelmap
@@ -52,7 +52,7 @@ def load_exemplar(
     placed = _on_grid_of(volume, source.volume, Path(image), Path(labelmap), resample)
     labels, kept = _select(placed.array, source, structures, str(labelmap))
     if not labels.any() and slices is None:
-        raise InputError(f"{labelmap} holds no label of {_listed(kept)}; annotate a slice or choose other structures.")
+        raise InputError(f"{labelmap} holds no label of {listed(kept)}; annotate a slice or choose other structures.")
     annotated, empty = _known_slices(labels, axis, slices, name)
     return Exemplar(volume, _only_on(labels, axis, annotated), kept, axis, annotated, empty, name)
 

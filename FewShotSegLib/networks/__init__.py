@@ -34,7 +34,6 @@ __all__ = [
     "build",
     "kernels_of",
     "load_weights",
-    "names_in",
     "parameter_count",
     "strides_of",
     "supervised",
@@ -73,17 +72,6 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return NETWORKS[name](in_channels, out_channels, shape, lengths, size)
-
-
-def names_in(network: nn.Module, scope: str) -> list[str]:
-    """Return the names of the parameters in a scope that gradients are compared over.
-
-    "all", "decoder" (everything after the bottleneck) or "head" (the last layer).
-    """
-    if scope not in ("all", "decoder", "head"):
-        raise InputError(f'The scope of gradients is one of all, decoder, head, got "{scope}".')
-    prefixes = ("",) if scope == "all" else getattr(network, scope.upper())
-    return [name for name, _ in network.named_parameters() if name.startswith(prefixes)]
 
 
 def parameter_count(network: nn.Module) -> int:

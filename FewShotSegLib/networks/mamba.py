@@ -44,7 +44,6 @@ class MambaUNet(nn.Module):
     """Logits (B, out_channels, D, H, W) of images (B, in_channels, D, H, W) of any size."""
 
     HEAD = ("head.",)
-    DECODER = ("expand.", "fuse.", "decode.", "spread.", "refine.", *HEAD)
 
     def __init__(
         self, in_channels: int, out_channels: int, patch: Shape, spacing: tuple[float, ...] | None, size: str

@@ -83,13 +83,11 @@ def padded(x: Tensor, multiple: Shape) -> Tensor:
 class AnySize:
     """Goes before a network class: pads what comes in to its `multiple`, and crops what goes out.
 
-    `HEAD` and `DECODER` are the beginnings of the parameter names of the last layer, and of everything after the
-    bottleneck, the last layer among it.
+    `HEAD` are the beginnings of the parameter names of the last layer.
     """
 
     multiple: Shape
     HEAD: ClassVar[tuple[str, ...]]
-    DECODER: ClassVar[tuple[str, ...]]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, out_channels, D, H, W) of images (B, in_channels, D, H, W) of any size."""

@@ -18,7 +18,6 @@ class DynUNet(AnySize, nets.DynUNet):
     """
 
     HEAD = ("output_block.", "deep_supervision_heads.")
-    DECODER = ("upsamples.", *HEAD)
 
     def __init__(
         self, in_channels: int, out_channels: int, patch: Shape, spacing: tuple[float, ...] | None, size: str

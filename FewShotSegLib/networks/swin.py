@@ -25,7 +25,6 @@ class SwinUNet(AnySize, swin_unetr.SwinUNETR):
     """
 
     HEAD = ("out.",)
-    DECODER = ("decoder", *HEAD)
 
     def __init__(
         self, in_channels: int, out_channels: int, patch: Shape, spacing: tuple[float, ...] | None, size: str

@@ -16,7 +16,6 @@ class UNet(AnySize, nets.UNet):
     """
 
     HEAD = ("model.2.",)
-    DECODER = ("model.2.", *("model." + "1.submodule." * depth + "2." for depth in (1, 2, 3)))
 
     def __init__(
         self, in_channels: int, out_channels: int, patch: Shape, spacing: tuple[float, ...] | None, size: str

@@ -12,7 +12,7 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.files import sha256_of_file
 from FewShotSegLib.progress import Progress, Report, silent
 
-from .registry import _OFFICIAL, BaseModel, _digest, _how_to_get, download_folder, models
+from .registry import OFFICIAL, BaseModel, download_folder, file_digest, how_to_get, models
 
 _CHUNK_BYTES = 1 << 20
 
@@ -28,9 +28,9 @@ def download(model: str | BaseModel, report: Report = silent, *, folder: Path | 
     """
     model = _named(model) if isinstance(model, str) else model
     if model.url is None or model.sha256 is None:
-        raise InputError(f"The base model {model.name} cannot be downloaded: {_how_to_get(model)}")
+        raise InputError(f"The base model {model.name} cannot be downloaded: {how_to_get(model)}")
     target = (folder or download_folder()) / model.filename
-    if target.is_file() and _digest(target) == model.sha256:
+    if target.is_file() and file_digest(target) == model.sha256:
         return target
     part = target.with_name(target.name + ".part")
     with _as_input_error(f"Cannot write {part}"):
@@ -51,7 +51,7 @@ def download(model: str | BaseModel, report: Report = silent, *, folder: Path | 
 def _named(name: str) -> BaseModel:
     model = next((model for model in models() if model.name == name), None)
     if model is None:
-        names = ", ".join(m.name for m in _OFFICIAL if m.url)
+        names = ", ".join(m.name for m in OFFICIAL if m.url)
         raise InputError(f"No base model is called {name!r}; these can be downloaded: {names}.")
     return model
 

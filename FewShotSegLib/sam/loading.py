@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from pathlib import Path
 
@@ -139,12 +138,3 @@ def _load_compact(path: Path, image_size: int | None) -> PromptableNetwork:
     network.load_state_dict(state)
     set_image_size(network, image_size or architecture.working_size or architecture.image_size)
     return network
-
-
-def sha256_of_network(network: PromptableNetwork) -> str:
-    """Digest of all parameters, to prove that a lent network came back unchanged."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -49,7 +49,7 @@ _BUNDLED = BaseModel(
     note="small model that comes with FewShotSeg; runs on a laptop",
 )  # fmt: skip
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
-_OFFICIAL = (
+OFFICIAL = (
     _BUNDLED,
     # Measured: with a box or several clicks better on lesions and thin walls, with one click on organs worse.
     replace(
@@ -101,14 +101,14 @@ def download_folder() -> Path:
 
 def models() -> list[BaseModel]:
     """Return the models in the table and those the user has added, whether their files are here or not."""
-    official = {model.name: model for model in _OFFICIAL}
-    return [*_OFFICIAL, *(model for model, _ in _register() if model.name not in official)]
+    official = {model.name: model for model in OFFICIAL}
+    return [*OFFICIAL, *(model for model, _ in _register() if model.name not in official)]
 
 
 def location(model: BaseModel) -> Path | None:
     """Return the model's file, or None when it is not on this computer."""
     places = [path for entry, path in _register() if entry.name == model.name]
-    if model.name in {official.name for official in _OFFICIAL}:
+    if model.name in {official.name for official in OFFICIAL}:
         places = [*(folder / model.filename for folder in search_folders()), *places]
     return next((path for path in places if path.is_file()), None)
 
@@ -121,11 +121,11 @@ def find(name_or_path: str | os.PathLike[str]) -> tuple[BaseModel, Path]:
         return _from_path(Path(name_or_path), known)
     path = location(model)
     if path is None:
-        raise InputError(_how_to_get(model))
+        raise InputError(how_to_get(model))
     return model, path
 
 
-def _how_to_get(model: BaseModel) -> str:
+def how_to_get(model: BaseModel) -> str:
     if model.url:
         return (
             f"The base model {model.name} is not on this computer yet: run `fewshotseg models download {model.name}`, "
@@ -149,8 +149,8 @@ def _from_path(path: Path, known: dict[str, BaseModel]) -> tuple[BaseModel, Path
     for entry, place in _register():
         if place == path.absolute():
             return entry, path
-    digest = _digest(path)
-    for model in _OFFICIAL:
+    digest = file_digest(path)
+    for model in OFFICIAL:
         if model.sha256 == digest:
             return model, path
     architecture = _architecture_from_name(path)
@@ -177,8 +177,8 @@ def add(path: str | os.PathLike[str], architecture: str | None = None, name: str
     path = Path(path).expanduser().absolute()
     if not path.is_file():
         raise InputError(f"There is no file {path}: give the path of a model file.")
-    digest = _digest(path)
-    same = next((model for model in _OFFICIAL if model.sha256 == digest), None)
+    digest = file_digest(path)
+    same = next((model for model in OFFICIAL if model.sha256 == digest), None)
     if same is None:
         same = _own_model(path, architecture, name)
     model = replace(same, name=name or same.name, sha256=digest, size_bytes=path.stat().st_size)
@@ -201,7 +201,7 @@ def _own_model(path: Path, architecture: str | None, name: str | None) -> BaseMo
 def _check_name(model: BaseModel) -> None:
     if not re.fullmatch(r"[\w.+-]+", model.name):
         raise InputError(f"The model name {model.name!r} is not allowed: use letters, digits, dots, _, + and - only.")
-    official = next((m for m in _OFFICIAL if m.name == model.name), None)
+    official = next((m for m in OFFICIAL if m.name == model.name), None)
     if official is not None and official.sha256 != model.sha256:
         raise InputError(
             f"The name {model.name} belongs to a model with SHA-256 {official.sha256 or '(the one that comes along)'}, "
@@ -235,7 +235,7 @@ def verify(name_or_path: str | os.PathLike[str]) -> str:
 
 def checked_sha256(model: BaseModel, path: Path) -> str:
     """Return the SHA-256 of `path`; refuses it when the model has another one."""
-    digest = _digest(path)
+    digest = file_digest(path)
     if model.sha256 is not None and digest != model.sha256:
         raise InputError(
             f"{path} is not the base model {model.name}: its SHA-256 is {digest}, but {model.sha256} is expected. "
@@ -244,7 +244,7 @@ def checked_sha256(model: BaseModel, path: Path) -> str:
     return digest
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     status = path.stat()
     return _digest_of_state(path.absolute(), status.st_size, status.st_mtime_ns)
 

@@ -14,9 +14,10 @@ from FewShotSegLib.lora.adaptation import Adaptation, AdaptationSpec
 from FewShotSegLib.lora.heads import BACKGROUND, TARGET, target_of
 from FewShotSegLib.lora.layers import LoraSpec
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
-from FewShotSegLib.sam.loading import assemble_sam, sha256_of_network
+from FewShotSegLib.sam.loading import assemble_sam
 from FewShotSegLib.sam.modeling import ImageEncoderViT
 from FewShotSegLib.sam.network import PADDING, POSITIVE, PromptableNetwork, PromptBatch
+from Testing.conftest import sha256_of_network
 
 STRUCTURES = (1, 4)
 OURS = ("structure_tokens", "locator.")  # what is not in the paper lies beside the network

@@ -250,7 +250,7 @@ def test_a_copy_of_an_official_file_is_added_under_its_official_name(
 ) -> None:
     path = a_file(tmp_path, "from a colleague.pth")
     known = BaseModel("vit_b", "vit_b", "sam.pth", "https://x", hashlib.sha256(b"weights").hexdigest(), 7, "Apache-2.0")
-    monkeypatch.setattr(registry, "_OFFICIAL", (known,))
+    monkeypatch.setattr(registry, "OFFICIAL", (known,))
     assert add(path) == known
     assert find("vit_b") == (known, path)
     assert [m.name for m in models()] == ["vit_b"]

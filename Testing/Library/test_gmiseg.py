@@ -22,10 +22,9 @@ from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.io.datasets import data_sets_in
 from FewShotSegLib.methods import gmiseg
 from FewShotSegLib.sam.clicks import centre_click
-from FewShotSegLib.sam.loading import sha256_of_network
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.training.context import AdaptInputs, RunContext
-from Testing.conftest import DISC, SQUARE, Listener, discs, write_discs
+from Testing.conftest import DISC, SQUARE, Listener, discs, sha256_of_network, write_discs
 
 WINDOW = IntensitySpec("window", -100.0, 200.0)
 

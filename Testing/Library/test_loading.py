@@ -17,8 +17,9 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.pretraining.train import SHIPPED, save_network
 from FewShotSegLib.sam import loading, registry
 from FewShotSegLib.sam.compact import build_compact
-from FewShotSegLib.sam.loading import build_sam, load_base, sha256_of_network
+from FewShotSegLib.sam.loading import build_sam, load_base
 from FewShotSegLib.sam.network import PADDING, POSITIVE, PromptBatch
+from Testing.conftest import sha256_of_network
 
 HEADS, WIDTH = 2, 32
 State = dict[str, Tensor]

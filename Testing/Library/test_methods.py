@@ -25,10 +25,9 @@ from FewShotSegLib.inference.segment import SegmentOptions, segment
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.methods import METHODS, Method, method
 from FewShotSegLib.sam.clicks import centre_click
-from FewShotSegLib.sam.loading import sha256_of_network
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.training.context import AdaptInputs, RunContext
-from Testing.conftest import DISC, Listener, discs
+from Testing.conftest import DISC, Listener, discs, sha256_of_network
 
 QUICK = {
     "steps": 6, "batch_size": 1, "estimate_folds": 0, "guard": "off", "validate_every": 0, "encoder_blocks": -1,

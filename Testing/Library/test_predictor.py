@@ -20,7 +20,6 @@ from FewShotSegLib.inference.embedding_cache import EmbeddingCache
 from FewShotSegLib.inference.predictor import MASK_LOGIT, Masks, Predictor
 from FewShotSegLib.lora.adaptation import Adaptation, AdaptationSpec
 from FewShotSegLib.lora.layers import LoraSpec
-from FewShotSegLib.sam.loading import sha256_of_network
 from FewShotSegLib.sam.network import (
     BOX_CORNER_HIGH,
     BOX_CORNER_LOW,
@@ -31,6 +30,7 @@ from FewShotSegLib.sam.network import (
     PromptableNetwork,
     PromptBatch,
 )
+from Testing.conftest import sha256_of_network
 
 SIZE = 64
 STRUCTURES = {2: "liver", 5: "spleen"}
