@@ -28,9 +28,15 @@ DISC, SQUARE = 1, 2
 BALL, BOX = 1, 2
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 QUICK: dict[str, Any] = {
-    "image_size": 64, "batch_size": 1, "steps": 4, "validate_every": 0, "estimate_folds": 0, "guard": "off",
-    "token_prompts": 2, "click_prompts": 1,
-}  # fmt: skip
+    "image_size": 64,
+    "batch_size": 1,
+    "steps": 4,
+    "validate_every": 0,
+    "estimate_folds": 0,
+    "guard": "off",
+    "token_prompts": 2,
+    "click_prompts": 1,
+}
 
 
 def discs(rng: np.random.Generator, shape: tuple[int, int, int] = (6, 64, 64)) -> tuple[Volume, np.ndarray]:
@@ -104,9 +110,18 @@ def a_tiny_sam() -> PromptableNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         encoder = ImageEncoderViT(
-            img_size=64, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2, out_chans=32,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=4, global_attn_indexes=(1,),
-        )  # fmt: skip
+            img_size=64,
+            patch_size=8,
+            embed_dim=32,
+            depth=2,
+            num_heads=2,
+            mlp_ratio=2,
+            out_chans=32,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=4,
+            global_attn_indexes=(1,),
+        )
         network = assemble_sam(
             encoder, image_size=64, patch=8, prompt_dim=32, mlp_dim=64, iou_hidden=32, name="tiny_sam"
         )

@@ -90,9 +90,16 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.quick:
         chosen.seconds, chosen.cases, chosen.slices, chosen.shots = min(chosen.seconds, 10), 1, 8, [3]
     setting = Setting(
-        chosen.data, chosen.base, chosen.seconds, chosen.seed, chosen.cases, chosen.slices, tuple(chosen.recipe),
-        tuple(chosen.models), chosen.image_size or affordable_size(chosen.base, torch.device("cpu")),
-    )  # fmt: skip
+        chosen.data,
+        chosen.base,
+        chosen.seconds,
+        chosen.seed,
+        chosen.cases,
+        chosen.slices,
+        tuple(chosen.recipe),
+        tuple(chosen.models),
+        chosen.image_size or affordable_size(chosen.base, torch.device("cpu")),
+    )
     record = Path(f"{chosen.out}.jsonl")
     for name in chosen.datasets:
         for shots in [0, *chosen.shots]:
@@ -189,9 +196,12 @@ def _adapted(
 def _unet(chosen: list[Any], dataset: DataSet, setting: Setting) -> tuple[Segmenter, dict[str, Any]]:
     steps = [0]
     network, structures = train_unet(
-        chosen, dataset.intensity, seed=setting.seed, seconds=setting.seconds,
+        chosen,
+        dataset.intensity,
+        seed=setting.seed,
+        seconds=setting.seconds,
         report=lambda progress: steps.__setitem__(0, progress.step),
-    )  # fmt: skip
+    )
     return lambda volume, _: segment_unet(network, structures, volume, dataset.intensity), {"steps": steps[0]}
 
 

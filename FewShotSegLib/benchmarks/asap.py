@@ -138,9 +138,14 @@ def _run(target: Target, method: str, network: str, seed: int, setting: Setting)
     known = _known(target)
     shots, tests, rest = _split(known, setting)
     recipe = asap.Recipe(
-        network=network, scheduler=METHODS[method], steps=setting.steps, estimate_folds=0, validate_every=0,
-        spacing_mm=target.spacing_mm, patch=PATCH,
-    )  # fmt: skip
+        network=network,
+        scheduler=METHODS[method],
+        steps=setting.steps,
+        estimate_folds=0,
+        validate_every=0,
+        spacing_mm=target.spacing_mm,
+        patch=PATCH,
+    )
     recipe = with_overrides(recipe, setting.recipe)
     started = time.monotonic()
     inputs = AdaptInputs(
@@ -153,10 +158,14 @@ def _run(target: Target, method: str, network: str, seed: int, setting: Setting)
     scores = [score for image in tests for score in [_score(adapter, known, image, target)] if score is not None]
     auxiliary = adapter.metrics.get("auxiliary") or {"arms": [], "turns": []}
     return {
-        "dice": float(np.mean([d for d, _ in scores])), "iou": float(np.mean([j for _, j in scores])),
-        "cases": len(scores), "seconds": round(seconds, 1), "steps": setting.steps, "arms": len(auxiliary["arms"]),
+        "dice": float(np.mean([d for d, _ in scores])),
+        "iou": float(np.mean([j for _, j in scores])),
+        "cases": len(scores),
+        "seconds": round(seconds, 1),
+        "steps": setting.steps,
+        "arms": len(auxiliary["arms"]),
         "turns": [(row["turn"], row["name"], row["cosine"]) for row in auxiliary["turns"] if row["turn"] > 0],
-    }  # fmt: skip
+    }
 
 
 def _known(target: Target) -> Known:

@@ -66,31 +66,63 @@ DATASETS = {
     d.name: d
     for d in (
         DataSet(
-            "btcv", "btcv_synapse_ct/*_img.nii.gz", (r"_img\.", "_lab."),
-            {1: "spleen", 2: "right kidney", 3: "left kidney", 4: "gallbladder", 6: "liver", 7: "stomach", 8: "aorta",
-             11: "pancreas"}, CT_WINDOW,
+            "btcv",
+            "btcv_synapse_ct/*_img.nii.gz",
+            (r"_img\.", "_lab."),
+            {
+                1: "spleen",
+                2: "right kidney",
+                3: "left kidney",
+                4: "gallbladder",
+                6: "liver",
+                7: "stomach",
+                8: "aorta",
+                11: "pancreas",
+            },
+            CT_WINDOW,
         ),
         DataSet(
-            "acdc", "acdc/*_frame01_img.nii.gz", (r"_img\.", "_lab."),
-            {1: "right ventricle", 2: "myocardium", 3: "left ventricle"}, MR,
+            "acdc",
+            "acdc/*_frame01_img.nii.gz",
+            (r"_img\.", "_lab."),
+            {1: "right ventricle", 2: "myocardium", 3: "left ventricle"},
+            MR,
         ),
         DataSet(
-            "chaos", "chaos_mr_t2/*_img.nii.gz", (r"_img\.", "_lab."),
-            {1: "liver", 2: "right kidney", 3: "left kidney", 4: "spleen"}, MR,
+            "chaos",
+            "chaos_mr_t2/*_img.nii.gz",
+            (r"_img\.", "_lab."),
+            {1: "liver", 2: "right kidney", 3: "left kidney", 4: "spleen"},
+            MR,
         ),
         DataSet(
-            "brats", "brats2013/*_Flair.nii.gz", (r"_Flair\.", "_lab."), {1: "whole tumour"}, MR, train=1, merged=True,
+            "brats",
+            "brats2013/*_Flair.nii.gz",
+            (r"_Flair\.", "_lab."),
+            {1: "whole tumour"},
+            MR,
+            train=1,
+            merged=True,
         ),
         DataSet("la2018", "la2018/*_img.nii.gz", (r"_img\.", "_lab."), {1: "left atrium"}, MR, train=2),
         DataSet(
-            "ms", "ms_lesions_lesjak/*_FLAIR.nii.gz", (r"_FLAIR\.", "_lab."), {1: "lesion"}, MR, train=1,
+            "ms",
+            "ms_lesions_lesjak/*_FLAIR.nii.gz",
+            (r"_FLAIR\.", "_lab."),
+            {1: "lesion"},
+            MR,
+            train=1,
             scattered=True,
         ),
         DataSet(
-            "hippocampus", "msd_hippocampus/images/*.nii.gz", ("^", "../labels/"), {1: "anterior", 2: "posterior"}, MR,
+            "hippocampus",
+            "msd_hippocampus/images/*.nii.gz",
+            ("^", "../labels/"),
+            {1: "anterior", 2: "posterior"},
+            MR,
         ),
     )
-}  # fmt: skip
+}
 
 # Not among the others, which are volumes of organs: photographs of the back of the eye, vessels a few pixels wide.
 STARE = DataSet("stare", "stare/*_img.png", (r"_img\.", "_vessel_vk."), {1: "vessel"}, MR, train=4, merged=True)

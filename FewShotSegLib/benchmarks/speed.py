@@ -375,10 +375,18 @@ def _untrained_adapter(network: PromptableNetwork, intensity: IntensitySpec) -> 
     spec = prompted_recipe.adaptation_spec(recipe, network)
     adaptation = Adaptation(network, spec, sorted(phantom.STRUCTURES), generator=torch.Generator().manual_seed(0))
     return Adapter(
-        tensors=adaptation.tensors(network), method="lora", recipe=to_dict(recipe), base_model=network.name,
-        base_sha256=network.sha256, structures=phantom.STRUCTURES, intensity=intensity, image_size=network.image_size,
-        seed=0, axis=0, architecture={"lora": to_dict(spec.lora), "tokens": recipe.tokens, "full_decoder": False},
-    )  # fmt: skip
+        tensors=adaptation.tensors(network),
+        method="lora",
+        recipe=to_dict(recipe),
+        base_model=network.name,
+        base_sha256=network.sha256,
+        structures=phantom.STRUCTURES,
+        intensity=intensity,
+        image_size=network.image_size,
+        seed=0,
+        axis=0,
+        architecture={"lora": to_dict(spec.lora), "tokens": recipe.tokens, "full_decoder": False},
+    )
 
 
 MEASUREMENTS: dict[str, Callable[[Size], Iterator[Row]]] = {

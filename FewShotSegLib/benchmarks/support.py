@@ -147,9 +147,12 @@ def _made(
     if model == UNET:
         steps = [0]
         unet, structures = train_unet(
-            given, dataset.intensity, seed=seed, seconds=setting.seconds,
+            given,
+            dataset.intensity,
+            seed=seed,
+            seconds=setting.seconds,
             report=lambda progress: steps.__setitem__(0, progress.step),
-        )  # fmt: skip
+        )
         return lambda volume: segment_unet(unet, structures, volume, dataset.intensity), {"steps": steps[0]}
     if model == LORA:
         recipe = lora.Recipe(estimate_folds=0, guard="off")
@@ -206,9 +209,14 @@ def _forgetting(chosen: argparse.Namespace, setting: Setting, record: Path) -> I
                 clicked = [[_clicked_dice(network, stage, task, setting) for stage in stages] for task in tasks]
                 steps = [stage.metrics["steps"] for stage in stages[1:]]
                 yield {
-                    "kind": "forgetting", "lora": kind, "first": first, "second": second, "seed": seed, "steps": steps,
+                    "kind": "forgetting",
+                    "lora": kind,
+                    "first": first,
+                    "second": second,
+                    "seed": seed,
+                    "steps": steps,
                     "dice": clicked,
-                }  # fmt: skip
+                }
 
 
 def _clicked_dice(network: PromptableNetwork, adapter: Any, dataset: DataSet, setting: Setting) -> float:

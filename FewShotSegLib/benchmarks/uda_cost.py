@@ -143,11 +143,23 @@ def _adapter(volume: Volume, size: str, grid: Grid) -> Adapter:
     """An adapter as `methods.uda` makes them, with fresh weights."""
     arguments = network_arguments(grid, "dynunet", size, ORGANS + 1)
     return Adapter(
-        tensors=weights_of(build(**arguments)), method="uda", recipe={}, base_model="", base_sha256="",
-        structures={value: f"organ {value}" for value in range(1, ORGANS + 1)}, intensity=CT_WINDOW,
-        image_size=max(grid.patch), seed=0, axis=0, provenance={}, metrics={},
+        tensors=weights_of(build(**arguments)),
+        method="uda",
+        recipe={},
+        base_model="",
+        base_sha256="",
+        structures={value: f"organ {value}" for value in range(1, ORGANS + 1)},
+        intensity=CT_WINDOW,
+        image_size=max(grid.patch),
+        seed=0,
+        axis=0,
+        provenance={},
+        metrics={},
         architecture={
-            "network": arguments, "head": "classes", "grid": grid_to_dict(grid),
-            "anatomy": AnatomySpace().settled([volume]).to_dict(), "resample": "labels",
+            "network": arguments,
+            "head": "classes",
+            "grid": grid_to_dict(grid),
+            "anatomy": AnatomySpace().settled([volume]).to_dict(),
+            "resample": "labels",
         },
-    )  # fmt: skip
+    )

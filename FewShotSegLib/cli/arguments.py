@@ -53,16 +53,22 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
     adapt = commands.add_parser(
-        "adapt", parents=[work], help="make an adapter from annotated slices",
+        "adapt",
+        parents=[work],
+        help="make an adapter from annotated slices",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example: fewshotseg adapt --exemplar "ct.nrrd=ct.seg.nrrd@k:40,52,61" --out organs.safetensors',
-    )  # fmt: skip
+    )
     adapt.add_argument("--method", default="lora", help="method of adaptation: lora (default), asap, uda, gmiseg")
     adapt.add_argument(
-        "--exemplar", action="append", default=[], metavar="IMAGE=LABELMAP[@AXIS:K,K,...]", dest="exemplars",
+        "--exemplar",
+        action="append",
+        default=[],
+        metavar="IMAGE=LABELMAP[@AXIS:K,K,...]",
+        dest="exemplars",
         help="an annotated case; @k:12,14 says which slices are complete, @k:all that all are; may be repeated; for "
         "the method gmiseg also a folder of labelled data sets",
-    )  # fmt: skip
+    )
     adapt.add_argument("--source", metavar="DIR", help="folder of labelled images of another kind (method uda)")
     adapt.add_argument("--target", metavar="DIR", help="folder of unlabelled images (method uda)")
     adapt.add_argument("--auxiliary", metavar="DIR", help="folder of labelled data sets to learn beside, or from")
@@ -83,16 +89,21 @@ def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
 
 def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
     segment = commands.add_parser(
-        "segment", parents=[work], help="segment images with an adapter, a support set, or prompts",
+        "segment",
+        parents=[work],
+        help="segment images with an adapter, a support set, or prompts",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example without training: fewshotseg segment new.nrrd --support "ct.nrrd=ct.seg.nrrd@k:40" --out DIR',
-    )  # fmt: skip
+    )
     segment.add_argument("images", nargs="+", metavar="IMAGE")
     segment.add_argument("--adapter", metavar="ADAPTER")
     segment.add_argument(
-        "--support", action="append", default=[], metavar="IMAGE=LABELMAP[@AXIS:K,K,...]",
+        "--support",
+        action="append",
+        default=[],
+        metavar="IMAGE=LABELMAP[@AXIS:K,K,...]",
         help="an annotated case to segment after, at once and without training; may be repeated",
-    )  # fmt: skip
+    )
     segment.add_argument(
         "--support-recipe", nargs="+", default=[], metavar="FILE|KEY=VALUE", help="how the support set is used"
     )

@@ -60,9 +60,15 @@ def predict(
     try:
         with torch.inference_mode():
             whole = sliding_window_inference(
-                torch.from_numpy(np.array(image, np.float32))[None, None], tuple(patch), batch, logits_of, overlap,
-                mode="gaussian", sw_device=device, device="cpu",
-            )  # fmt: skip
+                torch.from_numpy(np.array(image, np.float32))[None, None],
+                tuple(patch),
+                batch,
+                logits_of,
+                overlap,
+                mode="gaussian",
+                sw_device=device,
+                device="cpu",
+            )
     finally:
         network.train(training)
     return whole[0].numpy()

@@ -273,8 +273,10 @@ class SupportPredictor(Predictor):
         ]
         odds = {
             n: second.log_odds(*tried[n])
-            for second, fold in zip(seconds, folds, strict=True) for n in fold if n in tried
-        }  # fmt: skip
+            for second, fold in zip(seconds, folds, strict=True)
+            for n in fold
+            if n in tried
+        }
         return ContextClassifier(firsts, seconds), odds
 
     def _decide(self, pictures: Sequence[_Picture], left_out: Sequence[tuple[int, Tensor]]) -> None:

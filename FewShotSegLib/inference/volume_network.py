@@ -129,9 +129,15 @@ class VolumePredictor:
         for value, network in self.networks.items():
             message = f"segmenting {self.adapter.structures[value]}" if value else "segmenting"
             logits = predict(
-                network, image, self.grid.patch, overlap=OVERLAP, device=self.device, amp=amp, report=report,
+                network,
+                image,
+                self.grid.patch,
+                overlap=OVERLAP,
+                device=self.device,
+                amp=amp,
+                report=report,
                 message=message,
-            )  # fmt: skip
+            )
             found.append(logits if not value else foreground_logit(torch.from_numpy(logits)[None])[0].numpy())
         if 0 in self.networks:
             return np.asarray(found[0])

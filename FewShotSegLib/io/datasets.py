@@ -90,9 +90,14 @@ def data_set_of(files: AuxiliaryFiles) -> DataSet:
 def complete_exemplar(case: Case, axis: int | None = None) -> Exemplar:
     """Load a case, whose labels are complete, as an exemplar; `axis` as for `load_exemplar`."""
     return load_exemplar(
-        case.image, case.labelmap, axis=axis, slices="all", structures=case.structures, resample=case.resample,
+        case.image,
+        case.labelmap,
+        axis=axis,
+        slices="all",
+        structures=case.structures,
+        resample=case.resample,
         time_index=case.time_index,
-    )  # fmt: skip
+    )
 
 
 def files_of(data_set: DataSet) -> AuxiliaryFiles:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ from FewShotSegLib.synthesis.synthesizer import Synthesizer
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.training.lesson import Lesson
 from FewShotSegLib.training.losses import focal_loss
-from FewShotSegLib.training.prompted import learn
+from FewShotSegLib.training.prompted import adapter_of, learn
 from FewShotSegLib.training.prompted_recipe import PromptedRecipe, adaptation_spec, architecture_of, resolve
 
 __all__ = [
@@ -127,23 +128,16 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     pixel_loss = functools.partial(focal_loss, gamma=recipe.focal_gamma)
     lesson = Lesson(base, adaptation, mixture, recipe, own.scale, seed, pixel_loss)
     fitted, _ = learn(lesson, run, "learning from tasks", identity=repr(identity), can_stop=True)
-    return Adapter(
-        tensors=adaptation.tensors(base),
+    return adapter_of(
+        base,
+        adaptation,
+        recipe,
         method="gmiseg",
-        recipe=to_dict(recipe),
-        base_model=base.name,
-        base_sha256=base.sha256,
         structures={},
         intensity=own,
-        image_size=base.image_size,
         seed=seed,
         axis=0,
-        provenance={
-            "tasks": [
-                {"name": t.name, "structures": list(t.structures.values()), "slices": [s.source for s in t.slices]}
-                for t in tasks
-            ]
-        },
+        provenance={"tasks": [task.described() for task in tasks]},
         metrics={
             "steps": fitted.steps,
             "stopped_by": fitted.stopped_by,
@@ -151,11 +145,6 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
             "best_step": fitted.best_step,
             "estimated_dice": None,
             "estimate": "not estimable: the structures to come are not known",
-        },
-        architecture={
-            "lora": to_dict(adaptation.spec.lora),
-            "tokens": recipe.tokens,
-            "full_decoder": recipe.full_decoder,
         },
     )
 
@@ -181,6 +170,11 @@ class _Task:
     structures: dict[int, str]
     slices: list[LabelledSlice]
     rules: list[IntensitySpec]
+
+    def described(self) -> dict[str, Any]:
+        """For the card of the adapter."""
+        sources = [piece.source for piece in self.slices]
+        return {"name": self.name, "structures": list(self.structures.values()), "slices": sources}
 
 
 def _mixture(tasks: Sequence[_Task], recipe: Recipe) -> Mixture:

@@ -25,10 +25,16 @@ class DynUNet(AnySize, nets.DynUNet):
         filters = FILTERS[size]
         strides = strides_of(patch, len(filters) - 1, spacing)
         super().__init__(
-            3, in_channels, out_channels,
-            kernel_size=kernels_of(patch, strides, spacing), strides=[(1, 1, 1), *strides],
-            upsample_kernel_size=strides, filters=filters, deep_supervision=True, deep_supr_num=len(filters) - 2,
-        )  # fmt: skip
+            3,
+            in_channels,
+            out_channels,
+            kernel_size=kernels_of(patch, strides, spacing),
+            strides=[(1, 1, 1), *strides],
+            upsample_kernel_size=strides,
+            filters=filters,
+            deep_supervision=True,
+            deep_supr_num=len(filters) - 2,
+        )
         self.multiple = product(strides)
 
 

@@ -33,10 +33,14 @@ class SwinUNet(AnySize, swin_unetr.SwinUNETR):
         strides = strides_of(patch, STAGES, spacing, SMALLEST)
         stride_of = {features * 2**stage: stride for stage, stride in enumerate(strides[1:])}
         super().__init__(
-            in_channels, out_channels, patch_size=strides[0], depths=depths,  # type: ignore[arg-type]
-            num_heads=[heads * 2**stage for stage in range(4)], feature_size=features,
+            in_channels,
+            out_channels,
+            patch_size=strides[0],  # type: ignore[arg-type]
+            depths=depths,
+            num_heads=[heads * 2**stage for stage in range(4)],
+            feature_size=features,
             downsample=partial(_merging, stride_of),  # type: ignore[arg-type]
-        )  # fmt: skip
+        )
         decoders = (self.decoder1, self.decoder2, self.decoder3, self.decoder4, self.decoder5)
         for decoder, stride in zip(decoders, strides, strict=True):
             old = decoder.transp_conv.conv

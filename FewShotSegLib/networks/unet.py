@@ -24,7 +24,13 @@ class UNet(AnySize, nets.UNet):
         strides = strides_of(patch, len(channels) - 1, spacing)
         kernel = [1 if voxels == 1 else 3 for voxels in patch]
         super().__init__(
-            3, in_channels, out_channels, channels, strides,  # type: ignore[arg-type]
-            kernel_size=kernel, up_kernel_size=kernel, num_res_units=2,
-        )  # fmt: skip
+            3,
+            in_channels,
+            out_channels,
+            channels,
+            strides,  # type: ignore[arg-type]
+            kernel_size=kernel,
+            up_kernel_size=kernel,
+            num_res_units=2,
+        )
         self.multiple = product(strides)

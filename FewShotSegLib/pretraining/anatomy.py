@@ -127,9 +127,15 @@ def draw_scene(rng: np.random.Generator, size: int = 256) -> Scene:
             _paint_spine(canvas, rng, body)
         # Radii are log-uniform: clinics care about adrenals as much as about livers.
         painters = {
-            _paint_organ: 0.45, _paint_pair: 0.09, _paint_ring: 0.1, _paint_tube: 0.1, _paint_crescent: 0.06,
-            _paint_cluster: 0.07, _paint_heart: 0.06, _paint_tumour: 0.07,
-        }  # fmt: skip
+            _paint_organ: 0.45,
+            _paint_pair: 0.09,
+            _paint_ring: 0.1,
+            _paint_tube: 0.1,
+            _paint_crescent: 0.06,
+            _paint_cluster: 0.07,
+            _paint_heart: 0.06,
+            _paint_tumour: 0.07,
+        }
         count = int(rng.integers(3, 17))
     for number in rng.choice(len(painters), size=count, p=list(painters.values())):
         list(painters)[int(number)](canvas, rng, body)

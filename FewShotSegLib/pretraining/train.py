@@ -164,16 +164,27 @@ def train(
 
 
 def _run(
-    network: PromptableNetwork, stage: Stage, number: int, checkpoint: Path, seed: int, workers: int, device: str,
+    network: PromptableNetwork,
+    stage: Stage,
+    number: int,
+    checkpoint: Path,
+    seed: int,
+    workers: int,
+    device: str,
     cache: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """One stage; the network has its averaged weights afterwards."""
     parameters = dict(network.named_parameters())
     frozen = {"prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"}
     schedule = Schedule(
-        stage.steps, stage.learning_rate, weight_decay=0.02, warmup_steps=stage.warmup_steps, power=1.0,
-        ema_decay=0.998, checkpoint_seconds=180,
-    )  # fmt: skip
+        stage.steps,
+        stage.learning_rate,
+        weight_decay=0.02,
+        warmup_steps=stage.warmup_steps,
+        power=1.0,
+        ema_decay=0.998,
+        checkpoint_seconds=180,
+    )
     steps = _Steps(stage, seed, number, _steps_done(checkpoint), cache)
     loader = iter(DataLoader(steps, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None))
 
@@ -183,9 +194,14 @@ def _run(
         return prompted_loss(network, batch, rng, rounds=1 + int(rng.choice(len(ROUNDS), p=ROUNDS)))
 
     result = fit(
-        {k: v for k, v in parameters.items() if k not in frozen}, loss_at, schedule, report=_log(number),
-        checkpoint=checkpoint, identity=f"pretraining {seed} {number} {stage}", amp=torch.bfloat16,
-    )  # fmt: skip
+        {k: v for k, v in parameters.items() if k not in frozen},
+        loss_at,
+        schedule,
+        report=_log(number),
+        checkpoint=checkpoint,
+        identity=f"pretraining {seed} {number} {stage}",
+        amp=torch.bfloat16,
+    )
     with torch.no_grad():
         for name, value in result.best.items():
             parameters[name].copy_(value)
@@ -243,9 +259,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
     train(
-        STAGES[torch.device(arguments.device).type], arguments.out, seed=arguments.seed, workers=arguments.workers,
-        device=arguments.device, cache=arguments.cache,
-    )  # fmt: skip
+        STAGES[torch.device(arguments.device).type],
+        arguments.out,
+        seed=arguments.seed,
+        workers=arguments.workers,
+        device=arguments.device,
+        cache=arguments.cache,
+    )
 
 
 if __name__ == "__main__":

@@ -161,9 +161,12 @@ class CompactMaskDecoder(MaskDecoder):
         )
         self.output_prompts = nn.Conv2d(3, second, 3, padding=1)
         self.prompt_map_downscaling = nn.Sequential(
-            nn.Conv2d(3, 16, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(32, a.dim, 1),
-        )  # fmt: skip
+            nn.Conv2d(3, 16, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, a.dim, 1),
+        )
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(a.dim, a.dim, third, 3) for _ in range(a.mask_tokens))
 
     def embed_prompt_map(self, prompt_map: Tensor) -> Tensor:

@@ -53,13 +53,26 @@ def build_sam(architecture: str, image_size: int = 1024) -> PromptableNetwork:
     width, depth, heads, global_blocks = VIT[architecture]
     return assemble_sam(
         ImageEncoderViT(
-            depth=depth, embed_dim=width, img_size=image_size, mlp_ratio=4, num_heads=heads,
+            depth=depth,
+            embed_dim=width,
+            img_size=image_size,
+            mlp_ratio=4,
+            num_heads=heads,
             norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
-            patch_size=PATCH, qkv_bias=True, use_rel_pos=True, global_attn_indexes=global_blocks, window_size=WINDOW,
+            patch_size=PATCH,
+            qkv_bias=True,
+            use_rel_pos=True,
+            global_attn_indexes=global_blocks,
+            window_size=WINDOW,
             out_chans=PROMPT_DIM,
         ),
-        image_size=image_size, patch=PATCH, prompt_dim=PROMPT_DIM, mlp_dim=2048, iou_hidden=256, name=architecture,
-    )  # fmt: skip
+        image_size=image_size,
+        patch=PATCH,
+        prompt_dim=PROMPT_DIM,
+        mlp_dim=2048,
+        iou_hidden=256,
+        name=architecture,
+    )
 
 
 def assemble_sam(
@@ -71,16 +84,21 @@ def assemble_sam(
     return PromptableNetwork(
         encoder,
         PromptEncoder(
-            embed_dim=prompt_dim, image_embedding_size=(grid, grid), input_image_size=(image_size, image_size),
+            embed_dim=prompt_dim,
+            image_embedding_size=(grid, grid),
+            input_image_size=(image_size, image_size),
             mask_in_chans=16,
         ),
         MaskDecoder(
             num_multimask_outputs=3,
             transformer=TwoWayTransformer(depth=2, embedding_dim=prompt_dim, mlp_dim=mlp_dim, num_heads=8),
-            transformer_dim=prompt_dim, iou_head_depth=3, iou_head_hidden_dim=iou_hidden,
+            transformer_dim=prompt_dim,
+            iou_head_depth=3,
+            iou_head_hidden_dim=iou_hidden,
         ),
-        name=name, image_size=image_size,
-    )  # fmt: skip
+        name=name,
+        image_size=image_size,
+    )
 
 
 def _load_sam(path: Path, architecture: str, image_size: int) -> PromptableNetwork:

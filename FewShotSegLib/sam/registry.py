@@ -43,42 +43,66 @@ class BaseModel:
 
 
 _BUNDLED = BaseModel(
-    "bundled", "compact", "bundled.safetensors",
-    sha256="ad0b5bde1943e820aeee7185230327e3383b747af1efadca25c8752ed9360d39", size_bytes=13_914_040,
+    "bundled",
+    "compact",
+    "bundled.safetensors",
+    sha256="ad0b5bde1943e820aeee7185230327e3383b747af1efadca25c8752ed9360d39",
+    size_bytes=13_914_040,
     licence="Apache-2.0",
     note="small model that comes with FewShotSeg; runs on a laptop",
-)  # fmt: skip
+)
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
 OFFICIAL = (
     _BUNDLED,
     # Measured: with a box or several clicks better on lesions and thin walls, with one click on organs worse.
     replace(
-        _BUNDLED, name="bundled-384", image_size=384,
+        _BUNDLED,
+        name="bundled-384",
+        image_size=384,
         note="the same at 384 pixels: lesions and thin things, with boxes or several clicks; six times the work",
     ),
     BaseModel(
-        "vit_b", "vit_b", "sam_vit_b_01ec64.pth", _META + "sam_vit_b_01ec64.pth",
-        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375_042_383,
-        licence="Apache-2.0", note="Segment Anything ViT-B (Kirillov et al. 2023)",
+        "vit_b",
+        "vit_b",
+        "sam_vit_b_01ec64.pth",
+        _META + "sam_vit_b_01ec64.pth",
+        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        375_042_383,
+        licence="Apache-2.0",
+        note="Segment Anything ViT-B (Kirillov et al. 2023)",
     ),
     BaseModel(
-        "vit_l", "vit_l", "sam_vit_l_0b3195.pth", _META + "sam_vit_l_0b3195.pth",
-        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", 1_249_524_607,
-        licence="Apache-2.0", note="Segment Anything ViT-L",
+        "vit_l",
+        "vit_l",
+        "sam_vit_l_0b3195.pth",
+        _META + "sam_vit_l_0b3195.pth",
+        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        1_249_524_607,
+        licence="Apache-2.0",
+        note="Segment Anything ViT-L",
     ),
     BaseModel(
-        "vit_h", "vit_h", "sam_vit_h_4b8939.pth", _META + "sam_vit_h_4b8939.pth",
-        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2_564_550_879,
-        licence="Apache-2.0", note="Segment Anything ViT-H",
+        "vit_h",
+        "vit_h",
+        "sam_vit_h_4b8939.pth",
+        _META + "sam_vit_h_4b8939.pth",
+        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        2_564_550_879,
+        licence="Apache-2.0",
+        note="Segment Anything ViT-H",
     ),
     BaseModel(
-        "medsam", "vit_b", "medsam_vit_b.pth",
+        "medsam",
+        "vit_b",
+        "medsam_vit_b.pth",
         "https://zenodo.org/records/10689643/files/medsam_vit_b.pth?download=1",
-        "34b34b78c1d18cb8c6bf84cf9c00e135d6d6c965699f3c0e31ef1bc9dcb5be74", 375_049_145,
-        licence="Apache-2.0", note="ViT-B trained on medical images with box prompts, input 0..1 (Ma et al. 2024)",
+        "34b34b78c1d18cb8c6bf84cf9c00e135d6d6c965699f3c0e31ef1bc9dcb5be74",
+        375_049_145,
+        licence="Apache-2.0",
+        note="ViT-B trained on medical images with box prompts, input 0..1 (Ma et al. 2024)",
         scale="unit",
     ),
-)  # fmt: skip
+)
 
 
 # --- where files lie ------------------------------------------------------------------------------------------------

@@ -243,9 +243,14 @@ def draw_change(recipe: PatchRecipe, mirrors: tuple[bool, bool, bool], rng: np.r
         change = replace(change, angles_deg=(float(about_d), float(about_h), float(about_w)), scale=scale)
     if shaded:
         change = replace(
-            change, gain=gain, gamma=gamma, bias=float(bias), blur_sigma_px=float(blur), noise_sd=float(noise),
+            change,
+            gain=gain,
+            gamma=gamma,
+            bias=float(bias),
+            blur_sigma_px=float(blur),
+            noise_sd=float(noise),
             noise_seed=seed,
-        )  # fmt: skip
+        )
     return change
 
 

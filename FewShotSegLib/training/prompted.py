@@ -76,24 +76,34 @@ def adapt_prompted(
         verdict = estimate.compare(base, adaptation, exemplars, intensity, rng=step_rng(seed, 2**31 - 1))
         metrics["guard"] = verdict
         _speak(verdict, recipe, run.report)
-    return Adapter(
-        tensors=adaptation.tensors(base),
+    return adapter_of(
+        base,
+        adaptation,
+        recipe,
         method=method,
-        recipe=to_dict(recipe),
-        base_model=base.name,
-        base_sha256=base.sha256,
         structures=structures,
         intensity=intensity,
-        image_size=base.image_size,
         seed=seed,
         axis=exemplars[0].axis,
         provenance={"exemplars": [estimate.provenance(exemplar) for exemplar in exemplars]},
         metrics=metrics,
+    )
+
+
+def adapter_of(base: PromptableNetwork, adaptation: Adaptation, recipe: PromptedRecipe, **facts: Any) -> Adapter:
+    """The adapter of a trained adaptation; `facts` are the fields of `Adapter` that these three do not tell."""
+    return Adapter(
+        tensors=adaptation.tensors(base),
+        recipe=to_dict(recipe),
+        base_model=base.name,
+        base_sha256=base.sha256,
+        image_size=base.image_size,
         architecture={
             "lora": to_dict(adaptation.spec.lora),
             "tokens": recipe.tokens,
             "full_decoder": recipe.full_decoder,
         },
+        **facts,
     )
 
 

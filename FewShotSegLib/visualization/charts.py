@@ -207,9 +207,16 @@ def _draw_choices(
     cosines = [row["cosine"] or 0.0 for row in drawn]
     most = max([abs(value) for value in cosines] + [0.1])
     marks = ax.scatter(
-        [row["turn"] for row in drawn], [rows[row["name"]] for row in drawn], c=cosines, cmap=agreement, vmin=-most,
-        vmax=most, s=22, marker="s", linewidths=0,
-    )  # fmt: skip
+        [row["turn"] for row in drawn],
+        [rows[row["name"]] for row in drawn],
+        c=cosines,
+        cmap=agreement,
+        vmin=-most,
+        vmax=most,
+        s=22,
+        marker="s",
+        linewidths=0,
+    )
     left_out = summary.get("left_out", {})
     names = [f"{name} (left out)" if name in left_out else name for name in shown]
     ax.set_yticks(range(len(shown)), [name if len(name) < 34 else f"{name[:32]}..." for name in names])
@@ -217,15 +224,24 @@ def _draw_choices(
     ax.set_xlim(0, max(row["turn"] for row in plays) + 1)
     ax.set_xlabel("turn", fontsize=9, color=theme.soft)
     ax.set_title("Auxiliary data trained with, turn by turn", loc="left", fontsize=10, color=theme.ink, pad=8)
-    bars.barh(range(len(shown)), [counts[name] for name in shown], color=theme.third, height=0.55)
-    bars.set_ylim(ax.get_ylim())
-    bars.set_yticks([])
-    bars.set_title("turns", loc="left", fontsize=10, color=theme.ink, pad=8)
-    for part, grid in ((ax, "y"), (bars, "x")):
-        _quiet_axes(part, theme, grid=grid)
-    bar = figure.colorbar(
-        marks, cax=figure.add_axes((0.02, 0.16 / figure.get_figheight(), 0.14, 0.012)), orientation="horizontal"
-    )
+    _quiet_axes(ax, theme, grid="y")
+    _draw_counts(bars, theme, [counts[name] for name in shown], ax.get_ylim())
+    _draw_scale(figure, theme, marks, most)
+
+
+def _draw_counts(ax: Any, theme: _Theme, counts: Sequence[int], limits: tuple[float, float]) -> None:
+    """How often each arm was played, as bars beside its row."""
+    ax.barh(range(len(counts)), counts, color=theme.third, height=0.55)
+    ax.set_ylim(limits)
+    ax.set_yticks([])
+    ax.set_title("turns", loc="left", fontsize=10, color=theme.ink, pad=8)
+    _quiet_axes(ax, theme, grid="x")
+
+
+def _draw_scale(figure: Any, theme: _Theme, marks: Any, most: float) -> None:
+    """What the colours of the marks mean."""
+    place = figure.add_axes((0.02, 0.16 / figure.get_figheight(), 0.14, 0.012))
+    bar = figure.colorbar(marks, cax=place, orientation="horizontal")
     bar.outline.set_visible(False)
     bar.set_ticks([-most, most], labels=[f"{-most:.2f}", f"{most:.2f}"])
     bar.ax.tick_params(length=0, labelsize=8, colors=theme.soft, pad=2)

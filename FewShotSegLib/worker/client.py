@@ -232,9 +232,15 @@ class _Process:
             options = {"creationflags": flags}
         try:
             self.popen = subprocess.Popen(
-                command, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                encoding="utf-8", errors="replace", **options,
-            )  # fmt: skip
+                command,
+                env=dict(environment),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+                **options,
+            )
         except OSError as error:
             raise InputError(f"Cannot start {command[0]}: {error.strerror}. Give the path of a Python.") from error
         self._incoming: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()

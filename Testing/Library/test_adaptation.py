@@ -102,10 +102,19 @@ def vit_b_shaped() -> PromptableNetwork:
     """ViT-B at 512 pixels whose 86 million encoder weights are shapes only."""
     with torch.device("meta"):
         encoder = ImageEncoderViT(
-            depth=12, embed_dim=768, img_size=512, mlp_ratio=4, num_heads=12, patch_size=16, qkv_bias=True,
-            norm_layer=functools.partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=14,
-            global_attn_indexes=(2, 5, 8, 11), out_chans=256,
-        )  # fmt: skip
+            depth=12,
+            embed_dim=768,
+            img_size=512,
+            mlp_ratio=4,
+            num_heads=12,
+            patch_size=16,
+            qkv_bias=True,
+            norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=14,
+            global_attn_indexes=(2, 5, 8, 11),
+            out_chans=256,
+        )
     with torch.random.fork_rng(devices=[]):
         return assemble_sam(
             encoder, image_size=512, patch=16, prompt_dim=256, mlp_dim=2048, iou_hidden=256, name="vit_b"

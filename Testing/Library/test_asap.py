@@ -27,9 +27,17 @@ from FewShotSegLib.training.context import AdaptInputs, RunContext
 from Testing.conftest import DISC, QUICK, SQUARE, Listener, discs, write_discs
 
 NETWORK: dict[str, Any] = {
-    "network": "unet", "steps": 6, "patch": [4, 32, 32], "batch_size": 1, "estimate_folds": 0, "steps_per_turn": 2,
-    "measured_steps": 1, "probe_batches": 1, "pretraining_steps": 2, "validate_every": 3,
-}  # fmt: skip
+    "network": "unet",
+    "steps": 6,
+    "patch": [4, 32, 32],
+    "batch_size": 1,
+    "estimate_folds": 0,
+    "steps_per_turn": 2,
+    "measured_steps": 1,
+    "probe_batches": 1,
+    "pretraining_steps": 2,
+    "validate_every": 3,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -52,9 +60,13 @@ def a_job(tmp_path: Path, an_auxiliary_folder: Path, a_home: Path) -> AdaptJob:
     image, labelmap = write_discs(tmp_path, "patient", 5)
     exemplar = ExemplarFiles(str(image), str(labelmap), axis="k", slices="all", structures={DISC: "disc"})
     return AdaptJob(
-        str(tmp_path / "disc.safetensors"), method="asap", exemplars=(exemplar,),
-        auxiliary_folder=str(an_auxiliary_folder), recipe=NETWORK, device="cpu",
-    )  # fmt: skip
+        str(tmp_path / "disc.safetensors"),
+        method="asap",
+        exemplars=(exemplar,),
+        auxiliary_folder=str(an_auxiliary_folder),
+        recipe=NETWORK,
+        device="cpu",
+    )
 
 
 def segmented(job: AdaptJob, folder: Path) -> np.ndarray:

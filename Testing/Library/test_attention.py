@@ -19,9 +19,16 @@ def an_encoder(*, size: int = 64, use_rel_pos: bool = True) -> ImageEncoderViT:
     """Two blocks on an 8 x 8 grid: windows of 3 (so that padding happens), then a global one."""
     torch.manual_seed(0)
     encoder = ImageEncoderViT(
-        img_size=size, patch_size=8, embed_dim=32, depth=2, num_heads=2, out_chans=16,
-        use_rel_pos=use_rel_pos, window_size=3, global_attn_indexes=(1,),
-    )  # fmt: skip
+        img_size=size,
+        patch_size=8,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        out_chans=16,
+        use_rel_pos=use_rel_pos,
+        window_size=3,
+        global_attn_indexes=(1,),
+    )
     for name, parameter in encoder.named_parameters():
         if "rel_pos" in name or "pos_embed" in name:
             nn.init.normal_(parameter, std=0.5)

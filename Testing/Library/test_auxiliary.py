@@ -79,9 +79,15 @@ def test_arms_are_described_with_licence_size_and_modality(a_folder: Path) -> No
     size = sum(path.stat().st_size for path in (a_folder / "shapes").rglob("case_*"))
     assert row.pop("megabytes") == pytest.approx(size / 1e6, abs=1e-3)
     assert row == {
-        "arm": 2, "name": "shapes: ball", "structure": "ball", "data_set": "shapes", "modality": "MR",
-        "licence": "CC0", "cases": 2, "quarantined": "",
-    }  # fmt: skip
+        "arm": 2,
+        "name": "shapes: ball",
+        "structure": "ball",
+        "data_set": "shapes",
+        "modality": "MR",
+        "licence": "CC0",
+        "cases": 2,
+        "quarantined": "",
+    }
     json.dumps(row)
 
 
@@ -218,9 +224,10 @@ def test_the_channels_of_a_decathlon_image_are_told_apart(tmp_path: Path) -> Non
     (folder / "imagesTr").mkdir()
     sitk.WriteImage(image, str(folder / "imagesTr" / "a.nii.gz"))
     card = {
-        "modality": {"0": "T2", "1": "ADC"}, "labels": {"0": "background", "1": "ball"},
+        "modality": {"0": "T2", "1": "ADC"},
+        "labels": {"0": "background", "1": "ball"},
         "training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}],
-    }  # fmt: skip
+    }
     (folder / "dataset.json").write_text(json.dumps(card), encoding="utf-8")
     pool = pool_of(folder.parent, foreground=1.0)
     assert pool.names == ("T T2: ball", "T ADC: ball")

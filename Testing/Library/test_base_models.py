@@ -115,8 +115,10 @@ def test_the_table_names_every_model_once_with_licence_and_full_checksum() -> No
         assert model.url is None or model.url.startswith("https://")
     # The official file names carry the first digits of their checksum's published short form.
     assert {m.filename for m in table if m.name.startswith("vit_")} == {
-        "sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth", "sam_vit_h_4b8939.pth",
-    }  # fmt: skip
+        "sam_vit_b_01ec64.pth",
+        "sam_vit_l_0b3195.pth",
+        "sam_vit_h_4b8939.pth",
+    }
 
 
 def test_folders_are_searched_in_the_documented_order(
@@ -126,8 +128,12 @@ def test_folders_are_searched_in_the_documented_order(
     monkeypatch.setenv("FEWSHOTSEG_MODELS", os.pathsep.join([str(one), str(two)]))
     package = Path(registry.__file__).parents[1]
     assert search_folders() == [
-        one, two, package.parent / "Resources" / "Models", package / "Models", home / "Models",
-    ]  # fmt: skip
+        one,
+        two,
+        package.parent / "Resources" / "Models",
+        package / "Models",
+        home / "Models",
+    ]
     vit_b = next(m for m in models() if m.name == "vit_b")
     assert location(vit_b) is None
     late = a_file(home / "Models", vit_b.filename)

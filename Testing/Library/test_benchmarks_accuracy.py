@@ -123,13 +123,33 @@ def test_base_model_boxes_and_clicks_are_scored_once_for_all_numbers_of_exemplar
     a_data_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(accuracy.DATASETS, "toy", TOY)
-    given = ["--data", str(a_data_folder), "--datasets", "toy", "--shots", "1", "2", "--seconds", "1", "--cases", "1",
-             "--slices", "3", "--out", str(tmp_path / "result"), "--recipe", "steps=1", "validate_every=0"]  # fmt: skip
+    given = [
+        "--data",
+        str(a_data_folder),
+        "--datasets",
+        "toy",
+        "--shots",
+        "1",
+        "2",
+        "--seconds",
+        "1",
+        "--cases",
+        "1",
+        "--slices",
+        "3",
+        "--out",
+        str(tmp_path / "result"),
+        "--recipe",
+        "steps=1",
+        "validate_every=0",
+    ]
     assert accuracy.main(given) == 0
     cells = accuracy._done(tmp_path / "result.jsonl")
     assert [(shots, prompt) for _, shots, model, prompt in cells if model == "base"] == [
-        (0, accuracy.CLICK), (0, accuracy.BOX), (0, accuracy.CORRECTED),
-    ]  # fmt: skip
+        (0, accuracy.CLICK),
+        (0, accuracy.BOX),
+        (0, accuracy.CORRECTED),
+    ]
     table = (tmp_path / "result.md").read_text()
     assert capsys.readouterr().out == table
     assert table.count("\n| toy | ") == 1 + 2 + 3  # of the three slices none shows b

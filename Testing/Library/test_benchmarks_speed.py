@@ -70,9 +70,10 @@ def test_the_plain_network_has_no_part_of_ours_and_answers_the_same(a_tiny_sam: 
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 64, 64, generator=generator)
     prompts = PromptBatch(
-        64 * torch.rand(6, 1, 2, generator=generator), torch.full((6, 1), POSITIVE),
+        64 * torch.rand(6, 1, 2, generator=generator),
+        torch.full((6, 1), POSITIVE),
         tokens=torch.randn(6, 2, 32, generator=generator),
-    )  # fmt: skip
+    )
     with torch.inference_mode():
         ours = a_tiny_sam.decode(a_tiny_sam.encode(images), prompts)
         theirs = plain.decode(plain.encode(images), prompts)

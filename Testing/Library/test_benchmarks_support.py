@@ -17,9 +17,13 @@ from FewShotSegLib.visualization.charts import curves_chart
 from Testing.conftest import discs
 
 TOY = DataSet(
-    "toy", "toy/*_img.nii.gz", (r"_img\.", "_lab."), {1: "disc", 2: "square"}, IntensitySpec("window", -100, 200),
+    "toy",
+    "toy/*_img.nii.gz",
+    (r"_img\.", "_lab."),
+    {1: "disc", 2: "square"},
+    IntensitySpec("window", -100, 200),
     train=1,
-)  # fmt: skip
+)
 
 
 @pytest.fixture

@@ -156,9 +156,12 @@ def test_without_a_terminal_progress_is_a_line_every_tenth(
 
 
 def test_a_terminal_gets_a_bar(
-    an_adapter_file: Path, a_case: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    an_adapter_file: Path,
+    a_case: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["segment", str(a_case[0]), "--adapter", str(an_adapter_file), "--out", str(tmp_path / "o")]) == 0
     assert "100%" in capsys.readouterr().err
@@ -244,9 +247,13 @@ def test_wrong_words_are_answered_with_2(words: list[str], sentence: str, capsys
     ],
 )
 def test_bad_input_is_answered_with_2_and_one_sentence(
-    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a_home: Path,
+    words: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    a_home: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
     error = capsys.readouterr().err
@@ -256,9 +263,12 @@ def test_bad_input_is_answered_with_2_and_one_sentence(
 
 
 def test_a_defect_is_answered_with_1_and_a_traceback(
-    an_adapter_file: Path, a_case: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    an_adapter_file: Path,
+    a_case: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
 
     def broken(*arguments: Any, **options: Any) -> Any:
         raise ValueError("a defect")
@@ -291,9 +301,14 @@ def test_a_missing_package_is_named_with_what_to_do(
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize(("more", "code", "left"), [([], 130, set()), (["--keep-best"], 0, {"a.safetensors"})])
 def test_ctrl_c_cancels_or_keeps_the_best(
-    more: list[str], code: int, left: set[str], a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path,
+    more: list[str],
+    code: int,
+    left: set[str],
+    a_tiny_base: str,
+    a_case: tuple[Path, Path],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     from FewShotSegLib.progress import Control
 
     real = Control.__call__

@@ -28,8 +28,14 @@ def odd_masks() -> dict[str, Mask]:
     ring = disc(24, 30, 20) & ~disc(24, 30, 16)
     pieces = disc(8, 8, 5) | disc(40, 50, 2)
     return {
-        "pixel": pixel, "border": border, "corner": corner, "line": line, "full": full, "ring": ring, "pieces": pieces,
-    }  # fmt: skip
+        "pixel": pixel,
+        "border": border,
+        "corner": corner,
+        "line": line,
+        "full": full,
+        "ring": ring,
+        "pieces": pieces,
+    }
 
 
 every_mask = pytest.mark.parametrize("mask", odd_masks().values(), ids=odd_masks().keys())

@@ -33,9 +33,15 @@ def a_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 def test_the_demo_leaves_what_it_promises(a_demo: tuple[Path, list[str]]) -> None:
     out, _ = a_demo
     for name in (
-        "adapter.safetensors", "adapter.result.json", "metrics.csv", "synthesized.png", "report.html",
-        "segmented/patient-3.seg.nrrd", "segmented/patient-4.seg.nrrd", "unseen/patient-3.nrrd",
-    ):  # fmt: skip
+        "adapter.safetensors",
+        "adapter.result.json",
+        "metrics.csv",
+        "synthesized.png",
+        "report.html",
+        "segmented/patient-3.seg.nrrd",
+        "segmented/patient-4.seg.nrrd",
+        "unseen/patient-3.nrrd",
+    ):
         assert (out / name).is_file(), name
 
 

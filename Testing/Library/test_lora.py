@@ -32,9 +32,16 @@ class Network(nn.Module):
     def __init__(self, *, image_size: int = 64, dim: int = 32, depth: int = 2, heads: int = 2, out: int = 32) -> None:
         super().__init__()
         self.image_encoder = ImageEncoderViT(
-            img_size=image_size, patch_size=8, embed_dim=dim, depth=depth, num_heads=heads, out_chans=out,
-            use_rel_pos=True, window_size=3, global_attn_indexes=(depth - 1,),
-        )  # fmt: skip
+            img_size=image_size,
+            patch_size=8,
+            embed_dim=dim,
+            depth=depth,
+            num_heads=heads,
+            out_chans=out,
+            use_rel_pos=True,
+            window_size=3,
+            global_attn_indexes=(depth - 1,),
+        )
         transformer = TwoWayTransformer(depth=2, embedding_dim=out, num_heads=2, mlp_dim=64)
         self.mask_decoder = MaskDecoder(transformer_dim=out, transformer=transformer)
 

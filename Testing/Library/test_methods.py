@@ -30,9 +30,16 @@ from FewShotSegLib.training.context import AdaptInputs, RunContext
 from Testing.conftest import DISC, Listener, discs, sha256_of_network
 
 QUICK = {
-    "steps": 6, "batch_size": 1, "estimate_folds": 0, "guard": "off", "validate_every": 0, "encoder_blocks": -1,
-    "pool_size": 0, "click_prompts": 2, "token_prompts": 2,
-}  # fmt: skip
+    "steps": 6,
+    "batch_size": 1,
+    "estimate_folds": 0,
+    "guard": "off",
+    "validate_every": 0,
+    "encoder_blocks": -1,
+    "pool_size": 0,
+    "click_prompts": 2,
+    "token_prompts": 2,
+}
 
 # Methods that learn from exemplars; what learns without any is tested beside itself.
 FROM_EXEMPLARS = [name for name in METHODS if "exemplars" in method(name).NEEDS]

@@ -415,9 +415,13 @@ def a_supported_job(a_tiny_base: str, tmp_path: Path) -> SegmentJob:
     files = ExemplarFiles(str(image), str(labelmap), axis="k", slices=(1, 3))
     new, _ = write_discs(tmp_path, "p", 1)
     return SegmentJob(
-        (str(new),), str(tmp_path / "o"), support=(files,), support_recipe={"pictures": 4}, base=a_tiny_base,
+        (str(new),),
+        str(tmp_path / "o"),
+        support=(files,),
+        support_recipe={"pictures": 4},
+        base=a_tiny_base,
         device="cpu",
-    )  # fmt: skip
+    )
 
 
 def test_a_support_set_segments_without_any_training(a_supported_job: SegmentJob, tmp_path: Path) -> None:

@@ -55,10 +55,18 @@ def adapter(a_tiny_sam: PromptableNetwork) -> Adapter:
         for parameter in parameters.values():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     return Adapter(
-        adaptation.tensors(a_tiny_sam), "lora", {}, a_tiny_sam.name, a_tiny_sam.sha256, STRUCTURES,
-        IntensitySpec("window", 0, 1, "unit"), SIZE, 0, 0,
+        adaptation.tensors(a_tiny_sam),
+        "lora",
+        {},
+        a_tiny_sam.name,
+        a_tiny_sam.sha256,
+        STRUCTURES,
+        IntensitySpec("window", 0, 1, "unit"),
+        SIZE,
+        0,
+        0,
         architecture={"lora": to_dict(spec.lora), "tokens": 3, "full_decoder": False},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

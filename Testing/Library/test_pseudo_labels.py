@@ -152,9 +152,14 @@ def test_reasons_are_plain_json():
     rows = json.loads(json.dumps([verdict.to_dict() for verdict in verdicts], allow_nan=False))
     assert rows[0]["uncertainty"] is None
     assert rows[1] == {
-        "name": "good", "kept": True, "reason": "", "rank": 2, "uncertainty": 0.1, "by_structure": {"1": 0.1},
+        "name": "good",
+        "kept": True,
+        "reason": "",
+        "rank": 2,
+        "uncertainty": 0.1,
+        "by_structure": {"1": 0.1},
         "empty": False,
-    }  # fmt: skip
+    }
 
 
 def test_a_recipe_without_sense_is_refused():
@@ -230,9 +235,12 @@ def test_cases_that_are_equally_sure_all_lend():
 
 def test_cases_without_a_usable_label_borrow_and_count_in_no_mean():
     cases = {
-        "empty": case(0.0, empty=True), "lost": case(math.inf), "late": case(math.inf, missing="no labels in round 1"),
-        "a": case(0.1), "b": case(0.2),
-    }  # fmt: skip
+        "empty": case(0.0, empty=True),
+        "lost": case(math.inf),
+        "late": case(math.inf, missing="no labels in round 1"),
+        "a": case(0.1),
+        "b": case(0.2),
+    }
     split = split_domains(cases)
     assert (split.better, split.worse) == (("a",), ("b", "empty", "late", "lost"))
     assert split.mean == pytest.approx({"all": 0.15})

@@ -134,9 +134,11 @@ def test_each_structure_is_compared_on_its_own():
 def test_ties_go_to_the_nearest_extent_and_then_to_the_name():
     case = Size("case", {0: 10.0}, (100, 100, 100))
     pool = [
-        Size("c", {0: 12.0}, (100, 100, 130)), Size("b", {0: 8.0}, (100, 100, 90)),
-        Size("a", {0: 12.0}, (110, 100, 100)), Size("case", {0: 10.0}, (100, 100, 100)),
-    ]  # fmt: skip
+        Size("c", {0: 12.0}, (100, 100, 130)),
+        Size("b", {0: 8.0}, (100, 100, 90)),
+        Size("a", {0: 12.0}, (110, 100, 100)),
+        Size("case", {0: 10.0}, (100, 100, 100)),
+    ]
     assert [match.name for match in ranked(case, pool)] == ["a", "b", "c"]
 
 

@@ -378,8 +378,15 @@ def test_between_two_prompted_slices_each_walk_ends_half_way() -> None:
 
     found = run(a_column(10), Fake(on_prompt=on_prompt), click(1), click(7))
     assert {index: rows for index, rows in origin.items() if index not in (1, 7)} == {
-        0: {4}, 2: {4}, 3: {4}, 4: {4, 5}, 5: {5}, 6: {5}, 8: {5}, 9: {5},
-    }  # fmt: skip
+        0: {4},
+        2: {4},
+        3: {4},
+        4: {4, 5},
+        5: {5},
+        6: {5},
+        8: {5},
+        9: {5},
+    }
     heights = found.labelmap.volume.array.any(2).sum(1).tolist()
     assert heights == [4, 4, 4, 4, 5, 5, 5, 5, 5, 5]  # the surer of the two has the middle
 

@@ -481,10 +481,26 @@ def test_kinds_are_drawn_as_often_as_the_recipe_says(rng):
 
 @pytest.mark.parametrize(
     "name",
-    ["left kidney", "Right Kidney", "kidney_l", "L kidney", "KidneyRight", "kidneyR", "lung (r)", "Niere links",
-     "rechte Niere", "rein gauche", "riñón izquierdo", "LV", "RV cavity", "left_atrium", "adrenal-rt", "RIGHT KIDNEY",
-     "leftkidney"],
-)  # fmt: skip
+    [
+        "left kidney",
+        "Right Kidney",
+        "kidney_l",
+        "L kidney",
+        "KidneyRight",
+        "kidneyR",
+        "lung (r)",
+        "Niere links",
+        "rechte Niere",
+        "rein gauche",
+        "riñón izquierdo",
+        "LV",
+        "RV cavity",
+        "left_atrium",
+        "adrenal-rt",
+        "RIGHT KIDNEY",
+        "leftkidney",
+    ],
+)
 def test_names_with_a_side_are_recognized(name):
     assert is_lateralised(name)
 
@@ -627,9 +643,19 @@ def test_noise_has_the_drawn_standard_deviation(rng):
 
 @pytest.mark.parametrize(
     "options",
-    [{"scale": (1.2, 0.8)}, {"scale": (0.0, 1.0)}, {"rotation_deg": 181}, {"flip": "sometimes"}, {"background": "none"},
-     {"elastic": 0.2}, {"original_probability": 1.5}, {"max_tries": 0}, {"gain": (1.1, 0.9)}, {"min_visible": 0.95}],
-)  # fmt: skip
+    [
+        {"scale": (1.2, 0.8)},
+        {"scale": (0.0, 1.0)},
+        {"rotation_deg": 181},
+        {"flip": "sometimes"},
+        {"background": "none"},
+        {"elastic": 0.2},
+        {"original_probability": 1.5},
+        {"max_tries": 0},
+        {"gain": (1.1, 0.9)},
+        {"min_visible": 0.95},
+    ],
+)
 def test_a_recipe_out_of_range_is_refused_by_name(options):
     with pytest.raises(InputError, match=next(iter(options))):
         SynthesisRecipe(**options)

@@ -194,9 +194,12 @@ def test_the_state_of_the_best_validation_is_kept() -> None:
 def test_the_last_steps_are_validated_too() -> None:
     parameters, count = some_parameters(), iter(range(1, 10))
     result = fit(
-        parameters, quadratic(parameters), replace(CALM, steps=7, validate_every=5), report=silent,
+        parameters,
+        quadratic(parameters),
+        replace(CALM, steps=7, validate_every=5),
+        report=silent,
         validate=lambda: float(next(count)),
-    )  # fmt: skip
+    )
     assert (result.best_score, result.best_step) == (2.0, 7)
 
 

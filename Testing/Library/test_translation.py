@@ -424,9 +424,16 @@ def test_discs_of_inverted_contrast_get_the_other_modalitys_grey_and_keep_their_
     bright, masks = discs(rng, 40, 0.8, 0.2)
     dark, _ = discs(rng, 60, 0.25, 0.7)
     recipe = TranslationRecipe(
-        size_px=64, steps=400, channels=8, blocks=2, skip=False, judge_channels=8, judge_layers=2, learning_rate=1e-3,
+        size_px=64,
+        steps=400,
+        channels=8,
+        blocks=2,
+        skip=False,
+        judge_channels=8,
+        judge_layers=2,
+        learning_rate=1e-3,
         identity_weight=0.0,
-    )  # fmt: skip
+    )
     translated = train_translator([bright], [dark], recipe).translate(bright)
     found = translated < (0.25 + 0.7) / 2
     assert translated[masks].mean() == pytest.approx(0.25, abs=0.025)

@@ -51,9 +51,15 @@ def turns_of(point: Point, scheduler: str = "asap", arms: Sequence[str] = tuple(
     options = PRESETS["log"] if recipe.pop("all_arms", False) else None
     chosen = scheduler_of(scheduler, arms, options, np.random.default_rng(1))
     return Turns(
-        chosen, arms, point.target, point.auxiliary, point, dict(point.named_parameters()), seed=5,
+        chosen,
+        arms,
+        point.target,
+        point.auxiliary,
+        point,
+        dict(point.named_parameters()),
+        seed=5,
         recipe=TurnRecipe(**{"steps_per_turn": 2, "measured_steps": 1, "probe_batches": 1, **recipe}),
-    )  # fmt: skip
+    )
 
 
 def trained(point: Point, turns: Turns, schedule: Schedule = SCHEDULE, **more: Any) -> list[float]:

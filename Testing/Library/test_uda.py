@@ -24,9 +24,14 @@ from FewShotSegLib.training.patches import Case
 from Testing.conftest import DISC, SQUARE, Listener, discs, write_discs
 
 QUICK: dict[str, Any] = {
-    "space": "anatomy", "steps": 3, "translation_steps": 2, "patch": [4, 32, 32], "rounds": 2, "drift_limit": -1.0,
+    "space": "anatomy",
+    "steps": 3,
+    "translation_steps": 2,
+    "patch": [4, 32, 32],
+    "rounds": 2,
+    "drift_limit": -1.0,
     "pseudo_labels": {"keep_empty": True, "drop_fraction": 0.0, "uncertainty_limit": None, "vote": "union"},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +55,13 @@ def a_job(tmp_path: Path, a_home: Path) -> AdaptJob:
     for case in range(3):
         save_volume(other_kind(20 + case)[0], tmp_path / "mr" / f"patient {case}.nrrd")
     return AdaptJob(
-        str(tmp_path / "discs.safetensors"), method="uda", source_folder=str(tmp_path / "ct"),
-        target_folder=str(tmp_path / "mr"), recipe=QUICK, device="cpu",
-    )  # fmt: skip
+        str(tmp_path / "discs.safetensors"),
+        method="uda",
+        source_folder=str(tmp_path / "ct"),
+        target_folder=str(tmp_path / "mr"),
+        recipe=QUICK,
+        device="cpu",
+    )
 
 
 def messages_of(listener: Listener) -> set[str]:

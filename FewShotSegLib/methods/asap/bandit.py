@@ -44,24 +44,32 @@ class BanditRecipe:
     alpha_start: float = option(1.0, "Weight of the loss against the cosine in turn 1", min=0.0, max=1.0, advanced=True)
     alpha_decay: float = option(0.1, "That weight falls as exp(-decay * (turn - 1))", min=0.0, max=10.0, advanced=True)
     memory: str = option(
-        "separate", "Average loss and cosine apart, or mixed as in ASAP eq. 4", choices=("separate", "mixed"),
+        "separate",
+        "Average loss and cosine apart, or mixed as in ASAP eq. 4",
+        choices=("separate", "mixed"),
         advanced=True,
-    )  # fmt: skip
+    )
     reward: str = option(
-        "both", "What an arm pays: loss and cosine (ASAP eq. 3), or the cosine alone", choices=("both", "cosine"),
+        "both",
+        "What an arm pays: loss and cosine (ASAP eq. 3), or the cosine alone",
+        choices=("both", "cosine"),
         advanced=True,
-    )  # fmt: skip
+    )
     refresh: str = option(
-        "selected", "Arms measured each turn; all of them costs a backward pass per arm", choices=("selected", "all"),
+        "selected",
+        "Arms measured each turn; all of them costs a backward pass per arm",
+        choices=("selected", "all"),
         advanced=True,
-    )  # fmt: skip
+    )
     clock: str = option(
         "turn + arms", "What the logarithm of the bonus is taken of", choices=("turn + arms", "turn"), advanced=True
     )
     first_estimate: str = option(
-        "mean", "How an average starts: as the mean of all, at the first observation, or from zero",
-        choices=("mean", "probe", "zero"), advanced=True,
-    )  # fmt: skip
+        "mean",
+        "How an average starts: as the mean of all, at the first observation, or from zero",
+        choices=("mean", "probe", "zero"),
+        advanced=True,
+    )
     loss_scale: float = option(1.0, "Factor on the loss before it is mixed", min=0.0, max=1000.0, advanced=True)
     loss_limit: float | None = option(2.0, "Losses count at most this much; none: no limit", min=0.0, advanced=True)
     tie_break: str = option("first", "Which of equal arms is played", choices=("first", "random"), advanced=True)

@@ -83,9 +83,11 @@ class Recipe(PromptedRecipe):
         "asap", "How auxiliary data are chosen: ASAP, or a method to compare with", choices=SCHEDULERS, advanced=True
     )
     reading: str = option(
-        "default", "Reading of ASAP: ours (then the options below count), or the authors' paper, run or code",
-        choices=("default", "paper", "log", "released"), advanced=True,
-    )  # fmt: skip
+        "default",
+        "Reading of ASAP: ours (then the options below count), or the authors' paper, run or code",
+        choices=("default", "paper", "log", "released"),
+        advanced=True,
+    )
     bandit: BanditRecipe = field(default_factory=BanditRecipe, metadata={"help": "How an arm is valued"})
     weight_decay: float = option(1e-7, "AdamW weight decay (ASAP: 1e-7)", min=0.0, max=1.0, advanced=True)
     steps_per_turn: int = option(1, "Steps with the same auxiliary data", min=1, max=1000, advanced=True)
@@ -207,9 +209,14 @@ def _pool(auxiliary: Sequence[DataSet], grid: Grid, intensity: IntensitySpec, re
         return None
     exclude = [name.strip() for name in recipe.exclude.split(";") if name.strip()]
     return Pool(
-        auxiliary, grid, cache_folder() / "auxiliary", max_cases=recipe.max_cases, intensity=intensity,
-        foreground=recipe.patches.foreground, exclude=exclude,
-    )  # fmt: skip
+        auxiliary,
+        grid,
+        cache_folder() / "auxiliary",
+        max_cases=recipe.max_cases,
+        intensity=intensity,
+        foreground=recipe.patches.foreground,
+        exclude=exclude,
+    )
 
 
 def _prepare(pool: Pool | None, recipe: Recipe, report: Report) -> None:
@@ -230,19 +237,30 @@ def _scheduler(recipe: Recipe, pool: Pool | None, seed: int) -> Scheduler:
 
 def _network_recipe(recipe: Recipe) -> NetworkRecipe:
     return NetworkRecipe(
-        network=recipe.network, size=recipe.size, steps=recipe.steps, learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay, warmup_steps=recipe.warmup_steps, batch_size=recipe.batch_size or 1,
-        validate_every=recipe.validate_every, estimate_folds=recipe.estimate_folds, weights=recipe.weights,
-        pretraining_steps=recipe.pretraining_steps, checkpoint_seconds=recipe.checkpoint_seconds,
-        patches=recipe.patches, turns=_turn_recipe(recipe),
-    )  # fmt: skip
+        network=recipe.network,
+        size=recipe.size,
+        steps=recipe.steps,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        warmup_steps=recipe.warmup_steps,
+        batch_size=recipe.batch_size or 1,
+        validate_every=recipe.validate_every,
+        estimate_folds=recipe.estimate_folds,
+        weights=recipe.weights,
+        pretraining_steps=recipe.pretraining_steps,
+        checkpoint_seconds=recipe.checkpoint_seconds,
+        patches=recipe.patches,
+        turns=_turn_recipe(recipe),
+    )
 
 
 def _turn_recipe(recipe: Recipe) -> TurnRecipe:
     return TurnRecipe(
-        recipe.steps_per_turn, min(recipe.measured_steps, recipe.steps_per_turn), recipe.probe_batches,
+        recipe.steps_per_turn,
+        min(recipe.measured_steps, recipe.steps_per_turn),
+        recipe.probe_batches,
         alone_from=round((1 - recipe.finish) * recipe.steps),
-    )  # fmt: skip
+    )
 
 
 # ------------------------------------------------------------------------------------------------- the promptable model
@@ -280,10 +298,16 @@ class _PromptedArms:
             return query_loss(self.network, lesson.adaptation, embedding, query, weights)
 
         return Turns(
-            _scheduler(self.recipe, self.pool, seed), self.pool.names, lambda step: lesson.loss_at(step)[0], auxiliary,
-            self.network, parameters, seed=seed, recipe=_turn_recipe(self.recipe),
+            _scheduler(self.recipe, self.pool, seed),
+            self.pool.names,
+            lambda step: lesson.loss_at(step)[0],
+            auxiliary,
+            self.network,
+            parameters,
+            seed=seed,
+            recipe=_turn_recipe(self.recipe),
             probe_scale=2.0**12 if self.network.device.type == "cuda" else 1.0,
-        )  # fmt: skip
+        )
 
     def _sample(self, arm: int, rng: np.random.Generator) -> Sample:
         image, mask = self.pool.sample(arm, rng)

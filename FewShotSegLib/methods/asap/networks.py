@@ -196,9 +196,15 @@ class _Learner:
     def _schedule(self, max_seconds: float | None, validate_every: int, last_step: int | None) -> Schedule:
         recipe = self.recipe
         return Schedule(
-            recipe.steps, recipe.learning_rate, recipe.weight_decay, recipe.warmup_steps, max_seconds=max_seconds,
-            validate_every=validate_every, checkpoint_seconds=recipe.checkpoint_seconds, last_step=last_step,
-        )  # fmt: skip
+            recipe.steps,
+            recipe.learning_rate,
+            recipe.weight_decay,
+            recipe.warmup_steps,
+            max_seconds=max_seconds,
+            validate_every=validate_every,
+            checkpoint_seconds=recipe.checkpoint_seconds,
+            last_step=last_step,
+        )
 
     def _fold(
         self, kept: Sequence[Exemplar], held_out: Exemplar, start: dict[str, Any], run: RunContext, stage: str
@@ -312,10 +318,15 @@ class _Learner:
         for arm, reason in pool.quarantined.items():
             lots.quarantine(arm, reason)
         turns = Turns(
-            lots, pool.names, lambda step: torch.zeros((), requires_grad=True),
-            lambda arms, rng: self._arms_loss(network, source, arms, rng), network, dict(network.named_parameters()),
-            seed=self.seed + 2, recipe=TurnRecipe(1, 1, 1),
-        )  # fmt: skip
+            lots,
+            pool.names,
+            lambda step: torch.zeros((), requires_grad=True),
+            lambda arms, rng: self._arms_loss(network, source, arms, rng),
+            network,
+            dict(network.named_parameters()),
+            seed=self.seed + 2,
+            recipe=TurnRecipe(1, 1, 1),
+        )
         steps = self.recipe.pretraining_steps
         schedule = Schedule(steps, 2e-3, self.recipe.weight_decay, min(self.recipe.warmup_steps, steps))
         amp = patch_precision(self.device, self.grid.patch)

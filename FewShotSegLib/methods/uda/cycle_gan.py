@@ -40,16 +40,20 @@ class TranslationRecipe:
     )
     judge_channels: int = option(64, "Channels of the discriminators' first layer", min=1, max=256, advanced=True)
     judge_layers: int = option(
-        3, "1, 2, 3: discriminators judge patches of 16, 34, 70 pixels; small ones see texture only", min=1, max=4,
+        3,
+        "1, 2, 3: discriminators judge patches of 16, 34, 70 pixels; small ones see texture only",
+        min=1,
+        max=4,
         advanced=True,
-    )  # fmt: skip
+    )
     adversarial: Literal["lsgan", "log"] = option("lsgan", "Squares (CycleGAN's code) or logarithms (eq. 1)")
     cycle_weight: float = option(10.0, "Weight of coming back to the same slice, lambda 1", min=0.0, max=1000.0)
     identity_weight: float = option(5.0, "Weight of leaving slices alone, lambda 2", min=0.0, max=1000.0)
     identity_of: Literal["output", "input"] = option(
-        "output", "Which are left alone: those already in the wanted modality (CycleGAN), or the others (eq. 3)",
+        "output",
+        "Which are left alone: those already in the wanted modality (CycleGAN), or the others (eq. 3)",
         advanced=True,
-    )  # fmt: skip
+    )
     learning_rate: float = option(2e-4, "Adam's learning rate", min=1e-7, max=0.1, advanced=True)
     decay_share: float = option(
         0.5, "Share of the steps, at the end, over which the learning rate falls to 0", min=0.0, max=1.0, advanced=True

@@ -83,9 +83,14 @@ def train_classes(
         return torch.stack(parts).sum(), {}
 
     schedule = Schedule(
-        recipe.steps, recipe.learning_rate, recipe.weight_decay, warmup_steps=min(20, recipe.steps // 10),
-        optimizer=recipe.optimizer, clip_norm=12.0 if recipe.optimizer == "sgd" else 1.0, checkpoint_seconds=20.0,
-    )  # fmt: skip
+        recipe.steps,
+        recipe.learning_rate,
+        recipe.weight_decay,
+        warmup_steps=min(20, recipe.steps // 10),
+        optimizer=recipe.optimizer,
+        clip_norm=12.0 if recipe.optimizer == "sgd" else 1.0,
+        checkpoint_seconds=20.0,
+    )
     fitted = fit(
         dict(network.named_parameters()),
         loss_at,
@@ -106,14 +111,28 @@ def class_network(grid: Grid, channels: int, recipe: ClassRecipe, seed: int = 0)
 
 
 def predicted_labels(
-    weights: dict[str, NDArray[np.float32]], image: NDArray[np.float32], grid: Grid, channels: int, recipe: ClassRecipe,
-    *, device: torch.device | str = "cpu", report: Report = silent, message: str = "segmenting",
-) -> NDArray[np.uint8]:  # fmt: skip
+    weights: dict[str, NDArray[np.float32]],
+    image: NDArray[np.float32],
+    grid: Grid,
+    channels: int,
+    recipe: ClassRecipe,
+    *,
+    device: torch.device | str = "cpu",
+    report: Report = silent,
+    message: str = "segmenting",
+) -> NDArray[np.uint8]:
     """Labels (D, H, W) of an image (D, H, W) on the grid."""
     network = class_network(grid, channels, recipe)
     load_weights(network, weights)
     logits = predict(
-        network.to(device), image, grid.patch, overlap=0.5, batch=2, device=device, amp=patch_precision(device),
-        report=report, message=message,
-    )  # fmt: skip
+        network.to(device),
+        image,
+        grid.patch,
+        overlap=0.5,
+        batch=2,
+        device=device,
+        amp=patch_precision(device),
+        report=report,
+        message=message,
+    )
     return decided(logits)

@@ -34,9 +34,11 @@ class PseudoLabelRecipe:
         None, "Leave out what is more uncertain than this instead of a share; none: the share", min=0.0
     )
     rank_by: str = option(
-        "all", "Uncertainty of all structures together (eq. 7), or of the worst one",
-        choices=("all", "worst structure"), advanced=True,
-    )  # fmt: skip
+        "all",
+        "Uncertainty of all structures together (eq. 7), or of the worst one",
+        choices=("all", "worst structure"),
+        advanced=True,
+    )
     # The paper's union keeps whatever one round found, false positives too; on conflict it says nothing.
     vote: str = option(
         "union", "Foreground is what any round found, or what most rounds found", choices=("union", "majority")

@@ -64,19 +64,25 @@ class Recipe:
     )
     translation_steps: int | None = option(None, "Steps of the translation; none: as the preset says", min=1)
     adversarial: str = option(
-        "lsgan", "Adversarial loss: squares (CycleGAN's code) or logarithms (eq. 1)", choices=("lsgan", "log"),
+        "lsgan",
+        "Adversarial loss: squares (CycleGAN's code) or logarithms (eq. 1)",
+        choices=("lsgan", "log"),
         advanced=True,
-    )  # fmt: skip
+    )
     cycle_weight: float = option(10.0, "Weight of coming back to the same slice", min=0.0, advanced=True)
     identity_weight: float = option(5.0, "Weight of leaving slices alone", min=0.0, advanced=True)
     domain_of: str = option(
-        "", "Regular expression whose group finds the domain, such as the sequence, in a target's file name; then the "
-        "best domain lends its labels. None: certain targets do", advanced=True,
-    )  # fmt: skip
+        "",
+        "Regular expression whose group finds the domain, such as the sequence, in a target's file name; then the "
+        "best domain lends its labels. None: certain targets do",
+        advanced=True,
+    )
     patient_of: str = option(
-        "", "Regular expression whose group finds the patient in a target's file name; other images of that patient "
-        "lend first. None: not known", advanced=True,
-    )  # fmt: skip
+        "",
+        "Regular expression whose group finds the patient in a target's file name; other images of that patient "
+        "lend first. None: not known",
+        advanced=True,
+    )
     registration: RegistrationRecipe = field(default_factory=RegistrationRecipe, metadata={"help": "How labels travel"})
     pseudo_labels: PseudoLabelRecipe = field(
         default_factory=lambda: PseudoLabelRecipe(drop_fraction=0.2),
@@ -123,10 +129,13 @@ def resolve(recipe: Recipe, architecture: str, device: torch.device) -> Recipe:
     name = ("gpu" if device.type == "cuda" else "cpu") if recipe.preset == "auto" else recipe.preset
     preset = PRESETS[name]
     return replace(
-        recipe, preset=name, steps=recipe.steps or preset.steps, patch=recipe.patch or preset.patch,
+        recipe,
+        preset=name,
+        steps=recipe.steps or preset.steps,
+        patch=recipe.patch or preset.patch,
         size=preset.size if recipe.size == "as preset" else recipe.size,
         translation_steps=recipe.translation_steps or TRANSLATIONS[preset.translation].steps,
-    )  # fmt: skip
+    )
 
 
 def smaller_preset(name: str) -> str | None:

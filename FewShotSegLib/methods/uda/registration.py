@@ -147,15 +147,17 @@ class RegistrationRecipe:
     """
 
     match_by: str = option(
-        "body", "What makes two cases similar: volume of the body, of each structure, or field of view",
+        "body",
+        "What makes two cases similar: volume of the body, of each structure, or field of view",
         choices=get_args(Measure),
-    )  # fmt: skip
+    )
     same_patient_first: bool = option(True, "Borrow from another image of the same patient where there is one")
     tries: int = option(2, "Cases tried, best first, until one registers", min=1, max=20)
     metric: str = option(
-        "l2_gradient", "What is compared: intensities (l2, eq. 6), their gradients, or mutual information",
+        "l2_gradient",
+        "What is compared: intensities (l2, eq. 6), their gradients, or mutual information",
         choices=("l2", "l2_gradient", "mi"),
-    )  # fmt: skip
+    )
     resolution_mm: float = option(2.0, "Voxel size of the finest of three levels", min=0.1, max=20.0, advanced=True)
     iterations: int = option(200, "Most steps of the optimizer at each level", min=1, max=10000, advanced=True)
     determinant: tuple[float, float] = option(

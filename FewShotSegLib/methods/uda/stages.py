@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from .drift import EdgeConsistency, drift_picture, edge_consistency
 from .networks import ClassRecipe, predicted_labels, train_classes
 from .pseudo_labels import Uncertainty, Verdict, ensemble, filter_cases, split_domains, uncertainty
 from .recipe import PRESETS, Recipe, found_in
-from .registration import Borrowed, borrow_labels, size_of
+from .registration import Borrowed, Measure, borrow_labels, size_of
 from .translation import Translator, load_translator, save_translator, train_translator
 
 Array = NDArray[Any]
@@ -99,9 +99,12 @@ class Stages:
             self.anatomy = AnatomySpace().settled([*sources.volumes.values(), *targets.values()])
         self.grid = _grid_for(first, recipe)
         self.training = ClassRecipe(
-            size="paper" if recipe.size == "paper" else "small", steps=recipe.steps or 1, patches=recipe.patches,
-            optimizer="sgd" if recipe.optimizer == "sgd" else "adamw", learning_rate=recipe.learning_rate,
-        )  # fmt: skip
+            size="paper" if recipe.size == "paper" else "small",
+            steps=recipe.steps or 1,
+            patches=recipe.patches,
+            optimizer="sgd" if recipe.optimizer == "sgd" else "adamw",
+            learning_rate=recipe.learning_rate,
+        )
         self.metrics: dict[str, Any] = {"stages": {}}
         self._last_trained: Weights | None = None
         self.target_images = {name: self._image(volume, self.target_intensity) for name, volume in targets.items()}
@@ -253,10 +256,13 @@ class Stages:
         recipe = self.recipe
         # Edges of both kinds are much alike, so learning starts from no change; intensities may have to be inverted.
         return replace(
-            TRANSLATIONS[PRESETS[recipe.preset].translation], skip=self.anatomy is not None,
-            steps=recipe.translation_steps or 1, cycle_weight=recipe.cycle_weight,
-            identity_weight=recipe.identity_weight, adversarial="log" if recipe.adversarial == "log" else "lsgan",
-        )  # fmt: skip
+            TRANSLATIONS[PRESETS[recipe.preset].translation],
+            skip=self.anatomy is not None,
+            steps=recipe.translation_steps or 1,
+            cycle_weight=recipe.cycle_weight,
+            identity_weight=recipe.identity_weight,
+            adversarial="log" if recipe.adversarial == "log" else "lsgan",
+        )
 
     # ---------------------------------------------------------------------------------------------------------- rounds
 
@@ -316,9 +322,15 @@ class Stages:
 
     def _labels(self, weights: Weights, image: NDArray[np.float32], name: str, number: int) -> NDArray[np.uint8]:
         return predicted_labels(
-            weights, image, self.grid, len(self.structures) + 1, self.training, device=self.device, report=self.report,
+            weights,
+            image,
+            self.grid,
+            len(self.structures) + 1,
+            self.training,
+            device=self.device,
+            report=self.report,
             message=f"round {number}: {name}",
-        )  # fmt: skip
+        )
 
     # ------------------------------------------------------------------------------------------------ matching, filter
 
@@ -333,24 +345,26 @@ class Stages:
             uncertain = self._uncertainties(rounds)
         split = split_domains(uncertain, self.domains or None)
         on_grid = {name: self._gridded(name, volume) for name, volume in self.targets.items()}
-        by = self.recipe.registration.match_by
+        by = cast(Measure, self.recipe.registration.match_by)  # one of its choices
         sizes = {
-            name: size_of(
-                name, on_grid[name], rounds[name][-1], by=by, patient=self.patients.get(name, "")  # type: ignore[arg-type]
-            )
+            name: size_of(name, on_grid[name], rounds[name][-1], by=by, patient=self.patients.get(name, ""))
             for name in self.targets
-        }  # fmt: skip
+        }
 
         def load(name: str) -> tuple[Volume, Volume]:
             return on_grid[name], on_grid[name].like(rounds[name][-1])
 
         found = {
             name: borrow_labels(
-                sizes[name], on_grid[name], [sizes[other] for other in split.better], load, self.recipe.registration,
+                sizes[name],
+                on_grid[name],
+                [sizes[other] for other in split.better],
+                load,
+                self.recipe.registration,
                 report=self.report,
             )
             for name in split.worse
-        }  # fmt: skip
+        }
         lent = [
             self._slice_with(name, [rounds[name][-1], borrowed.labels.array])
             for name, borrowed in found.items()
@@ -358,9 +372,10 @@ class Stages:
         ]
         self._show("Matching: labels of the last teacher, and those borrowed by registration", lent[:3])
         self.metrics["stages"]["matching"] = {
-            "rule": split.rule, "lenders": list(split.better),
+            "rule": split.rule,
+            "lenders": list(split.better),
             "borrowers": {name: borrowed.to_dict() for name, borrowed in found.items()},
-        }  # fmt: skip
+        }
         return found
 
     def _gridded(self, name: str, volume: Volume) -> Volume:
