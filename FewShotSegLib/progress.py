@@ -11,7 +11,7 @@ import numpy as np
 from .errors import Cancelled, StopAndKeepBest
 
 Picture = np.ndarray[Any, Any]
-Kind = Literal["step", "note", "warning", "stage"]
+ProgressKind = Literal["step", "note", "warning", "stage"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Progress:
     message: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     picture: Picture | None = field(default=None, repr=False, compare=False)
-    kind: Kind = "step"
+    kind: ProgressKind = "step"
     can_stop: bool = False
 
     @property

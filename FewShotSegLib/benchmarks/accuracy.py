@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from FewShotSegLib.benchmarks.datasets import DATASETS, DataSet, exemplars, unseen_cases
+from FewShotSegLib.benchmarks.datasets import DATASETS, PublicDataSet, exemplars, unseen_cases
 from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
 from FewShotSegLib.benchmarks.unet import segment_unet, train_unet
 from FewShotSegLib.data.adapter import Adapter
@@ -134,7 +134,7 @@ def _done(record: Path) -> dict[tuple[str, int, str, str], dict[str, Any]]:
     return {(c["dataset"], c["shots"], c["model"], c["prompt"]): c for c in results_in(record)}
 
 
-def _cells(dataset: DataSet, shots: int, setting: Setting, done: dict[Any, Any]) -> Iterator[dict[str, Any]]:
+def _cells(dataset: PublicDataSet, shots: int, setting: Setting, done: dict[Any, Any]) -> Iterator[dict[str, Any]]:
     """One result per model and way of prompting, those already done left out; the base model is that of 0 shots."""
     chosen = exemplars(dataset, setting.data, shots) if shots else []
     network = load_base(setting.base, image_size=setting.image_size)
@@ -162,7 +162,12 @@ Scorer = Callable[[], list[dict[str, Any]]]
 
 
 def _scorers(
-    model: str, prompts: Sequence[str], network: PromptableNetwork, chosen: Any, dataset: DataSet, setting: Setting
+    model: str,
+    prompts: Sequence[str],
+    network: PromptableNetwork,
+    chosen: Any,
+    dataset: PublicDataSet,
+    setting: Setting,
 ) -> tuple[dict[str, Scorer], dict[str, Any]]:
     """What scores the model in each way of prompting, and facts about its making."""
     if model == "U-Net":
@@ -182,7 +187,7 @@ def _scorers(
 
 
 def _adapted(
-    network: PromptableNetwork, chosen: list[Any], dataset: DataSet, setting: Setting, *, synthesis: bool
+    network: PromptableNetwork, chosen: list[Any], dataset: PublicDataSet, setting: Setting, *, synthesis: bool
 ) -> tuple[Adapter, dict[str, Any]]:
     size = () if setting.image_size is None else (f"image_size={setting.image_size}",)
     recipe = with_overrides(lora.Recipe(synthesis=synthesis, estimate_folds=0, guard="off"), (*size, *setting.recipe))
@@ -193,7 +198,7 @@ def _adapted(
     return adapter, {"seconds": round(time.monotonic() - started, 1), "steps": adapter.metrics["steps"]}
 
 
-def _unet(chosen: list[Any], dataset: DataSet, setting: Setting) -> tuple[Segmenter, dict[str, Any]]:
+def _unet(chosen: list[Any], dataset: PublicDataSet, setting: Setting) -> tuple[Segmenter, dict[str, Any]]:
     steps = [0]
     network, structures = train_unet(
         chosen,
@@ -209,7 +214,7 @@ def _free(predictor: Predictor) -> Segmenter:
     return lambda volume, _: segment(volume, predictor, options=SegmentOptions(axis=0)).labelmap
 
 
-def _bodies(mask: NDArray[np.bool_], dataset: DataSet) -> list[NDArray[np.bool_]]:
+def _bodies(mask: NDArray[np.bool_], dataset: PublicDataSet) -> list[NDArray[np.bool_]]:
     """What gets a prompt of its own: the mask, or each connected part of a scattered structure."""
     if not dataset.scattered:
         return [mask] if mask.sum() >= SMALLEST_CLICKED else []
@@ -232,7 +237,7 @@ def _box(mask: NDArray[np.bool_], index: int) -> dict[str, Any]:
     return {"box_ijk": np.pad(corners, ((0, 0), (0, 1)), constant_values=index)}
 
 
-def _prompting(predictor: Predictor, dataset: DataSet, make: Callable[..., dict[str, Any]]) -> Segmenter:
+def _prompting(predictor: Predictor, dataset: PublicDataSet, make: Callable[..., dict[str, Any]]) -> Segmenter:
     """One prompt per structure and slice that shows it."""
 
     def run(volume: Volume, reference: Labelmap) -> Labelmap:
@@ -248,7 +253,7 @@ def _prompting(predictor: Predictor, dataset: DataSet, make: Callable[..., dict[
     return run
 
 
-def _corrected(predictor: Predictor, dataset: DataSet, setting: Setting) -> list[dict[str, Any]]:
+def _corrected(predictor: Predictor, dataset: PublicDataSet, setting: Setting) -> list[dict[str, Any]]:
     """DSC of each structure after 1 to 5 clicks per body and slice, each further one deepest inside the largest error.
 
     Slices that show the structure, every structure for itself.
@@ -290,7 +295,7 @@ def _clicked(
             labels.append(int(body[points[-1][1], points[-1][0]]))
 
 
-def _scored(segmenter: Segmenter, dataset: DataSet, setting: Setting) -> list[dict[str, Any]]:
+def _scored(segmenter: Segmenter, dataset: PublicDataSet, setting: Setting) -> list[dict[str, Any]]:
     rows: list[Row] = []
     for case, volume, reference in unseen_cases(dataset, setting.data, setting.cases, setting.slices):
         prediction = segmenter(volume, reference)

@@ -22,7 +22,7 @@ import torch
 
 from FewShotSegLib.benchmarks.asap_cost import costs
 from FewShotSegLib.benchmarks.datasets import DATASETS
-from FewShotSegLib.benchmarks.datasets import DataSet as Known
+from FewShotSegLib.benchmarks.datasets import PublicDataSet as Known
 from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
@@ -30,7 +30,7 @@ from FewShotSegLib.data.recipe import with_overrides
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.inference.volume_network import VolumePredictor
-from FewShotSegLib.io.datasets import Case, DataSet
+from FewShotSegLib.io.datasets import CaseFiles, DataSet
 from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.methods.asap import method as asap
 from FewShotSegLib.training.context import AdaptInputs, RunContext
@@ -224,8 +224,8 @@ def arms_for(target: Target, data: Path, rest: Sequence[Path]) -> list[DataSet]:
     return found
 
 
-def _case(known: Known, image: Path, labels: dict[int, str]) -> Case:
-    return Case(image, known.labelmap_of(image).resolve(), labels)
+def _case(known: Known, image: Path, labels: dict[int, str]) -> CaseFiles:
+    return CaseFiles(image, known.labelmap_of(image).resolve(), labels)
 
 
 # -------------------------------------------------------------------------------------------------------------- table

@@ -19,7 +19,7 @@ from FewShotSegLib.io.volumes import load_labelmap, load_volume
 
 
 @dataclass(frozen=True)
-class DataSet:
+class PublicDataSet:
     """Where cases lie and what is segmented.
 
     `images` is a glob below the data folder, `labels` the replacement that turns an image name into the path of its
@@ -65,7 +65,7 @@ MR = IntensitySpec("percentile", 0.5, 99.5)
 DATASETS = {
     d.name: d
     for d in (
-        DataSet(
+        PublicDataSet(
             "btcv",
             "btcv_synapse_ct/*_img.nii.gz",
             (r"_img\.", "_lab."),
@@ -81,21 +81,21 @@ DATASETS = {
             },
             CT_WINDOW,
         ),
-        DataSet(
+        PublicDataSet(
             "acdc",
             "acdc/*_frame01_img.nii.gz",
             (r"_img\.", "_lab."),
             {1: "right ventricle", 2: "myocardium", 3: "left ventricle"},
             MR,
         ),
-        DataSet(
+        PublicDataSet(
             "chaos",
             "chaos_mr_t2/*_img.nii.gz",
             (r"_img\.", "_lab."),
             {1: "liver", 2: "right kidney", 3: "left kidney", 4: "spleen"},
             MR,
         ),
-        DataSet(
+        PublicDataSet(
             "brats",
             "brats2013/*_Flair.nii.gz",
             (r"_Flair\.", "_lab."),
@@ -104,8 +104,8 @@ DATASETS = {
             train=1,
             merged=True,
         ),
-        DataSet("la2018", "la2018/*_img.nii.gz", (r"_img\.", "_lab."), {1: "left atrium"}, MR, train=2),
-        DataSet(
+        PublicDataSet("la2018", "la2018/*_img.nii.gz", (r"_img\.", "_lab."), {1: "left atrium"}, MR, train=2),
+        PublicDataSet(
             "ms",
             "ms_lesions_lesjak/*_FLAIR.nii.gz",
             (r"_FLAIR\.", "_lab."),
@@ -114,7 +114,7 @@ DATASETS = {
             train=1,
             scattered=True,
         ),
-        DataSet(
+        PublicDataSet(
             "hippocampus",
             "msd_hippocampus/images/*.nii.gz",
             ("^", "../labels/"),
@@ -125,10 +125,10 @@ DATASETS = {
 }
 
 # Not among the others, which are volumes of organs: photographs of the back of the eye, vessels a few pixels wide.
-STARE = DataSet("stare", "stare/*_img.png", (r"_img\.", "_vessel_vk."), {1: "vessel"}, MR, train=4, merged=True)
+STARE = PublicDataSet("stare", "stare/*_img.png", (r"_img\.", "_vessel_vk."), {1: "vessel"}, MR, train=4, merged=True)
 
 
-def exemplars(dataset: DataSet, data: Path, count: int) -> list[Exemplar]:
+def exemplars(dataset: PublicDataSet, data: Path, count: int) -> list[Exemplar]:
     """`count` annotated slices from the first cases: as many structures as possible, then as large as possible.
 
     The rule of Feng et al. (2023, section 3.2), with at least five slices between two of one case.
@@ -164,7 +164,7 @@ def thinned(volume: Volume, every: int) -> Volume:
     return Volume(volume.array[::every], affine)
 
 
-def unseen_cases(dataset: DataSet, data: Path, most: int, slices: int) -> Iterator[tuple[str, Volume, Labelmap]]:
+def unseen_cases(dataset: PublicDataSet, data: Path, most: int, slices: int) -> Iterator[tuple[str, Volume, Labelmap]]:
     """Name, volume and reference of up to `most` test cases, thinned to about `slices` slices each."""
     for image in _spread(dataset.cases(data)[dataset.train :], most):
         volume, labelmap = dataset.load(image)

@@ -26,7 +26,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One line of the table. `wanted` is the smallest median that is good enough, None where none was set."""
 
     name: str
@@ -65,7 +65,7 @@ def milliseconds(seconds: Sequence[float], items: int = 1) -> str:
     return f"{1000 * statistics.median(seconds) / items:.4g} ms"
 
 
-def table(rows: Sequence[Row]) -> str:
+def measurement_table(rows: Sequence[Measurement]) -> str:
     """Markdown; numbers with three digits."""
     lines = []
     for row in rows:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from FewShotSegLib.benchmarks.pairing import Row, interleaved, milliseconds, ratios, spread, table
+from FewShotSegLib.benchmarks.pairing import Measurement, interleaved, measurement_table, milliseconds, ratios, spread
 from FewShotSegLib.benchmarks.plain import plain_copy, random_vit_b
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _measured(names: Sequence[str], size: Size) -> str:
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     for name in names:
         for row in MEASUREMENTS[name](size):
             logger.info("%s: %.3g", row.name, row.value.median)
@@ -111,7 +111,7 @@ def _measured(names: Sequence[str], size: Size) -> str:
         f"{'pays' if bfloat16_pays() else 'does not pay'} here, random weights for ViT-B. Stock is segment_anything's "
         "own code in float32 on the same weights.\n\n"
     )
-    return head + table(rows)
+    return head + measurement_table(rows)
 
 
 @contextlib.contextmanager
@@ -157,7 +157,7 @@ def _source(size: Size, image_size: int) -> Synthesizer:
 # ------------------------------------------------------------------------------------------------------------- encoding
 
 
-def _encoding(size: Size) -> Iterator[Row]:
+def _encoding(size: Size) -> Iterator[Measurement]:
     """Stock image encoder against ours, in float32 and in the precision that pays; then whether masks agree."""
     for image_size in size.encode_px:
         network = random_vit_b(image_size)
@@ -172,7 +172,7 @@ def _encoding(size: Size) -> Iterator[Row]:
         for kind, wanted in (("float32", None), ("bfloat16", 1.5)):
             note = f"{milliseconds(seconds['stock'])} / {milliseconds(seconds[kind])}"
             shown = f"{kind} where it pays" if kind == "bfloat16" else kind
-            yield Row(f"{name}, {shown}", ratios(seconds["stock"], seconds[kind]), wanted, note)
+            yield Measurement(f"{name}, {shown}", ratios(seconds["stock"], seconds[kind]), wanted, note)
         stock = encoders["stock"]()
         for kind in ("float32", "bfloat16"):
             yield from _agreement(network, stock, encoders[kind](), f"at {image_size} px, {kind}")
@@ -183,7 +183,7 @@ def _encoded(network: PromptableNetwork, images: Tensor, bfloat16: bool) -> Tens
         return network.encode(images).features.float()
 
 
-def _agreement(network: PromptableNetwork, stock: Tensor, ours: Tensor, where: str) -> Iterator[Row]:
+def _agreement(network: PromptableNetwork, stock: Tensor, ours: Tensor, where: str) -> Iterator[Measurement]:
     """IoU of masks from two sets of features (1, C, h, w) through the same decoder, and through linear read-outs.
 
     Random weights put the zero of their logits anywhere, so maps are cut at the mean of stock's. (More than half of the
@@ -201,7 +201,7 @@ def _agreement(network: PromptableNetwork, stock: Tensor, ours: Tensor, where: s
         }
     for name, (theirs, our) in maps.items():
         values = iou_at_mean(theirs.flatten(1).numpy(), our.flatten(1).numpy())
-        yield Row(f"IoU of {name} {where}: stock and ours", spread(values), 0.99, f"smallest {min(values):.4f}")
+        yield Measurement(f"IoU of {name} {where}: stock and ours", spread(values), 0.99, f"smallest {min(values):.4f}")
 
 
 def _clicked(network: PromptableNetwork, features: Tensor, clicks: NDArray[np.float32]) -> Tensor:
@@ -226,7 +226,7 @@ def iou_at_mean(first: NDArray[np.float32], second: NDArray[np.float32]) -> list
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def _training(size: Size) -> Iterator[Row]:
+def _training(size: Size) -> Iterator[Measurement]:
     """A LoRA step of ViT-B: plain against ours with the same losses, and against the preset for small GPUs."""
     network = random_vit_b(size.step_px)
     plain = plain_copy(network)
@@ -246,7 +246,7 @@ def _training(size: Size) -> Iterator[Row]:
             f"{milliseconds(seconds['plain'])} / {milliseconds(seconds['ours'])}; "
             f"first losses {losses[0]:.4f} / {losses[1]:.4f}; plain: all blocks, float32, prompt after prompt"
         )
-        yield Row(f"{name}, {shown}", ratios(seconds["plain"], seconds["ours"]), wanted, note)
+        yield Measurement(f"{name}, {shown}", ratios(seconds["plain"], seconds["ours"]), wanted, note)
 
 
 Lesson = tuple[list[Sample], list[Query]]
@@ -284,7 +284,7 @@ def _step(
         yield lambda: fit(parameters, loss_at, Schedule(1), report=silent, amp=amp)
 
 
-def _synthesis(size: Size) -> Iterator[Row]:
+def _synthesis(size: Size) -> Iterator[Measurement]:
     """Time in which a step of the bundled model uses up a batch against the time to synthesize one.
 
     Corrective clicks, looks at held-back samples and the drawing of prompts slow training further; without them the
@@ -303,13 +303,13 @@ def _synthesis(size: Size) -> Iterator[Row]:
         seconds = interleaved({"step": step, "draw": draw}, 10 * size.repeats)
     note = f"{milliseconds(seconds['step'], batch_size)} / {milliseconds(seconds['draw'], batch_size)} per sample"
     name = f"synthesized / used up by training the bundled model, samples per second, batch {batch_size}, 1 thread"
-    yield Row(name, ratios(seconds["step"], seconds["draw"]), 3.0, note)
+    yield Measurement(name, ratios(seconds["step"], seconds["draw"]), 3.0, note)
 
 
 # ---------------------------------------------------------------------------------------------------- the bundled model
 
 
-def _bundled(size: Size) -> Iterator[Row]:
+def _bundled(size: Size) -> Iterator[Measurement]:
     """Encoding a slice and answering a click, with our own ViT-B encoding as the yardstick."""
     predictor = Predictor(load_base("bundled"), cache=EmbeddingCache(1))
     volume, labelmap = _patient(size.slices)
@@ -338,7 +338,7 @@ def _bundled(size: Size) -> Iterator[Row]:
     }
     for kind, what in titles.items():
         note = f"{milliseconds(seconds['ViT-B'])} / {milliseconds(seconds[kind], CALLS)}"
-        yield Row(f"{shown} / bundled model {what}", ratios(seconds["ViT-B"], seconds[kind], CALLS), None, note)
+        yield Measurement(f"{shown} / bundled model {what}", ratios(seconds["ViT-B"], seconds[kind], CALLS), None, note)
 
 
 CALLS = 10  # of what takes milliseconds, in one turn
@@ -356,7 +356,7 @@ def _yardstick(size: Size) -> tuple[Callable[[], Any], str]:
     return functools.partial(_encoded, network, images, bfloat16_pays()), f"our ViT-B encoding at {image_size} px"
 
 
-def _segment(size: Size) -> Iterator[Row]:
+def _segment(size: Size) -> Iterator[Measurement]:
     """A volume with an adapter of five structures and no prompts."""
     network = load_base("bundled")
     predictor = Predictor(network, _untrained_adapter(network, _intensity(size)), cache=EmbeddingCache(1))
@@ -367,11 +367,11 @@ def _segment(size: Size) -> Iterator[Row]:
     name = f"{shown} / segmenting a slice of 512 x 512, {len(phantom.STRUCTURES)} structures, no prompts"
     note = f"{milliseconds(seconds['ViT-B'])} / {milliseconds(seconds['segment'], size.slices)}; "
     note += f"{per_second:.3g} slices per second"
-    yield Row(name, ratios(seconds["ViT-B"], seconds["segment"], size.slices), None, note)
+    yield Measurement(name, ratios(seconds["ViT-B"], seconds["segment"], size.slices), None, note)
 
 
 def _untrained_adapter(network: PromptableNetwork, intensity: IntensitySpec) -> Adapter:
-    recipe = prompted_recipe.resolve(lora.Recipe(), prompted_recipe.architecture_of(network), network.device)
+    recipe = prompted_recipe.resolve(lora.Recipe(), network.family, network.device)
     spec = prompted_recipe.adaptation_spec(recipe, network)
     adaptation = Adaptation(network, spec, sorted(phantom.STRUCTURES), generator=torch.Generator().manual_seed(0))
     return Adapter(
@@ -389,7 +389,7 @@ def _untrained_adapter(network: PromptableNetwork, intensity: IntensitySpec) -> 
     )
 
 
-MEASUREMENTS: dict[str, Callable[[Size], Iterator[Row]]] = {
+MEASUREMENTS: dict[str, Callable[[Size], Iterator[Measurement]]] = {
     "encoding": _encoding,
     "training": _training,
     "synthesis": _synthesis,

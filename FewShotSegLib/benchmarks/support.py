@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from FewShotSegLib.benchmarks.datasets import DATASETS, STARE, DataSet, exemplars, unseen_cases
+from FewShotSegLib.benchmarks.datasets import DATASETS, STARE, PublicDataSet, exemplars, unseen_cases
 from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
 from FewShotSegLib.benchmarks.unet import segment_unet, train_unet
 from FewShotSegLib.data.exemplar import Exemplar
@@ -140,7 +140,7 @@ def _cells(chosen: argparse.Namespace) -> Iterator[tuple[str, int, str, int]]:
 
 
 def _made(
-    model: str, network: PromptableNetwork, given: list[Exemplar], dataset: DataSet, setting: Setting, seed: int
+    model: str, network: PromptableNetwork, given: list[Exemplar], dataset: PublicDataSet, setting: Setting, seed: int
 ) -> tuple[Segmenter, Run]:
     """The model made from the exemplars, and what that took."""
     started, used = time.perf_counter(), time.process_time()
@@ -173,7 +173,7 @@ def _free(predictor: Predictor) -> Segmenter:
 
 
 def _scored(
-    segmenter: Segmenter, dataset: DataSet, setting: Setting, structures: Mapping[int, str]
+    segmenter: Segmenter, dataset: PublicDataSet, setting: Setting, structures: Mapping[int, str]
 ) -> tuple[list[Run], int]:
     """Rows of the structures that the exemplars show, over all slices of each test case, and the number of slices."""
     rows, slices = [], 0
@@ -219,7 +219,7 @@ def _forgetting(chosen: argparse.Namespace, setting: Setting, record: Path) -> I
                 }
 
 
-def _clicked_dice(network: PromptableNetwork, adapter: Any, dataset: DataSet, setting: Setting) -> float:
+def _clicked_dice(network: PromptableNetwork, adapter: Any, dataset: PublicDataSet, setting: Setting) -> float:
     """Mean Dice over structures, one click in the middle of each structure on each slice that shows it."""
     predictor, rows = Predictor(network, adapter), []
     options = SegmentOptions(axis=0, propagate=False)

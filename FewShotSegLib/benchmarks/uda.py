@@ -26,7 +26,7 @@ from FewShotSegLib.data.recipe import with_overrides
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.metrics import compare
 from FewShotSegLib.inference.volume_network import VolumePredictor
-from FewShotSegLib.io.datasets import Case, DataSet
+from FewShotSegLib.io.datasets import CaseFiles, DataSet
 from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.methods.uda import method as uda
 from FewShotSegLib.methods.uda.recipe import Recipe
@@ -113,7 +113,7 @@ def _run(data: Path, row: str, seed: int, overrides: Sequence[str]) -> dict[str,
 def _source(data: Path) -> DataSet:
     known = DATASETS["btcv"]
     names = {value: name for name, value in CT.items()}
-    cases = tuple(Case(image, known.labelmap_of(image), names) for image in sorted(data.glob(known.images)))
+    cases = tuple(CaseFiles(image, known.labelmap_of(image), names) for image in sorted(data.glob(known.images)))
     return DataSet("btcv", cases, {name: (name,) for name in CT})
 
 

@@ -50,7 +50,7 @@ def costs(data: Path, repeats: int) -> str:
     image = data / WHOLE[0]
     if not image.is_file():
         raise InputError(f"There is no {image}; the time of a whole case is measured on it.")
-    whole = _whole(load_volume(image))  # first: a peak of memory never falls
+    whole = _whole_case(load_volume(image))  # first: a peak of memory never falls
     return f"{whole}\n{_resampling(data, repeats)}"
 
 
@@ -122,7 +122,7 @@ def _sizes(shape: tuple[int, ...]) -> str:
 # ---------------------------------------------------------------------------------------------------------- whole case
 
 
-def _whole(volume: Volume) -> str:
+def _whole_case(volume: Volume) -> str:
     head = (
         f"A whole CT, {_sizes(volume.shape)} voxels, {ORGANS} organs, {torch.get_num_threads()} CPU threads; memory is "
         "the most that the process held until then.\n\n"

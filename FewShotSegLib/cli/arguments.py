@@ -30,7 +30,9 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print progress and result as JSON lines")
     work = argparse.ArgumentParser(add_help=False, parents=[common])
-    work.add_argument("--seed", type=_whole, default=0, metavar="N", help="the same seed gives the same result (0)")
+    work.add_argument(
+        "--seed", type=_whole_number, default=0, metavar="N", help="the same seed gives the same result (0)"
+    )
     work.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one"
     )
@@ -46,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", parents=[common], help="synthetic patients, three annotated slices, a report")
     demo.add_argument("--out", default=DEMO_OUT, metavar="DIR", help=f"where everything goes ({DEMO_OUT})")
     demo.add_argument("--base", default="bundled", metavar="MODEL", help="the base model to adapt (bundled)")
-    demo.add_argument("--seed", type=_whole, default=0, metavar="N")
+    demo.add_argument("--seed", type=_whole_number, default=0, metavar="N")
     commands.add_parser("benchmark", help="accuracy | speed: measure on this computer; see benchmark accuracy --help")
     return top
 
@@ -145,7 +147,7 @@ def _add_models(commands: Any, common: argparse.ArgumentParser) -> None:
     add.add_argument("--name", metavar="NAME", help="how to call it; default: the file's name")
 
 
-def _whole(text: str) -> int:
+def _whole_number(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"a whole number from 0 is needed, got {text!r}")
     return int(text)
@@ -177,7 +179,7 @@ def structures_from(text: str) -> dict[int, str]:
 # --------------------------------------------------------------------------------------------------------------- jobs
 
 
-def adapt_job(chosen: argparse.Namespace, recipe: dict[str, Any]) -> AdaptJob:
+def adapt_job_from(chosen: argparse.Namespace, recipe: dict[str, Any]) -> AdaptJob:
     folders = [text for text in chosen.exemplars if chosen.method == "gmiseg" and Path(text).is_dir()]
     return AdaptJob(
         out=chosen.out,
@@ -202,7 +204,7 @@ def _exemplar(text: str, chosen: argparse.Namespace) -> ExemplarFiles:
     return ExemplarFiles(str(image), str(labelmap), letter, slices, chosen.structures, chosen.resample)  # type: ignore[arg-type]
 
 
-def segment_job(chosen: argparse.Namespace, support_recipe: dict[str, Any]) -> SegmentJob:
+def segment_job_from(chosen: argparse.Namespace, support_recipe: dict[str, Any]) -> SegmentJob:
     return SegmentJob(
         images=tuple(chosen.images),
         out=chosen.out,
@@ -220,7 +222,7 @@ def segment_job(chosen: argparse.Namespace, support_recipe: dict[str, Any]) -> S
     )
 
 
-def evaluate_job(chosen: argparse.Namespace) -> EvaluateJob:
+def evaluate_job_from(chosen: argparse.Namespace) -> EvaluateJob:
     return EvaluateJob(chosen.pred, chosen.ref, chosen.out, chosen.structures, chosen.tolerance_mm)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.progress import Control
 
-from .arguments import adapt_job, evaluate_job, parser, recipe_from, segment_job
+from .arguments import adapt_job_from, evaluate_job_from, parser, recipe_from, segment_job_from
 from .display import Display, display_for
 
 OK, DEFECT, BAD_INPUT, CANCELLED = 0, 1, 2, 130
@@ -70,7 +70,7 @@ def _failed(code: int, sentence: str, as_json: bool) -> int:
 
 
 def _adapt(chosen: argparse.Namespace) -> None:
-    job = adapt_job(chosen, _recipe(chosen))
+    job = adapt_job_from(chosen, _recipe(chosen))
     if chosen.preview is None:
         _run(job, chosen)
         return
@@ -90,7 +90,7 @@ def _recipe(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _segment(chosen: argparse.Namespace) -> None:
-    job = segment_job(chosen, _support_recipe(chosen))
+    job = segment_job_from(chosen, _support_recipe(chosen))
     from FewShotSegLib.worker.batch import segment_images
 
     with _watched(chosen) as (control, display):
@@ -107,7 +107,7 @@ def _support_recipe(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate(chosen: argparse.Namespace) -> None:
-    _run(evaluate_job(chosen), chosen)
+    _run(evaluate_job_from(chosen), chosen)
 
 
 def _job(chosen: argparse.Namespace) -> None:

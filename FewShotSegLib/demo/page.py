@@ -17,7 +17,7 @@ from FewShotSegLib.evaluation.scoring import Row
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.visualization.charts import bars_chart, learning_chart
-from FewShotSegLib.visualization.html_page import Report
+from FewShotSegLib.visualization.html_page import HtmlPage
 from FewShotSegLib.visualization.overlays import overlay_png, upright
 
 BASE, CLICKED, FREE = "base model, clicks", "adapted, clicks", "adapted, no clicks"
@@ -58,7 +58,7 @@ def mean_dice(rows: Sequence[Row], structure: str | None = None, scope: str = "o
 
 def write_report(demo: DemoReport, path: Path) -> None:
     slices = sum(len(patient.annotated) for patient in demo.known)
-    page = Report(
+    page = HtmlPage(
         f"From {slices} annotated slices to whole patients",
         f"A small promptable model was adapted to {slices} annotated slices of {len(demo.known)} synthetic patients "
         f"on this computer, and then segmented {len(demo.unseen)} patients it had never seen.",
@@ -82,13 +82,13 @@ def write_report(demo: DemoReport, path: Path) -> None:
     page.write(path)
 
 
-def _numbers(page: Report, demo: DemoReport) -> None:
+def _numbers(page: HtmlPage, demo: DemoReport) -> None:
     tiles = [(f"mean Dice, {name}", f"{mean_dice(rows):.2f}") for name, rows in demo.scores.items()]
     adapting = demo.record["timings_s"]["adapt"]
     page.numbers([*tiles, ("seconds to adapt", f"{adapting:.0f}"), ("seconds for everything", f"{demo.seconds:.0f}")])
 
 
-def _scores(page: Report, demo: DemoReport) -> None:
+def _scores(page: HtmlPage, demo: DemoReport) -> None:
     page.heading("How well it works")
     page.text(
         "Dice on the unseen patients, on the slices that hold the structure. With clicks: one on every such slice, in "
@@ -105,7 +105,7 @@ def _scores(page: Report, demo: DemoReport) -> None:
     page.table(headers, [*rows, ["mean", *means]])
 
 
-def _overlays(page: Report, demo: DemoReport, colors: Mapping[int, Any]) -> None:
+def _overlays(page: HtmlPage, demo: DemoReport, colors: Mapping[int, Any]) -> None:
     page.heading("Patients it has never seen")
     page.legend(demo.unseen[0].truth.structures, colors)
     for patient in demo.unseen:
@@ -152,7 +152,7 @@ def _as_in_truth(found: Labelmap, truth: Labelmap) -> NDArray[Any]:
     return labels
 
 
-def _learning(page: Report, demo: DemoReport) -> None:
+def _learning(page: HtmlPage, demo: DemoReport) -> None:
     if not demo.history:
         return
     steps = [progress.step for progress in demo.history]
@@ -163,7 +163,7 @@ def _learning(page: Report, demo: DemoReport) -> None:
     page.figure(chart, "Training, and Dice on synthesized samples it did not train on")
 
 
-def _notes(page: Report, demo: DemoReport) -> None:
+def _notes(page: HtmlPage, demo: DemoReport) -> None:
     page.heading("What these numbers do not say")
     page.note(
         "The patients are synthetic. The demo shows that the program works on this computer, not how it does on yours: "

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class CaseFiles:
     """An image and its labelmap on disk. `structures` {value: name} None: the labelmap says itself what it shows."""
 
     image: Path
@@ -49,7 +49,7 @@ class DataSet:
     """
 
     name: str
-    cases: tuple[Case, ...]
+    cases: tuple[CaseFiles, ...]
     structures: Mapping[str, tuple[str, ...]] | None = None
     modality: str = ""
     licence: str = ""
@@ -87,7 +87,7 @@ def data_set_of(files: AuxiliaryFiles) -> DataSet:
     return DataSet(files.name, tuple(_case_of(case, files.name) for case in files.cases))
 
 
-def complete_exemplar(case: Case, axis: int | None = None) -> Exemplar:
+def complete_exemplar(case: CaseFiles, axis: int | None = None) -> Exemplar:
     """Load a case, whose labels are complete, as an exemplar; `axis` as for `load_exemplar`."""
     return load_exemplar(
         case.image,
@@ -106,17 +106,17 @@ def files_of(data_set: DataSet) -> AuxiliaryFiles:
     return AuxiliaryFiles(data_set.name, tuple(cases))
 
 
-def _dict(case: Case) -> dict[int, str] | None:
+def _dict(case: CaseFiles) -> dict[int, str] | None:
     return dict(case.structures) if case.structures else None
 
 
-def _case_of(files: ExemplarFiles, name: str) -> Case:
+def _case_of(files: ExemplarFiles, name: str) -> CaseFiles:
     if files.slices not in (None, "all"):
         raise InputError(
             f'Auxiliary data "{name}": {files.image} is annotated on single slices only; auxiliary cases must be '
             "annotated on all. Leave the slices out, or use the case as an exemplar."
         )
-    return Case(Path(files.image), Path(files.labelmap), files.structures, resample=files.resample)
+    return CaseFiles(Path(files.image), Path(files.labelmap), files.structures, resample=files.resample)
 
 
 def _data_sets_at(folder: Path) -> list[DataSet]:
@@ -131,7 +131,7 @@ def _data_sets_at(folder: Path) -> list[DataSet]:
     if not pairs:
         return []
     labels = _label_values(card["structures"], folder / "card.json") if card.get("structures") else None
-    cases = tuple(Case(image, labelmap, labels) for image, labelmap in pairs)
+    cases = tuple(CaseFiles(image, labelmap, labels) for image, labelmap in pairs)
     structures = {name: (name,) for name in labels.values()} if labels else None
     return [DataSet(folder.name, cases, structures, str(card.get("modality", "")), _licence(card), tuple(notes))]
 
@@ -192,9 +192,9 @@ def _nnunet(folder: Path) -> list[DataSet]:
         for image, labelmap in pairs:
             own = image.with_name(f"{stem(image)}_{number:04d}{known_suffix(image)}")
             if own.is_file():
-                cases.append(Case(own, labelmap, labels))
+                cases.append(CaseFiles(own, labelmap, labels))
             elif image.is_file():  # the channels of a decathlon image are its fourth dimension
-                cases.append(Case(image, labelmap, labels, time_index=number if len(channels) > 1 else None))
+                cases.append(CaseFiles(image, labelmap, labels, time_index=number if len(channels) > 1 else None))
             else:
                 notes.append(f"{labelmap} is left out: neither {own.name} nor {image.name} is in {image.parent}.")
         name = folder.name if len(channels) == 1 else f"{folder.name} {channel}"

@@ -66,7 +66,7 @@ def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
     check_writable(sheet)
     chosen = method(job.method)
     recipe = recipe_of(job)
-    recipe = chosen.resolve(recipe, _architecture(job, recipe), torch.device("cpu"))
+    recipe = chosen.resolve(recipe, family_of(job, recipe), torch.device("cpu"))
     samples = chosen.training_samples(inputs_of(job, chosen), recipe, stage_rng(job.seed, "adapt"), count)
     contact_sheet(samples, sheet)
 
@@ -80,16 +80,9 @@ def recipe_of(job: AdaptJob) -> Any:
     return recipe
 
 
-def _architecture(job: AdaptJob, recipe: Any) -> str:
+def family_of(job: AdaptJob, recipe: Any) -> str:
     """The word that methods resolve their presets by: that of the base model, where there is one."""
-    if not method(job.method).needs_base(recipe):
-        return "compact"
-    return architecture_of(registry.find(job.base)[0])
-
-
-def architecture_of(model: registry.BaseModel) -> str:
-    """ "compact" or "sam"."""
-    return "compact" if model.architecture == "compact" else "sam"
+    return registry.find(job.base)[0].family if method(job.method).needs_base(recipe) else "compact"
 
 
 def _pictures(adapter: Adapter, out: Path, notes: Notes) -> list[Path]:
@@ -109,16 +102,16 @@ def _pictures(adapter: Adapter, out: Path, notes: Notes) -> list[Path]:
 
 def _fitting_adapter(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: torch.device, notes: Notes) -> Adapter:
     """Adapt, with the next smaller preset each time the GPU runs out of memory."""
-    chosen, architecture = method(job.method), _architecture(job, recipe)
+    chosen, family = method(job.method), family_of(job, recipe)
     while True:
-        resolved = chosen.resolve(recipe, architecture, device)
+        resolved = chosen.resolve(recipe, family, device)
         adapter = _attempt(job, inputs, resolved, device, notes)
         if adapter is not None:
             return adapter
         # Here, not in the handler: the exception holds every tensor of the failed attempt.
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        recipe = _smaller(chosen, recipe, resolved, architecture, device)
+        recipe = _smaller(chosen, recipe, resolved, family, device)
         notes.warn(
             f"Out of GPU memory with the preset {resolved.preset}; starting again with the preset {recipe.preset}."
         )
@@ -150,12 +143,12 @@ def _with_base(inputs: AdaptInputs, base: PromptableNetwork) -> AdaptInputs:
     return replace(inputs, base=base, intensity=intensity)
 
 
-def _smaller(chosen: Method, recipe: Any, resolved: Any, architecture: str, device: torch.device) -> Any:
+def _smaller(chosen: Method, recipe: Any, resolved: Any, family: str, device: torch.device) -> Any:
     """The recipe with the next preset that asks for less than the resolved one."""
     name = chosen.smaller_preset(resolved.preset)
     while name is not None:
         smaller = replace(recipe, preset=name)
-        if replace(chosen.resolve(smaller, architecture, device), preset=resolved.preset) != resolved:
+        if replace(chosen.resolve(smaller, family, device), preset=resolved.preset) != resolved:
             return smaller
         name = chosen.smaller_preset(name)
     raise InputError(

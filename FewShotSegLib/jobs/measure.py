@@ -19,7 +19,7 @@ from FewShotSegLib.methods import method
 from FewShotSegLib.progress import Progress, Report, note, silent
 from FewShotSegLib.sam import registry
 
-from .adapt import architecture_of, recipe_of
+from .adapt import recipe_of
 from .run import run
 
 
@@ -90,7 +90,7 @@ def _preset(job: AdaptJob, device: torch.device) -> str | None:
     if not module.needs_base(recipe):
         return None
     model, _ = registry.find(job.base)
-    return getattr(module.resolve(recipe, architecture_of(model), device), "preset", None)
+    return getattr(module.resolve(recipe, model.family, device), "preset", None)
 
 
 def used_bytes(device: torch.device) -> int | None:

@@ -33,7 +33,7 @@ class Method(Protocol):
     def needs_base(self, recipe: Any) -> bool:
         """Whether a promptable base model is adapted."""
 
-    def resolve(self, recipe: Any, architecture: str, device: torch.device) -> Any:
+    def resolve(self, recipe: Any, family: str, device: torch.device) -> Any:
         """The recipe with everything filled in that its preset decides."""
 
     def smaller_preset(self, name: str) -> str | None:

@@ -45,7 +45,7 @@ from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.training.lesson import Lesson
 from FewShotSegLib.training.losses import focal_loss
 from FewShotSegLib.training.prompted import adapter_of, learn
-from FewShotSegLib.training.prompted_recipe import PromptedRecipe, adaptation_spec, architecture_of, resolve
+from FewShotSegLib.training.prompted_recipe import PromptedRecipe, adaptation_spec, resolve
 
 __all__ = [
     "LABEL",
@@ -113,7 +113,7 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     without: that of all volumes if they agree, else percentiles.
     """
     base, start = inputs.promptable_base, inputs.start
-    recipe = resolve(recipe, architecture_of(base), base.device)
+    recipe = resolve(recipe, base.family, base.device)
     tasks = list(_tasks(inputs, recipe, base.image_size, base.scale))
     own = _common([rule for task in tasks for rule in task.rules])
     mixture = _mixture(tasks, recipe)

@@ -116,13 +116,13 @@ def _load_sam(path: Path, architecture: str, image_size: int) -> PromptableNetwo
             f"{path} is no {architecture} checkpoint: {len(missing)} parameters are missing, first {missing[0]}. "
             "Choose the architecture the file was made for."
         )
-    fitted = {name: _fitted(name, state[name].float(), expected[name].shape, path) for name in expected}
+    fitted = {name: _resized_to(name, state[name].float(), expected[name].shape, path) for name in expected}
     network = build_sam(architecture, image_size)
     network.load_state_dict(fitted)
     return network
 
 
-def _fitted(name: str, value: Tensor, shape: torch.Size, path: Path) -> Tensor:
+def _resized_to(name: str, value: Tensor, shape: torch.Size, path: Path) -> Tensor:
     """Position embeddings of another image size are interpolated, everything else must fit."""
     if value.shape == shape:
         return value

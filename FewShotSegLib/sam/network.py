@@ -105,6 +105,11 @@ class PromptableNetwork(nn.Module):
         return self.pixel_mean.device
 
     @property
+    def family(self) -> str:
+        """What networks of its kind have in common, and presets go by: "compact" or "sam"."""
+        return "compact" if hasattr(self.mask_decoder, "upscale") else "sam"
+
+    @property
     def embed_dim(self) -> int:
         """Width C of prompt tokens and image features."""
         return int(self.prompt_encoder.embed_dim)

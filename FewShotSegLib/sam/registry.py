@@ -41,6 +41,11 @@ class BaseModel:
     scale: Literal["sam", "unit"] = "sam"  # intensities it was trained with: SAM's own statistics, or 0..1
     image_size: int | None = None
 
+    @property
+    def family(self) -> str:
+        """What networks of its kind have in common, and presets go by: "compact" or "sam"."""
+        return "compact" if self.architecture == "compact" else "sam"
+
 
 _BUNDLED = BaseModel(
     "bundled",

@@ -48,7 +48,7 @@ def leave_out(exemplars: Sequence[Exemplar], most: int) -> list[Fold]:
     return [([_with_slices(only, set(slices) - set(b.tolist()))], _one(only, set(b.tolist()))) for b in blocks]
 
 
-def describe(folds: Sequence[Fold]) -> str:
+def described(folds: Sequence[Fold]) -> str:
     """How an estimate came about, for the adapter's card."""
     kept, held_out = folds[0]
     how = f"({len(folds)} folds), shorter training than the adapter itself"
@@ -78,7 +78,7 @@ def held_out_dice(
     return {v: float(2 * o / t) for v, o, t in zip(structures, overlap, total, strict=True) if t > 0}
 
 
-def compare(
+def compare_with_base(
     network: PromptableNetwork,
     adaptation: Adaptation,
     exemplars: Sequence[Exemplar],

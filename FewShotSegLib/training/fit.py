@@ -143,7 +143,7 @@ def fit(
     """
     if schedule.steps < 1:
         raise InputError(f"Training needs at least 1 step, got {schedule.steps}.")
-    run = _Run(dict(parameters), schedule, identity, companion)
+    run = _TrainingState(dict(parameters), schedule, identity, companion)
     if checkpoint is not None and checkpoint.exists():
         run.restore(checkpoint)
     started = time.monotonic() - run.seconds
@@ -181,7 +181,7 @@ def fit(
     return run.result(stopped_by)
 
 
-class _Run:
+class _TrainingState:
     """Everything a checkpoint must hold, and nothing else."""
 
     def __init__(

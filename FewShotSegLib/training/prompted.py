@@ -30,7 +30,7 @@ from . import estimate
 from .context import AdaptInputs, RunContext
 from .fit import FitResult, JointTraining, Schedule, fit, step_rng
 from .lesson import Lesson, checkpointing
-from .prompted_recipe import PromptedRecipe, adaptation_spec, architecture_of, resolve
+from .prompted_recipe import PromptedRecipe, adaptation_spec, resolve
 from .queries import (
     images_of,
 )
@@ -48,7 +48,7 @@ def adapt_prompted(
     exemplars; estimates are made with it too.
     """
     base, exemplars = inputs.promptable_base, inputs.exemplars
-    recipe = resolve(recipe, architecture_of(base), base.device)
+    recipe = resolve(recipe, base.family, base.device)
     structures = check_exemplars(exemplars)
     if inputs.start is not None:
         _check_same_structures(inputs.start, structures)
@@ -73,7 +73,7 @@ def adapt_prompted(
     if joint is not None:
         metrics["auxiliary"] = joint.summary()
     if recipe.guard != "off":
-        verdict = estimate.compare(base, adaptation, exemplars, intensity, rng=step_rng(seed, 2**31 - 1))
+        verdict = estimate.compare_with_base(base, adaptation, exemplars, intensity, rng=step_rng(seed, 2**31 - 1))
         metrics["guard"] = verdict
         _speak(verdict, recipe, run.report)
     return adapter_of(
@@ -252,7 +252,7 @@ def _metrics(
         return {**metrics, "estimated_dice": None, "estimate": why}
     names = {v: [s[v] for s in scores if v in s] for v in structures}
     estimated = {structures[v]: float(np.mean(values)) for v, values in names.items() if values}
-    return {**metrics, "estimated_dice": estimated, "estimate": estimate.describe(folds)}
+    return {**metrics, "estimated_dice": estimated, "estimate": estimate.described(folds)}
 
 
 def _with_picture(report: Report, lesson: Lesson) -> Report:

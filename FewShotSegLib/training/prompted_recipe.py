@@ -75,12 +75,12 @@ class PromptedRecipe:
             raise InputError("A recipe needs click_prompts or token_prompts above 0.")
 
 
-def resolve(recipe: R, architecture: str, device: torch.device) -> R:
+def resolve(recipe: R, family: str, device: torch.device) -> R:
     """The recipe with everything the preset decides filled in; what the user set stays."""
     name = recipe.preset
     if name == "auto":
         name = best_preset(device)
-    preset = COMPACT if architecture == "compact" else PRESETS[name]
+    preset = COMPACT if family == "compact" else PRESETS[name]
     return replace(
         recipe,
         preset=name,
@@ -90,11 +90,6 @@ def resolve(recipe: R, architecture: str, device: torch.device) -> R:
         checkpointing=preset.checkpointing if recipe.checkpointing is None else recipe.checkpointing,
         pool_size=preset.pool_size if recipe.pool_size is None else recipe.pool_size,
     )
-
-
-def architecture_of(network: PromptableNetwork) -> str:
-    """ "compact" or "sam"."""
-    return "compact" if hasattr(network.mask_decoder, "upscale") else "sam"
 
 
 def adaptation_spec(recipe: PromptedRecipe, network: PromptableNetwork) -> AdaptationSpec:

@@ -1,6 +1,6 @@
 """A report a person wants to look at: one HTML file with numbers, charts and overlays, nothing loaded from outside.
 
-report = Report("Adapted to 3 slices", "What was done, in one sentence.")
+report = HtmlPage("Adapted to 3 slices", "What was done, in one sentence.")
 report.numbers([("Dice, adapted", "0.91")])
 report.table(["Structure", "Dice"], [["liver", 0.95]])
 report.gallery([(overlay_png(slice01, pred, ref, colors), "Patient 4, slice 18")], "Prediction and reference")
@@ -35,7 +35,7 @@ Cell = str | int | float | None
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-class Report:
+class HtmlPage:
     """Collects blocks in order; `write` makes one HTML file. All text is escaped."""
 
     def __init__(self, title: str, intro: str = "") -> None:
@@ -44,27 +44,27 @@ class Report:
         if intro:
             self._blocks.append(f'<p class="intro">{escape(intro)}</p>')
 
-    def heading(self, text: str) -> Report:
+    def heading(self, text: str) -> HtmlPage:
         self._blocks.append(f"<h2>{escape(text)}</h2>")
         return self
 
-    def text(self, text: str) -> Report:
+    def text(self, text: str) -> HtmlPage:
         """A paragraph; an empty line starts another."""
         self._blocks += [f"<p>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip()]
         return self
 
-    def note(self, text: str) -> Report:
+    def note(self, text: str) -> HtmlPage:
         """A remark that must not be overlooked: a warning, a limit."""
         self._blocks.append(f'<p class="note">{escape(text)}</p>')
         return self
 
-    def numbers(self, items: Iterable[tuple[str, str]]) -> Report:
+    def numbers(self, items: Iterable[tuple[str, str]]) -> HtmlPage:
         """The few numbers that matter, large: (what, value)."""
         tiles = (f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for what, value in items)
         self._blocks.append(f'<div class="numbers">{"".join(tiles)}</div>')
         return self
 
-    def table(self, headers: Sequence[str], rows: Iterable[Sequence[Cell]], caption: str = "") -> Report:
+    def table(self, headers: Sequence[str], rows: Iterable[Sequence[Cell]], caption: str = "") -> HtmlPage:
         """Numbers are set right, floats with three decimals, None as a dash; the header row stays visible."""
         body = [list(row) for row in rows]
         for row in body:
@@ -85,19 +85,19 @@ class Report:
         )
         return self
 
-    def figure(self, picture: bytes | Chart, caption: str) -> Report:
+    def figure(self, picture: bytes | Chart, caption: str) -> HtmlPage:
         """A picture over the full width. A `Chart` follows the reader's light or dark setting."""
         self._blocks.append(_figure(picture, caption))
         return self
 
-    def gallery(self, pictures: Iterable[tuple[bytes, str]], caption: str = "") -> Report:
+    def gallery(self, pictures: Iterable[tuple[bytes, str]], caption: str = "") -> HtmlPage:
         """Pictures (PNG, caption) side by side, as many as the window holds."""
         if caption:
             self._blocks.append(f'<p class="caption">{escape(caption)}</p>')
         self._blocks.append(f'<div class="gallery">{"".join(_figure(png, text) for png, text in pictures)}</div>')
         return self
 
-    def legend(self, structures: Mapping[int, str], colors: Mapping[int, Color]) -> Report:
+    def legend(self, structures: Mapping[int, str], colors: Mapping[int, Color]) -> HtmlPage:
         """What the colours of the overlays mean."""
         chips = "".join(
             f'<span><i style="background:{_css(colors[value])}"></i>{escape(name)}</span>'

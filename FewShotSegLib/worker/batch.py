@@ -65,7 +65,7 @@ def segment_images(
     outcomes = run_jobs([replace(job, images=(image,)) for image in job.images], processes, dask, report)
     records = [record for outcome in outcomes for record in _records(outcome)]
     write_volumes(records, Path(job.out) / "volumes.csv")
-    result = _whole(job, outcomes, records)
+    result = _combined(job, outcomes, records)
     failed = [outcome for outcome in outcomes if outcome.error]
     if failed and raise_failures:
         _raise(failed, result, len(outcomes))
@@ -230,7 +230,7 @@ def _records(outcome: Outcome) -> list[dict[str, Any]]:
     return [{"image": outcome.job.images[0], "error": {"message": outcome.error}}]  # type: ignore[union-attr]
 
 
-def _whole(job: SegmentJob, outcomes: Sequence[Outcome], records: list[dict[str, Any]]) -> dict[str, Any]:
+def _combined(job: SegmentJob, outcomes: Sequence[Outcome], records: list[dict[str, Any]]) -> dict[str, Any]:
     """One record for all, as if one process had done the job."""
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     warnings = list(dict.fromkeys(w for result in results for w in result["warnings"]))

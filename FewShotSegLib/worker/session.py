@@ -62,7 +62,7 @@ class PromptSession:
         started = time.perf_counter()
         known, predictor = self._volume(request), self._predictor(request)
         reader = self._reader(known, predictor, _axis(request, known.volume))
-        predictor.encode([reader.square(_whole(request, "index"))])
+        predictor.encode([reader.square(_whole_number(request, "index"))])
         return {"seconds": time.perf_counter() - started}
 
     def predict(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class PromptSession:
         if direction not in (-1, 0, 1):
             raise InputError(f"The direction of propagation is -1, 0 (both) or 1, got {direction!r}.")
         options = SegmentOptions(
-            max_propagation=_whole(request, "count"), directions=(direction,) if direction else (1, -1)
+            max_propagation=_whole_number(request, "count"), directions=(direction,) if direction else (1, -1)
         )
         found = propagate(known.volume, predictor, prompts, intensity=known.intensity, options=options, report=report)
         axis = prompts[0].axis
@@ -179,7 +179,7 @@ def _axis(request: Mapping[str, Any], volume: Volume) -> int:
     return AXES[request["axis"]] if request.get("axis") in AXES else volume.acquisition_axis
 
 
-def _whole(request: Mapping[str, Any], key: str) -> int:
+def _whole_number(request: Mapping[str, Any], key: str) -> int:
     value = request.get(key)
     if not isinstance(value, int) or isinstance(value, bool):
         raise InputError(f"{key} must be a whole number, got {value!r}.")

@@ -17,7 +17,7 @@ from FewShotSegLib.data.job import AuxiliaryFiles, ExemplarFiles
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.imaging.grid import Grid
-from FewShotSegLib.io.datasets import Case, DataSet, data_set_of, data_sets_in
+from FewShotSegLib.io.datasets import CaseFiles, DataSet, data_set_of, data_sets_in
 from FewShotSegLib.io.volumes import save_labelmap, save_volume
 from FewShotSegLib.methods.asap import pool
 from FewShotSegLib.methods.asap.pool import Pool, UnusableArm
@@ -59,7 +59,7 @@ def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     read: list[Path] = []
     load = pool.complete_exemplar
 
-    def counted(case: Case, *arguments: Any, **options: Any) -> Any:
+    def counted(case: CaseFiles, *arguments: Any, **options: Any) -> Any:
         read.append(case.image)
         return load(case, *arguments, **options)
 
@@ -101,10 +101,10 @@ def test_arms_can_be_left_out_by_name(a_folder: Path) -> None:
 
 
 def test_at_most_so_many_cases_are_used_chosen_by_the_seed(tmp_path: Path) -> None:
-    cases = tuple(Case(tmp_path / f"{n}.nrrd", tmp_path / f"{n}.seg.nrrd", {1: "liver"}) for n in range(100))
+    cases = tuple(CaseFiles(tmp_path / f"{n}.nrrd", tmp_path / f"{n}.seg.nrrd", {1: "liver"}) for n in range(100))
     many, other = DataSet("many", cases, {"liver": ("liver",)}), DataSet("other", cases[:5], {"liver": ("liver",)})
 
-    def chosen(*data_sets: DataSet, seed: int = 0) -> tuple[Case, ...]:
+    def chosen(*data_sets: DataSet, seed: int = 0) -> tuple[CaseFiles, ...]:
         pool = Pool(data_sets, GRID, tmp_path, seed=seed)
         return next(arm.data_set.cases for arm in pool.arms if arm.data_set.name == "many")
 

@@ -14,13 +14,13 @@ import pytest
 
 from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.methods.asap.bandit import PRESETS, Arm, Bandit, BanditRecipe, Exp3, Greedy, Policy, Ucb, Uniform
+from FewShotSegLib.methods.asap.bandit import READINGS, Arm, Bandit, BanditRecipe, Exp3, Greedy, Policy, Ucb, Uniform
 
 # Reward = cosine, as in the stationary bandits of the literature.
 COSINE = BanditRecipe(reward="cosine")
 POLICIES: dict[str, Callable[[], Policy]] = {
-    **{name: lambda recipe=recipe: Ucb(recipe) for name, recipe in PRESETS.items()},
-    "random ties": lambda: Ucb(replace(PRESETS["default"], tie_break="random")),
+    **{name: lambda recipe=recipe: Ucb(recipe) for name, recipe in READINGS.items()},
+    "random ties": lambda: Ucb(replace(READINGS["default"], tie_break="random")),
     "exp3": Exp3,
     "uniform": Uniform,
     "greedy": Greedy,
@@ -64,12 +64,12 @@ def value_of(bandit: Bandit, arm: int, turn: int) -> float:
 @pytest.mark.parametrize(("turn", "n", "expected"), [(1, 1, 0.246760), (5, 2, 0.179412)])
 def test_the_bonus_is_that_of_the_published_run(turn: int, n: int, expected: float) -> None:
     for name in ("default", "log"):
-        assert Ucb(PRESETS[name]).bonus(n, turn, count=20) == pytest.approx(expected, abs=5e-7)
-    assert Ucb(PRESETS["released"]).bonus(n, turn, count=20) == pytest.approx(10 * expected, abs=5e-6)
+        assert Ucb(READINGS[name]).bonus(n, turn, count=20) == pytest.approx(expected, abs=5e-7)
+    assert Ucb(READINGS["released"]).bonus(n, turn, count=20) == pytest.approx(10 * expected, abs=5e-6)
 
 
 def test_the_paper_has_no_bonus_in_turn_1_and_plays_the_best_first_estimate() -> None:
-    policy = Ucb(PRESETS["paper"])
+    policy = Ucb(READINGS["paper"])
     assert policy.bonus(1, 1, count=20) == 0.0
     assert policy.bonus(2, 5, count=20) == pytest.approx(math.sqrt(2 * math.log(5) / 2))
     bandit = bandit_of(policy, 3)
@@ -78,17 +78,17 @@ def test_the_paper_has_no_bonus_in_turn_1_and_plays_the_best_first_estimate() ->
     assert bandit.pick(1) == 1  # half the cosine minus half the loss: -0.05, 0.1, 0.0
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", READINGS)
 def test_an_arm_that_was_never_played_comes_before_all_others(name: str) -> None:
-    bandit = bandit_of(Ucb(PRESETS[name]), 3)
+    bandit = bandit_of(Ucb(READINGS[name]), 3)
     for arm in (0, 2):
         bandit.observe(0, arm, 0.0, 1.0)
-    assert Ucb(PRESETS[name]).bonus(0, 7, count=3) == math.inf
+    assert Ucb(READINGS[name]).bonus(0, 7, count=3) == math.inf
     assert bandit.pick(1) == 1
 
 
 def test_the_first_look_is_the_first_play_of_every_arm() -> None:
-    bandit = bandit_of(Ucb(PRESETS["default"]), 4)
+    bandit = bandit_of(Ucb(READINGS["default"]), 4)
     play(bandit, range(31), noise_of)
     assert sum(arm.n for arm in bandit.arms) == 4 + 30
     assert all(arm.n >= 1 for arm in bandit.arms)
@@ -98,16 +98,16 @@ def test_the_first_look_is_the_first_play_of_every_arm() -> None:
 
 
 def test_the_weight_of_the_loss_falls_from_one_by_e_in_ten_turns() -> None:
-    recipe = PRESETS["default"]
+    recipe = READINGS["default"]
     assert (recipe.alpha(0), recipe.alpha(1)) == (0.5, 1.0)
     assert recipe.alpha(11) == pytest.approx(math.exp(-1))
-    assert all(PRESETS[name].alpha(11) == recipe.alpha(11) for name in ("paper", "log"))
+    assert all(READINGS[name].alpha(11) == recipe.alpha(11) for name in ("paper", "log"))
 
 
 @pytest.mark.parametrize("beta", [0.9, 0.3])
 def test_eq_4_has_its_closed_form(beta: float) -> None:
     """R_t = (1-b)^t R_0 + b sum (1-b)^(t-i) r_i, with r_i mixed by the alpha of turn i."""
-    recipe = replace(PRESETS["paper"], smoothing=beta)
+    recipe = replace(READINGS["paper"], smoothing=beta)
     bandit = bandit_of(Ucb(recipe), 1)
     play(bandit, range(26), noise_of)
     rewards = [-recipe.alpha(t) * loss + (1 - recipe.alpha(t)) * cosine for t, (loss, cosine) in payments(26)]
@@ -157,7 +157,7 @@ def test_with_a_constant_alpha_both_memories_are_the_same_to_the_bit() -> None:
 
 def test_the_published_run_is_reproduced_from_its_recursion() -> None:
     """R_0 = 0.9 (cos - loss) / 2, then R_t = 0.1 R_(t-1) + 0.9 [(1-a_t) cos - a_t loss] for every arm in every turn."""
-    bandit, expected = bandit_of(Ucb(PRESETS["log"]), 4), np.zeros(4)
+    bandit, expected = bandit_of(Ucb(READINGS["log"]), 4), np.zeros(4)
     assert bandit.probes(0) == (0, 1, 2, 3)
     for turn in range(8):
         assert bandit.probes(turn) == (() if turn == 1 else (0, 1, 2, 3))  # nothing has changed before turn 1
@@ -176,19 +176,19 @@ def test_the_published_run_is_reproduced_from_its_recursion() -> None:
 
 @pytest.mark.parametrize(("name", "beta", "start"), [("released", 0.9, 0.0), ("ucb1", 0.1, None)])
 def test_the_released_code_and_flad_reward_the_cosine_alone(name: str, beta: float, start: float | None) -> None:
-    calm, wild = (bandit_of(Ucb(PRESETS[name]), 3) for _ in range(2))
+    calm, wild = (bandit_of(Ucb(READINGS[name]), 3) for _ in range(2))
     picks = play(calm, range(30), lambda turn, arm: (0.0, noise_of(turn, arm)[1]))
     assert picks == play(wild, range(30), lambda turn, arm: (50.0 * arm, noise_of(turn, arm)[1]))
     first = noise_of(0, 0)[1]
     expected = first if start is None else beta * first
-    fresh = bandit_of(Ucb(PRESETS[name]), 1)
+    fresh = bandit_of(Ucb(READINGS[name]), 1)
     play(fresh, range(2), noise_of)
     assert value_of(fresh, 0, 2) == pytest.approx((1 - beta) * expected + beta * noise_of(1, 0)[1])
 
 
 def test_a_higher_loss_never_helps_and_counts_at_most_two() -> None:
     def value(loss: float) -> float:
-        bandit = bandit_of(Ucb(PRESETS["default"]), 1)
+        bandit = bandit_of(Ucb(READINGS["default"]), 1)
         bandit.observe(0, 0, loss, 0.5)
         return value_of(bandit, 0, 5)
 
@@ -228,7 +228,7 @@ def test_exploring_as_published_is_drawing_lots_and_a_tenth_of_it_is_not() -> No
     def share(recipe: BanditRecipe) -> float:
         return regret(recipe, means, 400, lambda mean, rng: mean + 0.1 * rng.standard_normal(), runs=5) / lots
 
-    assert share(replace(PRESETS["paper"], reward="cosine", clock="turn + arms")) == pytest.approx(0.83, abs=0.02)
+    assert share(replace(READINGS["paper"], reward="cosine", clock="turn + arms")) == pytest.approx(0.83, abs=0.02)
     assert share(COSINE) < 0.2
 
 
@@ -251,7 +251,7 @@ def test_arms_seen_once_early_are_not_lost_for_ever() -> None:
             arms.append(len(set(picks)))
         return float(np.mean(shares)), float(np.mean(arms))
 
-    ours, theirs = gained(PRESETS["default"]), gained(replace(PRESETS["paper"], exploration=0.1, clock="turn + arms"))
+    ours, theirs = gained(READINGS["default"]), gained(replace(READINGS["paper"], exploration=0.1, clock="turn + arms"))
     assert ours[0] > 0.95
     assert theirs[0] < 0.8
     assert theirs[1] < 10
@@ -311,7 +311,7 @@ def test_of_equal_arms_the_first_is_played_or_one_by_lot() -> None:
 
 
 def test_a_turn_has_one_choice_however_often_it_is_asked_for() -> None:
-    bandit = bandit_of(Ucb(PRESETS["default"]), 3)
+    bandit = bandit_of(Ucb(READINGS["default"]), 3)
     play(bandit, range(4), noise_of)
     first = bandit.pick(4)
     assert [bandit.pick(4) for _ in range(5)] == [first] * 5
@@ -327,7 +327,7 @@ def test_one_arm_is_always_played(name: str) -> None:
 
 @pytest.mark.parametrize("count", [2, 30])
 def test_a_turn_measures_one_arm_however_many_there_are(count: int) -> None:
-    bandit, measured = bandit_of(Ucb(PRESETS["default"]), count), []
+    bandit, measured = bandit_of(Ucb(READINGS["default"]), count), []
     play(bandit, range(1), noise_of)
     for turn in range(1, 11):
         assert bandit.probes(turn) == ()
@@ -340,7 +340,7 @@ def test_a_turn_measures_one_arm_however_many_there_are(count: int) -> None:
 
 
 def test_the_history_says_what_was_played_why_and_what_it_paid() -> None:
-    bandit = bandit_of(Ucb(PRESETS["default"]), 2)
+    bandit = bandit_of(Ucb(READINGS["default"]), 2)
     picks = play(bandit, range(4), noise_of)
     looks, turns = bandit.history[:2], bandit.history[2:]
     assert [(row["turn"], row["arm"], row["score"]) for row in looks] == [(0, 0, None), (0, 1, None)]
@@ -356,7 +356,7 @@ def test_the_history_says_what_was_played_why_and_what_it_paid() -> None:
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_an_arm_whose_loss_is_no_number_is_played_no_more(loss: float, caplog: pytest.LogCaptureFixture) -> None:
-    bandit = bandit_of(Ucb(PRESETS["default"]), 3)
+    bandit = bandit_of(Ucb(READINGS["default"]), 3)
     play(bandit, range(1), noise_of)
     first = bandit.pick(1)
     assert first is not None
@@ -369,7 +369,7 @@ def test_an_arm_whose_loss_is_no_number_is_played_no_more(loss: float, caplog: p
 
 
 def test_without_any_arm_left_nothing_is_played() -> None:
-    bandit = bandit_of(Ucb(PRESETS["default"]), 2)
+    bandit = bandit_of(Ucb(READINGS["default"]), 2)
     play(bandit, range(3), noise_of)
     for arm in range(2):
         bandit.quarantine(arm, "file lost")
@@ -378,7 +378,7 @@ def test_without_any_arm_left_nothing_is_played() -> None:
 
 
 def test_a_turn_whose_arm_fails_has_another_one() -> None:
-    bandit = bandit_of(Ucb(PRESETS["default"]), 3)
+    bandit = bandit_of(Ucb(READINGS["default"]), 3)
     play(bandit, range(1), noise_of)
     first = bandit.pick(1)
     assert first is not None
@@ -387,7 +387,7 @@ def test_a_turn_whose_arm_fails_has_another_one() -> None:
 
 
 def test_a_gradient_that_overflowed_changes_no_average() -> None:
-    bandit = bandit_of(Ucb(PRESETS["default"]), 1)
+    bandit = bandit_of(Ucb(READINGS["default"]), 1)
     bandit.observe(0, 0, 1.0, math.nan)
     assert (bandit.arms[0].loss, bandit.arms[0].cosine) == (1.0, 0.0)  # the best guess there is
     bandit.observe(1, 0, 0.5, 0.8)
@@ -438,9 +438,9 @@ def test_only_a_generator_whose_state_is_json_is_saved() -> None:
 # --- the recipe -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", READINGS)
 def test_presets_survive_json(name: str) -> None:
-    assert from_dict(BanditRecipe, json.loads(json.dumps(to_dict(PRESETS[name])))) == PRESETS[name]
+    assert from_dict(BanditRecipe, json.loads(json.dumps(to_dict(READINGS[name])))) == READINGS[name]
 
 
 @pytest.mark.parametrize("wrong", [{"exploration": -1}, {"smoothing": 1.5}, {"memory": "both"}, {"clock": "t"}])

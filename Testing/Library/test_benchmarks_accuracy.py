@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from FewShotSegLib.benchmarks import accuracy
-from FewShotSegLib.benchmarks.datasets import DATASETS, DataSet, exemplars, thinned, unseen_cases
+from FewShotSegLib.benchmarks.datasets import DATASETS, PublicDataSet, exemplars, thinned, unseen_cases
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Volume, ras_from_ijk
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_frame import frame_of
 from FewShotSegLib.io.volumes import save_volume
 
-TOY = DataSet(
+TOY = PublicDataSet(
     "toy", "toy/*_img.nii.gz", (r"_img\.", "_lab."), {1: "a", 2: "b"}, IntensitySpec("percentile", 0, 100), train=1
 )
 

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from FewShotSegLib.benchmarks.pairing import Row, Spread, interleaved, milliseconds, ratios, spread, table
+from FewShotSegLib.benchmarks.pairing import (
+    Measurement,
+    Spread,
+    interleaved,
+    measurement_table,
+    milliseconds,
+    ratios,
+    spread,
+)
 from FewShotSegLib.benchmarks.plain import plain_copy
 from FewShotSegLib.benchmarks.speed import iou_at_mean, main
 from FewShotSegLib.errors import InputError
@@ -50,8 +58,11 @@ def test_milliseconds_are_the_median_per_item() -> None:
 
 
 def test_the_table_has_a_line_per_row_with_what_was_wanted() -> None:
-    rows = [Row("stock / ours", Spread(2.0, 1.875, 2.25), 1.5, "4 ms / 2 ms"), Row("a click", Spread(321.4, 300, 400))]
-    lines = table(rows).splitlines()
+    rows = [
+        Measurement("stock / ours", Spread(2.0, 1.875, 2.25), 1.5, "4 ms / 2 ms"),
+        Measurement("a click", Spread(321.4, 300, 400)),
+    ]
+    lines = measurement_table(rows).splitlines()
     assert lines[2] == "| stock / ours | 2.00 | 1.88 to 2.25 | >= 1.5 | 4 ms / 2 ms |"
     assert lines[3] == "| a click | 321 | 300 to 400 |  |  |"
     assert len({line.count("|") for line in lines}) == 1

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from FewShotSegLib.benchmarks import support
-from FewShotSegLib.benchmarks.datasets import STARE, DataSet
+from FewShotSegLib.benchmarks.datasets import STARE, PublicDataSet
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.volumes import save_volume
 from FewShotSegLib.visualization.charts import curves_chart
 from Testing.conftest import discs
 
-TOY = DataSet(
+TOY = PublicDataSet(
     "toy",
     "toy/*_img.nii.gz",
     (r"_img\.", "_lab."),

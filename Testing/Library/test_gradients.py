@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from FewShotSegLib.errors import InputError, StopAndKeepBest
-from FewShotSegLib.methods.asap.bandit import PRESETS
+from FewShotSegLib.methods.asap.bandit import READINGS
 from FewShotSegLib.methods.asap.gradients import Alignment, Probe, Similarity, in_scope, probe, similarity
 from FewShotSegLib.methods.asap.schedulers import Asap
 from FewShotSegLib.progress import Progress, silent
@@ -384,7 +384,7 @@ def test_a_turn_of_asap_is_two_backward_passes_however_many_arms(
 ) -> None:
     passes = count_backward_passes(monkeypatch)
     parameters = dict(a_network.named_parameters())
-    scheduler = Asap([str(arm) for arm in range(arms)], PRESETS["default"], np.random.default_rng(0))
+    scheduler = Asap([str(arm) for arm in range(arms)], READINGS["default"], np.random.default_rng(0))
     target = probe(a_network, parameters, losses_of(a_network, 0, 4)).gradient
     for arm in scheduler.probes(0):
         seen = probe(a_network, parameters, losses_of(a_network, arm + 1, 4))
@@ -423,7 +423,7 @@ class Turns:
 
     def __init__(self, alignment: Alignment, parameters: dict[str, Tensor]) -> None:
         self.alignment, self.parameters = alignment, parameters
-        self.scheduler = Asap(["near", "far"], PRESETS["default"], np.random.default_rng(1))
+        self.scheduler = Asap(["near", "far"], READINGS["default"], np.random.default_rng(1))
         for arm in self.scheduler.probes(0):
             self.scheduler.observe(0, arm, 1.0, 0.5)
         self.losses: list[float] = []

@@ -18,7 +18,7 @@ from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.sam.network import PADDING, Embedding, PromptBatch
 from FewShotSegLib.training import estimate
-from FewShotSegLib.training.estimate import compare, describe, held_out_dice, leave_out, provenance
+from FewShotSegLib.training.estimate import compare_with_base, described, held_out_dice, leave_out, provenance
 
 SIZE = 32
 UNIT = IntensitySpec("window", 0, 1)
@@ -88,13 +88,13 @@ def test_from_a_single_slice_nothing_can_be_left_out() -> None:
 def test_the_card_says_what_was_left_out() -> None:
     one_patient = leave_out([an_exemplar((0, 1, 2))], 2)
     shorter = "(2 folds), shorter training than the adapter itself"
-    assert describe(one_patient) == f"left-out slices of the same patient {shorter}; optimistic for other patients"
+    assert described(one_patient) == f"left-out slices of the same patient {shorter}; optimistic for other patients"
     twice = leave_out([an_exemplar((0, 1)), an_exemplar((3, 4))], 2)  # the image is the same
-    assert describe([([twice[0][1]], twice[0][1])]).startswith("left-out slices of the same patient (1 folds)")
+    assert described([([twice[0][1]], twice[0][1])]).startswith("left-out slices of the same patient (1 folds)")
     for names in ("ab", "aa"):  # files of two patients may both be called image.nrrd
         patients = [an_exemplar(name=name) for name in names]
         patients[1] = replace(patients[1], volume=Volume(patients[1].volume.array + 1, np.eye(4)))
-        assert describe(leave_out(patients, 2)).startswith("left-out exemplars (2 folds)")
+        assert described(leave_out(patients, 2)).startswith("left-out exemplars (2 folds)")
 
 
 # --- fakes ----------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ class _Restoring:
 
 def verdict(base: Any, adapted: Any, *exemplars: Exemplar, seed: int = 0) -> dict[str, Any]:
     chosen = exemplars or (an_exemplar(),)
-    return compare(Network(base), Learned(adapted), chosen, UNIT, rng=np.random.default_rng(seed))  # type: ignore[arg-type]
+    return compare_with_base(Network(base), Learned(adapted), chosen, UNIT, rng=np.random.default_rng(seed))  # type: ignore[arg-type]
 
 
 # --- comparing ------------------------------------------------------------------------------------------------------
@@ -217,13 +217,13 @@ def test_only_answers_to_clicks_on_different_things_are_compared() -> None:
 
 def test_the_base_is_compared_before_and_the_network_given_back_after() -> None:
     network = Network(where_clicked)
-    compare(network, Learned(nothing), [an_exemplar()], UNIT, rng=np.random.default_rng(0))  # type: ignore[arg-type]
+    compare_with_base(network, Learned(nothing), [an_exemplar()], UNIT, rng=np.random.default_rng(0))  # type: ignore[arg-type]
     assert network.answer is where_clicked
 
 
 def test_many_slices_are_sampled_from_first_to_last() -> None:
     network, exemplar = Network(where_clicked), an_exemplar(range(40), count=40)
-    compare(network, Learned(where_clicked), [exemplar], UNIT, rng=np.random.default_rng(0))  # type: ignore[arg-type]
+    compare_with_base(network, Learned(where_clicked), [exemplar], UNIT, rng=np.random.default_rng(0))  # type: ignore[arg-type]
     assert network.encoded == 2 * estimate.MOST_SLICES
 
 

@@ -12,7 +12,7 @@ from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.presets import ALL_BLOCKS, PRESETS, best_preset, smaller_preset
 from FewShotSegLib.training.prompted_recipe import PromptedRecipe as Recipe
-from FewShotSegLib.training.prompted_recipe import adaptation_spec, architecture_of, resolve
+from FewShotSegLib.training.prompted_recipe import adaptation_spec, resolve
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 UNDECIDED = ("encoder_blocks", "image_size", "batch_size", "checkpointing", "pool_size")
@@ -140,8 +140,8 @@ def test_rank_alpha_and_tokens_are_those_of_the_recipe(network: PromptableNetwor
 
 
 def test_the_two_kinds_of_network_are_told_apart(network: PromptableNetwork, a_tiny_sam: PromptableNetwork) -> None:
-    assert architecture_of(network) == "compact"
-    assert architecture_of(a_tiny_sam) == "sam"
+    assert network.family == "compact"
+    assert a_tiny_sam.family == "sam"
 
 
 # --- the list of methods --------------------------------------------------------------------------------------------

@@ -255,13 +255,13 @@ import os, signal, sys
 from pathlib import Path
 from FewShotSegLib.cli.main import main
 from FewShotSegLib.training import fit as training
-real, saved = training._Run.save, []
+real, saved = training._TrainingState.save, []
 def save(self, path):
     real(self, path)
     saved.append(path)
     if len(saved) == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
-training._Run.save = save
+training._TrainingState.save = save
 sys.exit(main(["job", sys.argv[2], "--json"]))
 """
 

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.visualization.charts import bars_chart, learning_chart
-from FewShotSegLib.visualization.html_page import Report
+from FewShotSegLib.visualization.html_page import HtmlPage
 from FewShotSegLib.visualization.overlays import overlay_png, png_bytes, upright
 
 COLORS = {1: (1.0, 0.0, 0.0), 2: (0.0, 0.0, 1.0)}
@@ -119,7 +119,7 @@ def test_an_upright_slice_looks_the_same_from_any_storage_order(signs, order):
 
 
 def test_the_page_is_self_contained_well_formed_and_escaped(tmp_path):
-    report = Report("A <b> & co", "intro <script>alert(1)</script>")
+    report = HtmlPage("A <b> & co", "intro <script>alert(1)</script>")
     report.heading("H <1>").text("one\n\ntwo & three").note("careful <now>").numbers([("Dice <x>", "0.9 & more")])
     report.table(["name <n>", "Dice"], [["<liver>", 0.95123], ["spleen", None]], "cap <c>")
     report.figure(PNG, 'a "quoted" <caption>').gallery([(PNG, "left"), (PNG, "right")], "both <sides>")
@@ -141,15 +141,15 @@ def test_the_page_is_self_contained_well_formed_and_escaped(tmp_path):
 
 def test_a_table_row_of_another_length_and_a_figure_that_is_no_png_are_refused():
     with pytest.raises(InputError, match="2 cells"):
-        Report("t").table(["a", "b"], [["only one"]])
+        HtmlPage("t").table(["a", "b"], [["only one"]])
     with pytest.raises(InputError, match="PNG"):
-        Report("t").figure(b"GIF89a", "no")
+        HtmlPage("t").figure(b"GIF89a", "no")
 
 
 def test_the_same_content_gives_the_same_page():
     def page() -> str:
         curve = learning_chart(range(30), np.linspace(1, 0.2, 30).tolist(), [(0, 0.2), (29, 0.9)], best=29)
-        return Report("t").figure(curve, "c").figure(PNG, "p").html()
+        return HtmlPage("t").figure(curve, "c").figure(PNG, "p").html()
 
     assert page() == page()
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.methods.asap.bandit import PRESETS, BanditRecipe
+from FewShotSegLib.methods.asap.bandit import READINGS, BanditRecipe
 from FewShotSegLib.methods.asap.schedulers import SCHEDULERS, Asap, Direct, Gms, RandomArm, Scheduler, scheduler_of
 
 NAMES = ("liver", "spleen", "kidney", "aorta")
@@ -100,7 +100,7 @@ def test_asap_follows_its_recipe() -> None:
     for turn in range(1, 20):
         assert greedy.choose(turn) == (2,)
         greedy.observe(turn, 2, 1.0, 0.9)
-    assert a_scheduler("asap").state() == Asap(NAMES, PRESETS["default"], np.random.default_rng(0)).state()
+    assert a_scheduler("asap").state() == Asap(NAMES, READINGS["default"], np.random.default_rng(0)).state()
 
 
 @pytest.mark.parametrize("name", ["asap", "gms", "mtl", "dal_ucb1", "dal_exp3", "random"])

@@ -308,7 +308,7 @@ def test_time_used_before_the_interruption_counts(tmp_path: Path, monkeypatch: p
 def test_checkpoints_are_written_only_as_often_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, written = [0.0], []
     monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(training._Run, "save", lambda run, path: written.append(run.step))
+    monkeypatch.setattr(training._TrainingState, "save", lambda run, path: written.append(run.step))
     parameters = some_parameters()
 
     def tick(_: Progress) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.errors import Cancelled, InputError, StopAndKeepBest
 from FewShotSegLib.methods.uda.cycle_gan import (
-    PRESETS,
+    TRANSLATION_PRESETS,
     CycleGan,
     ImagePool,
     TranslationRecipe,
@@ -356,7 +356,7 @@ def test_the_rate_is_constant_and_then_falls_to_nothing() -> None:
 
 
 def test_recipes_survive_json_and_every_preset_is_allowed() -> None:
-    assert all(from_dict(TranslationRecipe, to_dict(recipe)) == recipe for recipe in PRESETS.values())
+    assert all(from_dict(TranslationRecipe, to_dict(recipe)) == recipe for recipe in TRANSLATION_PRESETS.values())
 
 
 # --------------------------------------------------------------------------------------------------- using a translator

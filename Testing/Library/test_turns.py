@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.methods.asap.bandit import PRESETS
+from FewShotSegLib.methods.asap.bandit import READINGS
 from FewShotSegLib.methods.asap.pool import UnusableArm
 from FewShotSegLib.methods.asap.schedulers import SCHEDULERS, scheduler_of
 from FewShotSegLib.methods.asap.turns import TurnRecipe, Turns
@@ -48,7 +48,7 @@ class Point(nn.Module):
 
 
 def turns_of(point: Point, scheduler: str = "asap", arms: Sequence[str] = tuple(AIMS), **recipe: Any) -> Turns:
-    options = PRESETS["log"] if recipe.pop("all_arms", False) else None
+    options = READINGS["log"] if recipe.pop("all_arms", False) else None
     chosen = scheduler_of(scheduler, arms, options, np.random.default_rng(1))
     return Turns(
         chosen,

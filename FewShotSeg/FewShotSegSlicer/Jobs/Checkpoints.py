@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from FewShotSegLib.data.digests import digest_of
+from FewShotSegLib.data.digests import sha256_of_json
 from FewShotSegLib.data.job import AdaptJob, to_dict
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.files import sha256_of_file, write_text_whole
@@ -104,7 +104,13 @@ def digestOf(job: AdaptJob) -> str:
         for files in job.exemplars
     ]
     targets = [sha256_of_file(path) if Path(path).is_file() else path for path in job.targets]
-    return digest_of(values, exemplars, targets)
+    return sha256_of_json(
+        (
+            values,
+            exemplars,
+            targets,
+        )
+    )
 
 
 def _isRunning(out: Path, owner: Path) -> bool:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BanditRecipe:
-    """How ASAP values an arm. The defaults are ours; `PRESETS` holds what the paper and its authors' code do.
+    """How ASAP values an arm. The defaults are ours; `READINGS` holds what the paper and its authors' code do.
 
     Three departures, each measured on synthetic arms (Testing/Library/test_bandit.py has the first two):
     - The published bonus (exploration 1) outweighs all differences between rewards: over 400 turns, 30 arms are played
@@ -87,7 +87,7 @@ class BanditRecipe:
 
 
 _LITERAL = BanditRecipe(exploration=1.0, smoothing=0.9, memory="mixed", first_estimate="probe", loss_limit=None)
-PRESETS: dict[str, BanditRecipe] = {
+READINGS: dict[str, BanditRecipe] = {
     "default": BanditRecipe(),
     # Algorithm 1 and eqs. 1-5 to the letter. It states neither alpha nor beta: those are of the authors' code and run.
     "paper": replace(_LITERAL, clock="turn"),
@@ -139,7 +139,7 @@ class Policy(Protocol):
 
 
 class Ucb:
-    """Upper confidence bounds: ASAP in all its readings, and FLAD's UCB1 (`PRESETS["ucb1"]`)."""
+    """Upper confidence bounds: ASAP in all its readings, and FLAD's UCB1 (`READINGS["ucb1"]`)."""
 
     first_look = True
 

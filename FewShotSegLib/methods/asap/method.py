@@ -41,16 +41,16 @@ from FewShotSegLib.training.patches import PatchRecipe
 from FewShotSegLib.training.preview import patch_samples, shown_slice
 from FewShotSegLib.training.prompted import adapt_prompted
 from FewShotSegLib.training.prompted import training_samples as prompted_samples
-from FewShotSegLib.training.prompted_recipe import PromptedRecipe, architecture_of
+from FewShotSegLib.training.prompted_recipe import PromptedRecipe
 from FewShotSegLib.training.prompted_recipe import resolve as resolve_prompted
 from FewShotSegLib.training.queries import click_query, images_of, on_device, query_loss
 
-from .bandit import PRESETS as READINGS
+from .bandit import READINGS as READINGS
 from .bandit import BanditRecipe
 from .networks import NetworkLesson, NetworkRecipe, adapt_networks
 from .pool import Pool
 from .schedulers import SCHEDULERS, Direct, Scheduler, scheduler_of
-from .turns import TurnRecipe, Turns, spread
+from .turns import TurnRecipe, Turns, alternating
 
 __all__ = [
     "LABEL",
@@ -119,9 +119,9 @@ def needs_base(recipe: Recipe) -> bool:
     return recipe.network == "sam"
 
 
-def resolve(recipe: Recipe, architecture: str, device: torch.device) -> Recipe:
+def resolve(recipe: Recipe, family: str, device: torch.device) -> Recipe:
     """The recipe with everything the preset decides filled in."""
-    resolved = resolve_prompted(recipe, architecture, device)
+    resolved = resolve_prompted(recipe, family, device)
     if needs_base(recipe):
         return resolved
     return replace(resolved, batch_size=recipe.batch_size or 2, encoder_blocks=0, checkpointing=False, pool_size=0)
@@ -163,10 +163,8 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     "auxiliary".
     """
     base = inputs.base
-    if base is not None:
-        recipe = resolve(recipe, architecture_of(base), base.device)
-    else:
-        recipe = resolve(recipe, "compact", run.device)
+    family, device = (base.family, base.device) if base is not None else ("compact", run.device)
+    recipe = resolve(recipe, family, device)
     structures = check_exemplars(inputs.exemplars)
     intensity = inputs.intensity_of_exemplars()
     if base is not None:
@@ -291,7 +289,7 @@ class _PromptedArms:
         """Turns in which the exemplars' lesson is the target."""
 
         def auxiliary(arms: Sequence[int], rng: np.random.Generator) -> torch.Tensor:
-            samples = [self._sample(arm, rng) for arm in spread(arms, self.recipe.batch_size or 1, rng)]
+            samples = [self._sample(arm, rng) for arm in alternating(arms, self.recipe.batch_size or 1, rng)]
             embedding = self.network.encode(images_of(samples, self.network, lesson.scale))
             query = on_device(click_query(samples, max(self.recipe.click_prompts, 1), rng), self.network.device)
             weights = (self.recipe.cross_entropy_weight, self.recipe.dice_weight)

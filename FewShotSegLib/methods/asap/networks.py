@@ -35,7 +35,7 @@ from FewShotSegLib.training.patches import Case, Patch, PatchRecipe, PatchSource
 
 from .pool import Pool
 from .schedulers import RandomArm, Scheduler
-from .turns import TurnRecipe, Turns, spread
+from .turns import TurnRecipe, Turns, alternating
 
 _PRETRAINING = "pretraining on all auxiliary data"
 
@@ -182,7 +182,7 @@ class _Learner:
         schedule = self._schedule(rest, 0, best_step)
         network, fitted, turns = self._run(self._cases(shown), start, schedule, final, "adapting", can_stop=True)
         training = {"steps": fitted.steps, "stopped_by": fitted.stopped_by, "best_step": best_step}
-        how = estimate.describe(folds) if folds else "not estimable with one annotated slice"
+        how = estimate.described(folds) if folds else "not estimable with one annotated slice"
         return network, {
             "training": training,
             "estimated_dice": estimated,
@@ -281,7 +281,7 @@ class _Learner:
         self, network: nn.Module, source: PatchSource, arms: Sequence[int], rng: np.random.Generator
     ) -> Tensor:
         assert self.pool is not None  # there are arms
-        chosen = spread(arms, self.recipe.batch_size, rng)
+        chosen = alternating(arms, self.recipe.batch_size, rng)
         patches = [source.changed(*self.pool.sample(arm, rng), rng) for arm in chosen]
         return _loss_of(network, patches, self.device)
 

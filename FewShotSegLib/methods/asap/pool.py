@@ -24,7 +24,7 @@ from FewShotSegLib.data.intensity import IntensitySpec, looks_like_hounsfield
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.grid import Grid, onto_grid
-from FewShotSegLib.io.datasets import Case, DataSet, complete_exemplar
+from FewShotSegLib.io.datasets import CaseFiles, DataSet, complete_exemplar
 from FewShotSegLib.io.files import sha256_of_file, write_text_whole, written_whole
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.progress import Progress, Report
@@ -105,8 +105,8 @@ class Pool:
         self._labels = {arm.data_set.name: set[str]() for arm in arms}
         for arm in arms:
             self._labels[arm.data_set.name].update(arm.labels)
-        self._prepared: dict[Case, _Prepared] = {}
-        self._places: dict[tuple[Case, int], NDArray[np.int64]] = {}
+        self._prepared: dict[CaseFiles, _Prepared] = {}
+        self._places: dict[tuple[CaseFiles, int], NDArray[np.int64]] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -178,7 +178,7 @@ class Pool:
                 except UnusableArm:
                     continue  # said, and kept in `quarantined`
 
-    def _case_showing(self, arm: int, rng: np.random.Generator) -> tuple[Case, _Prepared]:
+    def _case_showing(self, arm: int, rng: np.random.Generator) -> tuple[CaseFiles, _Prepared]:
         """A case that shows the structure, drawn evenly among those that do."""
         chosen = self.arms[arm]
         cases = chosen.data_set.cases
@@ -197,7 +197,7 @@ class Pool:
     def _ordered_labels(self, data_set: DataSet) -> list[str]:
         return sorted(self._labels[data_set.name])
 
-    def _places_of(self, case: Case, arm: int, prepared: _Prepared) -> NDArray[np.int64]:
+    def _places_of(self, case: CaseFiles, arm: int, prepared: _Prepared) -> NDArray[np.int64]:
         """Voxels (N, 3) of the structure."""
         if (case, arm) not in self._places:
             found = np.flatnonzero(np.isin(prepared.labels, self._numbers(arm)))
@@ -212,7 +212,7 @@ class Pool:
 
     # ---------------------------------------------------------------------------------------------------- on the grid
 
-    def _prepare(self, case: Case, arm: int) -> _Prepared:
+    def _prepare(self, case: CaseFiles, arm: int) -> _Prepared:
         if case in self._prepared:
             return self._prepared[case]
         data_set = self.arms[arm].data_set
@@ -229,12 +229,12 @@ class Pool:
         self._prepared[case] = prepared
         return prepared
 
-    def _kept_or_made(self, case: Case, labels: list[str]) -> tuple[Path, _Prepared, bool]:
+    def _kept_or_made(self, case: CaseFiles, labels: list[str]) -> tuple[Path, _Prepared, bool]:
         stem = self.cache / self._key(case, labels)
         kept = _read_kept(stem)
         return (stem, kept, False) if kept is not None else (stem, self._made(case, labels), True)
 
-    def _made(self, case: Case, labels: list[str]) -> _Prepared:
+    def _made(self, case: CaseFiles, labels: list[str]) -> _Prepared:
         exemplar = complete_exemplar(case, axis=0)
         number_of = np.zeros(max(exemplar.structures, default=0) + 1, np.uint8 if len(labels) < 256 else np.uint16)
         for value, name in exemplar.structures.items():
@@ -252,7 +252,7 @@ class Pool:
             return given
         return IntensitySpec.auto(volume)
 
-    def _key(self, case: Case, labels: list[str]) -> str:
+    def _key(self, case: CaseFiles, labels: list[str]) -> str:
         """Digest of all that a prepared case depends on, the files' contents among it."""
         given = {
             "version": _VERSION,

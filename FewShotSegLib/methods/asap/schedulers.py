@@ -20,7 +20,7 @@ import numpy as np
 
 from FewShotSegLib.errors import InputError
 
-from .bandit import PRESETS, Bandit, BanditRecipe, Exp3, Greedy, Ucb, Uniform
+from .bandit import READINGS, Bandit, BanditRecipe, Exp3, Greedy, Ucb, Uniform
 
 SCHEDULERS = ("asap", "direct", "gms", "mtl", "dal_ucb1", "dal_exp3", "random")
 
@@ -113,7 +113,7 @@ class Dal(_BanditScheduler):
     """Dynamic auxiliary learning: FLAD with UCB1 or EXP3, rewarded by the cosine alone."""
 
     def __init__(self, names: Sequence[str], kind: Literal["ucb1", "exp3"], rng: np.random.Generator) -> None:
-        super().__init__(names, Ucb(PRESETS["ucb1"]) if kind == "ucb1" else Exp3(), rng)
+        super().__init__(names, Ucb(READINGS["ucb1"]) if kind == "ucb1" else Exp3(), rng)
 
 
 class RandomArm(_BanditScheduler):

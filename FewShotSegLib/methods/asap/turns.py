@@ -35,10 +35,10 @@ ArmsLoss = Callable[[Sequence[int], np.random.Generator], Tensor]
 _PROBE = 1 << 30  # step numbers from here on belong to looks, so that these use up no batch of training
 
 
-def spread(arms: Sequence[int], count: int, rng: np.random.Generator) -> list[int]:
+def alternating(arms: Sequence[int], count: int, rng: np.random.Generator) -> list[int]:
     """The arm of each of `count` samples: one after the other, in an order drawn anew for each batch.
 
-    >>> sorted(spread((0, 1), 4, np.random.default_rng(0)))
+    >>> sorted(alternating((0, 1), 4, np.random.default_rng(0)))
     [0, 0, 1, 1]
     """
     order = [int(arm) for arm in rng.permutation(arms)] if len(arms) > 1 else list(arms)

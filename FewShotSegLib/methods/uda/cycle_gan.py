@@ -25,7 +25,7 @@ from .generators import Discriminator, Generator
 
 @dataclass(frozen=True)
 class TranslationRecipe:
-    """Sizes and weights. The paper gives none of them; defaults are CycleGAN's, `PRESETS` has smaller ones."""
+    """Sizes and weights. The paper gives none; defaults are CycleGAN's, `TRANSLATION_PRESETS` has smaller ones."""
 
     size_px: int = option(256, "Pixels of the square that is learned from; larger slices are cropped", min=32, max=1024)
     neighbours: int = option(0, "Slices on either side that are translated along, as channels", min=0, max=8)
@@ -80,7 +80,7 @@ class TranslationRecipe:
         return self.learning_rate * min(1.0, (self.steps - step) / falling) if falling else self.learning_rate
 
 
-PRESETS = {
+TRANSLATION_PRESETS = {
     "cpu": TranslationRecipe(size_px=128, steps=1500, channels=16, blocks=4, judge_channels=16, judge_layers=2),
     "gpu": TranslationRecipe(size_px=192, steps=10_000, channels=32),
     "paper": TranslationRecipe(blocks=9, skip=False),

@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 from FewShotSegLib.errors import InputError
 
 Array = NDArray[Any]
-Measure = Literal["ncc", "ssim"]
+DriftMeasure = Literal["ncc", "ssim"]
 
 FAINT = 0.05  # on a scale of 0 to 1: below it in both images there is no edge, and agreeing on that earns nothing
 _SIGMA_PX = 1.5  # of the SSIM window, Wang et al. 2004
@@ -32,7 +32,7 @@ class EdgeConsistency:
 
     score: float
     slices: tuple[float | None, ...]
-    measure: Measure
+    measure: DriftMeasure
     threshold: float
 
     @property
@@ -57,7 +57,7 @@ class EdgeConsistency:
 
 
 def edge_consistency(
-    before: Array, after: Array, *, measure: Measure = "ncc", threshold: float = 0.5
+    before: Array, after: Array, *, measure: DriftMeasure = "ncc", threshold: float = 0.5
 ) -> EdgeConsistency:
     """Compare anatomy images (D, H, W) in [0, 1] of a volume before and after its translation.
 

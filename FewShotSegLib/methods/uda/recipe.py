@@ -12,13 +12,13 @@ from FewShotSegLib.data.recipe import check, option
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.training.patches import PatchRecipe
 
-from .cycle_gan import PRESETS as TRANSLATIONS
+from .cycle_gan import TRANSLATION_PRESETS as TRANSLATIONS
 from .pseudo_labels import PseudoLabelRecipe
 from .registration import RegistrationRecipe
 
 
 @dataclass(frozen=True)
-class Preset:
+class UdaPreset:
     """Sizes that fit a machine."""
 
     steps: int
@@ -28,10 +28,10 @@ class Preset:
     translation: str
 
 
-PRESETS = {
-    "cpu": Preset(1500, (16, 96, 96), 128, "small", "cpu"),
-    "gpu": Preset(3000, (32, 160, 160), 192, "paper", "gpu"),
-    "paper": Preset(250_000, (40, 224, 192), 0, "paper", "paper"),
+UDA_PRESETS = {
+    "cpu": UdaPreset(1500, (16, 96, 96), 128, "small", "cpu"),
+    "gpu": UdaPreset(3000, (32, 160, 160), 192, "paper", "gpu"),
+    "paper": UdaPreset(250_000, (40, 224, 192), 0, "paper", "paper"),
 }
 
 
@@ -39,7 +39,7 @@ PRESETS = {
 class Recipe:
     """Switching parts off gives the rows of the paper's Table 7."""
 
-    preset: str = option("auto", "Size of the work", choices=("auto", *PRESETS))
+    preset: str = option("auto", "Size of the work", choices=("auto", *UDA_PRESETS))
     # Measured on CT to T2 MR: with intensities 16 points of Dice more than with edges, and a third round adds nothing.
     space: str = option(
         "intensity", "What networks see: intensities (CycleGAN) or edges (ASIT)", choices=("intensity", "anatomy")
@@ -124,10 +124,10 @@ def needs_base(recipe: Recipe) -> bool:
     return False
 
 
-def resolve(recipe: Recipe, architecture: str, device: torch.device) -> Recipe:
+def resolve(recipe: Recipe, family: str, device: torch.device) -> Recipe:
     """The recipe with everything the preset decides filled in, but the voxel size, which the targets decide."""
     name = ("gpu" if device.type == "cuda" else "cpu") if recipe.preset == "auto" else recipe.preset
-    preset = PRESETS[name]
+    preset = UDA_PRESETS[name]
     return replace(
         recipe,
         preset=name,
@@ -140,5 +140,5 @@ def resolve(recipe: Recipe, architecture: str, device: torch.device) -> Recipe:
 
 def smaller_preset(name: str) -> str | None:
     """The preset to try when memory ran out; None when there is none."""
-    names = list(PRESETS)
+    names = list(UDA_PRESETS)
     return names[names.index(name) - 1] if names.index(name) else None

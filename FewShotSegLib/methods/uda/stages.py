@@ -28,12 +28,12 @@ from FewShotSegLib.training.patches import Case, PatchSource
 from FewShotSegLib.training.preview import shown_slice
 from FewShotSegLib.visualization.overlays import outlined
 
-from .cycle_gan import PRESETS as TRANSLATIONS
+from .cycle_gan import TRANSLATION_PRESETS as TRANSLATIONS
 from .cycle_gan import TranslationRecipe
 from .drift import EdgeConsistency, drift_picture, edge_consistency
 from .networks import ClassRecipe, predicted_labels, train_classes
 from .pseudo_labels import Uncertainty, Verdict, ensemble, filter_cases, split_domains, uncertainty
-from .recipe import PRESETS, Recipe, found_in
+from .recipe import UDA_PRESETS, Recipe, found_in
 from .registration import Borrowed, Measure, borrow_labels, size_of
 from .translation import Translator, load_translator, save_translator, train_translator
 
@@ -256,7 +256,7 @@ class Stages:
         recipe = self.recipe
         # Edges of both kinds are much alike, so learning starts from no change; intensities may have to be inverted.
         return replace(
-            TRANSLATIONS[PRESETS[recipe.preset].translation],
+            TRANSLATIONS[UDA_PRESETS[recipe.preset].translation],
             skip=self.anatomy is not None,
             steps=recipe.translation_steps or 1,
             cycle_weight=recipe.cycle_weight,
@@ -430,7 +430,7 @@ def _grid_for(target: Volume, recipe: Recipe) -> Grid:
     across = 2 - target.acquisition_axis  # of (i, j, k)
     in_plane = [axis for axis in range(3) if axis != across]
     longest = max(target.shape[::-1][axis] for axis in in_plane)
-    wanted = PRESETS[recipe.preset].in_plane
+    wanted = UDA_PRESETS[recipe.preset].in_plane
     if wanted:
         spacing[in_plane] *= max(longest / wanted, 1.0)
     return Grid.of(target, recipe.patch, spacing.tolist())

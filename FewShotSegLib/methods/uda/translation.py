@@ -74,7 +74,7 @@ class _Domain:
             place = self._in_turn(number) if in_turn else int(rng.integers(len(self.places)))
             volume, k = self.places[place]
             stack = _stack_around(self.volumes[volume], k, self.recipe.neighbours)
-        return _fitted(stack, self.recipe.size_px, rng)
+        return _cropped_or_padded(stack, self.recipe.size_px, rng)
 
     def _in_turn(self, number: int) -> int:
         rounds, at = divmod(number, len(self.places))
@@ -103,7 +103,7 @@ def _stack_around(volume: Array, k: int, neighbours: int) -> Array:
     return volume[np.clip(np.arange(k - neighbours, k + neighbours + 1), 0, len(volume) - 1)]
 
 
-def _fitted(stack: Array, size: int, rng: np.random.Generator) -> Array:
+def _cropped_or_padded(stack: Array, size: int, rng: np.random.Generator) -> Array:
     """A random square of (C, H, W), or all of it with zeros around."""
     for axis in (1, 2):
         spare = stack.shape[axis] - size
@@ -180,7 +180,7 @@ def train_translator(
         _Domain(given, name, recipe, [seed, number])
         for number, (given, name) in enumerate(((source, "source volume"), (target, "target volume")))
     ]
-    run = _Run(recipe, seed, torch.device(device), amp, identity)
+    run = _AdversarialGame(recipe, seed, torch.device(device), amp, identity)
     if checkpoint is not None and checkpoint.exists():
         run.restore(checkpoint)
     most = max(len(domain.places) for domain in domains)
@@ -210,7 +210,7 @@ def _picture(batches: Sequence[Tensor]) -> NDArray[np.uint8]:
     return grey[:, :, None].expand(-1, -1, 3).numpy()
 
 
-class _Run:
+class _AdversarialGame:
     """The game between generators and discriminators: everything a checkpoint must hold."""
 
     def __init__(
