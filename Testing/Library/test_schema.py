@@ -73,7 +73,7 @@ def test_values_become_their_declared_type(values: dict[str, Any], expected: tup
         ({"name": "x", "sides": "some"}, 'Entry "sides" must be a list (a whole number) or one of "all" or none'),
         ({"name": "x", "pair": [1]}, 'Entry "pair" must be a list (a finite number, a finite number), got [1].'),
         ({"name": "x", "part": {"size": "big"}}, 'part: Entry "size" must be a whole number, got "big".'),
-        ({"name": "x", "parts": [{"sizes": 1}]}, 'parts[0]: Unknown entry "siez"; did you mean "size"?'),
+        ({"name": "x", "parts": [{"sizes": 1}]}, 'parts[0]: Unknown entry "sizes"; did you mean "size"?'),
         ({"name": "x", "names": {"one": "liver"}}, 'Entry "names" must be a table like {"1": "liver"}'),
         ({"name": "x", "names": {"1": "a", "01": "b"}}, 'Entry "names" names label 1 twice'),
         ({"name": "x", "rest": {"a": {"b": float("nan")}}}, 'Entry "rest.a.b" must be a text, a finite number'),
