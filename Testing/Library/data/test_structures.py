@@ -46,3 +46,14 @@ def test_many_structures_have_different_colours() -> None:
 
 def test_names_that_occur_twice_get_their_value() -> None:
     assert distinct_names({1: "lesion", 2: "liver", 5: "lesion"}) == {1: "lesion", 2: "liver", 5: "lesion (5)"}
+
+
+# ------------------------------------------------------------------------------------------------------ labelmaps
+
+
+def test_structures_have_different_and_familiar_colours():
+    names = ["liver", "Left Kidney", "right_kidney", "kidney", "spleen", "thing", "other", "Tumour", "skin", "body"]
+    colors = structure_colors(dict(enumerate(names, 1)))
+    assert len(set(colors.values())) == len(names)
+    assert colors[1] == pytest.approx((221 / 255, 130 / 255, 101 / 255))
+    assert len(set(structure_colors({n: f"part {n}" for n in range(1, 200)}).values())) == 199
