@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.evaluation.pairing import paired_files
+from FewShotSegLib.evaluation.pairing import case_name, paired_files
 
 
 def folders(tmp_path: Path, predictions: Sequence[str], references: Sequence[str]) -> tuple[Path, Path]:
@@ -47,3 +47,18 @@ def test_cases_without_a_prediction_are_named(tmp_path: Path) -> None:
 def test_two_channels_of_one_image_are_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"No reference .* a_0000\.nrrd, a_0001\.nrrd"):
         paired_files(*folders(tmp_path, ["a_0000.nrrd", "a_0001.nrrd"], ["a.nrrd"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("case_00_img.nii.gz", "case_00"),
+        ("case_00_img_seg.nrrd", "case_00"),
+        ("liver v1.2.seg.nrrd", "liver v1.2"),
+        ("Label.nrrd", "Label"),
+        ("a_gt.MHA", "a"),
+        ("segmental.nii", "segmental"),
+    ],
+)
+def test_known_endings_are_not_part_of_a_case_name(tmp_path, name, case):
+    assert case_name(tmp_path / name) == case

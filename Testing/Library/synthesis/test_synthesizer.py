@@ -8,100 +8,25 @@ import json
 import numpy as np
 import pytest
 
-from FewShotSegLib.data import recipe as recipes
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.imaging.laterality import is_lateralised
-from FewShotSegLib.imaging.slice_frame import SliceFrame
-from FewShotSegLib.imaging.slices import LabelledSlice
-from FewShotSegLib.synthesis.inpainting import harmonic_fill, without_structures
-from FewShotSegLib.synthesis.pasting import displacement
 from FewShotSegLib.synthesis.plan import Placement, Plan, SynthesisRecipe, Transform
 from FewShotSegLib.synthesis.synthesizer import Synthesizer
-from FewShotSegLib.visualization.contact_sheet import contact_sheet
-
-SIZE = 128
-NAMES = {1: "liver", 2: "spleen", 5: "aorta"}
-# (row, column) of the centre, radii, angle
-ELLIPSES = {
-    1: ((60.0, 40.0), (30.0, 22.0), 20.0),
-    2: ((55.0, 92.0), (16.0, 10.0), -30.0),
-    5: ((88.0, 70.0), (6.0, 6.0), 0.0),
-}
-VALUES = {1: 0.6, 2: 0.75, 5: 0.9}
-
-# Everything off that a test does not speak of.
-PLAIN = SynthesisRecipe(
-    scale=(1, 1),
-    rotation_deg=0,
-    shift=0,
-    elastic=0,
-    gain=(1, 1),
-    bias=0,
-    blur_sigma_px=0,
-    noise_sd=0,
-    rim=0,
-    feather_px=0,
-    original_probability=0,
-    empty_probability=0,
-    keep_structure_probability=1,
-    background="known_empty",
+from Testing.Library.synthesis.pieces import (
+    ELLIPSES,
+    NAMES,
+    PLAIN,
+    SIZE,
+    VALUES,
+    a_background,
+    a_body,
+    a_neighbour,
+    a_slice,
+    a_synthesizer,
+    an_annotated_slice,
+    an_ellipse,
+    iou,
+    the_same,
 )
-
-
-def an_ellipse(centre, radii, angle_deg, scale=1.0, size=SIZE) -> np.ndarray:
-    rows, columns = np.indices((size, size)) - np.asarray(centre)[:, None, None]
-    angle = np.deg2rad(angle_deg)
-    first = np.cos(angle) * rows + np.sin(angle) * columns
-    second = -np.sin(angle) * rows + np.cos(angle) * columns
-    return (first / radii[0] / scale) ** 2 + (second / radii[1] / scale) ** 2 <= 1
-
-
-def a_body(level: float, seed: int, content=(SIZE, SIZE)) -> np.ndarray:
-    image = np.zeros((SIZE, SIZE), np.float32)
-    body = an_ellipse((64, 64), (56, 60), 0)
-    image[body] = level + np.random.default_rng(seed).normal(0, 0.01, body.sum())
-    image[content[0] :] = 0
-    image[:, content[1] :] = 0
-    return image
-
-
-def a_slice(image, labels, name, annotated=True, content=(SIZE, SIZE)) -> LabelledSlice:
-    frame = SliceFrame(0, 0, content, (1.0, 1.0), SIZE, content)
-    return LabelledSlice(image.astype(np.float32), labels.astype(np.int32), frame, name, annotated)
-
-
-def an_annotated_slice(name="anna k=5", ellipses=ELLIPSES, content=(SIZE, SIZE)) -> LabelledSlice:
-    image, labels = a_body(0.3, 1, content), np.zeros((SIZE, SIZE), np.int32)
-    for value, ellipse in ellipses.items():
-        mask = an_ellipse(*ellipse)
-        mask[content[0] :] = mask[:, content[1] :] = False
-        labels[mask] = value
-        image[mask] = VALUES[value] + np.random.default_rng(value).normal(0, 0.01, mask.sum())
-    return a_slice(image, labels, name, content=content)
-
-
-def a_background(name="anna k=40", seed=7) -> LabelledSlice:
-    return a_slice(a_body(0.2, seed), np.zeros((SIZE, SIZE)), name)
-
-
-def a_neighbour() -> LabelledSlice:
-    return dataclasses.replace(a_background("anna k=6", 8), annotated=False)
-
-
-def a_synthesizer(recipe=PLAIN, *, pieces=None, backgrounds=None, neighbours=(), names=NAMES, **options) -> Synthesizer:
-    recipe = dataclasses.replace(recipe, **options)
-    pieces = [an_annotated_slice()] if pieces is None else pieces
-    backgrounds = [a_background()] if backgrounds is None else backgrounds
-    return Synthesizer(pieces, backgrounds, neighbours, recipe, names)
-
-
-def iou(first: np.ndarray, second: np.ndarray) -> float:
-    return float((first & second).sum() / (first | second).sum())
-
-
-def the_same(first, second) -> bool:
-    known = (first.known is None) == (second.known is None) and np.array_equal(first.known, second.known)
-    return known and np.array_equal(first.image, second.image) and np.array_equal(first.labels, second.labels)
 
 
 @pytest.fixture
@@ -221,24 +146,6 @@ def test_with_nothing_to_transform_the_structures_are_copied_to_the_byte(rng):
     np.testing.assert_array_equal(sample.labels, piece.labels)
 
 
-def test_the_papers_composite_equals_the_mask_composite_where_structures_are_positive(rng):
-    options = {"scale": (0.8, 1.2), "rotation_deg": 25, "shift": 0.05, "interpolation": "nearest", "gain": (0.9, 1.1)}
-    ours, papers = (a_synthesizer(composite=composite, **options) for composite in ("mask", "paper"))
-    for _ in range(5):
-        plan = ours.sample(rng)
-        assert the_same(ours.apply(plan), papers.apply(plan))
-
-
-def test_the_papers_composite_loses_black_pixels_of_a_structure_and_the_mask_composite_does_not(rng):
-    piece = an_annotated_slice()
-    piece.image[55:60, 35:45] = 0.0
-    lost = {}
-    for composite in ("mask", "paper"):
-        source = a_synthesizer(pieces=[piece], composite=composite, interpolation="nearest")
-        lost[composite] = int((piece.labels == 1).sum() - (source.draw(rng).labels == 1).sum())
-    assert lost == {"mask": 0, "paper": 50}
-
-
 def test_smaller_structures_are_painted_over_larger_ones(rng):
     image, labels = a_body(0.3, 1), np.zeros((SIZE, SIZE), np.int32)
     for value, (centre, radius) in {1: ((64, 50), 20), 2: ((64, 75), 6)}.items():
@@ -252,57 +159,7 @@ def test_smaller_structures_are_painted_over_larger_ones(rng):
     np.testing.assert_array_equal(labels == 2, an_ellipse((64, 60), (6, 6), 0))
 
 
-def test_the_rim_brings_own_surroundings_and_leaves_label_and_structure_alone(rng):
-    hard, soft = a_synthesizer(PLAIN), a_synthesizer(PLAIN, rim=0.05, feather_px=2.0)
-    plan = soft.sample(rng)
-    plan = dataclasses.replace(plan, placements=tuple(dataclasses.replace(p, rim_px=4.0) for p in plan.placements))
-    with_rim, without = soft.apply(plan), hard.apply(plan)
-    np.testing.assert_array_equal(with_rim.labels, without.labels)
-    inside = without.labels > 0
-    np.testing.assert_array_equal(with_rim.image[inside], without.image[inside])
-    grown = an_ellipse((60.0, 40.0), (33.0, 25.0), 20.0) & ~inside & (soft.slices[0].labels == 0)
-    np.testing.assert_allclose(with_rim.image[grown], soft.slices[0].image[grown], atol=1e-6)
-    far = ~an_ellipse((60.0, 40.0), (42.0, 34.0), 20.0) & (np.indices((SIZE, SIZE))[1] < 40)
-    np.testing.assert_array_equal(with_rim.image[far], without.image[far])
-
-
-def test_a_rim_never_shows_another_structure(rng):
-    image, labels = a_body(0.3, 1), np.zeros((SIZE, SIZE), np.int32)
-    labels[40:80, 30:60], labels[40:80, 60:90] = 1, 2
-    image[labels == 1], image[labels == 2] = 0.6, 0.95
-    source = a_synthesizer(pieces=[a_slice(image, labels, "a")], rim=0.1, feather_px=2.0, keep_structure_probability=0)
-    for _ in range(6):
-        sample = source.draw(rng)
-        if not (sample.labels == 2).any():
-            assert sample.image.max() < 0.7
-
-
 # ---------------------------------------------------------------------------------------------------------- geometry
-
-
-@pytest.mark.parametrize("interpolation", ["linear", "nearest"])
-def test_a_transformed_structure_is_the_transformed_ellipse(interpolation, rng):
-    centre, radii, angle_deg = (60.0, 64.0), (30.0, 20.0), 25.0
-    piece = an_annotated_slice(ellipses={1: (centre, radii, angle_deg)})
-    centroid = np.argwhere(piece.labels).mean(axis=0)
-    source = a_synthesizer(
-        pieces=[piece], scale=(0.8, 1.2), rotation_deg=180, shift=0.1, interpolation=interpolation, rim=0.02
-    )
-    for _ in range(12):
-        plan = source.sample(rng)
-        transform = plan.placements[0].transform
-        # The centre of the ellipse turns about the centroid of its pixels.
-        turned = np.deg2rad(transform.rotation_deg)
-        offset = np.array(centre) - centroid
-        offset = transform.scale * np.array(
-            [
-                np.cos(turned) * offset[0] - np.sin(turned) * offset[1],
-                np.sin(turned) * offset[0] + np.cos(turned) * offset[1],
-            ]
-        )
-        expected_centre = centroid + offset + np.array(transform.shift) * SIZE
-        expected = an_ellipse(expected_centre, radii, angle_deg + transform.rotation_deg, transform.scale)
-        assert iou(source.apply(plan).labels == 1, expected) > 0.97
 
 
 def test_structures_stay_roughly_where_they_were(rng):
@@ -353,16 +210,6 @@ def test_the_plan_less_original_is_the_slice_itself():
     sample = source.original(0)
     np.testing.assert_array_equal(sample.image, source.slices[0].image)
     np.testing.assert_array_equal(sample.labels, source.slices[0].labels)
-
-
-def test_elastic_displacement_is_bounded_smooth_and_never_folds():
-    for seed in range(20):
-        down, right = displacement(seed, 0.05 * SIZE, SIZE)
-        assert max(np.abs(down).max(), np.abs(right).max()) <= 0.05 * SIZE
-        jacobian = (1 + np.gradient(down, axis=0)) * (1 + np.gradient(right, axis=1)) - np.gradient(
-            down, axis=1
-        ) * np.gradient(right, axis=0)
-        assert jacobian.min() > 0.3
 
 
 def test_elastic_deformation_bends_image_and_label_alike(rng):
@@ -479,39 +326,6 @@ def test_kinds_are_drawn_as_often_as_the_recipe_says(rng):
 # ---------------------------------------------------------------------------------------------------------- mirroring
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "left kidney",
-        "Right Kidney",
-        "kidney_l",
-        "L kidney",
-        "KidneyRight",
-        "kidneyR",
-        "lung (r)",
-        "Niere links",
-        "rechte Niere",
-        "rein gauche",
-        "riñón izquierdo",
-        "LV",
-        "RV cavity",
-        "left_atrium",
-        "adrenal-rt",
-        "RIGHT KIDNEY",
-        "leftkidney",
-    ],
-)
-def test_names_with_a_side_are_recognized(name):
-    assert is_lateralised(name)
-
-
-@pytest.mark.parametrize(
-    "name", ["liver", "spleen", "cleft", "bright spot", "tumour", "vertebra L2", "myocardium", "1"]
-)
-def test_names_without_a_side_are_not_mistaken_for_one(name):
-    assert not is_lateralised(name)
-
-
 @pytest.mark.parametrize("background", ["known_empty", "inpaint"])
 @pytest.mark.parametrize("flip", ["horizontal", "vertical", "both"])
 def test_nothing_is_mirrored_where_any_structure_has_a_side(background, flip, rng):
@@ -559,36 +373,6 @@ def test_an_inpainted_structure_that_is_left_out_is_gone(rng):
             place = an_ellipse(ELLIPSES[value][0], ELLIPSES[value][1], ELLIPSES[value][2])
             kept = source.apply(plan).labels > 0
             assert abs(image[place & ~kept].mean() - 0.3) < 0.03
-
-
-def test_removing_structures_leaves_no_halo_no_hole_and_nothing_else_changed():
-    piece = an_annotated_slice()
-    removed = without_structures(piece)
-    body = an_ellipse((64, 64), (50, 54), 0)
-    assert np.abs(removed[body] - 0.3).max() < 0.08
-    far = ~np.any([an_ellipse(c, (r[0] + 4, r[1] + 4), a) for c, r, a in ELLIPSES.values()], axis=0)
-    np.testing.assert_array_equal(removed[far], piece.image[far])
-    # The patch has the grain of its surroundings: neither glass nor sand.
-    patch = an_ellipse((60, 40), (20, 14), 20)
-    assert 0.003 < (removed - _smoothed(removed))[patch].std() < 0.03
-
-
-def _smoothed(image):
-    from scipy import ndimage
-
-    return ndimage.gaussian_filter(image, 2.0)
-
-
-def test_a_harmonic_function_is_restored_exactly_and_others_without_overshoot(rng):
-    rows, columns = np.indices((50, 60)).astype(float)
-    harmonic = 0.3 * rows - 0.2 * columns + 0.01 * (rows * columns) + 0.005 * (rows**2 - columns**2)
-    region = np.hypot(rows - 24, columns - 30) < 15
-    np.testing.assert_allclose(harmonic_fill(np.where(region, 0, harmonic), region), harmonic, atol=1e-9)
-    noise = rng.random((50, 60))
-    filled = harmonic_fill(noise, region)
-    assert filled[region].min() > noise[~region].min()
-    assert filled[region].max() < noise[~region].max()
-    np.testing.assert_array_equal(filled[~region], noise[~region])
 
 
 def test_of_an_unlabelled_neighbour_only_what_was_pasted_is_known(rng):
@@ -641,31 +425,6 @@ def test_noise_has_the_drawn_standard_deviation(rng):
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"scale": (1.2, 0.8)},
-        {"scale": (0.0, 1.0)},
-        {"rotation_deg": 181},
-        {"flip": "sometimes"},
-        {"background": "none"},
-        {"elastic": 0.2},
-        {"original_probability": 1.5},
-        {"max_tries": 0},
-        {"gain": (1.1, 0.9)},
-        {"min_visible": 0.95},
-    ],
-)
-def test_a_recipe_out_of_range_is_refused_by_name(options):
-    with pytest.raises(InputError, match=next(iter(options))):
-        SynthesisRecipe(**options)
-
-
-def test_a_recipe_survives_json():
-    recipe = SynthesisRecipe(scale=(0.9, 1.3), composite="paper", flip="both")
-    assert recipes.from_dict(SynthesisRecipe, json.loads(json.dumps(recipes.to_dict(recipe)))) == recipe
-
-
 def test_slices_without_any_structure_are_refused():
     with pytest.raises(InputError, match="annotate"):
         Synthesizer([a_background()], recipe=PLAIN)
@@ -699,22 +458,3 @@ def test_a_plan_for_other_slices_is_refused(rng):
         other.apply(plan)
     with pytest.raises(InputError, match=r"plan entry .* is missing"):
         Plan.from_dict({"kind": "pasted"})
-
-
-# ---------------------------------------------------------------------------------------------------------- pictures
-
-
-def test_a_contact_sheet_is_a_picture_of_all_samples(tmp_path, rng):
-    matplotlib_image = pytest.importorskip("matplotlib.image")
-    source = a_synthesizer(SynthesisRecipe(background="neighbour"), neighbours=[a_neighbour()])
-    path = tmp_path / "Übersicht 1.png"
-    contact_sheet([source.draw(rng) for _ in range(5)], path, columns=3)
-    picture = matplotlib_image.imread(path)
-    assert picture.shape[1] > 600
-    assert picture[..., :3].std() > 0.1
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
-
-
-def test_a_contact_sheet_of_nothing_is_refused(tmp_path):
-    with pytest.raises(InputError, match="samples"):
-        contact_sheet([], tmp_path / "sheet.png")

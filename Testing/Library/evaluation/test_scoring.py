@@ -1,38 +1,16 @@
-"""evaluation.py: rows, scopes, pairing of files, and what is written."""
+"""Scores of cases and folders: rows, scopes, and how structures are matched."""
 
 from __future__ import annotations
-
-import csv
-import json
-import statistics
 
 import numpy as np
 import pytest
 
-from FewShotSegLib.data.volume import Labelmap, Volume
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.metrics import compare
-from FewShotSegLib.evaluation.pairing import case_name
-from FewShotSegLib.evaluation.scoring import COLUMNS, evaluate_case, evaluate_folder, summarize
-from FewShotSegLib.evaluation.tables import write_rows, write_summary
+from FewShotSegLib.evaluation.scoring import evaluate_case, evaluate_folder, summarize
 from FewShotSegLib.io.volumes import save_labelmap
-from FewShotSegLib.jobs.evaluate import write_plot
-
-AFFINE = np.diag([-1.0, -1.5, 4.0, 1.0])
-NAMES = {1: "liver", 2: "spleen"}
-
-
-def labels(*, shift: int = 0, extra_slice: bool = False) -> np.ndarray:
-    array = np.zeros((8, 20, 24), dtype=np.uint8)
-    array[2:6, 4:14, 3 + shift : 12 + shift] = 1
-    array[3:5, 6:12, 16:21] = 2
-    if extra_slice:
-        array[7, 4:8, 4:8] = 1  # a false positive where the reference holds nothing
-    return array
-
-
-def labelmap(array: np.ndarray, names=NAMES, affine=AFFINE) -> Labelmap:
-    return Labelmap(Volume(array, affine), names)
+from Testing.Library.evaluation.cases import AFFINE, NAMES, labelmap, labels
 
 
 def of(rows, structure: str, scope: str):
@@ -183,59 +161,6 @@ def test_missing_and_empty_folders_are_named(folders, tmp_path):
         evaluate_folder(folders[0], tmp_path / "void")
 
 
-@pytest.mark.parametrize(
-    ("name", "case"),
-    [
-        ("case_00_img.nii.gz", "case_00"),
-        ("case_00_img_seg.nrrd", "case_00"),
-        ("liver v1.2.seg.nrrd", "liver v1.2"),
-        ("Label.nrrd", "Label"),
-        ("a_gt.MHA", "a"),
-        ("segmental.nii", "segmental"),
-    ],
-)
-def test_known_endings_are_not_part_of_a_case_name(tmp_path, name, case):
-    assert case_name(tmp_path / name) == case
-
-
-def some_rows():
-    rows = evaluate_case(labelmap(labels(shift=1)), labelmap(labels()), case="a, with comma")
-    return rows + evaluate_case(labelmap(labels(shift=3)), labelmap(labels()), case="b")
-
-
-def test_the_csv_has_stable_columns_and_reads_back(tmp_path):
-    rows = some_rows()
-    write_rows(rows, tmp_path / "metrics.csv")
-    with (tmp_path / "metrics.csv").open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        lines = list(reader)
-    assert reader.fieldnames == list(COLUMNS)
-    assert COLUMNS[:4] == ("case", "structure", "scope", "dsc")
-    assert [line["case"] for line in lines] == [row.case for row in rows]
-    assert [float(line["hd95_mm"]) for line in lines] == pytest.approx([row.hd95_mm for row in rows], rel=1e-5)
-
-
-def test_the_summary_holds_mean_sd_median_and_n(tmp_path):
-    rows = some_rows()
-    write_summary(rows, tmp_path / "metrics.json")
-    entries = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["summary"]
-    assert entries == summarize(rows)
-    dice = [row.dsc for row in rows if (row.structure, row.scope) == ("liver", "all_slices")]
-    assert (entries[0]["structure"], entries[0]["scope"]) == ("liver", "all_slices")
-    assert entries[0]["n"] == 2
-    assert entries[0]["dsc"]["mean"] == pytest.approx(statistics.mean(dice))
-    assert entries[0]["dsc"]["sd"] == pytest.approx(statistics.stdev(dice))
-    assert entries[0]["dsc"]["median"] == pytest.approx(statistics.median(dice))
-
-
 def test_the_deviation_of_a_single_case_is_not_a_number_but_null(tmp_path):
     rows = evaluate_case(labelmap(labels()), labelmap(labels()))
     assert summarize(rows)[0]["dsc"] == {"mean": 1.0, "sd": None, "median": 1.0}
-
-
-def test_the_plot_is_a_png(tmp_path):
-    write_plot(some_rows(), tmp_path / "metrics.png")
-    assert (tmp_path / "metrics.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    with pytest.raises(InputError, match="no scores"):
-        write_plot([], tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
