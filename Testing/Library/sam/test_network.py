@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
 from FewShotSegLib.sam.modeling import PromptEncoder
 from FewShotSegLib.sam.network import (
     BOX_CORNER_HIGH,
@@ -200,3 +201,10 @@ def test_only_the_rows_with_a_box_have_one_drawn(a_tiny_sam: PromptableNetwork) 
     boxes = a_tiny_sam.prompt_map(PromptBatch(coords, labels))[:, 2]
     assert boxes[0].any()
     assert not boxes[1].any()
+
+
+def test_the_two_kinds_of_network_are_told_apart(a_tiny_sam: PromptableNetwork) -> None:
+    with torch.random.fork_rng(devices=[]):
+        compact = build_compact(CompactArchitecture(64, (8, 8, 16), 32, 4, 2, 32))
+    assert compact.family == "compact"
+    assert a_tiny_sam.family == "sam"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from FewShotSegLib.devices import bfloat16_pays, encoding_precision
+from FewShotSegLib.devices import encoding_precision
 from FewShotSegLib.sam import attention
 from FewShotSegLib.sam.attention import FusedAttention, use_fused_attention
 from FewShotSegLib.sam.modeling import Attention, ImageEncoderViT
@@ -185,12 +185,3 @@ def test_masks_from_bfloat16_encoding_agree_with_stock() -> None:
         found = torch.einsum("mc,bchw->bmhw", read_out, features) > 0
     assert used is torch.bfloat16
     assert (found & expected).sum() / (found | expected).sum() >= 0.99
-
-
-def test_the_precision_can_be_fixed_and_is_told() -> None:
-    with encoding_precision("cpu", bfloat16=False) as used:
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is used is torch.float32
-    with encoding_precision("cpu") as used:
-        assert used is (torch.bfloat16 if bfloat16_pays("cpu") else torch.float32)
-    assert not torch.is_autocast_enabled("cpu")
-    assert not bfloat16_pays("mps")

@@ -12,7 +12,7 @@ import torch
 
 from FewShotSegLib.sam import modeling
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 FAKE_TORCHVISION = {
     "__init__.py": "",

@@ -1,4 +1,4 @@
-"""What fits which machine, and which parts of a network a recipe trains."""
+"""What a preset decides, what the user decides, and which parts of a network a recipe trains."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import torch
 
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.lora.adaptation import Adaptation
-from FewShotSegLib.methods import METHODS, lora, method
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.sam.presets import ALL_BLOCKS, PRESETS, best_preset, smaller_preset
+from FewShotSegLib.sam.presets import ALL_BLOCKS, PRESETS
 from FewShotSegLib.training.prompted_recipe import PromptedRecipe as Recipe
 from FewShotSegLib.training.prompted_recipe import adaptation_spec, resolve
 
@@ -23,22 +22,6 @@ def free_memory(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
 
 
 # --- presets --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("gib", "preset"),
-    [(79, "24GB"), (20, "24GB"), (19.9, "12GB"), (10, "12GB"), (9.9, "8GB"), (6, "8GB"), (5.9, "cpu")],
-)
-def test_the_largest_preset_that_fits_free_memory_is_taken(
-    monkeypatch: pytest.MonkeyPatch, gib: float, preset: str
-) -> None:
-    free_memory(monkeypatch, gib)
-    assert best_preset(GPU) == preset
-    assert resolve(Recipe(), "vit_b", GPU).preset == preset
-
-
-def test_without_a_gpu_the_cpu_preset_is_taken() -> None:
-    assert best_preset(CPU) == "cpu"
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -74,15 +57,6 @@ def test_a_frozen_encoder_keeps_what_it_has_encoded() -> None:
     recipe = resolve(Recipe(), "vit_b", CPU)
     assert recipe.encoder_blocks == 0
     assert recipe.pool_size
-
-
-def test_presets_get_smaller_until_there_is_none() -> None:
-    assert [smaller_preset(name) for name in PRESETS] == ["12GB", "8GB", "cpu", None]
-    blocks = [preset.encoder_blocks for preset in PRESETS.values()]
-    assert blocks[0] == ALL_BLOCKS
-    assert blocks[1:] == sorted(blocks[1:], reverse=True)
-    needs = [preset.free_gib for preset in PRESETS.values()]
-    assert needs == sorted(needs, reverse=True)
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
@@ -137,17 +111,3 @@ def test_a_recipe_trains_the_last_blocks_and_the_decoder_as_it_says(
 def test_rank_alpha_and_tokens_are_those_of_the_recipe(network: PromptableNetwork) -> None:
     spec = adaptation_spec(Recipe(rank=7, alpha=14.0, tokens=3), network)
     assert (spec.lora.rank, spec.lora.scale, spec.tokens) == (7, 2.0, 3)
-
-
-def test_the_two_kinds_of_network_are_told_apart(network: PromptableNetwork, a_tiny_sam: PromptableNetwork) -> None:
-    assert network.family == "compact"
-    assert a_tiny_sam.family == "sam"
-
-
-# --- the list of methods --------------------------------------------------------------------------------------------
-
-
-def test_methods_are_found_by_name_and_unknown_ones_refused() -> None:
-    assert method("lora") is lora
-    with pytest.raises(InputError, match=f"Unknown method 'magic'.*{METHODS[0]}"):
-        method("magic")

@@ -7,45 +7,19 @@ import functools
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.lora.adaptation import Adaptation, AdaptationSpec
-from FewShotSegLib.lora.heads import BACKGROUND, TARGET, target_of
+from FewShotSegLib.lora.heads import TARGET
 from FewShotSegLib.lora.layers import LoraSpec
-from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
 from FewShotSegLib.sam.loading import assemble_sam
 from FewShotSegLib.sam.modeling import ImageEncoderViT
 from FewShotSegLib.sam.network import PADDING, POSITIVE, PromptableNetwork, PromptBatch
 from Testing.conftest import sha256_of_network
+from Testing.Library.lora.miniatures import CLICKS, STRUCTURES, adapted, answers, generator
 
-STRUCTURES = (1, 4)
 OURS = ("structure_tokens", "locator.")  # what is not in the paper lies beside the network
-CLICKS = PromptBatch(
-    torch.tensor([[[20.0, 30], [0, 0]], [[50.0, 7], [0, 0]]]), torch.tensor([[POSITIVE, PADDING], [POSITIVE, PADDING]])
-)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def adapted(network: PromptableNetwork, seed: int = 0, **spec: object) -> Adaptation:
-    lora = spec.pop("lora", LoraSpec())
-    return Adaptation(network, AdaptationSpec(lora, **spec), STRUCTURES, generator=generator(seed))  # type: ignore[arg-type]
-
-
-def compact() -> PromptableNetwork:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        network = build_compact(CompactArchitecture(64, (8, 8, 16), 32, 1, 2, 32))
-    return network.eval().requires_grad_(False)
-
-
-def answers(network: PromptableNetwork, prompts: PromptBatch = CLICKS) -> tuple[Tensor, Tensor]:
-    image = network.normalize(torch.rand(1, 64, 64, generator=generator(9)))
-    with torch.inference_mode():
-        return network.decode(network.encode(image), prompts)
 
 
 def shaken(parameters: dict[str, nn.Parameter], seed: int = 5) -> None:
@@ -57,23 +31,6 @@ def shaken(parameters: dict[str, nn.Parameter], seed: int = 5) -> None:
 
 
 # --- the start ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["sam", "compact"])
-def test_at_the_start_the_two_class_head_answers_as_token_0_of_the_base(
-    a_tiny_sam: PromptableNetwork, kind: str
-) -> None:
-    network = a_tiny_sam if kind == "sam" else compact()
-    base, base_iou = answers(network)
-    with adapted(network).applied(network):
-        two, iou = answers(network)
-    assert two.shape[1] == iou.shape[1] == 2
-    assert not two[:, BACKGROUND].any()
-    probability = torch.softmax(two, 1)[:, TARGET]
-    torch.testing.assert_close(probability, torch.sigmoid(base[:, 0]), rtol=0, atol=1e-6)
-    # Up to the order of sums: the tokens stand in another order.
-    torch.testing.assert_close(target_of(two, iou)[0], target_of(base, base_iou)[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(iou[:, [TARGET, BACKGROUND]], base_iou[:, [0, 1]], rtol=1e-4, atol=1e-5)
 
 
 def test_making_an_adaptation_draws_from_the_given_generator_only(a_tiny_sam: PromptableNetwork) -> None:
@@ -260,19 +217,6 @@ def test_a_structure_is_asked_for_by_its_tokens_and_the_mask_of_the_locator(a_ti
     wanted = torch.nn.functional.interpolate(wanted, (32, 32), mode="bilinear").clamp(-16, 16)
     torch.testing.assert_close(prompts.masks, wanted, rtol=1e-4, atol=1e-4)
     assert torch.equal(prompts.tokens, adaptation.structure_tokens[[1, 0, 0, 1]])
-
-
-def test_the_locator_sees_its_inputs_with_mean_0_and_deviation_1(a_tiny_sam: PromptableNetwork) -> None:
-    locator = adapted(a_tiny_sam).locator
-    with torch.no_grad():
-        embedding = a_tiny_sam.encode(a_tiny_sam.normalize(torch.rand(3, 64, 64, generator=generator(3))))
-        locator.standardize(embedding)
-        seen: list[Tensor] = []
-        handle = locator.inputs.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-        locator(embedding)
-        handle.remove()
-    torch.testing.assert_close(seen[0].mean((0, 2, 3)), torch.zeros(seen[0].shape[1]), rtol=0, atol=1e-4)
-    torch.testing.assert_close(seen[0].std((0, 2, 3)), torch.ones(seen[0].shape[1]), rtol=0, atol=1e-2)
 
 
 def test_a_mask_that_a_prompt_brings_itself_is_kept(a_tiny_sam: PromptableNetwork) -> None:

@@ -1,0 +1,31 @@
+"""Where files of the user lie, on every system."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from FewShotSegLib.io import places
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable", "expected"),
+    [
+        ("win32", "LOCALAPPDATA", "FewShotSeg"),
+        ("linux", "XDG_DATA_HOME", "fewshotseg"),
+        ("darwin", None, "FewShotSeg"),
+    ],
+)
+def test_the_user_folder_follows_the_system(
+    platform: str, variable: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEWSHOTSEG_HOME", raising=False)
+    monkeypatch.setattr(sys, "platform", platform)
+    if variable is not None:
+        monkeypatch.setenv(variable, str(tmp_path))
+        assert places.user_folder() == tmp_path / expected
+        monkeypatch.delenv(variable)
+    assert places.user_folder().name == expected
+    assert Path.home() in places.user_folder().parents
