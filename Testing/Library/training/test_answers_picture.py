@@ -1,4 +1,4 @@
-"""Pictures to watch a training by: what is drawn, and when they come."""
+"""Pictures to watch a training by: what is drawn."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.structures import structure_colors
 from FewShotSegLib.lora.adaptation import Adaptation, AdaptationSpec
 from FewShotSegLib.lora.layers import LoraSpec
-from FewShotSegLib.methods import lora
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.training.answers_picture import TRUTH, answers_picture
-from FewShotSegLib.training.context import AdaptInputs, RunContext
-from Testing.conftest import QUICK, Listener
 
 STRUCTURES = {1: "liver", 2: "spleen"}
 
@@ -44,13 +40,3 @@ def test_truth_and_answers_are_outlined_on_the_images_side_by_side(a_tiny_sam: P
     for half in (picture[:, :64], picture[:, 64:]):
         assert not (half[ring] == 127).all(axis=1).any()
         assert not (half[~ring] == 255).all(axis=1).any()
-
-
-def test_a_picture_comes_with_every_look_at_held_back_samples(
-    a_tiny_sam: PromptableNetwork, an_exemplar: Exemplar
-) -> None:
-    listener = Listener()
-    recipe = lora.Recipe(**{**QUICK, "steps": 4, "validate_every": 2})
-    lora.adapt(AdaptInputs(a_tiny_sam, [an_exemplar]), recipe, RunContext(np.random.default_rng(0), listener))
-    shown = {p.step: p.picture.shape for p in listener.heard if p.picture is not None}
-    assert shown == {2: (64, 4 * 64, 3), 4: (64, 4 * 64, 3)}

@@ -1,4 +1,4 @@
-"""Patches against slicing, analytic ramps and rotations, MONAI's loss, and the way back to the volume."""
+"""Patches against slicing, analytic ramps and rotations, and MONAI's loss."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ import pytest
 import torch
 from monai.losses import DiceCELoss
 from scipy.spatial.transform import Rotation
-from torch import Tensor, nn
+from torch import Tensor
 
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.data.volume import Volume, ras_from_ijk
-from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.imaging.grid import Grid, onto_grid
-from FewShotSegLib.inference.sliding_window import decided, onto_volume, predict
-from FewShotSegLib.progress import Progress
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.training.patches import Case, Change, PatchRecipe, PatchSource, case_of, cut, draw_change, patch_loss
 
 UNIT = IntensitySpec("window", 0, 1, "unit")
@@ -292,74 +289,6 @@ def test_a_structure_against_all_else_has_one_or_two_channels() -> None:
 # ------------------------------------------------------------------------------------------------------------- predict
 
 
-class PerVoxel(nn.Module):
-    """Logits that depend on the voxel alone, so that windows must fit together without a seam."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert not self.training
-        return torch.cat([1 - 3 * x, x**2], 1)
-
-
-@pytest.mark.parametrize("shape", [(3, 9, 8), (4, 16, 16), (11, 37, 20)])
-@pytest.mark.parametrize("overlap", [0.0, 0.5])
-def test_windows_fit_together_without_a_seam(
-    an_rng: np.random.Generator, shape: tuple[int, int, int], overlap: float
-) -> None:
-    image = an_rng.random(shape, dtype=np.float32)
-    steps: list[Progress] = []
-    network = PerVoxel()
-    logits = predict(network, image, (4, 16, 16), overlap=overlap, batch=3, report=steps.append)
-    np.testing.assert_allclose(logits, np.stack([1 - 3 * image, image**2]), atol=1e-6)
-    assert [step.step for step in steps] == list(range(steps[0].total))
-    assert network.training
-
-
-def test_prediction_stops_where_it_is_told_and_leaves_the_network_as_it_was() -> None:
-    def cancel(progress: Progress) -> None:
-        if progress.step == 2:
-            raise Cancelled
-
-    network = PerVoxel()
-    with pytest.raises(Cancelled):
-        predict(network, np.zeros((8, 40, 40), np.float32), (4, 16, 16), report=cancel)
-    assert network.training
-    with pytest.raises(InputError, match="from 0 to below 1, got 1"):
-        predict(network, np.zeros((8, 40, 40), np.float32), (4, 16, 16), overlap=1)
-
-
-def oblique(angles: tuple[float, float, float], spacing: tuple[float, float, float], columns: list[int]) -> np.ndarray:
-    """An affine that is turned a little, with its axes permuted."""
-    affine = np.eye(4)
-    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
-    affine[:3, :3] = (turn @ np.diag([-1, -1, 1]))[:, columns] * spacing
-    affine[:3, 3] = 10, -20, 30
-    return affine
-
-
-@pytest.mark.parametrize("columns", [[0, 1, 2], [1, 2, 0], [2, 1, 0]])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_a_volume_returns_from_the_grid_to_its_own_voxels(columns: list[int], sign: int) -> None:
-    """A ramp over RAS coordinates must come back as the same ramp, away from the rim."""
-    affine = oblique((12, -7, 4), (0.9, 1.1, 2.0), columns)
-    affine[:3, 1] *= sign
-    shape = (14, 26, 22)
-    k, j, i = np.indices(shape)
-    ras = ras_from_ijk(affine, np.stack([i, j, k], -1).reshape(-1, 3))
-    ramp = (ras @ [0.01, -0.02, 0.015]).reshape(shape)
-    volume = Volume(ramp, affine)
-    grid = Grid((0.7, 0.8, 0.9), (4, 8, 8), "LPS")  # finer, or it would be a mean
-    image, _ = onto_grid(volume.array, np.zeros(shape, np.uint8), affine, grid)
-    back = onto_volume(image, volume, grid)
-    inside = (slice(3, -3),) * 3
-    np.testing.assert_allclose(back[inside], ramp[inside], atol=1e-5)
-
-
-def test_on_its_own_grid_a_volume_comes_back_bit_for_bit(a_volume: Volume) -> None:
-    grid = Grid.of(a_volume, (4, 24, 24))
-    image, _ = onto_grid(a_volume.array, np.zeros(a_volume.shape, np.uint8), a_volume.affine, grid)
-    np.testing.assert_array_equal(onto_volume(image, a_volume, grid), a_volume.array.astype(np.float32))
-
-
 def test_patches_are_drawn_around_small_structures_as_often_as_around_large_ones() -> None:
     labels = np.zeros((8, 64, 64), np.uint8)
     labels[:, :40, :40], labels[4, 60:62, 60:62] = 1, 2
@@ -370,10 +299,3 @@ def test_patches_are_drawn_around_small_structures_as_often_as_around_large_ones
     shows_small = sum(bool((patch == 2).any()) for patch in drawn)
     assert 15 < shows_small < 45
     assert {int(value) for patch in drawn for value in patch.unique()} == {0, 1, 2}
-
-
-def test_decided_is_the_channel_of_the_highest_value() -> None:
-    logits = np.random.default_rng(0).normal(size=(5, 3, 4, 6)).astype(np.float32)
-    found = decided(logits)
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, logits.argmax(axis=0))

@@ -6,32 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from FewShotSegLib.networks import scan
-from FewShotSegLib.networks.mamba import DirectionalScan
 from FewShotSegLib.networks.scan import selective_scan
+from Testing.Library.networks.sequences import arguments
 
 Scan = Callable[..., Tensor]
-
-
-def arguments(batch: int, length: int, width: int, states: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """u, delta, A, B, C and D."""
-    generator = torch.Generator().manual_seed(length)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    values = [
-        normal(batch, length, width),
-        F.softplus(normal(batch, length, width) - 2),
-        -torch.exp(normal(width, states)),
-        normal(batch, length, states),
-        normal(batch, length, states),
-        normal(width),
-    ]
-    return [value.to(dtype).requires_grad_() for value in values]
 
 
 def step_by_step(u: Tensor, delta: Tensor, decay: Tensor, write: Tensor, read: Tensor, skip: Tensor) -> Tensor:
@@ -75,21 +56,6 @@ def test_the_scan_and_its_gradients_are_those_of_mambapy(length: int) -> None:
 
     values = arguments(2, length, 6, 3)
     assert largest_error(with_gradients(selective_scan, values), with_gradients(theirs, values)) < 1e-13
-
-
-def test_a_direction_of_the_network_computes_what_a_block_of_mambapy_does_with_the_same_weights() -> None:
-    mamba = pytest.importorskip("mambapy.mamba")
-    block = mamba.MambaBlock(mamba.MambaConfig(d_model=16, n_layers=1, d_state=4, expand_factor=2)).double()
-    direction = DirectionalScan(32, 4, "row", backwards=False).double()
-    direction.project = torch.nn.Linear(32, 1 + 2 * 4, bias=False, dtype=torch.float64)
-    assert direction.parts == [2, 4, 4]  # rank ceil(32 / 16); mambapy takes that of the outer width, 1
-    direction.parts = [1, 4, 4]
-    direction.step = block.dt_proj
-    direction.project.weight = block.x_proj.weight
-    direction.log_decay, direction.skip = block.A_log, block.D
-    u = arguments(2, 23, 32, 1)[0]
-    theirs = block.ssm(u, torch.zeros_like(u))  # without the gate
-    torch.testing.assert_close(direction.scan(u), theirs, rtol=1e-6, atol=1e-7)  # mambapy computes A in float32
 
 
 @pytest.mark.parametrize("short", [0, 32])

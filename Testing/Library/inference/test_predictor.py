@@ -1,4 +1,4 @@
-"""Encode once, decode often: the cache, user prompts in network pixels, adapters on and off."""
+"""Encode once, decode often: user prompts in network pixels, adapters on and off."""
 
 from __future__ import annotations
 
@@ -120,31 +120,6 @@ def test_base_and_adapter_and_the_two_scales_never_share_an_embedding(
         predictor.encode([an_image(0)])
     assert encoded == [1, 1, 1]
     assert len(cache) == 3
-
-
-def an_embedding(floats: int) -> Embedding:
-    return Embedding(torch.zeros(1, floats // 2), (torch.zeros(1, floats // 2),))
-
-
-def test_the_least_recently_used_embedding_goes_first() -> None:
-    cache = EmbeddingCache(capacity_bytes=4 * 100)
-    a, b, c = (an_embedding(40) for _ in range(3))
-    cache.put(("a",), a)
-    cache.put(("b",), b)
-    assert cache.get(("a",)) is a
-    cache.put(("c",), c)
-    assert (cache.get(("a",)), cache.get(("b",)), cache.get(("c",))) == (a, None, c)
-
-
-def test_an_embedding_larger_than_the_budget_is_kept_alone() -> None:
-    cache = EmbeddingCache(capacity_bytes=100)
-    cache.put(("a",), an_embedding(10))
-    cache.put(("b",), an_embedding(1000))
-    assert len(cache) == 1
-    assert cache.get(("b",)) is not None
-    cache.put(("b",), an_embedding(1000))
-    cache.put(("c",), an_embedding(10))
-    assert len(cache) == 1
 
 
 # --- user prompts ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,69 @@
+"""From labelled to unlabelled images of another kind, on discs: bright in one kind, dark in the other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from FewShotSegLib.data.job import AdaptJob, SegmentJob
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.adapters import load_adapter
+from FewShotSegLib.io.volumes import load_labelmap, load_volume
+from FewShotSegLib.jobs.run import run
+from Testing.conftest import Listener
+from Testing.Library.methods.uda.conftest import QUICK, messages_of
+
+
+def test_all_stages_run_and_the_network_segments(a_job: AdaptJob, tmp_path: Path, a_listener: Listener) -> None:
+    record = run(a_job, a_listener)
+    stages = record["metrics"]["stages"]
+    assert stages["translation"]["translated"]
+    assert set(stages["translation"]["cases"]) == {"case 0.nrrd", "case 1.nrrd"}
+    assert {row["name"] for row in stages["filter"]} == {"patient 0", "patient 1", "patient 2"}
+    assert set(stages["matching"]) == {"rule", "lenders", "borrowers"}
+    assert {"learning to translate", "teacher 1", "teacher 2", "small network"} <= messages_of(a_listener)
+    adapter = load_adapter(a_job.out)
+    assert dict(adapter.structures) == {1: "disc", 2: "square"}
+    assert record["report"] == "discs.report.png"
+    assert Path(a_job.out).with_name("discs.report.png").read_bytes().startswith(b"\x89PNG")
+    run(SegmentJob((str(tmp_path / "mr" / "patient 0.nrrd"),), str(tmp_path / "out"), adapter=a_job.out))
+    labels = load_labelmap(tmp_path / "out" / "patient 0.seg.nrrd").volume
+    assert labels.same_geometry(load_volume(tmp_path / "mr" / "patient 0.nrrd"))
+
+
+@pytest.mark.parametrize(
+    ("parts", "absent"),
+    [
+        ({"translate": False}, {"learning to translate"}),
+        ({"rounds": 1, "match": False, "filter": False}, {"teacher 2", "small network"}),
+        ({"space": "intensity"}, set()),
+        ({"match": False}, set()),
+        ({"filter": False}, set()),
+    ],
+)
+def test_parts_can_be_left_out(a_job: AdaptJob, parts: dict[str, Any], absent: set[str]) -> None:
+    listener = Listener()
+    record = run(replace(a_job, recipe={**QUICK, **parts}), listener)
+    assert not absent & messages_of(listener)
+    stages = record["metrics"]["stages"]
+    assert ("matching" in stages) == parts.get("match", True)
+    assert ("filter" in stages) == parts.get("filter", True)
+    anatomy = load_adapter(a_job.out).architecture["anatomy"]  # type: ignore[index]
+    assert (anatomy is None) == (parts.get("space") == "intensity")
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"source_folder": None}, "needs folder with labelled source images"),
+        ({"target_folder": None}, "needs folder with unlabelled target images"),
+        ({"auxiliary_folder": "somewhere"}, "uses no auxiliary data"),
+        ({"max_seconds": 5.0}, "no time limit"),
+    ],
+)
+def test_what_is_missing_or_useless_is_said(a_job: AdaptJob, changes: dict[str, Any], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        run(replace(a_job, **changes))
