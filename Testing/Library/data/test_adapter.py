@@ -41,9 +41,6 @@ def test_the_digest_sees_names_types_shapes_and_values_of_tensors():
     assert len({an_adapter(tensors=each).digest for each in tensors}) == len(tensors)
 
 
-# ---------------------------------------------------------------------------------------------------------- content
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -48,9 +48,6 @@ def test_names_that_occur_twice_get_their_value() -> None:
     assert distinct_names({1: "lesion", 2: "liver", 5: "lesion"}) == {1: "lesion", 2: "liver", 5: "lesion (5)"}
 
 
-# ------------------------------------------------------------------------------------------------------ labelmaps
-
-
 def test_structures_have_different_and_familiar_colours():
     names = ["liver", "Left Kidney", "right_kidney", "kidney", "spleen", "thing", "other", "Tumour", "skin", "body"]
     colors = structure_colors(dict(enumerate(names, 1)))

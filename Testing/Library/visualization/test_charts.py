@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.visualization.charts import bars_chart, learning_chart
+from FewShotSegLib.visualization.charts import bars_chart, curves_chart, learning_chart
 from Testing.Library.visualization.pixels import pixels
 
 
@@ -20,3 +20,10 @@ def test_charts_without_numbers_are_refused():
         learning_chart([], [])
     with pytest.raises(InputError, match="one to three groups"):
         bars_chart({})
+
+
+def test_curves_need_something_to_draw() -> None:
+    with pytest.raises(InputError, match="no curves"):
+        curves_chart({}, "slices")
+    chart = curves_chart({"a": {"x": [(1, 0.2), (4, 0.5)], "y": [(1, 0.1)]}}, "slices")
+    assert chart.light != chart.dark

@@ -19,20 +19,10 @@ from FewShotSegLib.data.job import SegmentJob
 from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.jobs import save_job
 from FewShotSegLib.io.volumes import load_labelmap
-from Testing.conftest import QUICK, write_discs
+from Testing.conftest import write_discs
+from Testing.Library.cli.conftest import OPTIONS, adapt_words
 
-ROOT = Path(__file__).resolve().parents[2]
-OPTIONS = [f"{key}={value}" for key, value in QUICK.items()]
-
-
-@pytest.fixture
-def a_case(tmp_path: Path) -> tuple[Path, Path]:
-    return write_discs(tmp_path, "ct", 0)
-
-
-def adapt_words(case: tuple[Path, Path], out: Path, *more: str) -> list[str]:
-    exemplar = f"{case[0]}={case[1]}@k:1,3"
-    return ["adapt", "--exemplar", exemplar, "--base", "tiny", "--out", str(out), "--device", "cpu", *more]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 # ------------------------------------------------------------------------------------------------------ commands
@@ -110,74 +100,6 @@ def test_a_job_file_gives_the_same_adapter_as_the_words(
     assert out.read_bytes() == content
 
 
-def test_structures_are_chosen_and_renamed(a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path) -> None:
-    out = tmp_path / "a.safetensors"
-    assert main(adapt_words(a_case, out, "--structures", "2=square", "--recipe", *OPTIONS)) == 0
-    assert load_adapter(out).structures == {2: "square"}
-
-
-def test_a_recipe_file_and_single_options_are_combined(
-    a_tiny_base: str, a_case: tuple[Path, Path], tmp_path: Path
-) -> None:
-    (tmp_path / "recipe.json").write_text(
-        json.dumps({**QUICK, "rank": 2, "synthesizer": {"rotation_deg": 5}}), encoding="utf-8"
-    )
-    out = tmp_path / "a.safetensors"
-    words = [str(tmp_path / "recipe.json"), "steps=3", "synthesizer.elastic=0"]
-    assert main(adapt_words(a_case, out, "--recipe", *words)) == 0
-    recipe = load_adapter(out).recipe
-    assert (recipe["rank"], recipe["steps"]) == (2, 3)
-    assert (recipe["synthesizer"]["rotation_deg"], recipe["synthesizer"]["elastic"]) == (5.0, 0.0)
-    job = json.loads((tmp_path / "a.result.json").read_text(encoding="utf-8"))["job"]
-    assert job["recipe"]["synthesizer"] == {"rotation_deg": 5.0, "elastic": 0.0}
-
-
-def test_json_lines_can_be_read_by_a_program(
-    an_adapter_file: Path, a_case: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["segment", str(a_case[0]), "--adapter", str(an_adapter_file), "--out", str(tmp_path / "o"), "--json"]
-    assert main(words) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    steps = [line["step"] for line in lines if line["type"] == "progress" and line["total"]]
-    assert steps == [1, 2, 3, 4, 5, 6]
-    assert lines[-1]["type"] == "result"
-    assert lines[-1]["result"]["outputs"].keys() == {"ct.seg.nrrd"}
-
-
-def test_without_a_terminal_progress_is_a_line_every_tenth(
-    an_adapter_file: Path, a_case: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    images = [str(write_discs(tmp_path / "more", f"p{number}", number)[0]) for number in range(10)]
-    assert main(["segment", *images, "--adapter", str(an_adapter_file), "--out", str(tmp_path / "o")]) == 0
-    output = capsys.readouterr()
-    shares = [line for line in output.err.splitlines() if " %  " in line]
-    assert 10 <= len(shares) <= 21  # 60 slices
-    assert output.out.count("mL") == 20
-
-
-def test_a_terminal_gets_a_bar(
-    an_adapter_file: Path,
-    a_case: tuple[Path, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert main(["segment", str(a_case[0]), "--adapter", str(an_adapter_file), "--out", str(tmp_path / "o")]) == 0
-    assert "100%" in capsys.readouterr().err
-
-
-def test_show_prints_a_card_for_people_and_for_programs(
-    an_adapter_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["show", str(an_adapter_file)]) == 0
-    text = capsys.readouterr().out
-    for expected in ("1 = disc, 2 = square", "tiny (sha256", "k=1,3", "rank=4"):
-        assert expected in text
-    assert main(["show", str(an_adapter_file), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["structures"] == {"1": "disc", "2": "square"}
-
-
 def test_models_are_listed_added_and_verified(
     a_tiny_base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,24 +132,6 @@ def test_a_benchmark_gets_the_words_behind_its_name(monkeypatch: pytest.MonkeyPa
 
 
 # ---------------------------------------------------------------------------------------------------- exit codes
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        ([], "COMMAND"),
-        (["dance"], "invalid choice"),
-        (["adapt", "--out", "a.safetensors"], "At least one exemplar"),
-        (["segment", "x.nrrd", "--out", "o", "--axis", "z"], "invalid choice"),
-        (["segment", "x.nrrd", "--out", "o", "--processes", "0"], "from 1 is needed"),
-        (["adapt", "--exemplar", "a=b", "--out", "a.safetensors", "--seed", "-1"], "argument --seed"),
-        (["evaluate", "--pred", "a", "--ref", "b", "--out", "c.csv", "--structures", "liver"], "6=liver,1=spleen"),
-        (["evaluate", "--pred", "a", "--ref", "b", "--out", "c.csv", "--structures", "1=a,1=b"], "occurs twice"),
-    ],
-)
-def test_wrong_words_are_answered_with_2(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 2
-    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

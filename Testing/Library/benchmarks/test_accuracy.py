@@ -9,63 +9,10 @@ import numpy as np
 import pytest
 
 from FewShotSegLib.benchmarks import accuracy
-from FewShotSegLib.benchmarks.datasets import DATASETS, PublicDataSet, exemplars, thinned, unseen_cases
-from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.data.volume import Volume, ras_from_ijk
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_frame import frame_of
-from FewShotSegLib.io.volumes import save_volume
-
-TOY = PublicDataSet(
-    "toy", "toy/*_img.nii.gz", (r"_img\.", "_lab."), {1: "a", 2: "b"}, IntensitySpec("percentile", 0, 100), train=1
-)
-
-
-@pytest.fixture
-def a_data_folder(tmp_path: Path) -> Path:
-    (tmp_path / "toy").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(3):
-        labels = np.zeros((20, 16, 16), np.uint8)
-        labels[3:12, 2:9, 2:9] = 1
-        labels[8:14, 10:14, 10:14] = 2
-        save_volume(
-            Volume(rng.normal(size=labels.shape).astype(np.float32), np.eye(4)), tmp_path / f"toy/{number}_img.nii.gz"
-        )
-        save_volume(Volume(labels, np.eye(4)), tmp_path / f"toy/{number}_lab.nii.gz")
-    return tmp_path
-
-
-def test_exemplar_slices_hold_most_structures_and_lie_apart(a_data_folder: Path) -> None:
-    (exemplar,) = exemplars(TOY, a_data_folder, 2)
-    first, second = exemplar.annotated_slices
-    assert second - first >= 5
-    assert any(len(np.unique(exemplar.labels_on(k))) == 3 for k in exemplar.annotated_slices)
-
-
-def test_cases_that_gave_exemplars_are_not_tested_on(a_data_folder: Path) -> None:
-    (exemplar,) = exemplars(TOY, a_data_folder, 1)
-    assert exemplar.name == "0_img.nii.gz"
-    assert [name for name, _, _ in unseen_cases(TOY, a_data_folder, 5, 10)] == ["1_img", "2_img"]
-
-
-def test_thinning_keeps_every_slice_in_its_place() -> None:
-    affine = np.array([[0, -2, 0, 5], [1, 0, 0, -3], [0, 0, 2.5, 7], [0, 0, 0, 1.0]])
-    volume = Volume(np.arange(10)[:, None, None] * np.ones((10, 2, 3)), affine)
-    thin = thinned(volume, 3)
-    assert thin.array[:, 0, 0].tolist() == [0, 3, 6, 9]
-    np.testing.assert_allclose(
-        ras_from_ijk(thin.affine, np.array([[1, 1, 2.0]])), ras_from_ijk(volume.affine, np.array([[1, 1, 6.0]]))
-    )
-
-
-def test_merged_labels_are_one_structure(tmp_path: Path) -> None:
-    (tmp_path / "brats2013").mkdir()
-    labels = np.arange(5, dtype=np.uint8).reshape(1, 1, 5)
-    save_volume(Volume(labels.astype(np.float32), np.eye(4)), tmp_path / "brats2013/p_Flair.nii.gz")
-    save_volume(Volume(labels, np.eye(4)), tmp_path / "brats2013/p_lab.nii.gz")
-    _, labelmap = DATASETS["brats"].load(tmp_path / "brats2013/p_Flair.nii.gz")
-    assert labelmap.volume.array.ravel().tolist() == [0, 1, 1, 1, 1]
+from Testing.Library.benchmarks.conftest import TOY
 
 
 def test_structures_count_alike_however_many_cases_show_them() -> None:

@@ -1,4 +1,4 @@
-"""The exceptions and the report that every caller relies on, and an import that costs nothing."""
+"""The package as a whole: an import that costs nothing, and public names that are there."""
 
 from __future__ import annotations
 
@@ -9,23 +9,8 @@ from pathlib import Path
 import pytest
 
 import FewShotSegLib
-from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.progress import Progress, silent
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_input_errors_are_value_errors_and_cancelling_is_not():
-    assert issubclass(InputError, ValueError)
-    assert not issubclass(Cancelled, ValueError)
-
-
-def test_progress_of_unknown_length_has_no_fraction():
-    assert Progress(3, 0).fraction is None
-    assert Progress(3, 4).fraction == 0.75
-    assert Progress(9, 4).fraction == 1.0
-    assert Progress(1, 2).metrics == {}
-    assert silent(Progress(1, 2)) is None
 
 
 def test_importing_the_package_loads_neither_torch_nor_simpleitk_nor_numpy():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from scipy import ndimage
 from FewShotSegLib.pretraining import tasks
 from FewShotSegLib.pretraining.anatomy import Scene
 from FewShotSegLib.pretraining.tasks import Task, draw_task
-from FewShotSegLib.pretraining.train import Stage, _Steps
 from FewShotSegLib.sam.network import BOX_CORNER_HIGH, BOX_CORNER_LOW, PADDING, POSITIVE
 
 SIZE, PROMPTS = 64, 4
@@ -97,33 +94,3 @@ def test_a_click_on_one_of_several_bodies_mostly_means_that_body() -> None:
         for seed in range(60)
     ]
     assert 0.6 < np.mean(np.array(counts) == 1) < 0.95
-
-
-def test_a_resumed_run_draws_the_tasks_it_would_have_drawn() -> None:
-    stage = Stage(SIZE, images=2, prompts=2, steps=5, learning_rate=1e-3)
-    whole, rest = _Steps(stage, seed=3), _Steps(stage, seed=3, first=3)
-    assert (len(whole), len(rest)) == (5, 2)
-    for index in range(2):
-        for first, second in zip(whole[3 + index], rest[index], strict=True):
-            assert torch.equal(first, second)
-    assert not torch.equal(whole[0][0], whole[1][0])
-    assert not torch.equal(whole[0][0], _Steps(stage, seed=4)[0][0])
-    assert [tuple(tensor.shape) for tensor in whole[0]] == [(2, 64, 64), (2, 2, 32, 32), (2, 2, 3, 2), (2, 2, 3)]
-
-
-def test_cached_steps_are_read_back_as_they_were_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage(SIZE, images=2, prompts=2, steps=5, learning_rate=1e-3)
-    fresh, writing, reading = (_Steps(stage, 3, cache=folder) for folder in (None, tmp_path, tmp_path))
-    first = [fresh[step] for step in (0, 2)]
-    assert all(
-        torch.equal(a, b)
-        for step, old in zip((0, 2), first, strict=True)
-        for a, b in zip(old, writing[step], strict=True)
-    )
-    monkeypatch.setattr(reading, "_draw", lambda step: pytest.fail("a cached step was drawn again"))
-    assert all(
-        torch.equal(a, b)
-        for step, old in zip((0, 2), first, strict=True)
-        for a, b in zip(old, reading[step], strict=True)
-    )
-    assert not list(tmp_path.rglob("*.part*"))

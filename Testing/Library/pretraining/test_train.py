@@ -19,6 +19,7 @@ from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import PromptBatch
 from FewShotSegLib.training.fit import Schedule
 
+SIZE = 64
 SMALL = CompactArchitecture(image_size=64, widths=(8, 8, 16), dim=32, depth=1, heads=2, decoder_mlp=32)
 STAGE = Stage(64, images=1, prompts=2, steps=2, learning_rate=1e-3, warmup_steps=1)
 GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
@@ -161,3 +162,33 @@ def test_a_later_stage_may_have_more_blocks_and_draws_scenes_of_its_own(
     assert len(load_base(registry.add(out, "compact", "mine").name).image_encoder.blocks) == 2
     scenes = [_Steps(STAGE, seed=1, number=number)[0][0] for number in (0, 1)]
     assert not torch.equal(*scenes)
+
+
+def test_a_resumed_run_draws_the_tasks_it_would_have_drawn() -> None:
+    stage = Stage(SIZE, images=2, prompts=2, steps=5, learning_rate=1e-3)
+    whole, rest = _Steps(stage, seed=3), _Steps(stage, seed=3, first=3)
+    assert (len(whole), len(rest)) == (5, 2)
+    for index in range(2):
+        for first, second in zip(whole[3 + index], rest[index], strict=True):
+            assert torch.equal(first, second)
+    assert not torch.equal(whole[0][0], whole[1][0])
+    assert not torch.equal(whole[0][0], _Steps(stage, seed=4)[0][0])
+    assert [tuple(tensor.shape) for tensor in whole[0]] == [(2, 64, 64), (2, 2, 32, 32), (2, 2, 3, 2), (2, 2, 3)]
+
+
+def test_cached_steps_are_read_back_as_they_were_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(SIZE, images=2, prompts=2, steps=5, learning_rate=1e-3)
+    fresh, writing, reading = (_Steps(stage, 3, cache=folder) for folder in (None, tmp_path, tmp_path))
+    first = [fresh[step] for step in (0, 2)]
+    assert all(
+        torch.equal(a, b)
+        for step, old in zip((0, 2), first, strict=True)
+        for a, b in zip(old, writing[step], strict=True)
+    )
+    monkeypatch.setattr(reading, "_draw", lambda step: pytest.fail("a cached step was drawn again"))
+    assert all(
+        torch.equal(a, b)
+        for step, old in zip((0, 2), first, strict=True)
+        for a, b in zip(old, reading[step], strict=True)
+    )
+    assert not list(tmp_path.rglob("*.part*"))

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 from FewShotSegLib.benchmarks import support
-from FewShotSegLib.benchmarks.datasets import STARE, PublicDataSet
+from FewShotSegLib.benchmarks.datasets import PublicDataSet
 from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.volumes import save_volume
-from FewShotSegLib.visualization.charts import curves_chart
 from Testing.conftest import discs
 
 TOY = PublicDataSet(
@@ -70,15 +68,3 @@ def test_what_is_forgotten_is_the_change_from_before_the_second_task_to_after() 
         {**run, "seed": 1, "dice": [[0.5, 0.6, 0.6], [0.4, 0.5, 0.7]]},
     ]
     assert "| loose | acdc, chaos | 50.0 | 70.0 | 60.0 | -10.0 | 40.0 | 80.0 |" in support._tables(runs)
-
-
-def test_curves_need_something_to_draw() -> None:
-    with pytest.raises(InputError, match="no curves"):
-        curves_chart({}, "slices")
-    chart = curves_chart({"a": {"x": [(1, 0.2), (4, 0.5)], "y": [(1, 0.1)]}}, "slices")
-    assert chart.light != chart.dark
-
-
-def test_photographs_are_pictures_of_one_slice() -> None:
-    assert STARE.merged
-    assert STARE.structures == {1: "vessel"}

@@ -14,7 +14,7 @@ import pytest
 
 from FewShotSegLib.worker import scratch
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = "from FewShotSegLib.worker import scratch; print(scratch.new_folder(), flush=True); input()"
 
 
