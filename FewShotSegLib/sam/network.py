@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from FewShotSegLib.sam import two_way
 from FewShotSegLib.sam.modeling import PromptEncoder
 
 # Labels of the points in a PromptBatch. Box corners are points too, as in SAM's own prompt encoder.
@@ -133,26 +134,48 @@ class PromptableNetwork(nn.Module):
         """Logits (N, M, h', w') of all M mask tokens and their predicted IoU (N, M).
 
         The embedding holds B images and the prompts come grouped by image, N / B for each. The decoder of
-        segment_anything takes one image at a time, so its forward pass is spelled out here with its own layers.
+        segment_anything takes one image at a time, so its forward pass is spelled out with its own layers.
         """
         decoder, count = self.mask_decoder, len(prompts)
-        sparse = self.sparse_embedding(prompts)  # N T C
         silent = getattr(decoder, "silent_tokens", decoder.mask_tokens.weight[:0])  # of a two-class decoder
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight, silent])
-        tokens = torch.cat([output_tokens.expand(count, -1, -1), sparse], dim=1)
-        features = embedding.features.repeat_interleave(count // len(embedding.features), 0)
-        source = features + self._dense(prompts, features)
-        grid = self.prompt_encoder.pe_layer(source.shape[-2:])[None].expand(count, -1, -1, -1)
-        hidden, attended = decoder.transformer(source, grid, tokens)
-        attended = attended.transpose(1, 2).reshape(source.shape)
-        if embedding.skips:
-            upscaled = decoder.upscale(attended, embedding.skips, self.prompt_map(prompts))
+        tokens = torch.cat([output_tokens.expand(count, -1, -1), self.sparse_embedding(prompts)], dim=1)  # N T C
+        finish = self._with_skips if embedding.skips else self._without_skips
+        hidden, logits = finish(embedding, prompts, tokens)
+        return logits, decoder.iou_prediction_head(hidden[:, 0])[:, : decoder.mask_tokens.num_embeddings]
+
+    def _without_skips(self, embedding: Embedding, prompts: PromptBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """SAM: tokens (N, T, C) after the transformer, and logits (N, M, 4h, 4w)."""
+        features = embedding.features
+        size = features.shape[-2:]
+        kind = features.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype
+        dense = self._dense(prompts, features)
+        if prompts.masks is None:
+            features = features + dense[:1]  # the same for all
         else:
-            upscaled = decoder.output_upscaling(attended)
-        mask_count = decoder.mask_tokens.num_embeddings
-        weights = torch.stack([mlp(hidden[:, 1 + m]) for m, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
-        logits = torch.einsum("nmc,nchw->nmhw", weights, upscaled)
-        return logits, decoder.iou_prediction_head(hidden[:, 0])[:, :mask_count]
+            features = features.repeat_interleave(len(prompts) // len(features), 0) + dense
+        with torch.autocast(kind, enabled=False):
+            image = features.flatten(2).transpose(1, 2).to(dtype)  # B P C
+            positions = self.prompt_encoder.pe_layer(size).flatten(1).t().to(dtype)  # P C
+            hidden, image = two_way.attended(self.mask_decoder.transformer, image, positions, tokens)
+            upscaling = self.mask_decoder.output_upscaling
+            return hidden, two_way.mask_logits(upscaling, image, self._mask_weights(hidden), (size[0], size[1]))
+
+    def _with_skips(self, embedding: Embedding, prompts: PromptBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The compact model: the same, with finer maps of the encoder; logits (N, M, 8h, 8w)."""
+        features = embedding.features.repeat_interleave(len(prompts) // len(embedding.features), 0)
+        source = features + self._dense(prompts, features)
+        grid = self.prompt_encoder.pe_layer(source.shape[-2:])[None].expand(len(prompts), -1, -1, -1)
+        hidden, attended = self.mask_decoder.transformer(source, grid, tokens)
+        attended = attended.transpose(1, 2).reshape(source.shape)
+        upscaled = self.mask_decoder.upscale(attended, embedding.skips, self.prompt_map(prompts))
+        return hidden, torch.einsum("nmc,nchw->nmhw", self._mask_weights(hidden), upscaled)
+
+    def _mask_weights(self, hidden: Tensor) -> Tensor:
+        """(N, M, c): what the mask tokens weigh upscaled features with."""
+        networks = self.mask_decoder.output_hypernetworks_mlps
+        return torch.stack([network(hidden[:, 1 + number]) for number, network in enumerate(networks)], dim=1)
 
     def sparse_embedding(self, prompts: PromptBatch) -> Tensor:
         """Points, box corners and structure tokens as tokens (N, T, C)."""
