@@ -1,0 +1,73 @@
+"""What a record keeps of what was said while a job ran."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from FewShotSegLib.errors import Cancelled
+from FewShotSegLib.jobs.notes import Notes, timed
+from FewShotSegLib.progress import Progress, note, stage_picture, warning
+from Testing.conftest import Listener
+
+PICTURE = np.zeros((2, 3, 3), np.uint8)
+
+
+def test_all_that_is_said_is_passed_on_and_only_warnings_are_kept_each_once(a_listener: Listener) -> None:
+    notes = Notes(a_listener)
+    for progress in (Progress(1, 4, "adapting"), note("Going on."), warning("Odd."), warning("Odd."), warning("Late.")):
+        notes(progress)
+    assert a_listener.messages == ["adapting", "Going on.", "Odd.", "Odd.", "Late."]
+    assert notes.warnings == ["Odd.", "Late."]
+
+
+def test_what_is_said_and_warned_of_have_their_kinds(a_listener: Listener) -> None:
+    notes = Notes(a_listener)
+    notes.say("Working on the CPU.")
+    notes.warn("The GPU is full.")
+    assert [progress.kind for progress in a_listener.heard] == ["note", "warning"]
+    assert notes.warnings == ["The GPU is full."]
+
+
+def test_pictures_of_finished_stages_are_kept_and_those_of_steps_are_not(a_listener: Listener) -> None:
+    notes = Notes(a_listener)
+    notes(Progress(1, 2, "adapting", picture=PICTURE))
+    notes(stage_picture("translated", PICTURE))
+    assert list(notes.pictures) == ["translated"]
+    assert notes.pictures["translated"] is PICTURE
+
+
+def test_each_of_several_parts_has_warnings_of_its_own_and_its_share_of_the_work(a_listener: Listener) -> None:
+    whole = Notes(a_listener)
+    first, second = (whole.part(number, 2, name) for number, name in enumerate(("a.nrrd", "b.nrrd")))
+    first(Progress(6, 6, "slice"))
+    second.warn("b.nrrd: liver is empty.")
+    second(Progress(3, 6, "slice"))
+    assert (whole.warnings, first.warnings, second.warnings) == ([], [], ["b.nrrd: liver is empty."])
+    shares = [progress.fraction for progress in a_listener.heard if progress.kind == "step"]
+    assert shares == [0.5, 0.75]
+    assert a_listener.messages == ["a.nrrd: slice", "b.nrrd: liver is empty.", "b.nrrd: slice"]
+
+
+def test_a_part_passes_on_that_the_work_is_cancelled() -> None:
+    def cancel(progress: Progress) -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        Notes(cancel).part(0, 2, "a.nrrd")(Progress(1, 6, "slice"))
+
+
+def test_the_seconds_of_blocks_of_one_name_add_up_also_of_those_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.accumulate([10.0, 1.5, 4.0, 2.25, 100.0, 0.125])  # starts and ends, turn by turn
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    timings: dict[str, float] = {}
+    with timed(timings, "load"):
+        pass
+    with pytest.raises(ValueError, match="broken"), timed(timings, "load"):
+        raise ValueError("broken")
+    with timed(timings, "save"):
+        pass
+    assert timings == {"load": 3.75, "save": 0.125}
