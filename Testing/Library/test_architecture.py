@@ -16,6 +16,7 @@ from FewShotSegLib.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "FewShotSegLib"
+TESTS = ROOT / "Testing" / "Library"
 
 # The rooms of the library, lowest first. A room imports from its own level and from those above it in this list, never
 # from those below; rooms of one level may use each other as long as no circle arises.
@@ -46,6 +47,20 @@ WITHOUT_TORCH = {
     "FewShotSegLib.worker.client",
     "FewShotSegLib.worker.scratch",
     "FewShotSegLib.demo.run.phantom",
+}
+
+# Modules without a test file of their name, and test files about the library as a whole.
+WITHOUT_TESTS = {
+    "FewShotSegLib": "test_package.py has the public names",
+    "FewShotSegLib.__main__": "cli/test_main.py starts it",
+    "FewShotSegLib.version": "a number",
+}
+WHOLE_LIBRARY = {
+    "test_architecture.py",
+    "test_contributing.py",
+    "test_golden.py",
+    "test_package.py",
+    "test_stopping.py",
 }
 
 
@@ -271,3 +286,40 @@ def test_every_package_is_installed() -> None:
         listed = toml.load(stream)["tool"]["setuptools"]["packages"]
     found = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in FILES}
     assert sorted(listed) == sorted({*found, "FewShotSegLib.Models"})
+
+
+def tested_in(path: Path) -> str | None:
+    """The test file of a module, below `TESTS`: its folder, its name; that of a package's own code lies inside it."""
+    module, folder = name_of(path), path.parent.relative_to(LIBRARY)
+    is_package = path.stem == "__init__"
+    if module in WITHOUT_TESTS or (is_package and not has_code(path)):
+        return None
+    return (folder / f"test_{folder.name if is_package else path.stem.strip('_')}.py").as_posix()
+
+
+def has_code(path: Path) -> bool:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
+
+
+def test_the_place_of_tests_is_that_of_their_module() -> None:
+    places = {path: tested_in(LIBRARY / path) for path in ("devices.py", "io/volumes.py", "methods/asap/pool.py")}
+    assert places == {path: f"{path.rpartition('/')[0]}/test_{Path(path).name}".lstrip("/") for path in places}
+    assert tested_in(LIBRARY / "worker" / "__main__.py") == "worker/test_main.py"
+    assert tested_in(LIBRARY / "networks" / "__init__.py") == "networks/test_networks.py"
+    assert tested_in(LIBRARY / "io" / "__init__.py") is None
+
+
+def test_every_module_has_a_test_file_of_its_name_in_the_same_folder() -> None:
+    wanted = [place for path in FILES if (place := tested_in(path)) is not None]
+    assert [place for place in wanted if not (TESTS / place).is_file()] == []
+    assert set(WITHOUT_TESTS) <= {name_of(path) for path in FILES}
+
+
+def test_every_test_file_has_a_module_and_speaks_of_it() -> None:
+    modules = {place: name_of(path) for path in FILES if (place := tested_in(path)) is not None}
+    found = {path.relative_to(TESTS).as_posix(): path for path in TESTS.rglob("test_*.py")}
+    assert sorted(set(found) - set(modules)) == sorted(WHOLE_LIBRARY)
+    for place, module in modules.items():
+        imported = {item.module for item in imports_of(found[place])}
+        assert module in imported, f"{place} does not import {module}"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from FewShotSegLib.cli.display import Bar, Display, JsonLines, display_for, readable_card, summary
 from FewShotSegLib.cli.main import main
+from FewShotSegLib.data.adapter import card
+from FewShotSegLib.progress import Progress, note, stage_picture, warning
 from Testing.conftest import write_discs
+from Testing.Library.examples import an_adapter
 
 
 def test_json_lines_can_be_read_by_a_program(
@@ -56,3 +62,144 @@ def test_show_prints_a_card_for_people_and_for_programs(
         assert expected in text
     assert main(["show", str(an_adapter_file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["structures"] == {"1": "disc", "2": "square"}
+
+
+def streams() -> tuple[io.StringIO, io.StringIO]:
+    return io.StringIO(), io.StringIO()
+
+
+def test_a_log_has_a_line_for_each_tenth_of_a_stage_and_for_its_end() -> None:
+    out, err = streams()
+    display = Display(out, err)
+    for step in range(1, 41):
+        display.progress(Progress(step, 40, f"slice {step} of 40"))
+    shares = [int(line.split(" %")[0]) for line in err.getvalue().splitlines()]
+    assert shares[0] == 2
+    assert shares[-1] == 100
+    assert len(shares) == 11
+    assert sorted({share // 10 for share in shares}) == list(range(11))
+    assert out.getvalue() == ""
+
+
+def test_a_new_stage_begins_to_count_anew() -> None:
+    out, err = streams()
+    display = Display(out, err)
+    for message in ("estimating 1/2", "adapting"):
+        for step in (1, 2, 3):
+            display.progress(Progress(step, 100, message, {"loss": 0.123456, "score": 0.5, "learning_rate": 1e-3}))
+    assert err.getvalue().splitlines() == [
+        "  1 %  estimating 1/2  loss 0.123, score 0.5",
+        "  1 %  adapting  loss 0.123, score 0.5",
+    ]
+
+
+def test_sentences_are_said_as_what_they_are() -> None:
+    out, err = streams()
+    display = Display(out, err)
+    for progress in (note("Going on."), warning("Odd."), stage_picture("translated", None), Progress(3, 0, "reading")):
+        display.progress(progress)
+    display.progress(Progress(0, 4, ""))
+    assert err.getvalue().splitlines() == ["Going on.", "Warning: Odd.", "Finished: translated", "reading"]
+
+
+def test_a_bar_ends_before_a_sentence_and_goes_on_behind_it() -> None:
+    out, err = streams()
+    bar = Bar(out, err)
+    bar.progress(Progress(1, 4, "slice 1"))
+    bar.progress(Progress(2, 4, "slice 2", {"loss": 0.5}))
+    bar.progress(warning("Odd."))
+    bar.progress(Progress(4, 4, "slice 4"))
+    bar.close()
+    bar.close()  # twice is harmless
+    first, second = err.getvalue().split("Warning: Odd.\n")
+    assert " 50% " in first
+    assert "loss 0.5" in first
+    assert first.endswith("\n")
+    assert "100% " in second
+    assert out.getvalue() == ""
+
+
+def test_json_has_one_object_per_line_whatever_is_said() -> None:
+    out, err = streams()
+    display = JsonLines(out, err)
+    display.progress(Progress(1, 4, "Läsion\n1", {"loss": 0.5}))
+    display.line("done")
+    display.lines(iter(["a", "b"]))
+    display.result({"outputs": {"p.seg.nrrd": "abc"}})
+    said = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [one["type"] for one in said] == ["progress", "message", "result", "result"]
+    assert (said[0]["message"], said[0]["metrics"]) == ("Läsion\n1", {"loss": 0.5})
+    assert (said[2]["lines"], said[3]["result"]) == (["a", "b"], {"outputs": {"p.seg.nrrd": "abc"}})
+    assert err.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("as_json", "terminal", "kind"), [(True, True, JsonLines), (False, True, Bar), (False, False, Display)]
+)
+def test_the_display_fits_the_streams(
+    as_json: bool, terminal: bool, kind: type[Display], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with display_for(as_json) as display:
+        assert type(display) is kind
+
+
+def a_record(**more: Any) -> dict[str, Any]:
+    return {
+        "job": {"out": "out"},
+        "device": "cpu",
+        "timings_s": {"load": 1.25, "adapt": 2.5},
+        "warnings": ["Odd."],
+        **more,
+    }
+
+
+def test_the_summary_of_an_adaptation_has_its_steps_and_its_estimate() -> None:
+    metrics = {
+        "steps": 40,
+        "stopped_by": "time",
+        "estimated_dice": {"liver": 0.912, "spleen": 0.8},
+        "estimate": "of 2 cases",
+    }
+    assert summary(a_record(adapter={}, metrics=metrics)) == [
+        "40 steps, stopped by time",
+        "Estimated Dice: liver 0.91, spleen 0.80; of 2 cases",
+        "Warning: Odd.",
+        "out  (4 s on cpu)",
+    ]
+    metrics |= {"estimated_dice": None, "estimate": "not asked for"}
+    assert summary(a_record(adapter={}, metrics=metrics))[1] == "Estimated Dice: not asked for"
+
+
+def test_the_summary_of_images_has_volumes_and_what_failed() -> None:
+    found = {"volume_ml": 1500.26, "flags": ["is empty", "touches the border of the image"]}
+    images = [
+        {"image": "p1.nrrd", "metrics": {"structures": {"liver": found, "spleen": {"volume_ml": 7.0, "flags": []}}}},
+        {"image": "p2.nrrd", "error": {"message": "p2.nrrd is damaged."}},
+    ]
+    lines = summary(a_record(images=images, warnings=[]))
+    assert [line.split(maxsplit=2) for line in lines[:2]] == [
+        ["p1.nrrd", "liver", "1500.3 mL  is empty, touches the border of the image"],
+        ["p1.nrrd", "spleen", "7.0 mL"],
+    ]
+    assert lines[2].split() == ["p2.nrrd", "failed", "p2.nrrd", "is", "damaged."]
+
+
+def test_a_card_says_what_an_adapter_is_and_where_it_comes_from() -> None:
+    exemplars = [{"name": "Fall é 1.nrrd", "axis": 1, "annotated_slices": [3, 12]}]
+    tasks = [{"name": "north", "structures": ["liver", "spleen"], "slices": [1, 2, 3]}]
+    adapter = an_adapter(provenance={"exemplars": exemplars, "tasks": tasks})
+    text = readable_card(card(adapter), 1234567, 2_500_000)
+    rows = {line.split("  ")[0]: line.split("  ", 1)[1].strip() for line in text.splitlines()}
+    assert rows["structures"] == "1 = spleen, 6 = Leber"
+    assert rows["base model"] == f"vit_b (sha256 {'ab' * 6})"
+    assert (rows["slices"], rows["weights"]) == ("along k, 256 px", "1,234,567 numbers, 2.5 MB")
+    assert rows["intensity"] == "window -125 to 275, scale sam"
+    assert (rows["exemplar"], rows["task"]) == ("Fall é 1.nrrd: slices j=3,12", "north: liver, spleen; 3 slices")
+    assert rows["dice"] == "Leber 0.9"
+    assert rows["recipe"] == "alpha=None, blocks=1 2, rank=4"
+    assert rows["digest"] == adapter.digest
+
+
+def test_an_adapter_without_structures_says_what_to_give_instead() -> None:
+    assert "give clicks, boxes or a support set" in readable_card(card(an_adapter(structures={}, provenance={})), 1, 1)

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 
 from FewShotSegLib.data.volume import Labelmap, Volume, label_values
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.seg_nrrd import Segment, header_fields, merged_layers, segments_from
 from FewShotSegLib.io.volumes import load_labelmap, save_labelmap
 from Testing.Library.grids import affine_of, blocks, geometries
 
@@ -123,3 +124,37 @@ def test_a_segment_that_points_to_a_missing_layer_is_refused(tmp_path):
     write_segments(tmp_path / "a.seg.nrrd", two_layers(), [{"ID": "a", "Name": "Liver", "Layer": "2"}])
     with pytest.raises(InputError, match=r'segment "Liver" points to label 1 in layer 2'):
         load_labelmap(tmp_path / "a.seg.nrrd")
+
+
+def test_of_overlapping_segments_every_voxel_has_the_one_in_the_highest_layer() -> None:
+    rng = np.random.default_rng(0)
+    layers = [rng.integers(0, 3, (3, 4, 5)).astype(np.uint8) for _ in range(3)]
+    segments = [Segment("c", 2, 2), Segment("a", 1, 0), Segment("b", 2, 1), Segment("d", 1, 1)]
+    merged, structures, overlapping = merged_layers(layers, segments)
+    assert structures == {1: "c", 2: "a", 3: "b", 4: "d"}  # in the order of the file, as values are used twice
+    expected, several = np.zeros((3, 4, 5), int), 0
+    for at in np.ndindex(3, 4, 5):
+        here = [(s.layer, n) for n, s in enumerate(segments, 1) if layers[s.layer][at] == s.value]
+        expected[at] = max(here)[1] if here else 0
+        several += len(here) - 1 if here else 0
+    assert np.array_equal(merged, expected)
+    assert overlapping == several
+
+
+@pytest.mark.parametrize(
+    ("header", "segment"),
+    [
+        ({"Segment0_ID": "s1"}, Segment("s1", 1, 0)),
+        ({"Segment0_ID": "", "Segment0_LabelValue": " 7 ", "Segment0_Layer": "1"}, Segment("Segment_1", 7, 1)),
+        ({"Segment0_ID": "a", "Segment0_Name": " L\udce4sion "}, Segment("Läsion", 1, 0)),
+        ({"Segment0_ID": "a", "Segment0_Name": "Läsion", "Segment2_ID": "c"}, Segment("Läsion", 1, 0)),
+    ],
+)
+def test_what_a_header_leaves_out_has_its_default(header: dict[str, str], segment: Segment) -> None:
+    assert segments_from(header, 2, "a.seg.nrrd") == [segment]
+
+
+def test_the_fields_that_are_written_are_those_that_are_read() -> None:
+    structures = {200: "Läsion", 3: "liver"}
+    fields = header_fields(blocks(), affine_of(), structures)
+    assert segments_from(fields, 1, "a.seg.nrrd") == [Segment("liver", 3, 0), Segment("Läsion", 200, 0)]

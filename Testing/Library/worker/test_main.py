@@ -17,9 +17,11 @@ import pytest
 
 from FewShotSegLib.data.job import SegmentJob, to_dict
 from FewShotSegLib.data.recipe import describe
+from FewShotSegLib.errors import Cancelled
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.methods import METHODS, method
-from FewShotSegLib.worker.__main__ import Channel, Requests, read
+from FewShotSegLib.progress import Control, Progress
+from FewShotSegLib.worker.__main__ import Channel, Requests, Worker, give_way, main, read
 from FewShotSegLib.worker.client import WorkerClient
 from Testing.conftest import QUICK, discs, write_discs
 from Testing.Library.worker.conftest import a_click, a_long_job, answer_to, ask, wait_for
@@ -252,3 +254,106 @@ def test_a_training_sends_pictures_of_what_the_model_answers(
     pictures = [message["picture"] for message in heard if "picture" in message]
     assert [picture["shape"] for picture in pictures] == [[64, 256, 3]]
     assert len(base64.b64decode(pictures[0]["data"])) == 64 * 256 * 3
+
+
+def worked(requests: Requests, **does: Any) -> list[dict[str, Any]]:
+    """What a worker in this process sends for these requests, doing what is given."""
+    output = io.StringIO()
+    worker = Worker(Channel(output), requests)
+    worker._does = {"hello": worker._hello} | {name: worker._watched(work) for name, work in does.items()}
+    requests.add({"id": "last", "op": "shutdown"})
+    worker.run()
+    return [json.loads(line) for line in output.getvalue().splitlines()]
+
+
+def test_every_request_has_one_answer_and_a_shutdown_ends_the_work() -> None:
+    def work(request: dict[str, Any], report: Any) -> dict[str, Any]:
+        report(Progress(1, 2, "Läsion"))
+        return {"done": request.get("id")}
+
+    requests = queued({"id": 1, "op": "work"}, {"id": "zwei", "op": "hello"}, {"op": "work"})
+    answers = worked(requests, work=work)
+    assert [(one["id"], one["type"]) for one in answers] == [
+        (1, "progress"),
+        (1, "result"),
+        ("zwei", "result"),
+        (None, "progress"),
+        (None, "result"),
+        ("last", "result"),
+    ]
+    assert (answers[0]["message"], answers[1]["result"]) == ("Läsion", {"done": 1})
+
+
+def test_a_defect_is_answered_with_its_traceback_and_the_work_goes_on() -> None:
+    def broken(request: dict[str, Any], report: Any) -> dict[str, Any]:
+        return {"share": 1 / 0}
+
+    failed, again, _ = worked(queued({"id": 1, "op": "work"}, {"id": 2, "op": "hello"}), work=broken)
+    assert (failed["kind"], failed["message"]) == ("defect", "ZeroDivisionError: division by zero")
+    assert "in broken" in failed["traceback"]
+    assert again["type"] == "result"
+
+
+def test_what_was_cancelled_while_it_waited_is_not_begun() -> None:
+    requests = queued({"id": 1, "op": "work"})
+    requests.add({"op": "cancel", "target": 1})
+    (answer, _) = worked(requests, work=lambda request, report: pytest.fail("begun"))
+    assert (answer["type"], answer["kind"]) == ("error", "cancelled")
+
+
+@pytest.mark.parametrize(("op", "raised"), [("cancel", "cancelled"), ("stop_and_keep_best", None)])
+def test_running_work_hears_at_its_next_report_what_was_asked(op: str, raised: str | None) -> None:
+    requests = queued({"id": 1, "op": "work"})
+
+    def work(request: dict[str, Any], report: Any) -> dict[str, Any]:
+        assert not requests.add({"op": op, "target": 2})  # another request, which is not there
+        assert requests.add({"op": op, "target": 1})
+        report(Progress(1, 2))
+        return {"stopped": report.stopped}
+
+    answers = worked(requests, work=work)
+    assert answers[1].get("kind") == raised
+    assert answers[1].get("result", {"stopped": None}) == {"stopped": None if raised else True}
+
+
+def test_the_end_of_the_input_cancels_what_runs_and_what_begins_then() -> None:
+    requests, running, late = Requests(), Control(), Control()
+    requests.start({"id": 1}, running)
+    requests.close()
+    requests.start({"id": 2}, late)
+    for control in (running, late):
+        with pytest.raises(Cancelled):
+            control(Progress(1, 2))
+    assert requests.next() is None
+
+
+def test_several_threads_never_mix_their_lines() -> None:
+    output = io.StringIO()
+    channel = Channel(output)
+    threads = [
+        threading.Thread(target=lambda n=n: [channel.send(n, "result", text="x" * 50) for _ in range(100)])
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = [json.loads(line) for line in output.getvalue().splitlines()]
+    assert sorted(line["id"] for line in lines) == sorted(100 * [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("niceness", ["20", "-1", "much"])
+def test_a_niceness_that_does_not_exist_is_refused(niceness: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--niceness", niceness])
+    assert "--niceness" in capsys.readouterr().err
+
+
+def test_a_process_gives_way_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(os, "nice", given.append)
+    monkeypatch.setattr(Path, "write_text", lambda self, text: given.append(int(text)))
+    give_way(0)
+    assert given == []
+    give_way(5)
+    assert given[:1] == ([5] if os.name != "nt" else [])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.methods.uda.recipe import Recipe, smaller_preset
+from FewShotSegLib.methods.uda.cycle_gan import TRANSLATION_PRESETS
+from FewShotSegLib.methods.uda.recipe import UDA_PRESETS, Recipe, found_in, needs_base, resolve, smaller_preset
 
 
 def test_filtering_needs_two_rounds() -> None:
@@ -16,3 +19,52 @@ def test_filtering_needs_two_rounds() -> None:
 @pytest.mark.parametrize(("name", "smaller"), [("cpu", None), ("gpu", "cpu"), ("paper", "gpu")])
 def test_presets_step_down(name: str, smaller: str | None) -> None:
     assert smaller_preset(name) == smaller
+
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("name", UDA_PRESETS)
+def test_a_preset_decides_what_the_user_left_open(name: str) -> None:
+    preset, resolved = UDA_PRESETS[name], resolve(Recipe(preset=name), "", CPU)
+    assert (resolved.steps, resolved.patch, resolved.size) == (preset.steps, preset.patch, preset.size)
+    assert resolved.translation_steps == TRANSLATION_PRESETS[preset.translation].steps
+    assert resolve(resolved, "", GPU) == resolved
+
+
+def test_what_the_user_set_stays_and_the_machine_decides_the_rest() -> None:
+    mine = Recipe(steps=7, patch=(4, 32, 32), size="paper", translation_steps=9)
+    resolved = resolve(mine, "", CPU)
+    assert (resolved.steps, resolved.patch, resolved.size, resolved.translation_steps) == (7, (4, 32, 32), "paper", 9)
+    assert [resolve(Recipe(), "", device).preset for device in (CPU, GPU)] == ["cpu", "gpu"]
+    assert not needs_base(resolved)
+
+
+def test_a_recipe_survives_json() -> None:
+    recipe = Recipe(rounds=3, domain_of=r"_(\w+)$", spacing_mm=(1.0, 1.0, 3.0), patch=(4, 32, 32))
+    assert from_dict(Recipe, to_dict(recipe)) == recipe
+
+
+def test_the_group_of_an_expression_is_found_in_every_name() -> None:
+    names = ["amos_1_t1", "amos_2_t2", "chaos_1_t1"]
+    assert found_in(names, r"_(t\d)$", "domain_of") == dict(zip(names, ["t1", "t2", "t1"], strict=True))
+    assert found_in(names, "", "domain_of") == {}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sentence"),
+    [
+        ("(", "is not a regular expression"),
+        ("t1", "must have one group in brackets"),
+        ("(a)(b)", "must have one group in brackets"),
+        (r"(t9)$", 'finds nothing in the target name "amos_1_t1"'),
+    ],
+)
+def test_an_expression_that_finds_nothing_is_refused_by_the_name_of_its_option(pattern: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=f'"patient_of".*{sentence}'):
+        found_in(["amos_1_t1"], pattern, "patient_of")
+
+
+def test_an_expression_is_checked_before_any_target_is_known() -> None:
+    with pytest.raises(InputError, match='"domain_of" is not a regular expression'):
+        Recipe(domain_of="[")

@@ -1,0 +1,153 @@
+"""The rules of the benchmark of auxiliary data; the numbers themselves are in Testing/BENCHMARKS.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from FewShotSegLib.benchmarks import asap
+from FewShotSegLib.benchmarks.asap import METHODS, TARGETS, Setting, arms_for
+from FewShotSegLib.benchmarks.datasets import DATASETS
+from FewShotSegLib.data.volume import Volume
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.volumes import save_volume
+from FewShotSegLib.methods.asap.schedulers import SCHEDULERS
+
+SPLEEN = TARGETS["chaos spleen"]
+
+
+@pytest.fixture
+def a_data_folder(tmp_path: Path) -> Path:
+    """Cases of three data sets, empty files but for their names."""
+    names = {"chaos_mr_t2": 8, "btcv_synapse_ct": 9, "brats2013": 2}
+    for folder, count in names.items():
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            ending = "Flair" if folder == "brats2013" else "img"
+            (tmp_path / folder / f"{number}_{ending}.nii.gz").touch()
+    return tmp_path
+
+
+def setting(data: Path, cases: int = 4) -> Setting:
+    return Setting(data, 10, cases, ())
+
+
+def test_schedulers_are_compared_under_one_name_each() -> None:
+    assert set(METHODS.values()) <= set(SCHEDULERS)
+    assert len(set(METHODS.values())) == len(METHODS)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_is_a_structure_of_its_data_set(name: str) -> None:
+    target = TARGETS[name]
+    known = asap._known(target)
+    assert known.structures == {value: target.structure for value in target.labels}
+    assert known.images == DATASETS[target.data_set].images
+
+
+def test_nothing_is_tested_on_that_gave_exemplars_or_arms(a_data_folder: Path) -> None:
+    shots, tests, rest = asap._split(asap._known(SPLEEN), setting(a_data_folder))
+    assert (len(shots), len(tests), len(rest)) == (3, 4, 4)
+    assert not set(tests) & {*shots, *rest}
+    assert set(shots) <= set(rest)
+
+
+def test_where_cases_are_few_one_is_left_to_test_on(tmp_path: Path) -> None:
+    (tmp_path / "chaos_mr_t2").mkdir()
+    for number in range(2):
+        (tmp_path / "chaos_mr_t2" / f"{number}_img.nii.gz").touch()
+    shots, tests, rest = asap._split(asap._known(SPLEEN), setting(tmp_path))
+    assert [[path.name[0] for path in part] for part in (shots, tests, rest)] == [["0"], ["1"], ["0"]]
+
+
+def test_arms_are_all_other_structures_and_of_the_targets_own_patients_only_the_rest(a_data_folder: Path) -> None:
+    _, tests, rest = asap._split(asap._known(SPLEEN), setting(a_data_folder))
+    arms = {data_set.name: data_set for data_set in arms_for(SPLEEN, a_data_folder, rest)}
+    assert arms["chaos"].structures == {name: (name,) for name in ("liver", "right kidney", "left kidney")}
+    assert {case.image for case in arms["chaos"].cases} == set(rest)
+    assert "spleen" in (arms["btcv"].structures or {})  # another hospital's
+    assert len(arms["btcv"].cases) == asap.MOST_CASES
+    for data_set in arms.values():
+        assert not {case.image for case in data_set.cases} & set(tests)
+
+
+def test_parts_of_a_merged_structure_make_one_arm(a_data_folder: Path) -> None:
+    (brats,) = [arm for arm in arms_for(SPLEEN, a_data_folder, []) if arm.name == "brats"]
+    assert brats.structures == {"whole tumour": ("part 1", "part 2", "part 3", "part 4")}
+    assert brats.cases[0].structures == {value: f"part {value}" for value in range(1, 5)}
+    assert brats.cases[0].labelmap == (a_data_folder / "brats2013" / "0_lab.nii.gz").resolve()
+
+
+def test_a_data_set_whose_only_structure_is_the_target_gives_no_arm(a_data_folder: Path) -> None:
+    names = [arm.name for arm in arms_for(TARGETS["ms lesions"], a_data_folder, [])]
+    assert set(DATASETS) - set(names) == {"ms"}
+
+
+def test_long_cases_are_thinned_and_stay_in_their_place() -> None:
+    affine = np.diag([-1.0, -1.0, 2.0, 1.0])
+    array = np.arange(100)[:, None, None] * np.ones((100, 2, 2))
+    thin, labels = asap._thinned(Volume(array, affine), array.astype(int))
+    assert len(thin.array) <= asap.MOST_SLICES
+    assert thin.array[:, 0, 0].tolist() == labels[:, 0, 0].tolist() == list(range(0, 100, 3))
+    assert thin.spacing_mm.tolist() == [1, 1, 6]
+    short, _ = asap._thinned(Volume(array[:48], affine), array[:48])
+    assert len(short.array) == 48
+
+
+def test_a_case_without_the_structure_has_no_score(tmp_path: Path) -> None:
+    (tmp_path / "chaos_mr_t2").mkdir()
+    image = tmp_path / "chaos_mr_t2" / "0_img.nii.gz"
+    save_volume(Volume(np.random.default_rng(0).random((2, 4, 4)), np.eye(4)), image)
+    save_volume(Volume(np.ones((2, 4, 4), np.uint8), np.eye(4)), tmp_path / "chaos_mr_t2" / "0_lab.nii.gz")
+    assert asap._score(None, asap._known(SPLEEN), image, SPLEEN) is None
+
+
+def a_run(target: str, method: str, seed: int, dice: float, network: str = "unet") -> dict[str, Any]:
+    return {"target": target, "network": network, "method": method, "seed": seed, "dice": dice, "iou": dice / 2}
+
+
+def test_the_table_has_mean_and_spread_over_seeds_and_a_mean_where_every_target_was_run() -> None:
+    runs = [
+        a_run("chaos spleen", "ASAP", 0, 0.70),
+        a_run("chaos spleen", "ASAP", 1, 0.80),
+        a_run("btcv liver", "ASAP", 0, 0.50),
+        a_run("chaos spleen", "Direct", 0, 0.60),
+    ]
+    lines = asap._table(runs, 300).splitlines()
+    assert lines[0] == "DSC / mIoU (%), mean and spread over seeds, 300 steps, three shots."
+    assert lines[2] == "| network | method | chaos spleen | btcv liver | mean |"
+    assert lines[4:] == [
+        "| unet | Direct | 60.0 / 30.0 |  |  |",
+        "| unet | ASAP | 75.0 ± 5.0 / 37.5 | 50.0 / 25.0 | 62.5 |",
+    ]
+
+
+def test_a_run_that_is_there_is_not_made_again(
+    a_data_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+
+    def run(target: Any, method: str, network: str, seed: int, setting: Setting) -> dict[str, Any]:
+        made.append((method, seed))
+        return {"dice": 0.5, "iou": 0.25, "turns": []}
+
+    monkeypatch.setattr(asap, "_run", run)
+    out = a_data_folder / "result"
+    words = ["--data", str(a_data_folder), "--out", str(out), "--targets", "chaos spleen", "--methods", "ASAP", "GMS"]
+    assert asap.main([*words, "--seeds", "1"]) == 0
+    assert asap.main([*words, "--seeds", "2"]) == 0
+    assert made == [("ASAP", 0), ("GMS", 0), ("ASAP", 1), ("GMS", 1)]
+    lines = out.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["seed"] for line in lines] == [0, 0, 1, 1]
+    assert capsys.readouterr().out.endswith(out.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+def test_a_missing_data_folder_is_named_with_what_needs_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no data folder .*nowhere; .* --cost"):
+        asap.main(["--data", str(tmp_path / "nowhere")])
+    with pytest.raises(InputError, match="no data folder None"):
+        asap.main([])
