@@ -1,4 +1,4 @@
-"""Stages are kept and found again, and say what stops them."""
+"""Sources and targets on one grid; stages are kept and found again, and say what stops them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from FewShotSegLib.data.job import AdaptJob
+from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.imaging.anatomy_space import AnatomySpace
+from FewShotSegLib.io.datasets import CaseFiles, DataSet, data_sets_in
+from FewShotSegLib.io.volumes import load_volume, save_labelmap, save_volume
 from FewShotSegLib.jobs.run import run
+from FewShotSegLib.methods.uda import stages as module
+from FewShotSegLib.methods.uda.pseudo_labels import PseudoLabelRecipe
+from FewShotSegLib.methods.uda.recipe import UDA_PRESETS, Recipe, resolve
+from FewShotSegLib.methods.uda.stages import Sources, Stages
+from FewShotSegLib.progress import silent
+from FewShotSegLib.training.fit import FitResult
 from Testing.conftest import Listener
-from Testing.Library.methods.uda.conftest import QUICK, messages_of
+from Testing.Library.methods.uda.conftest import QUICK, messages_of, other_kind
 
 
 def test_a_stage_that_is_there_is_not_computed_again(a_job: AdaptJob, tmp_path: Path) -> None:
@@ -71,3 +83,113 @@ def test_domains_and_patients_are_read_from_the_names_of_targets(a_job: AdaptJob
 def test_an_expression_that_finds_nothing_is_said(a_job: AdaptJob, pattern: str, what: str) -> None:
     with pytest.raises(InputError, match=f'"domain_of".*{what}'):
         run(replace(a_job, recipe={**QUICK, "domain_of": pattern}))
+
+
+def a_data_set(folder: Path, structures: dict[str, tuple[str, ...]] | None = None) -> DataSet:
+    """Two cases that give the same organs other labels."""
+    cases = []
+    for number, names in enumerate(({1: "liver", 5: "cyst", 9: "spleen"}, {2: "spleen", 3: "liver"})):
+        labels = np.zeros((2, 8, 8), np.uint8)
+        for at, value in enumerate(names):
+            labels[:, 2 * at : 2 * at + 2] = value
+        image = folder / f"{number}.nrrd"
+        save_volume(Volume(np.arange(labels.size, dtype=np.float32).reshape(labels.shape), np.eye(4)), image)
+        save_labelmap(Labelmap(Volume(labels, np.eye(4)), names), folder / f"{number}.seg.nrrd")
+        cases.append(CaseFiles(image, folder / f"{number}.seg.nrrd"))
+    return DataSet("north", tuple(cases), structures)
+
+
+def test_labels_of_all_sources_are_numbered_alike_by_name(tmp_path: Path) -> None:
+    sources = Sources(a_data_set(tmp_path))
+    assert sources.structures == {1: "cyst", 2: "liver", 3: "spleen"}
+    assert sources.labels["0.nrrd"][0, ::2, 0].tolist() == [2, 1, 3, 0]
+    assert sources.labels["1.nrrd"][0, ::2, 0].tolist() == [3, 2, 0, 0]
+    assert list(sources.volumes) == ["0.nrrd", "1.nrrd"]
+
+
+def test_a_structure_may_be_made_of_several_labels_and_what_is_not_wanted_is_background(tmp_path: Path) -> None:
+    sources = Sources(a_data_set(tmp_path, {"liver": ("liver", "cyst")}))
+    assert sources.structures == {1: "liver"}
+    assert sources.labels["0.nrrd"][0, ::2, 0].tolist() == [1, 1, 0, 0]
+    assert sources.labels["1.nrrd"][0, ::2, 0].tolist() == [0, 1, 0, 0]
+
+
+@pytest.fixture
+def stages(a_job: AdaptJob, tmp_path: Path) -> Any:
+    """Makes the stages of a recipe on the discs."""
+    (source,) = data_sets_in(tmp_path / "ct")
+    targets = {path.stem: load_volume(path) for path in sorted((tmp_path / "mr").iterdir())}
+
+    def make(seed: int = 0, **options: Any) -> Stages:
+        recipe = Recipe(**{**QUICK, "patch": (4, 32, 32), "pseudo_labels": PseudoLabelRecipe(), **options})
+        recipe = resolve(recipe, "", torch.device("cpu"))
+        return Stages(Sources(source), targets, recipe, seed, torch.device("cpu"), silent, None)
+
+    return make
+
+
+def test_all_that_results_depend_on_decides_where_they_are_kept(stages: Any, a_cache: Path) -> None:
+    folders = [
+        stages().folder,
+        stages(seed=1).folder,
+        stages(space="intensity").folder,
+        stages(patch=(4, 48, 48)).folder,
+        stages(spacing_mm=(2.0, 2.0, 4.0)).folder,
+    ]
+    assert len(set(folders)) == len(folders)
+    assert stages(steps=99).folder == folders[0]  # what only a later stage depends on is in the name of its file
+    assert all(folder.parent == a_cache / "uda" for folder in folders)
+
+
+def test_sources_and_targets_are_seen_in_one_space_on_one_grid(stages: Any) -> None:
+    made = stages(space="anatomy", spacing_mm=(2.0, 2.0, 4.0))
+    assert made.anatomy is not None
+    assert made.anatomy.mode == "2d"  # slices are four times as thick as their voxels are wide
+    shapes = {image.shape for image in made.target_images.values()} | {made._source_case("case 0.nrrd").image.shape}
+    assert shapes == {(6, 32, 32)}
+    volume, _ = other_kind(20)
+    expected = AnatomySpace("2d").apply(volume).array
+    np.testing.assert_allclose(stages(space="anatomy").target_images["patient 0"], expected, atol=1e-6)
+    plain = stages(space="intensity")
+    assert plain.anatomy is None
+    assert plain.target_intensity.kind == "percentile"
+
+
+def test_the_plane_is_made_coarser_where_the_preset_says_so(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stages().grid.spacing_mm == (1.0, 1.0, 4.0)  # 64 voxels are no more than the preset's 128
+    small = replace(UDA_PRESETS["cpu"], in_plane=16)
+    monkeypatch.setitem(UDA_PRESETS, "cpu", small)
+    assert stages().grid.spacing_mm == (4.0, 4.0, 4.0)
+    assert stages(spacing_mm=(1.5, 1.5, 4.0)).grid.spacing_mm == (1.5, 1.5, 4.0)
+
+
+def test_samples_to_look_at_are_of_sources_and_targets_in_turn(stages: Any) -> None:
+    made, rng = stages(), np.random.default_rng(0)
+    samples = [made.training_sample(number, rng) for number in range(6)]
+    assert [sample.provenance["caption"] for sample in samples] == [
+        "source, before translation: case 0.nrrd",
+        "target: patient 0",
+        "source, before translation: case 1.nrrd",
+        "target: patient 1",
+        "source, before translation: case 0.nrrd",
+        "target: patient 2",
+    ]
+    assert [bool(sample.labels.any()) for sample in samples] == [True, False] * 3
+
+
+def test_one_stopped_early_gives_way_to_the_network_before_and_a_half_trained_one_is_kept(
+    stages: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = {"teacher 1": (3, "steps"), "teacher 2": (1, "user")}
+
+    def train(cases: Any, *given: Any, message: str, **more: Any) -> Any:
+        steps, stopped_by = done[message]
+        return {"weights": np.full(1, steps, np.float32)}, FitResult({}, None, -1, steps, 0.0, stopped_by)
+
+    monkeypatch.setattr(module, "train_classes", train)
+    monkeypatch.setattr(Stages, "_labels", lambda self, weights, image, *given: np.ones(image.shape, np.uint8))
+    made = stages(translate=False, steps=3)
+    assert made.weights()["weights"].tolist() == [3]  # of 3 steps of the second one was done
+    assert made.metrics["stopped_by"] == "user"
+    done["teacher 2"] = (2, "user")
+    assert stages(translate=False, steps=3).weights()["weights"].tolist() == [2]
