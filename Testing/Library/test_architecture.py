@@ -288,7 +288,7 @@ def test_every_package_is_installed() -> None:
     assert sorted(listed) == sorted({*found, "FewShotSegLib.Models"})
 
 
-def tested_in(path: Path) -> str | None:
+def place_of_tests(path: Path) -> str | None:
     """The test file of a module, below `TESTS`: its folder, its name; that of a package's own code lies inside it."""
     module, folder = name_of(path), path.parent.relative_to(LIBRARY)
     is_package = path.stem == "__init__"
@@ -303,21 +303,21 @@ def has_code(path: Path) -> bool:
 
 
 def test_the_place_of_tests_is_that_of_their_module() -> None:
-    places = {path: tested_in(LIBRARY / path) for path in ("devices.py", "io/volumes.py", "methods/asap/pool.py")}
+    places = {path: place_of_tests(LIBRARY / path) for path in ("devices.py", "io/volumes.py", "methods/asap/pool.py")}
     assert places == {path: f"{path.rpartition('/')[0]}/test_{Path(path).name}".lstrip("/") for path in places}
-    assert tested_in(LIBRARY / "worker" / "__main__.py") == "worker/test_main.py"
-    assert tested_in(LIBRARY / "networks" / "__init__.py") == "networks/test_networks.py"
-    assert tested_in(LIBRARY / "io" / "__init__.py") is None
+    assert place_of_tests(LIBRARY / "worker" / "__main__.py") == "worker/test_main.py"
+    assert place_of_tests(LIBRARY / "networks" / "__init__.py") == "networks/test_networks.py"
+    assert place_of_tests(LIBRARY / "io" / "__init__.py") is None
 
 
 def test_every_module_has_a_test_file_of_its_name_in_the_same_folder() -> None:
-    wanted = [place for path in FILES if (place := tested_in(path)) is not None]
+    wanted = [place for path in FILES if (place := place_of_tests(path)) is not None]
     assert [place for place in wanted if not (TESTS / place).is_file()] == []
     assert set(WITHOUT_TESTS) <= {name_of(path) for path in FILES}
 
 
 def test_every_test_file_has_a_module_and_speaks_of_it() -> None:
-    modules = {place: name_of(path) for path in FILES if (place := tested_in(path)) is not None}
+    modules = {place: name_of(path) for path in FILES if (place := place_of_tests(path)) is not None}
     found = {path.relative_to(TESTS).as_posix(): path for path in TESTS.rglob("test_*.py")}
     assert sorted(set(found) - set(modules)) == sorted(WHOLE_LIBRARY)
     for place, module in modules.items():

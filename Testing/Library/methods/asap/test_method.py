@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, SegmentJob
@@ -25,6 +26,7 @@ from FewShotSegLib.methods.asap.schedulers import SCHEDULERS
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from Testing.conftest import DISC, QUICK, SQUARE, Listener, write_discs
+from Testing.Library.examples import an_adapter
 
 NETWORK: dict[str, Any] = {
     "network": "unet",
@@ -232,3 +234,40 @@ def test_a_flipped_volume_is_segmented_in_its_own_voxels(a_job: AdaptJob, tmp_pa
     other = predictor.segment(type(volume)(volume.array[::-1].copy(), affine)).labelmap
     assert isinstance(one, Labelmap)
     np.testing.assert_array_equal(one.volume.array[::-1], other.volume.array)
+
+
+@pytest.mark.parametrize("network", ["sam", "unet"])
+def test_samples_to_look_at_are_of_exemplars_and_arms(
+    network: str, an_exemplar: Exemplar, an_auxiliary_folder: Path
+) -> None:
+    inputs = AdaptInputs(exemplars=[an_exemplar], auxiliary=data_sets_in(an_auxiliary_folder))
+    recipe = asap.Recipe(network=network, patch=(4, 32, 32), image_size=64)
+    recipe = asap.resolve(recipe, "compact", torch.device("cpu"))
+    samples = asap.training_samples(inputs, recipe, np.random.default_rng(0), 5)
+    captions = [sample.provenance.get("caption", "synthesized") for sample in samples]
+    assert [caption.split(":")[0] for caption in captions[:3]] == (
+        ["synthesized"] * 3 if network == "sam" else ["discs"] * 3
+    )
+    assert all(caption.startswith(("auxiliary: north: ", "auxiliary: south: ")) for caption in captions[3:])
+    size = 64 if network == "sam" else 32
+    assert {sample.image.shape for sample in samples} == {(size, size)}
+    for sample in samples[3:]:
+        ((value, _),) = sample.provenance["structures"].items()
+        assert value > max(an_exemplar.structures)
+        assert set(np.unique(sample.labels)) <= {0, value}
+    alone = asap.training_samples(AdaptInputs(exemplars=[an_exemplar]), recipe, np.random.default_rng(0), 5)
+    assert not any("auxiliary" in sample.provenance.get("caption", "") for sample in alone)
+
+
+def test_a_3d_network_does_not_go_on_from_an_adapter(an_exemplar: Exemplar) -> None:
+    inputs = AdaptInputs(exemplars=[an_exemplar], start=an_adapter())
+    with pytest.raises(InputError, match="does not go on from an adapter"):
+        asap.adapt(inputs, asap.Recipe(network="unet"), RunContext(np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize(("network", "needed"), [("sam", True), ("unet", False), ("mambaunet", False)])
+def test_only_the_promptable_network_needs_a_base_model(network: str, needed: bool) -> None:
+    recipe = asap.Recipe(network=network)
+    assert asap.needs_base(recipe) is needed
+    resolved = asap.resolve(recipe, "sam", torch.device("cpu"))
+    assert (resolved.pool_size > 0) is needed  # a frozen encoder keeps what it has seen; a 3-D network has none

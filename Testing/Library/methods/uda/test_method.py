@@ -6,14 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from FewShotSegLib.data.job import AdaptJob, SegmentJob
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.adapters import load_adapter
+from FewShotSegLib.io.datasets import data_sets_in
 from FewShotSegLib.io.volumes import load_labelmap, load_volume
 from FewShotSegLib.jobs.run import run
+from FewShotSegLib.methods.uda import method as uda
+from FewShotSegLib.training.context import AdaptInputs, RunContext
 from Testing.conftest import Listener
+from Testing.Library.examples import an_adapter
 from Testing.Library.methods.uda.conftest import QUICK, messages_of
 
 
@@ -67,3 +73,32 @@ def test_parts_can_be_left_out(a_job: AdaptJob, parts: dict[str, Any], absent: s
 def test_what_is_missing_or_useless_is_said(a_job: AdaptJob, changes: dict[str, Any], what: str) -> None:
     with pytest.raises(InputError, match=what):
         run(replace(a_job, **changes))
+
+
+@pytest.fixture
+def inputs(a_job: AdaptJob, tmp_path: Path) -> AdaptInputs:
+    (source,) = data_sets_in(tmp_path / "ct")
+    targets = {path.stem: load_volume(path) for path in sorted((tmp_path / "mr").iterdir())}
+    return AdaptInputs(source=source, targets=targets)
+
+
+def test_what_is_missing_or_of_no_use_is_refused_before_any_stage(inputs: AdaptInputs) -> None:
+    recipe, run = uda.Recipe(), RunContext(np.random.default_rng(0))
+    for changed, context, sentence in (
+        (replace(inputs, source=None), run, "A labelled source data set is needed"),
+        (replace(inputs, targets=dict(list(inputs.targets.items())[:1])), run, "At least 2 unlabelled .* got 1"),
+        (replace(inputs, start=an_adapter()), run, "does not go on from an adapter"),
+        (inputs, replace(run, max_seconds=60.0), "no time limit"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            uda.adapt(changed, recipe, context)
+
+
+def test_samples_to_look_at_need_no_training(inputs: AdaptInputs, a_listener: Listener) -> None:
+    recipe = uda.resolve(uda.Recipe(patch=(4, 32, 32)), "", torch.device("cpu"))
+    samples = uda.training_samples(inputs, recipe, np.random.default_rng(0), 4)
+    kinds = [sample.provenance["caption"].split(":")[0] for sample in samples]
+    assert kinds == ["source, before translation", "target"] * 2
+    assert {sample.image.shape for sample in samples} == {(32, 32)}
+    assert {name for sample in samples for name in sample.provenance["structures"].values()} == {"disc", "square"}
+    assert uda.preflight([]) == []
