@@ -143,7 +143,7 @@ def _add_models(commands: Any, common: argparse.ArgumentParser) -> None:
     verify.add_argument("names", nargs="*", metavar="MODEL")
     add = actions.add_parser("add", parents=[common], help="register a file of your own")
     add.add_argument("file", metavar="FILE")
-    add.add_argument("--architecture", metavar="NAME", help="vit_b, vit_l, vit_h or compact")
+    add.add_argument("--architecture", metavar="NAME", help="vit_b, vit_l, vit_h, tiny_vit or compact")
     add.add_argument("--name", metavar="NAME", help="how to call it; default: the file's name")
 
 

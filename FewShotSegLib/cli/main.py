@@ -186,7 +186,13 @@ def _list_models(as_json: bool) -> None:
         print(json.dumps([asdict(model) | {"path": path and str(path)} for model, path in found]))
         return
     for model, path in found:
-        where = str(path) if path else f"not here; fewshotseg models download {model.name}" if model.url else "not here"
+        where = (
+            str(path)
+            if path
+            else f"not here; fewshotseg models download {model.name}"
+            if model.downloadable
+            else "not here"
+        )
         size = f"{model.size_bytes / 1e6:.0f} MB" if model.size_bytes else ""
         print(f"{model.name:12} {model.architecture:8} {size:>8}  {model.note}\n{'':12} {where}")
     print(f"Downloads go to {registry.download_folder()}")

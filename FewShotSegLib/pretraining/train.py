@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,6 +26,7 @@ from FewShotSegLib.pretraining.tasks import draw_task
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.sam.clicks import corrected
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact, set_image_size
+from FewShotSegLib.sam.loading import write_model
 from FewShotSegLib.sam.network import PromptableNetwork, PromptBatch
 from FewShotSegLib.training.fit import Schedule, fit
 from FewShotSegLib.training.losses import focal_loss, soft_dice_loss
@@ -159,7 +159,7 @@ def train(
             network = deepened(network, architecture).to(device)
         set_image_size(network, stage.image_size)
         _run(network, stage, number, out.with_name(f"{out.stem}-stage{number}.ckpt"), seed, workers, device, cache)
-        save_network(network, architecture, out)
+        write_model(network, out, architecture.to_dict())
     return network
 
 
@@ -238,13 +238,6 @@ def _log(stage: int):  # type: ignore[no-untyped-def]
             recent.clear()
 
     return report
-
-
-def save_network(network: PromptableNetwork, architecture: CompactArchitecture, out: Path) -> None:
-    """Writes fp16 safetensors: what ships."""
-    tensors = {k: v.detach().half().contiguous().cpu() for k, v in network.state_dict().items()}
-    with written_whole(out) as part:
-        save_file(tensors, part, metadata={"fewshotseg": json.dumps(architecture.to_dict(), sort_keys=True)})
 
 
 def main() -> None:

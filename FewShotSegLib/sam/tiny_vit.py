@@ -141,6 +141,8 @@ class TinyViT(nn.Module):
     The first stage looks at every pixel, the other three, `blocks` in a row, at windows.
     """
 
+    family = "tiny_vit"
+
     def __init__(self) -> None:
         super().__init__()
         width = WIDTHS[0]

@@ -11,11 +11,11 @@ import torch
 
 from FewShotSegLib.errors import Cancelled
 from FewShotSegLib.pretraining import train as module
-from FewShotSegLib.pretraining.train import Stage, _Steps, deepened, prompted_loss, save_network, train
+from FewShotSegLib.pretraining.train import Stage, _Steps, deepened, prompted_loss, train
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.sam import registry
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
-from FewShotSegLib.sam.loading import load_base
+from FewShotSegLib.sam.loading import load_base, write_model
 from FewShotSegLib.sam.network import PromptBatch
 from FewShotSegLib.training.fit import Schedule
 
@@ -132,7 +132,7 @@ def test_the_file_holds_half_precision_and_the_architecture(tmp_path: Path) -> N
     from safetensors import safe_open
 
     network = build_compact(SMALL)
-    save_network(network, SMALL, tmp_path / "model.safetensors")
+    write_model(network, tmp_path / "model.safetensors", SMALL.to_dict())
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert set(file.keys()) == set(network.state_dict())
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118 - no mapping

@@ -180,7 +180,10 @@ def test_a_folder_that_cannot_be_made_is_named(model: BaseModel, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("bundled", "cannot be downloaded"), ("vit_x", "these can be downloaded: vit_b, vit_l, vit_h, medsam")],
+    [
+        ("bundled", "cannot be downloaded"),
+        ("vit_x", "these can be downloaded: litemedsam, vit_b, vit_l, vit_h, medsam"),
+    ],
 )
 def test_what_has_no_address_is_refused(
     name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,11 +14,12 @@ from scipy import ndimage
 from torch import Tensor
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.pretraining.train import SHIPPED, save_network
+from FewShotSegLib.pretraining.train import SHIPPED
 from FewShotSegLib.sam import loading, registry
 from FewShotSegLib.sam.compact import build_compact
-from FewShotSegLib.sam.loading import build_sam, load_base
+from FewShotSegLib.sam.loading import build_sam, load_base, write_model
 from FewShotSegLib.sam.network import PADDING, POSITIVE, PromptBatch
+from FewShotSegLib.sam.tiny_vit import build_litemedsam
 from Testing.conftest import sha256_of_network
 
 HEADS, WIDTH = 2, 32
@@ -180,7 +181,7 @@ def test_the_digest_of_a_network_tells_one_bit_apart(official: State) -> None:
 @pytest.fixture
 def shipped(tmp_path: Path) -> Path:
     path = tmp_path / "compact.safetensors"
-    save_network(seeded(partial(build_compact, SHIPPED)), SHIPPED, path)
+    write_model(seeded(partial(build_compact, SHIPPED)), path, SHIPPED.to_dict())
     return path
 
 
@@ -229,3 +230,48 @@ def test_files_that_hold_no_compact_model_are_refused(tmp_path: Path, shipped: P
     broken.write_bytes(shipped.read_bytes()[:-100])
     with pytest.raises(InputError, match="not a readable model file"):
         load_base(registry.add(broken, "compact", "broken").name)
+
+
+# --- LiteMedSAM
+
+
+@pytest.fixture(scope="module")
+def litemedsam() -> State:
+    """A checkpoint with the names and shapes of the official file, batch norms and interleaved projections included."""
+    network = seeded(partial(build_litemedsam, 64))
+    state = {name: value for name, value in network.state_dict().items() if not name.startswith("image_encoder.")}
+    with np.load(Path(__file__).parents[2] / "Golden" / "tiny_vit.npz") as recorded:
+        lines = str(recorded["names"]).split("\n")
+    for line in lines:
+        name, _, shape = line.partition(" ")
+        sizes = [int(side) for side in shape.strip("(),").split(",") if side.strip()]
+        value = 0.1 * torch.rand(sizes, generator=torch.Generator().manual_seed(0))
+        state[f"image_encoder.{name}"] = 1 + value if name.endswith("running_var") else value - 0.05
+    return state
+
+
+def test_an_official_litemedsam_loads_and_encodes(tmp_path: Path, litemedsam: State) -> None:
+    torch.save(litemedsam, tmp_path / "lite_medsam.pth")
+    network = load_base(tmp_path / "lite_medsam.pth", image_size=64)
+    assert (network.family, network.image_size, network.padding_points) == ("tiny_vit", 64, 1)
+    assert torch.isfinite(network.encode(network.normalize(torch.rand(1, 64, 64), "unit")).features).all()
+    assert load_base(tmp_path / "lite_medsam.pth").image_size == 256
+
+
+def test_a_model_of_ours_is_what_was_written(tmp_path: Path) -> None:
+    network = seeded(partial(build_litemedsam, 64))
+    write_model(network, tmp_path / "own.safetensors", {"kind": "tiny_vit", "padding_points": 2})
+    loaded = load_base(tmp_path / "own.safetensors", image_size=96)
+    assert (loaded.family, loaded.image_size, loaded.padding_points) == ("tiny_vit", 96, 2)
+    for name, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, network.state_dict()[name].half().float(), rtol=0, atol=0)
+
+
+def test_a_checkpoint_that_is_no_litemedsam_is_refused(tmp_path: Path, official: State, litemedsam: State) -> None:
+    torch.save(official, tmp_path / "lite_medsam.pth")
+    with pytest.raises(InputError, match="is no checkpoint of LiteMedSAM"):
+        load_base(tmp_path / "lite_medsam.pth")
+    missing = {name: value for name, value in litemedsam.items() if "iou_prediction_head" not in name}
+    torch.save(missing, tmp_path / "lite_medsam_2.pth")
+    with pytest.raises(InputError, match=r"is no whole model: \d+ parameters differ, first mask_decoder.iou"):
+        load_base(tmp_path / "lite_medsam_2.pth")

@@ -32,14 +32,14 @@ def test_the_bundled_model_is_the_one_in_the_table_and_small_enough_to_ship() ->
 def test_the_table_names_every_model_once_with_licence_and_full_checksum() -> None:
     table = models()
     names = [model.name for model in table]
-    assert names == ["bundled", "bundled-384", "vit_b", "vit_l", "vit_h", "medsam"]
+    assert names == ["bundled", "bundled-384", "litemedsam", "vit_b", "vit_l", "vit_h", "medsam"]
     for model in table:
         assert model.licence
         assert model.architecture in registry.ARCHITECTURES
         assert model.sha256 is not None
         assert len(bytes.fromhex(model.sha256)) == 32
         assert model.size_bytes
-        assert (model.url is None) is model.name.startswith("bundled")
+        assert model.downloadable is not model.name.startswith("bundled")
         assert model.url is None or model.url.startswith("https://")
     # The official file names carry the first digits of their checksum's published short form.
     assert {m.filename for m in table if m.name.startswith("vit_")} == {
@@ -92,7 +92,7 @@ def test_a_model_that_is_not_here_comes_with_the_three_ways_to_get_it(home: Path
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    known = "bundled, bundled-384, vit_b, vit_l, vit_h, medsam"
+    known = "bundled, bundled-384, litemedsam, vit_b, vit_l, vit_h, medsam"
     with pytest.raises(InputError, match=f"called vit_x; known models: {known}"):
         find("vit_x")
 
@@ -109,7 +109,7 @@ def test_a_missing_bundled_model_says_where_it_was_looked_for(tmp_path: Path, mo
         ("my_vit_l.pth", "vit_l"),
         ("SAM-ViT-H v2.pt", "vit_h"),
         ("medsam_vitb.pth", "vit_b"),
-        ("m.safetensors", "compact"),
+        ("lite_medsam.pth", "tiny_vit"),
     ],
 )
 def test_a_file_tells_its_architecture_by_its_name(filename: str, architecture: str, tmp_path: Path) -> None:
@@ -118,9 +118,18 @@ def test_a_file_tells_its_architecture_by_its_name(filename: str, architecture: 
     assert model.sha256 == hashlib.sha256(b"weights").hexdigest()
 
 
+def test_a_file_of_ours_tells_its_architecture_itself(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy")
+    path = tmp_path / "m.safetensors"
+    safetensors.save_file({}, path, metadata={"fewshotseg": '{"kind": "tiny_vit"}'})
+    assert find(path)[0].architecture == "tiny_vit"
+    with pytest.raises(InputError, match="not a readable model file"):
+        find(a_file(tmp_path, "broken.safetensors"))
+
+
 def test_a_file_whose_name_tells_nothing_asks_for_the_architecture(tmp_path: Path) -> None:
     path = a_file(tmp_path, "weights.pth")
-    with pytest.raises(InputError, match="--architecture` with one of compact, vit_b, vit_l, vit_h"):
+    with pytest.raises(InputError, match="--architecture` with one of compact, tiny_vit, vit_b, vit_l, vit_h"):
         find(path)
     add(path, "vit_l", "mine")
     assert find(path)[0].name == "mine"
@@ -175,7 +184,7 @@ def test_a_copy_of_an_official_file_is_added_under_its_official_name(
         ({"name": "vit_b"}, "The name vit_b belongs to a model with SHA-256 ec2df627"),
         ({"name": "bundled"}, "The name bundled belongs"),
         ({"name": "a/b"}, "'a/b' is not allowed"),
-        ({"name": "x", "architecture": "vit_g"}, "'vit_g' is unknown: give one of compact, vit_b"),
+        ({"name": "x", "architecture": "vit_g"}, "'vit_g' is unknown: give one of compact, tiny_vit"),
     ],
 )
 def test_a_name_or_architecture_that_cannot_be_is_refused(
