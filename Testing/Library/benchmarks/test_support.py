@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from FewShotSegLib.benchmarks import support
 from FewShotSegLib.benchmarks.datasets import PublicDataSet
 from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.volumes import save_volume
 from Testing.conftest import discs
 
@@ -68,3 +70,49 @@ def test_what_is_forgotten_is_the_change_from_before_the_second_task_to_after() 
         {**run, "seed": 1, "dice": [[0.5, 0.6, 0.6], [0.4, 0.5, 0.7]]},
     ]
     assert "| loose | acdc, chaos | 50.0 | 70.0 | 60.0 | -10.0 | 40.0 | 80.0 |" in support._tables(runs)
+
+
+def a_run(size: int, model: str, seed: int, *dice: float, dataset: str = "acdc") -> dict[str, Any]:
+    scores = [
+        {"case": case, "structure": name, "dsc": value, "iou": value / 2, "asd_mm": 1.5}
+        for name, value in zip(("left ventricle", "myocardium"), dice, strict=True)
+        for case in "ab"
+    ]
+    times = {"setup_s": 2.0 + seed, "setup_cpu_s": 4.0, "slice_s": 0.1}
+    return {"kind": "size", "dataset": dataset, "size": size, "model": model, "seed": seed, "scores": scores, **times}
+
+
+def test_tables_have_means_over_structures_and_spreads_over_seeds() -> None:
+    runs = [
+        a_run(1, support.SUPPORT, 0, 0.4, 0.6),
+        a_run(1, support.SUPPORT, 1, 0.6, 0.8),
+        a_run(8, support.SUPPORT, 0, 0.8, 0.9),
+        a_run(8, support.UNET, 0, 0.2, 0.3),
+    ]
+    sizes, structures, times = (table.splitlines()[2:] for table in support._tables(runs).split("\n\n"))
+    assert sizes == [
+        "| acdc | 1 | 60.0 ± 10.0 / 30.0 / 1.5 |  |  |  |",
+        "| acdc | 8 | 85.0 / 42.5 / 1.5 |  |  | 25.0 / 12.5 / 1.5 |",
+    ]
+    assert structures == ["| acdc: left ventricle | 50.0 | 80.0 |", "| acdc: myocardium | 70.0 | 90.0 |"]
+    assert times == ["| 1 | 2.50 | 4.00 | 0.10 |", "| 8 | 2.00 | 4.00 | 0.10 |"]
+
+
+def test_a_structure_counts_alike_however_many_cases_show_it() -> None:
+    rows = [{"structure": "a", "dsc": 1.0}, {"structure": "b", "dsc": 0.5}, {"structure": "b", "dsc": 0.1}]
+    assert support._mean(rows, "dsc") == pytest.approx((1.0 + 0.3) / 2)
+
+
+def test_curves_have_a_point_for_each_size_that_was_run() -> None:
+    runs = [a_run(4, support.SUPPORT, 0, 0.4, 0.6), a_run(1, support.SUPPORT, 0, 0.2, 0.2)]
+    runs += [a_run(1, support.LORA, 0, 0.3, 0.3), a_run(1, support.SUPPORT, 1, 0.4, 0.4)]
+    curves = support._curves(runs)
+    assert list(curves) == ["acdc"]
+    assert curves["acdc"].keys() == {support.SUPPORT, support.LORA}
+    assert [size for size, _ in curves["acdc"][support.SUPPORT]] == [1, 4]
+    assert [dice for _, dice in curves["acdc"][support.SUPPORT]] == pytest.approx([0.3, 0.5])
+
+
+def test_a_missing_data_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no data folder .*nowhere"):
+        support.main(["--data", str(tmp_path / "nowhere")])
