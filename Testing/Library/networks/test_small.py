@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from monai.networks import nets
 
-from FewShotSegLib.networks.small import supervised
+from FewShotSegLib.networks import build
+from FewShotSegLib.networks.shape import kernels_of, strides_of
+from FewShotSegLib.networks.small import FILTERS, supervised
+from Testing.Library.networks.ball import a_ball
 
 
 def test_deep_supervision_weighs_each_resolution_half_as_much_as_the_finer_one() -> None:
@@ -14,3 +18,30 @@ def test_deep_supervision_weighs_each_resolution_half_as_much_as_the_finer_one()
     np.testing.assert_allclose([weight for weight, _ in parts], np.array([8, 4, 2, 1]) / 15)
     assert all(torch.equal(part, logits[:, depth]) for depth, (_, part) in enumerate(parts))
     assert supervised(logits[:, 0])[0][0] == 1
+
+
+def test_it_is_the_network_of_monai_planned_by_nnunets_rules() -> None:
+    patch, spacing = (16, 64, 64), (3.0, 1.0, 1.0)
+    network = build("dynunet", patch=patch, spacing=spacing, out_channels=3)
+    strides = strides_of(patch, 4, spacing)
+    assert strides[0] == (1, 2, 2)  # thick slices wait
+    stock = nets.DynUNet(
+        3,
+        1,
+        3,
+        kernels_of(patch, strides, spacing),
+        [(1, 1, 1), *strides],
+        strides,
+        filters=FILTERS["small"],
+        deep_supervision=True,
+        deep_supr_num=3,
+    )
+    stock.load_state_dict(network.state_dict())
+    image = a_ball(patch)[0]
+    with torch.inference_mode():
+        several = network(image)
+        assert several.shape == (1, 4, 3, *patch)
+        assert torch.equal(several, stock(image))
+        finest = network.eval()(image)
+        assert torch.equal(finest, several[:, 0])
+        assert torch.equal(finest, stock.eval()(image))

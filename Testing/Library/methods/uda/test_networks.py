@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
+import torch
 
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
 from FewShotSegLib.imaging.grid import Grid
-from FewShotSegLib.methods.uda.networks import ClassRecipe, predicted_labels, train_classes
+from FewShotSegLib.methods.uda import networks as module
+from FewShotSegLib.methods.uda.networks import ClassRecipe, class_network, predicted_labels, train_classes
+from FewShotSegLib.networks.weights import weights_of
 from FewShotSegLib.training.patches import Case
-from Testing.conftest import DISC, SQUARE, discs
+from Testing.conftest import DISC, SQUARE, Listener, discs
 from Testing.Library.methods.uda.conftest import other_kind
+
+GRID = Grid((1.0, 1.0, 4.0), (4, 32, 32), "LPS")  # that of the discs
+FEW = ClassRecipe(steps=2, batch_size=2)
 
 
 def test_edges_of_one_kind_teach_about_the_other() -> None:
@@ -26,3 +35,52 @@ def test_edges_of_one_kind_teach_about_the_other() -> None:
     for value in (DISC, SQUARE):
         overlap = 2 * np.count_nonzero((found == value) & (truth == value))
         assert overlap / (np.count_nonzero(found == value) + np.count_nonzero(truth == value)) > 0.5
+
+
+def cases(*levels: float) -> list[Case]:
+    """Cases that are told apart by their grey."""
+    mask = np.zeros((6, 40, 40), np.uint8)
+    mask[2:4, 10:20, 10:20] = 1
+    return [Case(np.full(mask.shape, level, np.float32), mask, None, GRID.spacing_mm, f"{level}") for level in levels]
+
+
+def trained(given: list[Case], weights: list[float], seed: int = 0, recipe: ClassRecipe = FEW, **more: Any):
+    return train_classes(given, weights, GRID, ["disc"], recipe, seed=seed, **more)[0]
+
+
+def test_the_same_seed_gives_the_same_weights_and_every_step_is_reported(a_listener: Listener) -> None:
+    one = trained(cases(0.2, 0.8), [1, 1], report=a_listener, message="teacher 1")
+    same, other = trained(cases(0.2, 0.8), [1, 1]), trained(cases(0.2, 0.8), [1, 1], seed=1)
+    assert all(np.array_equal(one[name], same[name]) for name in one)
+    assert not all(np.array_equal(one[name], other[name]) for name in one)
+    assert [(p.step, p.total, p.message, p.can_stop) for p in a_listener.heard] == [
+        (1, 2, "teacher 1", True),
+        (2, 2, "teacher 1", True),
+    ]
+
+
+def test_cases_are_drawn_as_often_as_their_weights_say() -> None:
+    alone = trained(cases(0.2), [1])
+    assert all(np.array_equal(value, alone[name]) for name, value in trained(cases(0.2, 0.8), [3, 0]).items())
+    assert not all(np.array_equal(value, alone[name]) for name, value in trained(cases(0.2, 0.8), [0, 3]).items())
+
+
+def test_training_goes_on_from_given_weights() -> None:
+    start = weights_of(class_network(GRID, 2, FEW, seed=99))
+    still = ClassRecipe(steps=1, batch_size=1, learning_rate=1e-9, weight_decay=0.0)
+    moved = trained(cases(0.2), [1], recipe=still, start=start)
+    assert all(np.allclose(moved[name], value, atol=1e-6) for name, value in start.items())
+
+
+def test_predicted_labels_are_those_of_the_highest_logit(
+    an_rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "patch_precision", lambda device: None)  # logits of fresh weights are nearly equal
+    weights = weights_of(class_network(GRID, 3, FEW, seed=5))
+    image = an_rng.random((4, 32, 32), np.float32)
+    network = class_network(GRID, 3, FEW, seed=5).eval()
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(image)[None, None])[0].argmax(0).numpy()  # one window covers it
+    found = predicted_labels(weights, image, GRID, 3, FEW)
+    assert np.array_equal(found, expected)
+    assert found.dtype == np.uint8
