@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from html.parser import HTMLParser
 
@@ -75,3 +76,45 @@ def test_the_same_content_gives_the_same_page():
         return HtmlPage("t").figure(curve, "c").figure(PNG, "p").html()
 
     assert page() == page()
+
+
+def cells(page: HtmlPage) -> list[list[str]]:
+    return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page.html())]
+
+
+def test_numbers_have_three_decimals_and_what_is_missing_a_dash() -> None:
+    rows = [
+        ["liver", 0.12345, 3, None],
+        ["spleen", np.float32(2.0), np.int64(4), float("nan")],
+        ["x", float("inf"), True, 1.0],
+    ]
+    assert cells(HtmlPage("t").table(["a", "b", "c", "d"], rows)) == [
+        ["a", "b", "c", "d"],
+        ["liver", "0.123", "3", "&ndash;"],
+        ["spleen", "2.000", "4", "&ndash;"],
+        ["x", "&ndash;", "True", "1.000"],
+    ]
+
+
+def test_columns_of_numbers_are_set_right_and_others_left() -> None:
+    html = HtmlPage("t").table(["a", "b", "c"], [["x", 1, 2], ["y", None, "2"], ["z", 0.5, 3]]).html()
+    assert re.findall(r"<th( class=\"n\")?>", html) == ["", ' class="n"', ""]
+
+
+def test_pictures_keep_their_size_and_their_bytes() -> None:
+    png = png_bytes(np.full((5, 9, 3), 40, np.uint8))
+    html = HtmlPage("t").figure(png, "p").html()
+    pattern = r'src="data:image/png;base64,([^"]+)" alt="p" width="(\d+)" height="(\d+)"'
+    ((source, width, height),) = re.findall(pattern, html)
+    assert base64.b64decode(source) == png
+    assert (width, height) == ("9", "5")
+
+
+def test_an_empty_line_begins_another_paragraph_and_blanks_make_none() -> None:
+    assert re.findall(r"<p>(.*?)</p>", HtmlPage("t").text("  one\n\n\n\ntwo \n\n ").html()) == ["one", "two"]
+
+
+def test_blocks_stand_in_the_order_they_were_added() -> None:
+    html = HtmlPage("title").heading("first").note("second").text("third").heading("fourth").html()
+    places = [html.index(f">{word}<") for word in ("first", "second", "third", "fourth")]
+    assert places == sorted(places)

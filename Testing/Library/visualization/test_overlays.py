@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.visualization.overlays import overlay_png, upright
+from FewShotSegLib.visualization.overlays import outline, outlined, overlay_png, png_bytes, upright
 from Testing.Library.visualization.pixels import COLORS, pixels
 
 
@@ -79,3 +80,25 @@ def test_an_upright_slice_looks_the_same_from_any_storage_order(signs, order):
     assert (axial[4, 1], axial[1, 4]) == (1, 2)  # right is on the left, front is up
     assert (coronal[4, 1], coronal[1, 4]) == (1, 3)
     assert (sagittal[4, 1], sagittal[1, 4]) == (2, 3)  # front is on the left, head is up
+
+
+def test_an_outline_is_the_mask_less_what_is_left_after_erosion():
+    rng = np.random.default_rng(0)
+    for mask in (rng.random((30, 40)) < 0.7, np.ones((5, 6), bool), np.zeros((5, 6), bool)):
+        expected = mask & ~ndimage.binary_erosion(mask)  # beyond the picture there is nothing
+        np.testing.assert_array_equal(outline(mask), expected)
+
+
+def test_outlined_labels_leave_the_rest_of_the_slice_grey():
+    image, labels = np.linspace(-0.2, 1.2, 400, dtype=np.float32).reshape(20, 20), square(5, 15, value=2)
+    picture = outlined(image, labels, COLORS)
+    border = outline(labels == 2)
+    assert (picture[border] == [0, 0, 255]).all()
+    grey = (255 * image.clip(0, 1)).astype(np.uint8)
+    np.testing.assert_array_equal(picture[~border], np.repeat(grey[~border][:, None], 3, axis=1))
+
+
+def test_a_picture_comes_back_from_its_png_and_equal_ones_have_equal_bytes():
+    rgb = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
+    np.testing.assert_array_equal(np.rint(255 * pixels(png_bytes(rgb))).astype(np.uint8), rgb)
+    assert png_bytes(rgb) == png_bytes(rgb[:, ::-1][:, ::-1])
