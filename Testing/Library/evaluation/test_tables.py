@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import statistics
+from dataclasses import replace
 
 import pytest
 
-from FewShotSegLib.evaluation.scoring import COLUMNS, summarize
+from FewShotSegLib.evaluation.scoring import COLUMNS, Row, summarize
 from FewShotSegLib.evaluation.tables import write_rows, write_summary
 from Testing.Library.evaluation.cases import some_rows
 
@@ -36,3 +37,25 @@ def test_the_summary_holds_mean_sd_median_and_n(tmp_path):
     assert entries[0]["dsc"]["mean"] == pytest.approx(statistics.mean(dice))
     assert entries[0]["dsc"]["sd"] == pytest.approx(statistics.stdev(dice))
     assert entries[0]["dsc"]["median"] == pytest.approx(statistics.median(dice))
+
+
+def test_names_with_commas_quotes_and_umlauts_come_back_from_the_csv(tmp_path):
+    rows = [replace(row, case='p "1", Fall', structure="Läsion;\nlinks") for row in some_rows()[:2]]
+    write_rows(rows, tmp_path / "new folder" / "metrics.csv")
+    with (tmp_path / "new folder" / "metrics.csv").open(newline="", encoding="utf-8") as stream:
+        lines = list(csv.DictReader(stream))
+    assert {(line["case"], line["structure"]) for line in lines} == {('p "1", Fall', "Läsion;\nlinks")}
+
+
+def test_numbers_have_six_significant_digits(tmp_path):
+    write_rows([replace(some_rows()[0], dsc=1 / 3, hd95_mm=123456.789, slices=1234567)], tmp_path / "metrics.csv")
+    (line,) = csv.DictReader((tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines())
+    assert (line["dsc"], line["hd95_mm"], line["slices"]) == ("0.333333", "123457", "1234567")
+
+
+def test_tables_of_nothing_are_a_head_and_an_empty_list(tmp_path):
+    none: list[Row] = []
+    write_rows(none, tmp_path / "metrics.csv")
+    write_summary(none, tmp_path / "metrics.json")
+    assert (tmp_path / "metrics.csv").read_text(encoding="utf-8") == ",".join(COLUMNS) + "\n"
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == {"summary": []}

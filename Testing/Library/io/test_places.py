@@ -29,3 +29,21 @@ def test_the_user_folder_follows_the_system(
         monkeypatch.delenv(variable)
     assert places.user_folder().name == expected
     assert Path.home() in places.user_folder().parents
+
+
+def test_what_can_be_made_again_lies_below_the_user_folder_unless_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEWSHOTSEG_CACHE", raising=False)
+    monkeypatch.setenv("FEWSHOTSEG_HOME", str(tmp_path / "Müller"))
+    assert places.cache_folder() == tmp_path / "Müller" / "Cache"
+    monkeypatch.setenv("FEWSHOTSEG_CACHE", str(tmp_path / "scratch"))
+    assert places.cache_folder() == tmp_path / "scratch"
+    assert not list(tmp_path.iterdir())  # asking makes nothing
+
+
+def test_a_tilde_means_the_home_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWSHOTSEG_HOME", "~/models")
+    monkeypatch.setenv("FEWSHOTSEG_CACHE", "~/scratch")
+    assert places.user_folder() == Path.home() / "models"
+    assert places.cache_folder() == Path.home() / "scratch"

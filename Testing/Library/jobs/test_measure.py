@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.jobs.measure import measure
+from FewShotSegLib.jobs import measure as module
+from FewShotSegLib.jobs.measure import measure, used_bytes
 from FewShotSegLib.jobs.run import run
+from FewShotSegLib.progress import Progress
 from Testing.conftest import QUICK, Listener, write_discs
 
 
@@ -65,3 +69,39 @@ def test_bad_input_and_cancelling_are_told_as_in_the_job_itself(a_job: AdaptJob)
         measure(replace(a_job, exemplars=()))
     with pytest.raises(Cancelled):
         measure(a_job, Listener(1, Cancelled()))
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, shares: dict[float, float], steps: int = 3) -> module._Stopwatch:
+    """A stopwatch that heard of these shares of the work at these seconds."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    watch = module._Stopwatch(lambda progress: None, steps)
+    for second, share in shares.items():
+        clock[0] = second
+        watch(Progress(1, 2, "adapting", {"loss": 0.5, "done": share}))
+    return watch
+
+
+def test_all_steps_take_as_long_as_the_ones_that_were_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = watched(monkeypatch, {5.0: 0.01, 6.0: 0.02, 7.0: 0.03})
+    assert (watch.start_s, watch.seconds_per_step()) == (5.0, 1.0)
+    assert watch.seconds_of_all() == pytest.approx(5 + 99)  # 5 s to the end of the first step, then 99 more
+    assert not watch.has_seen_enough
+
+
+def test_work_that_is_done_after_one_step_takes_as_long_as_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = watched(monkeypatch, {5.0: 1.0})
+    assert (watch.seconds_of_all(), watch.seconds_per_step()) == (5.0, 0.0)
+
+
+def test_after_enough_steps_the_work_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Cancelled, match="Measured"):
+        watched(monkeypatch, {1.0: 0.1, 2.0: 0.2, 3.0: 0.3}, steps=2)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the system does not tell")
+def test_the_memory_of_this_process_is_told_in_bytes() -> None:
+    before = used_bytes(torch.device("cpu"))
+    assert before is not None
+    assert 50 * 2**20 < before < 2**40
+    assert (used_bytes(torch.device("cpu")) or 0) >= before  # a peak never falls

@@ -6,9 +6,21 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from FewShotSegLib.synthesis.pasting import displacement
+from FewShotSegLib.synthesis.pasting import (
+    Pasted,
+    bordered,
+    cutouts_of,
+    displacement,
+    grid,
+    hidden,
+    interpolated,
+    moved,
+)
+from FewShotSegLib.synthesis.plan import SynthesisRecipe
 from Testing.Library.synthesis.pieces import (
+    NAMES,
     PLAIN,
     SIZE,
     a_body,
@@ -108,3 +120,70 @@ def test_elastic_displacement_is_bounded_smooth_and_never_folds():
             down, axis=1
         ) * np.gradient(right, axis=0)
         assert jacobian.min() > 0.3
+
+
+@pytest.mark.parametrize(("how", "order"), [("linear", 1), ("nearest", 0)])
+def test_interpolating_is_that_of_scipy_on_what_is_bordered(how, order, rng):
+    channels = [rng.random((12, 15)).astype(np.float32) for _ in range(3)]
+    outside = [0.25, -1.0, 7.0]
+    rows, columns = (rng.uniform(-4, size + 3, 400).astype(np.float32) for size in (12, 15))
+    found = interpolated(bordered(channels, outside), rows, columns, how)
+    for channel, value, plane in zip(channels, outside, found, strict=True):
+        framed = np.pad(channel, 1, constant_values=value)
+        at = np.clip(rows + 1, 0, 13), np.clip(columns + 1, 0, 16)  # beyond the border it goes on for ever
+        expected = ndimage.map_coordinates(framed, at, order=order, mode="nearest")
+        np.testing.assert_allclose(plane, expected, atol=1e-5)
+
+
+def test_every_pixel_read_at_its_own_place_is_itself(rng):
+    image = rng.random((SIZE, SIZE)).astype(np.float32)
+    for how in ("linear", "nearest"):
+        np.testing.assert_array_equal(interpolated(bordered([image]), *grid(SIZE), how)[0], image)
+
+
+def test_moving_is_a_matrix_and_an_offset(rng):
+    matrix, offset, points = rng.normal(size=(2, 2)), rng.normal(size=2), rng.uniform(0, 100, (2, 50))
+    rows, columns = moved(matrix, offset, *points.astype(np.float32))
+    np.testing.assert_allclose([rows, columns], matrix @ points + offset[:, None], rtol=1e-4, atol=1e-4)
+
+
+def test_displacement_depends_on_its_seed_and_grows_with_its_limit():
+    one, same, other = (displacement(seed, 3.0, SIZE) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+    np.testing.assert_allclose(displacement(5, 6.0, SIZE), 2 * np.array(one), rtol=1e-5)
+
+
+def test_cutouts_hold_their_structure_with_the_distance_to_it():
+    piece = an_annotated_slice()
+    recipe = SynthesisRecipe(rim=0.05, feather_px=1.5)
+    cutouts = cutouts_of(piece, recipe)
+    assert cutouts.keys() == set(NAMES)
+    for value, cutout in cutouts.items():
+        mask = piece.labels == value
+        image, inside, distance = cutout.pixels[:, 1:-1, 1:-1]
+        (top, left), (height, width) = cutout.origin, inside.shape
+        window = np.s_[top : top + height, left : left + width]
+        np.testing.assert_array_equal(inside > 0, mask[window])
+        assert cutout.area == mask.sum() == (inside > 0).sum()
+        np.testing.assert_array_equal(image, piece.image[window])
+        np.testing.assert_allclose(cutout.centroid, np.argwhere(mask).mean(axis=0))
+        alone = distance < 0.05 * SIZE + 1.5
+        np.testing.assert_allclose(distance[alone], ndimage.distance_transform_edt(~mask)[window][alone], atol=1e-4)
+        others = (piece.labels[window] != 0) & ~mask[window]
+        assert (distance[others] == 0.05 * SIZE + 2.5).all()  # no rim reaches into another structure
+
+
+def laid(top: int, left: int, side: int, area: float | None = None) -> Pasted:
+    mask = np.ones((side, side), bool)
+    window = slice(top, top + side), slice(left, left + side)
+    return Pasted(window, mask.astype(np.float32), mask, mask.astype(np.float32), area or side**2)
+
+
+def test_hidden_are_those_of_which_too_little_shows_once_smaller_ones_lie_on_top():
+    large, small = laid(0, 0, 10), laid(0, 0, 8)
+    assert hidden({1: large, 2: small}, 0.5, (20, 20)) == [1]  # 36 of 100 pixels are left
+    assert hidden({1: large, 2: small}, 0.36, (20, 20)) == []
+    assert hidden({1: large, 2: laid(12, 12, 8)}, 0.9, (20, 20)) == []
+    assert hidden({3: laid(0, 0, 4, area=100.0)}, 0.5, (20, 20)) == [3]  # most of it lies outside the picture
+    assert hidden({1: laid(0, 0, 4), 2: laid(0, 0, 4)}, 0.0, (20, 20)) == [1]  # nothing at all is left
