@@ -13,8 +13,6 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.jobs.run import run
 from Testing.conftest import QUICK, Listener, write_discs
 
-# ---------------------------------------------------------------------------------------------------------------- adapt
-
 
 def test_the_same_job_gives_the_same_bytes_and_another_seed_others(an_adapt_job: AdaptJob, tmp_path: Path) -> None:
     def bytes_of(name: str, seed: int) -> bytes:
@@ -40,9 +38,6 @@ def test_working_on_the_cpu_for_want_of_a_gpu_is_said(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run(replace(an_adapt_job, device="auto"), a_listener)
     assert "CPU" in a_listener.messages[0]
-
-
-# -------------------------------------------------------------------------------------------------------------- general
 
 
 def test_paths_with_spaces_and_umlauts_work_from_end_to_end(a_tiny_base: str, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, SegmentJob
 from FewShotSegLib.data.prompt import Prompt
@@ -24,8 +26,6 @@ from FewShotSegLib.sam import registry
 from FewShotSegLib.sam.loading import load_base
 from Testing.conftest import QUICK, Listener, save_tiny_compact, write_discs
 from Testing.Library.jobs.conftest import files_in
-
-# -------------------------------------------------------------------------------------------------------------- segment
 
 
 def test_segmenting_writes_named_structures_on_the_grid_of_the_image(a_segment_job: SegmentJob) -> None:
@@ -247,9 +247,6 @@ def test_an_adapter_whose_base_is_unknown_here_says_which_it_needs(a_segment_job
         run(a_segment_job)
 
 
-# -------------------------------------------------------------------------------------------------------------- general
-
-
 def test_an_oblique_volume_keeps_its_place(a_segment_job: SegmentJob, tmp_path: Path) -> None:
     volume = load_volume(a_segment_job.images[0])
     turn, c, s = np.eye(4), np.cos(0.3), np.sin(0.3)
@@ -260,3 +257,53 @@ def test_an_oblique_volume_keeps_its_place(a_segment_job: SegmentJob, tmp_path: 
     run(replace(a_segment_job, images=(str(tmp_path / "oblique.nrrd"),)))
     found = load_labelmap(Path(a_segment_job.out) / "oblique.seg.nrrd")
     assert np.allclose(found.volume.affine, affine, atol=1e-6)
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, most_slices: int) -> list[int]:
+    """A GPU that has no memory for more slices at a time than that; the numbers that were tried."""
+    tried: list[int] = []
+    real = segment.segment
+
+    def limited(*given: Any, options: Any, **more: Any) -> Any:
+        tried.append(options.batch_slices)
+        if options.batch_slices > most_slices:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return real(*given, options=options, **more)
+
+    monkeypatch.setattr(segment, "segment", limited)
+    return tried
+
+
+def test_out_of_gpu_memory_goes_on_with_one_slice_at_a_time_and_says_so(
+    a_segment_job: SegmentJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = replace(a_segment_job, images=a_segment_job.images[:1])
+    run(replace(job, out=job.out + " undisturbed"))
+    tried = short_of_memory(monkeypatch, most_slices=1)
+    record = run(job)
+    assert len(tried) == 2
+    assert tried[1] == 1
+    assert any("one slice at a time" in warning for warning in record["warnings"])
+    one, other = (load_labelmap(Path(out) / "p1.seg.nrrd").volume.array for out in (job.out, job.out + " undisturbed"))
+    assert np.array_equal(one, other)
+
+
+def test_a_gpu_too_small_for_one_slice_is_told_with_what_to_do(
+    a_segment_job: SegmentJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_of_memory(monkeypatch, most_slices=0)
+    with pytest.raises(InputError, match="too little free memory for one slice: choose --device cpu"):
+        run(replace(a_segment_job, images=a_segment_job.images[:1]))
+
+
+def test_what_to_look_at_first_is_a_warning_of_the_record(
+    a_segment_job: SegmentJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"label": 1, "volume_ml": 0.0, "voxels": 0, "confidence": None}
+    flags = {"disc": ["is empty"], "square": ["has a low confidence", segment.CUT_OFF]}
+    monkeypatch.setattr(
+        segment, "quality", lambda *given: {name: {**row, "flags": found} for name, found in flags.items()}
+    )
+    record = run(replace(a_segment_job, images=a_segment_job.images[:1]))
+    assert record["images"][0]["warnings"] == ["p1: disc is empty.", "p1: square has a low confidence."]
+    assert record["images"][0]["metrics"]["structures"]["square"]["flags"] == flags["square"]

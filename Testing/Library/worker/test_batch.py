@@ -17,7 +17,7 @@ from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.jobs.segment import SomeImagesFailed
 from FewShotSegLib.jobs.volumes_table import COLUMNS
-from FewShotSegLib.worker.batch import run_jobs, segment_images
+from FewShotSegLib.worker.batch import _outcome_from, run_jobs, segment_images
 from Testing.conftest import QUICK, Listener, write_discs
 
 
@@ -206,3 +206,28 @@ def test_a_dask_cluster_does_the_same(a_job: SegmentJob, monkeypatch: pytest.Mon
 def test_less_than_one_process_is_refused(a_job: SegmentJob) -> None:
     with pytest.raises(InputError, match="At least one process"):
         run_jobs([a_job], processes=0)
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "mine"),
+    [
+        ({"type": "result", "result": {"a": 1}}, "", True),
+        (
+            {"type": "error", "kind": "input", "message": "No such file.", "result": {"images": []}},
+            "No such file.",
+            True,
+        ),
+        ({"type": "error", "kind": "defect", "message": "ValueError: a defect"}, "ValueError: a defect", False),
+        (
+            {"type": "dead", "returncode": -9, "stderr": ["loading", "Killed"]},
+            "The worker process ended with code -9. Killed",
+            False,
+        ),
+        ({"type": "dead", "returncode": 1, "stderr": []}, "The worker process ended with code 1. ", False),
+    ],
+)
+def test_what_a_worker_says_last_is_what_became_of_its_job(message: dict[str, Any], error: str, mine: bool) -> None:
+    job = EvaluateJob("p", "r", "m.csv")
+    outcome = _outcome_from(job, message)
+    assert (outcome.job, outcome.error, outcome.is_input_error) == (job, error, mine)
+    assert outcome.result == message.get("result")
