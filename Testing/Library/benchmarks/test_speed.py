@@ -54,7 +54,8 @@ def test_masks_of_ours_are_compared_to_those_of_stock(miniatures: None) -> None:
     assert sum(name.startswith("ViT-B encoding at 64 px") for name in rows) == 2
 
 
-def test_plain_and_ours_take_the_same_step(miniatures: None) -> None:
+def test_plain_and_ours_take_the_same_step(miniatures: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "interleaved", lambda contestants, repeats: {name: [1.0] for name in contestants})
     first, second = MEASUREMENTS["training"](SMALL)
     for row in (first, second):
         plain, ours = map(float, re.search(r"first losses ([\d.]+) / ([\d.]+)", row.note).groups())
@@ -62,7 +63,7 @@ def test_plain_and_ours_take_the_same_step(miniatures: None) -> None:
     assert first.wanted == 1.5
 
 
-@pytest.mark.parametrize("name", ["synthesis", "bundled", "segment"])
+@pytest.mark.parametrize("name", ["bundled", "segment"])
 def test_every_measurement_gives_ratios_of_what_took_turns(name: str, miniatures: None) -> None:
     threads = torch.get_num_threads()
     rows = list(MEASUREMENTS[name](SMALL))

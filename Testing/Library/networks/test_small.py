@@ -21,7 +21,7 @@ def test_deep_supervision_weighs_each_resolution_half_as_much_as_the_finer_one()
 
 
 def test_it_is_the_network_of_monai_planned_by_nnunets_rules() -> None:
-    patch, spacing = (16, 64, 64), (3.0, 1.0, 1.0)
+    patch, spacing = (8, 32, 32), (3.0, 1.0, 1.0)
     network = build("dynunet", patch=patch, spacing=spacing, out_channels=3)
     strides = strides_of(patch, 4, spacing)
     assert strides[0] == (1, 2, 2)  # thick slices wait
