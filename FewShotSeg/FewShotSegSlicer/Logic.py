@@ -256,12 +256,6 @@ class Logic:
         """Give an adapter another name and return its file."""
         return self.adapterFolder.rename(adapter, name)
 
-    def adapterFor(self, structure: str) -> dict[str, Any] | None:
-        """Return the card of the newest adapter that has learned a structure of this name, None if there is none."""
-        wanted = structure.strip().lower()
-        cards = self.adapters()
-        return next((c for c in cards if wanted in (n.lower() for n in c["structures"].values())), None)
-
     # ----------------------------------------------------------------------------------------------------- segmenting
 
     def segment(

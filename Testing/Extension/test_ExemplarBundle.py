@@ -28,11 +28,17 @@ def store(scene: Any) -> Iterator[ExemplarStore]:
     made.close()
 
 
+def note(exemplarId: str, text: str) -> None:
+    """Write a note into the card, as version 0.1.0 could."""
+    node = slicer.mrmlScene.GetNodeByID(exemplarId)
+    node.SetParameter("card", json.dumps({**json.loads(node.GetParameter("card")), "note": text}))
+
+
 @pytest.fixture
 def bundle(store: ExemplarStore, tmp_path: Path) -> Path:
     """Two volumes; of the first two slices, one empty slice and a note, of the second one slice of one structure."""
     volumeNode, segmentationNode, *_ = addCase(0, name="first: CT")
-    store.setNote(store.addAnnotatedSlices(volumeNode, segmentationNode).id, "checked")
+    note(store.addAnnotatedSlices(volumeNode, segmentationNode).id, "checked")
     store.markEmpty(volumeNode, 0, 5)
     volumeNode, segmentationNode, *_ = addCase(1, name="second")
     disc = Scene.segmentsByName(segmentationNode)["disc"]

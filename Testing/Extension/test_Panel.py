@@ -180,6 +180,12 @@ def adapter(case: Case) -> str:
     return str(path)
 
 
+def windowCalled(title: str) -> Any:
+    """The visible window of this title."""
+    (found,) = [w for w in slicer.util.mainWindow().findChildren(qt.QDialog) if w.windowTitle == title and w.visible]
+    return found
+
+
 def widgetsOf(case: Case) -> Iterator[tuple[str, Any]]:
     kinds = (qt.QAbstractButton, qt.QComboBox, qt.QLineEdit, qt.QAbstractSpinBox, qt.QListWidget, qt.QProgressBar)
     for name, widget in vars(case.ui).items():
@@ -767,8 +773,7 @@ def test_the_report_of_a_training_is_shown_where_there_is_one(case: Case, adapte
     assert pixmap.save(str(Path(adapter).with_name("organs.report.png")))
     case.panel.refreshModels()
     case.press(case.ui.reportButton)
-    window = case.panel.result._report
-    assert window.visible
+    window = windowCalled("Training of organs")
     assert not window.findChild(qt.QLabel).pixmap.isNull()
     window.close()
 
@@ -780,10 +785,9 @@ def test_samples_are_shown_before_training(readyToAdapt: Case, tmp_path: Path) -
     assert pixmap.save(str(tmp_path / "sheet.png"))
     case.press(case.ui.previewButton)
     case.runs["preview"].done(str(tmp_path / "sheet.png"))
-    dialog = case.panel.adapt._sheet
-    assert dialog.visible
-    assert not dialog.findChild(qt.QLabel).pixmap.isNull()
-    dialog.close()
+    window = windowCalled("Samples the model would be trained on")
+    assert not window.findChild(qt.QLabel).pixmap.isNull()
+    window.close()
 
 
 # -------------------------------------------------------------------------------------------------------------- result

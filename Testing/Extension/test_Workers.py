@@ -55,6 +55,11 @@ def asked(workers: Workers, worker: Any, **request: Any) -> tuple[str, tuple[Any
     return heard.ending
 
 
+def isWaitedFor(workers: Workers, worker: str) -> bool:
+    """Whether a request to this worker is still to be answered."""
+    return any(name == worker for name, _number in workers._waiting)
+
+
 def aPython(folder: Path, program: str) -> str:
     """An interpreter that runs `program`, whatever it is asked to run."""
     (folder / "program.py").write_text(program, encoding="utf-8")
@@ -96,12 +101,12 @@ def test_clicks_and_jobs_are_answered_by_two_processes(workers: Workers) -> None
 def test_a_request_is_answered_by_poll_and_never_before(workers: Workers) -> None:
     heard = Heard()
     workers.request("prompt", {"op": "hello"}, **heard.callbacks())
-    assert workers.isBusy("prompt")
-    assert not workers.isBusy("job")
+    assert isWaitedFor(workers, "prompt")
+    assert not isWaitedFor(workers, "job")
     time.sleep(0.5)
     assert heard.calls == []
     pollUntil(workers, lambda: heard.calls)
-    assert not workers.isBusy("prompt")
+    assert not isWaitedFor(workers, "prompt")
 
 
 def test_a_mistake_is_told_as_one_sentence(workers: Workers) -> None:
@@ -193,7 +198,7 @@ def test_nobody_is_called_after_close() -> None:
     workers.close()
     workers.poll()
     assert heard.calls == []
-    assert not workers.isBusy("job")
+    assert not isWaitedFor(workers, "job")
 
 
 def test_a_python_that_is_not_there_is_told_by_the_next_poll() -> None:
@@ -203,7 +208,7 @@ def test_a_python_that_is_not_there_is_told_by_the_next_poll() -> None:
     workers.poll()
     assert heard.calls == [("onError", ("input", heard.calls[0][1][1]))]
     assert "Cannot start /nowhere/python" in heard.calls[0][1][1]
-    assert not workers.isBusy("job")
+    assert not isWaitedFor(workers, "job")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -23,8 +23,8 @@ _VOLUME = "FewShotSeg.Volume"  # reference to the volume node
 @dataclass(frozen=True)
 class SceneExemplar:
     """Slices of one volume along array `axis` on which `structures` {value: name} are complete; none of them is on
-    `emptySlices`. `shownStructures` are those with a voxel on a slice. `date` is local time, ISO; `note` is the user's.
-    One that is not `isEnabled` is not learned from.
+    `emptySlices`. `shownStructures` are those with a voxel on a slice. `date` is local time, ISO. One that is not
+    `isEnabled` is not learned from. `note` is what a scene or a bundle of an earlier version brings along.
 
     `shape` (K, J, I) and `volumeSha256` are those of the volume when the exemplar was added.
     """

@@ -150,9 +150,6 @@ class ExemplarStore:
             raise InputError("An exemplar needs a name.")
         self._change(id, name=name.strip())
 
-    def setNote(self, id: str, note: str) -> None:
-        self._change(id, note=note)
-
     def setEnabled(self, id: str, isEnabled: bool) -> None:
         """Say whether an exemplar is learned from."""
         self._change(id, isEnabled=isEnabled)

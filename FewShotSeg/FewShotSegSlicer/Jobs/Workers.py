@@ -115,10 +115,6 @@ class Workers:
             for message in client.poll():
                 self._take(worker, message)
 
-    def isBusy(self, worker: WorkerName) -> bool:
-        """Whether a request to this worker is still to be answered."""
-        return any(name == worker for name, _ in self._waiting)
-
     def close(self) -> None:
         """End both processes, within seconds whatever they do. What waits is dropped: nobody is called any more."""
         self._waiting.clear()

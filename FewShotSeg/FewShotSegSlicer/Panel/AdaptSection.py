@@ -13,7 +13,7 @@ from FewShotSegSlicer.Scene import Scene
 
 from .Chooser import Chooser
 from .FolderRow import FolderRow
-from .Pictures import inWindow
+from .Pictures import showInWindow
 from .RecipeForm import RecipeForm
 from .Status import Status, allow, unless, waiting
 from .TrainingView import TrainingView
@@ -43,7 +43,6 @@ class AdaptSection:
             need: FolderRow(panel.ui, need, holds, panel.logic, self._onSettings) for need, holds in _FOLDERS.items()
         }
         self._asked = False
-        self._sheet: Any = None
         self._started = 0.0
         ui = self.ui
         ui.adaptSection.connect("contentsCollapsed(bool)", lambda collapsed: None if collapsed else self.load())
@@ -264,7 +263,7 @@ class AdaptSection:
         self.panel.update()
 
     def _onPreview(self, path: Any) -> None:
-        self._sheet = inWindow(path, _("Samples the model would be trained on"))
+        showInWindow(path, _("Samples the model would be trained on"))
         self.panel.update()
 
     def _onMeasured(self, found: Mapping[str, Any]) -> None:

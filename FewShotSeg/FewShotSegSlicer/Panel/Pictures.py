@@ -16,6 +16,7 @@ from vtk.util.numpy_support import numpy_to_vtk
 Array = np.ndarray[Any, np.dtype[Any]]
 
 ADDED, REMOVED, KEPT = (46, 204, 113), (231, 76, 60), (241, 196, 15)
+_windows: list[Any] = []  # that are open: without a reference they would close again
 
 
 def pixmapOf(rgb: Array) -> Any:
@@ -41,15 +42,15 @@ def showIn(label: Any, pixmap: Any, width: int, height: int) -> None:
     label.setVisible(True)
 
 
-def inWindow(path: str | Path, title: str, width: int = 1200, height: int = 800) -> Any:
-    """Show a picture file in a window of its own and return that; without a reference to it, it closes again."""
+def showInWindow(path: str | Path, title: str, width: int = 1200, height: int = 800) -> None:
+    """Show a picture file in a window of its own."""
     window = qt.QDialog(slicer.util.mainWindow())
     window.setWindowTitle(title)
     label = qt.QLabel(window)
     showIn(label, qt.QPixmap(str(path)), width, height)
     qt.QVBoxLayout(window).addWidget(label)
     window.show()
-    return window
+    _windows[:] = [*(known for known in _windows if known.visible), window]
 
 
 def overlaid(image: Array, mask: Array, other: Array | None = None) -> Array:

@@ -13,7 +13,7 @@ from FewShotSegSlicer.Scene import Scene
 
 from . import AdapterCard
 from .Chooser import Chooser
-from .Pictures import inWindow, overlaid, pixmapOf, showIn, sideBySide
+from .Pictures import overlaid, pixmapOf, showIn, showInWindow, sideBySide
 from .Status import Status, allow, unless
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ class ResultSection:
         self._pictures: tuple[Any, ...] = ()  # base, adapted, both side by side
         self._number = 0
         self._isComparing = False
-        self._report: Any = None
         self._timer = qt.QTimer()
         self._timer.setInterval(_FLICKER_MS)
         self._timer.connect("timeout()", self._flicker)
@@ -118,7 +117,7 @@ class ResultSection:
         card = self.card
         path = self.logic.adapterFolder.reportOf(card["path"]) if card is not None else None
         if card is not None and path is not None:
-            self._report = inWindow(path, _("Training of {name}").format(name=card["name"]))
+            showInWindow(path, _("Training of {name}").format(name=card["name"]))
 
     def learnOn(self) -> None:
         if self.card is not None:

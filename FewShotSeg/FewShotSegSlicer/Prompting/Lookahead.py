@@ -25,10 +25,6 @@ class Lookahead:
         self._underWay: tuple[str, Model, Slice] | None = None
         self._gaveUp = False
 
-    @property
-    def isBusy(self) -> bool:
-        return self._underWay is not None
-
     def forget(self) -> None:
         """Start afresh, as after a worker died or a volume or model was chosen."""
         self._encoded.clear()
@@ -38,13 +34,13 @@ class Lookahead:
         """Take note of a slice that was encoded for a click."""
         self._encoded.append((volume, model, where))
 
-    def encode(self, volume: str, model: Model, slices: Iterable[Slice]) -> bool:
-        """Have the first of the slices encoded that is not yet; returns whether there was one."""
-        if self.isBusy or self._gaveUp:
-            return False
+    def encode(self, volume: str, model: Model, slices: Iterable[Slice]) -> None:
+        """Have the first of the slices encoded that is not yet, unless one is being encoded."""
+        if self._underWay is not None or self._gaveUp:
+            return
         wanted = next((key for where in slices if (key := (volume, model, where)) not in self._encoded), None)
         if wanted is None:
-            return False
+            return
         self._underWay = wanted
         axis, index = wanted[2]
         request = {"op": "encode", "volume": volume, "view": "live", "axis": AXIS_LETTERS[axis], "index": index}
@@ -55,7 +51,6 @@ class Lookahead:
             onSuperseded=lambda: self._done(wanted, isEncoded=False),
             onError=lambda kind, message: self._fail(wanted),
         )
-        return True
 
     def _done(self, key: tuple[str, Model, Slice], isEncoded: bool) -> None:
         if isEncoded:

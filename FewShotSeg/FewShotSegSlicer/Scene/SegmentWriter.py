@@ -81,9 +81,8 @@ class SegmentWriter:
     mean what they mean in the Segment Editor; a segment that must not be overwritten never is, not even while a mask is
     live.
 
-    Undo and redo are about accepted slices, voxel by voxel: what the user has painted, renamed or added since stays.
-    (vtkSegmentationHistory would take it away, and forgets what can be redone when a tag or a colour of a segment
-    changes.)
+    Undo is about accepted slices, voxel by voxel: what the user has painted, renamed or added since stays.
+    (vtkSegmentationHistory would take it away.)
     """
 
     def __init__(self, segmentationNode: Any, volumeNode: Any) -> None:
@@ -100,7 +99,6 @@ class SegmentWriter:
         self._live: list[_Live] = []  # later ones are on top
         self._extents: dict[Any, tuple[int, ...]] = {}  # of layers that grew for live masks, as they were
         self._undo: deque[_Change] = deque(maxlen=_UNDO_LEVELS)
-        self._redo: list[_Change] = []
         self._staleSurfaces: set[str] = set()
         self._editor = slicer.vtkSlicerSegmentEditorLogic()
         self._editorNode = slicer.vtkMRMLSegmentEditorNode()
@@ -116,14 +114,6 @@ class SegmentWriter:
         if mode not in OVERWRITE_MODES:
             raise InputError(f"The overwrite mode is one of {', '.join(OVERWRITE_MODES)}, got {mode!r}.")
         self._overwriteMode = mode
-
-    @property
-    def canUndo(self) -> bool:
-        return bool(self._undo)
-
-    @property
-    def canRedo(self) -> bool:
-        return bool(self._redo)
 
     def showLive(self, segmentId: str, axis: int, index: int, mask: Array) -> None:
         """Show the segment on a slice as `accept` would leave it; `mask` (rows, columns) replaces the one before.
@@ -155,17 +145,21 @@ class SegmentWriter:
         change = _merged([self._changeBy(place, mask) for place, mask in masksByPlace.items()])
         self._write(change)
         self._undo.append(change)
-        self._redo.clear()
         self._putBack(live for live in taken if live.place not in masksByPlace)
         self._notify(live.place.segmentId for live in taken)
 
     def undo(self) -> bool:
         """Take back what was accepted last; returns whether there was anything."""
-        return self._step(self._undo, self._redo)
-
-    def redo(self) -> bool:
-        """Accept again what was taken back last; returns whether there was anything."""
-        return self._step(self._redo, self._undo)
+        if not self._undo:
+            return False
+        checkGrid(self._segmentationNode, self._volumeNode)
+        change = self._undo.pop().reversed()
+        taken = self._takenOff(change.places)
+        self._shrinkUnused()
+        self._write(change)
+        self._putBack(taken)
+        self._notify(live.place.segmentId for live in taken)
+        return True
 
     def idle(self) -> None:
         """Bring the 3-D surfaces, where there are any, in step with the voxels; call it when the user pauses."""
@@ -180,7 +174,6 @@ class SegmentWriter:
         self._shrinkUnused()
         self.idle()
         self._undo.clear()
-        self._redo.clear()
         self._editor.SetSegmentEditorNode(None)
 
     # ------------------------------------------------------------------------------------------------------ what is due
@@ -373,19 +366,6 @@ class SegmentWriter:
         return orientedImage(part, (k, j, i), self._volumeNode, self._segmentationNode, layer)
 
     # --------------------------------------------------------------------------------------------------------- accepted
-
-    def _step(self, source: deque[_Change] | list[_Change], target: deque[_Change] | list[_Change]) -> bool:
-        if not source:
-            return False
-        checkGrid(self._segmentationNode, self._volumeNode)
-        change = source.pop().reversed()
-        taken = self._takenOff(change.places)
-        self._shrinkUnused()
-        self._write(change)
-        target.append(change)
-        self._putBack(taken)
-        self._notify(live.place.segmentId for live in taken)
-        return True
 
     def _write(self, change: _Change) -> None:
         """Let segments lose and get voxels. Losing comes first, so that no layers are split for nothing."""
