@@ -33,15 +33,15 @@ from FewShotSegSlicer.Jobs.AdapterFolder import AdapterFolder
 from FewShotSegSlicer.Jobs.AdaptSettings import AdaptSettings, TaughtSlices
 from FewShotSegSlicer.Jobs.Checkpoints import Checkpoints, Interrupted
 from FewShotSegSlicer.Jobs.Comparison import Comparing, Comparison, entryOf
-from FewShotSegSlicer.Jobs.JobFiles import JobFiles
-from FewShotSegSlicer.Jobs.Run import Run
 from FewShotSegSlicer.Jobs.SegmentSettings import promptEntries, segmentOptions, volumeFiles
-from FewShotSegSlicer.Jobs.Workers import Workers
 from FewShotSegSlicer.Prompting.LiveSegmenter import LiveSegmenter
 from FewShotSegSlicer.Prompting.Target import Target
+from FewShotSegSlicer.Scene import Results, Volumes
+from FewShotSegSlicer.Workers.JobFiles import JobFiles
+from FewShotSegSlicer.Workers.Run import Run
+from FewShotSegSlicer.Workers.Workers import Workers
 
 from . import Dependencies
-from .Scene import Results, Scene
 
 Callback = Callable[..., Any]
 AdapterLike = str | Path | Mapping[str, Any]  # file, name in the adapter folder, or card
@@ -286,7 +286,7 @@ class Logic:
         run = self._newRun(progress, onDone, onError)
         path = self.adapterFolder.find(adapter) if adapter is not None else None
         with JobFiles.until(run) as files:
-            image = files.volume("", Scene.volumeFromNode(volumeNode), volumeNode.GetName())
+            image = files.volume("", Volumes.volumeFromNode(volumeNode), volumeNode.GetName())
             if prompts is True:
                 self.live.saveToScene()
             entries = promptEntries(prompts, segmentationNode)
@@ -421,7 +421,7 @@ class Logic:
         unless `onDone` is given; otherwise a `Run`. Slices that were learned from, and their neighbours, are left out.
         """
         run = self._newRun(progress, onDone, onError)
-        card, volume = self.adapterFolder.card(adapter), Scene.volumeFromNode(volumeNode)
+        card, volume = self.adapterFolder.card(adapter), Volumes.volumeFromNode(volumeNode)
         if axis is None:
             axis = card["axis"] if volume.acquisition_axis == 0 else volume.acquisition_axis
         taught = [one for one in self._taught if one.nodes[0] is volumeNode and one.axis == axis]

@@ -39,7 +39,9 @@ else:
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Where there is neither Slicer nor the host, read only test_host.py, which says why and skips."""
-    return True if REASON and collection_path.suffix == ".py" and collection_path.name != "test_host.py" else None
+    isFolder = collection_path.is_dir() and collection_path != Path(__file__).parent
+    isFile = collection_path.suffix == ".py" and collection_path.name != "test_host.py"
+    return True if REASON and (isFolder or isFile) else None
 
 
 def pytest_report_header() -> str:

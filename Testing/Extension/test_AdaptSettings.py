@@ -15,7 +15,7 @@ from FewShotSegLib.io.volumes import load_labelmap, load_volume
 from FewShotSegSlicer.Exemplars.ExemplarStore import ExemplarStore
 from FewShotSegSlicer.Jobs.AdapterFolder import AdapterFolder
 from FewShotSegSlicer.Jobs.AdaptSettings import AdaptSettings
-from FewShotSegSlicer.Jobs.JobFiles import JobFiles
+from FewShotSegSlicer.Workers.JobFiles import JobFiles
 from Testing.conftest import write_discs
 from Testing.Extension.cases import addCase
 from Testing.Extension.nodes import addTransform

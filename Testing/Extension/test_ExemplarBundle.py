@@ -17,7 +17,7 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.jobs import load_job
 from FewShotSegLib.io.volumes import load_labelmap, load_volume
 from FewShotSegSlicer.Exemplars.ExemplarStore import ExemplarStore
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Segmentations
 from Testing.Extension.cases import addCase
 
 
@@ -41,7 +41,7 @@ def bundle(store: ExemplarStore, tmp_path: Path) -> Path:
     note(store.addAnnotatedSlices(volumeNode, segmentationNode).id, "checked")
     store.markEmpty(volumeNode, 0, 5)
     volumeNode, segmentationNode, *_ = addCase(1, name="second")
-    disc = Scene.segmentsByName(segmentationNode)["disc"]
+    disc = Segmentations.segmentsByName(segmentationNode)["disc"]
     store.rename(store.addSlice(volumeNode, segmentationNode, 0, 1, [disc]).id, "of a colleague")
     path = tmp_path / "exemplars.zip"
     store.exportBundle(path)

@@ -16,7 +16,7 @@ from FewShotSegLib.data.volume import AXES, Labelmap
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.exemplars import load_exemplar
 from FewShotSegSlicer.Exemplars.ExemplarStore import ExemplarStore
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Segmentations, Volumes
 from Testing.Extension.cases import addCase
 
 
@@ -35,8 +35,8 @@ def loaded(files: ExemplarFiles) -> Exemplar:
 
 
 def draw(segmentationNode: Any, volumeNode: Any, name: str, mask: np.ndarray) -> None:
-    labels = Scene.volumeFromNode(volumeNode).like(mask.astype(np.uint8))
-    Scene.segmentationFromLabelmap(Labelmap(labels, {1: name}), volumeNode, segmentationNode)
+    labels = Volumes.volumeFromNode(volumeNode).like(mask.astype(np.uint8))
+    Segmentations.segmentationFromLabelmap(Labelmap(labels, {1: name}), volumeNode, segmentationNode)
 
 
 # -------------------------------------------------------------------------------------------------------------- adding
@@ -103,13 +103,13 @@ def test_a_slice_marked_as_empty_joins_the_others_of_its_volume(store: ExemplarS
 
 def test_segments_that_nobody_has_drawn_say_nothing(store: ExemplarStore) -> None:
     volumeNode, segmentationNode, *_ = addCase()
-    Scene.addSegment(segmentationNode, "tumor")
+    Segmentations.addSegment(segmentationNode, "tumor")
     assert store.addSlice(volumeNode, segmentationNode, 0, 1).structures == {1: "disc", 2: "square"}
 
 
 def test_chosen_segments_alone_are_kept(store: ExemplarStore, tmp_path: Path) -> None:
     volumeNode, segmentationNode, _, labels = addCase()
-    square = Scene.segmentsByName(segmentationNode)["square"]
+    square = Segmentations.segmentsByName(segmentationNode)["square"]
     store.addSlice(volumeNode, segmentationNode, 0, 1, [square])
     (files,) = store.files(tmp_path)
     assert np.array_equal(loaded(files).labels_on(1) == 1, labels[1] == 2)
@@ -145,7 +145,7 @@ def test_every_change_is_told_once(store: ExemplarStore) -> None:
 
 def test_exemplars_are_chosen_by_the_name_of_a_structure(store: ExemplarStore) -> None:
     volumeNode, segmentationNode, *_ = addCase()
-    ids = Scene.segmentsByName(segmentationNode)
+    ids = Segmentations.segmentsByName(segmentationNode)
     store.addSlice(volumeNode, segmentationNode, 0, 1, [ids["disc"]])
     store.addSlice(volumeNode, segmentationNode, 0, 3, [ids["square"]])
     store.markEmpty(volumeNode, 0, 5)
@@ -305,7 +305,7 @@ def test_exemplars_of_one_volume_become_one_for_the_library(store: ExemplarStore
 
 def test_what_a_structure_was_not_drawn_on_is_not_taken_for_its_absence(store: ExemplarStore, tmp_path: Path) -> None:
     volumeNode, segmentationNode, *_ = addCase()
-    ids = Scene.segmentsByName(segmentationNode)
+    ids = Segmentations.segmentsByName(segmentationNode)
     store.addSlice(volumeNode, segmentationNode, 0, 1, [ids["square"]])
     store.addSlice(volumeNode, segmentationNode, 0, 3)
     first, second = store.files(tmp_path)

@@ -14,10 +14,10 @@ import slicer
 import slicer.util
 
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Jobs.Workers import Workers
 from FewShotSegSlicer.Prompting.LiveSegmenter import IDLE_S, SCROLLING_S, LiveSegmenter
 from FewShotSegSlicer.Prompting.Prompts import SlicePrompt
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Segmentations
+from FewShotSegSlicer.Workers.Workers import Workers
 from Testing.Extension.bench import AFFINE, SHAPE, Bench, K, aSegmentation, maskOf, ras
 from Testing.Extension.nodes import addTransform, addWarp, rotation
 
@@ -52,7 +52,7 @@ def test_the_answer_is_shown_on_the_slice_that_was_clicked_and_nowhere_else(benc
     bench.assertNothing(5, axis)
     bench.workers.answer()
     bench.assertAnswered(5, axis)
-    assert Scene.annotatedSlices(bench.segmentation, bench.volume, axis) == [5]
+    assert Segmentations.annotatedSlices(bench.segmentation, bench.volume, axis) == [5]
 
 
 def test_a_click_beside_the_slice_counts_as_on_it(bench: Bench) -> None:
@@ -326,7 +326,7 @@ def test_clearing_takes_the_preview_away_and_leaves_what_was_accepted(bench: Ben
 def everything(bench: Bench) -> tuple[Any, ...]:
     texts = [bench.live.prompts.toJson(segmentId) for segmentId in (bench.liver, bench.spleen)]
     masks = [
-        Scene.sliceMask(bench.segmentation, segmentId, bench.volume, 0, k).tobytes()
+        Segmentations.sliceMask(bench.segmentation, segmentId, bench.volume, 0, k).tobytes()
         for segmentId in (bench.liver, bench.spleen)
         for k in range(2, 7)
     ]
@@ -617,7 +617,7 @@ def propagate(bench: Bench, direction: Any = 0, count: int = 2) -> None:
 
 
 def annotated(bench: Bench) -> list[int]:
-    return Scene.annotatedSlices(bench.segmentation, bench.volume, 0, [bench.liver])
+    return Segmentations.annotatedSlices(bench.segmentation, bench.volume, 0, [bench.liver])
 
 
 def clicked(bench: Bench) -> Bench:

@@ -25,9 +25,9 @@ from FewShotSegLib.sam import registry
 from FewShotSegSlicer import Dependencies
 from FewShotSegSlicer.Jobs.Checkpoints import Interrupted
 from FewShotSegSlicer.Jobs.Comparison import Comparison
-from FewShotSegSlicer.Jobs.Run import RunProgress
 from FewShotSegSlicer.Prompting import PromptTool
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Geometry, Segmentations, SliceViews
+from FewShotSegSlicer.Workers.Run import RunProgress
 from Testing.Extension.cases import addCase
 
 WIDTH = 300  # pixels; Slicer's module panel is seldom made narrower
@@ -117,7 +117,7 @@ class Case:
         volumeNode, segmentationNode, _volume, _labels = addCase(**options)
         self.ui.volumeSelector.setCurrentNode(volumeNode)
         self.ui.segmentationSelector.setCurrentNode(segmentationNode)
-        Scene.jumpToSlice(volumeNode, 0, 1)
+        SliceViews.jumpToSlice(volumeNode, 0, 1)
         slicer.app.processEvents()
         self.logic.live.setSlice(0, 1, "Red")
         return volumeNode, segmentationNode
@@ -269,7 +269,7 @@ def test_what_was_hidden_is_shown_with_its_volume_also_after_loading_the_scene(c
     slicer.app.processEvents()
     assert case.panel.volumeNode is slicer.util.getNode("B")
     case.ui.volumeSelector.setCurrentNode(slicer.util.getNode("A"))
-    assert Scene.volumeOf(case.panel.segmentationNode) is slicer.util.getNode("A")
+    assert Segmentations.volumeOf(case.panel.segmentationNode) is slicer.util.getNode("A")
     assert case.panel.segmentationNode.GetDisplayNode().GetVisibility()
 
 
@@ -324,7 +324,7 @@ def test_the_first_structure_makes_a_segmentation_on_the_grid_of_the_volume(case
     case.press(case.ui.addStructureButton)
     node = case.panel.segmentationNode
     assert node.GetName() == "CT segmentation"
-    assert list(Scene.segmentsByName(node)) == ["liver"]
+    assert list(Segmentations.segmentsByName(node)) == ["liver"]
     assert case.panel.structure == "liver"
     assert case.ui.structureNameEdit.text == ""
     assert np.allclose(node.GetSegmentation().GetNthSegment(0).GetColor(), (221 / 255, 130 / 255, 101 / 255))
@@ -334,9 +334,9 @@ def test_a_known_name_chooses_the_structure_that_is_there(case: Case) -> None:
     _volumeNode, segmentationNode = case.load()
     case.ui.structureNameEdit.setText("square")
     case.ui.structureNameEdit.returnPressed.emit()
-    assert len(Scene.segmentsByName(segmentationNode)) == 2
+    assert len(Segmentations.segmentsByName(segmentationNode)) == 2
     assert case.panel.structure == "square"
-    assert case.logic.live.segmentId == Scene.segmentsByName(segmentationNode)["square"]
+    assert case.logic.live.segmentId == Segmentations.segmentsByName(segmentationNode)["square"]
 
 
 def test_removing_a_structure_asks_first(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,9 +349,9 @@ def test_removing_a_structure_asks_first(case: Case, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", refuse)
     case.press(case.ui.removeStructureButton)
-    assert list(Scene.segmentsByName(segmentationNode)) == ["disc", "square"]
+    assert list(Segmentations.segmentsByName(segmentationNode)) == ["disc", "square"]
     case.press(case.ui.removeStructureButton)
-    assert list(Scene.segmentsByName(segmentationNode)) == ["square"]
+    assert list(Segmentations.segmentsByName(segmentationNode)) == ["square"]
     assert "disc" in asked[0]
 
 
@@ -365,18 +365,18 @@ def test_a_click_in_the_red_view_is_asked_shown_accepted_and_undone(
     case.press(case.ui.positiveButton)
     assert case.panel.segment.tool.mode == "positive"
     assert "Click on disc" in case.ui.clickStatusLabel.text
-    clickIn("Red", Scene.rasFromIjk(volumeNode)[:3] @ [40, 10, 1, 1])
+    clickIn("Red", Geometry.rasFromIjk(volumeNode)[:3] @ [40, 10, 1, 1])
     runUntil(lambda: any(request["op"] == "predict" for request, _ in case.requests))
     mask = np.zeros((64, 64), bool)
     mask[5:20, 30:50] = True
     case.answerClick(mask)
     segmentId = case.panel.segment.segmentId
-    assert np.array_equal(Scene.sliceMask(segmentationNode, segmentId, volumeNode, 0, 1), mask)
+    assert np.array_equal(Segmentations.sliceMask(segmentationNode, segmentId, volumeNode, 0, 1), mask)
     assert "Accept it" in case.ui.clickStatusLabel.text
     case.press(case.ui.acceptButton)
     assert not case.ui.acceptButton.enabled
     case.press(case.ui.undoButton)
-    assert not np.array_equal(Scene.sliceMask(segmentationNode, segmentId, volumeNode, 0, 1), mask)
+    assert not np.array_equal(Segmentations.sliceMask(segmentationNode, segmentId, volumeNode, 0, 1), mask)
     assert case.ui.redoButton.enabled
 
 
@@ -410,7 +410,7 @@ def test_a_failed_click_is_explained_until_the_next_one_is_answered(
 ) -> None:
     volumeNode, _segmentationNode = case.load()
     case.press(case.ui.positiveButton)
-    clickIn("Red", Scene.rasFromIjk(volumeNode)[:3] @ [40, 10, 1, 1])
+    clickIn("Red", Geometry.rasFromIjk(volumeNode)[:3] @ [40, 10, 1, 1])
     runUntil(lambda: any(request["op"] == "predict" for request, _ in case.requests))
     case.requests[-1][1]["onError"]("defect", "ValueError: no\n\nTraceback of it")
     assert "ValueError: no" in case.ui.clickStatusLabel.text
@@ -423,12 +423,12 @@ def test_a_failed_click_is_explained_until_the_next_one_is_answered(
 def test_the_choices_of_where_masks_may_go_reach_the_writer(case: Case) -> None:
     _volumeNode, segmentationNode = case.load()
     case.panel.segment.overwrite.choose("all")
-    case.panel.segment.inside.choose(Scene.segmentsByName(segmentationNode)["square"])
+    case.panel.segment.inside.choose(Segmentations.segmentsByName(segmentationNode)["square"])
     case.ui.intensityCheckBox.setChecked(True)
     case.ui.lowestSpinBox.setValue(-20)
     writer = case.logic.live.writer
     assert writer.overwriteMode == "all"
-    assert writer.editableInside == Scene.segmentsByName(segmentationNode)["square"]
+    assert writer.editableInside == Segmentations.segmentsByName(segmentationNode)["square"]
     assert writer.editableIntensity == (-20, case.ui.highestSpinBox.value)
 
 
@@ -442,7 +442,7 @@ def test_a_volume_under_a_warp_is_explained_and_breaks_nothing(case: Case) -> No
 
 def test_propagation_asks_for_direction_and_count(case: Case) -> None:
     case.load()
-    case.logic.live.addPoint(0, 1, tuple(Scene.rasFromIjk(case.panel.volumeNode)[:3] @ [40, 10, 1, 1]), True)
+    case.logic.live.addPoint(0, 1, tuple(Geometry.rasFromIjk(case.panel.volumeNode)[:3] @ [40, 10, 1, 1]), True)
     case.ui.propagateSpinBox.setValue(7)
     case.press(case.ui.propagateForwardButton)
     request = case.requests[-1][0]
@@ -488,7 +488,7 @@ def test_what_will_make_learning_hard_is_listed(case: Case) -> None:
     _volumeNode, segmentationNode = case.load()
     mask = np.zeros((64, 64), bool)
     mask[0, 0] = True
-    dot = Scene.addSegment(segmentationNode, "dot")
+    dot = Segmentations.addSegment(segmentationNode, "dot")
     case.logic.live.writer.accept(dot, 0, 1, mask)
     case.press(case.ui.addSliceButton)
     assert "dot is a single voxel" in case.ui.preflightLabel.text
@@ -572,8 +572,8 @@ def test_without_training_the_exemplars_segment_at_once(case: Case, adapter: str
     assert case.ui.trainingProgressBar.value == 25
     assert not case.ui.stopButton.visible
     assert "something else is running" in case.ui.supportButton.toolTip
-    node = Scene.newSegmentation(volumeNode)
-    Scene.claim(node, volumeNode)
+    node = Segmentations.newSegmentation(volumeNode)
+    Segmentations.claim(node, volumeNode)
     run.done(node)
     assert case.panel.segmentationNode is node
     assert "Click where it is wrong" in case.ui.adaptStatusLabel.text
@@ -876,7 +876,7 @@ def test_a_volume_is_segmented_with_or_without_clicks(case: Case, adapter: str) 
     assert (arguments["arguments"][2], arguments["prompts"]) == (None, None)
     case.runs["segment"].done(segmentationNode)
     assert "Segmented into drawn" in case.ui.resultStatusLabel.text
-    case.logic.live.addPoint(0, 1, tuple(Scene.rasFromIjk(volumeNode)[:3] @ [40, 10, 1, 1]), True)
+    case.logic.live.addPoint(0, 1, tuple(Geometry.rasFromIjk(volumeNode)[:3] @ [40, 10, 1, 1]), True)
     case.panel.result.into.choose(True)
     case.ui.usePromptsCheckBox.setChecked(True)
     case.press(case.ui.applyButton)
@@ -889,7 +889,7 @@ def test_the_suggested_slice_is_shown(case: Case, adapter: str) -> None:
     case.press(case.ui.suggestButton)
     case.runs["suggestNextSlice"].done((0, 4))
     view = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
-    assert Scene.viewedSlice(case.panel.volumeNode, view) == (0, 4)
+    assert SliceViews.viewedSlice(case.panel.volumeNode, view) == (0, 4)
     assert "least sure on slice 4" in case.ui.resultStatusLabel.text
 
 

@@ -13,7 +13,7 @@ import slicer.util
 from FewShotSegLib.errors import InputError
 from FewShotSegSlicer.Prompting.Prompts import SlicePrompt
 from FewShotSegSlicer.Prompting.PromptTool import HOTKEYS, PromptTool
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Geometry, SliceViews
 from Testing.Extension.bench import AFFINE, SHAPE, Bench, ras
 from Testing.Extension.nodes import addTransform, addWarp, rotation
 
@@ -31,7 +31,7 @@ class ToolBench(Bench):
         self.tool.mode = "positive"
 
     def where(self, view: str) -> tuple[int, int]:
-        found = Scene.viewedSlice(self.volume, sliceNode(view))
+        found = SliceViews.viewedSlice(self.volume, sliceNode(view))
         assert found is not None
         return found
 
@@ -57,7 +57,7 @@ class ToolBench(Bench):
     def offset(self, view: str, slices: int) -> None:
         """Scroll a view."""
         axis, index = self.where(view)
-        Scene.jumpToSlice(self.volume, axis, index + slices, sliceNode(view))
+        SliceViews.jumpToSlice(self.volume, axis, index + slices, sliceNode(view))
 
 
 def sliceNode(view: str) -> Any:
@@ -230,7 +230,7 @@ def test_points_on_a_volume_askew_to_the_views_lie_on_its_slices_and_are_drawn_w
     clicked = np.array(sliceNode("Red").GetXYToRAS().MultiplyPoint((420, 180, 0, 1))[:3])
     axis, index = bench.where("Red")
     (point,) = bench.prompt("Red").points_ras
-    ijk = Scene.ijkFromRas(bench.volume) @ [*point, 1.0]
+    ijk = np.linalg.solve(Geometry.rasFromIjk(bench.volume), [*point, 1.0])
     assert ijk[2 - axis] == pytest.approx(index)
     (drawn,) = pointsIn("Red")
     normal = np.array(sliceNode("Red").GetSliceToRAS().MultiplyPoint((0, 0, 1, 0))[:3])

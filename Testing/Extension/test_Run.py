@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegSlicer.Jobs.Run import RemainingTime, Run, RunProgress, fractionOf
+from FewShotSegSlicer.Workers.Run import RemainingTime, Run, RunProgress, fractionOf
 
 
 class FakeWorkers:

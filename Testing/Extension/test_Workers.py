@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from FewShotSegSlicer.Jobs.Workers import Workers
+from FewShotSegSlicer.Workers.Workers import Workers
 
 PATIENCE_S = 60.0
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}

@@ -82,11 +82,11 @@ class Story:
 
     def mask(self, name: str, index: int) -> np.ndarray:
         """Slice k = index of a structure, bool (J, I)."""
-        from FewShotSegSlicer.Scene import Scene
+        from FewShotSegSlicer.Scene import Segmentations
 
         node = self.ui.segmentationSelector.currentNode()
         segmentId = node.GetSegmentation().GetSegmentIdBySegmentName(name)
-        return Scene.sliceMask(node, segmentId, self.ui.volumeSelector.currentNode(), 0, index)
+        return Segmentations.sliceMask(node, segmentId, self.ui.volumeSelector.currentNode(), 0, index)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
 def test_from_a_click_to_a_folder_of_patients_and_back_after_closing(
     story: Story, cases: list[tuple[Path, Volume, Labelmap]], pressKey: Callable[[str], None], tmp_path: Path
 ) -> None:
-    from FewShotSegSlicer.Scene import Scene
+    from FewShotSegSlicer.Scene import Segmentations, SliceViews
 
     ui = story.ui
     path, _volume, truth = cases[0]
@@ -146,7 +146,7 @@ def test_from_a_click_to_a_folder_of_patients_and_back_after_closing(
     volumeNode = story.open(path)
     story.addStructure(LIVER)
     story.addStructure(KIDNEY)
-    Scene.jumpToSlice(volumeNode, 0, first)
+    SliceViews.jumpToSlice(volumeNode, 0, first)
     story.chooseStructure(LIVER)
     before = story.snapshot("Red")
     liver, inLiver = middleOf(truth, LIVER, first)
@@ -173,7 +173,7 @@ def test_from_a_click_to_a_folder_of_patients_and_back_after_closing(
 
     # The other structure, and both on another slice: two exemplar slices.
     for index in (first, second):
-        Scene.jumpToSlice(volumeNode, 0, index)
+        SliceViews.jumpToSlice(volumeNode, 0, index)
         slicer.app.processEvents()
         for name in (LIVER, KIDNEY):
             if not (index == first and name == LIVER):
@@ -188,7 +188,7 @@ def test_from_a_click_to_a_folder_of_patients_and_back_after_closing(
     # At once, without training: the other slices of this patient, and a click where that is wrong.
     story.show("adapt")
     drawn, third = ui.segmentationSelector.currentNode(), slicesWith(truth, LIVER)[6]
-    Scene.jumpToSlice(volumeNode, 0, third)
+    SliceViews.jumpToSlice(volumeNode, 0, third)
     story.press(ui.supportButton)
     story.runUntil(lambda: not story.widget.logic.runs, 300)
     assert ui.segmentationSelector.currentNode() is not drawn, ui.adaptStatusLabel.text
@@ -223,12 +223,12 @@ def test_from_a_click_to_a_folder_of_patients_and_back_after_closing(
     story.runUntil(lambda: not story.widget.logic.runs, 300)
     results = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
     applied = next(n for n in results if n.GetNodeReference("referenceImageGeometryRef") is other)
-    found = Scene.labelmapFromSegmentation(applied, other)
+    found = Segmentations.labelmapFromSegmentation(applied, other)
     value = next(value for value, name in found.structures.items() if name == LIVER)
     theirs = next(value for value, name in cases[1][2].structures.items() if name == LIVER)
     assert dice(found.volume.array == value, cases[1][2].volume.array == theirs) > 0.3
     index = slicesWith(cases[1][2], LIVER, KIDNEY)[0]
-    Scene.jumpToSlice(other, 0, index)
+    SliceViews.jumpToSlice(other, 0, index)
     slicer.app.processEvents()
     story.picture("5-result")
 
@@ -262,7 +262,7 @@ def test_from_a_click_to_a_folder_of_patients_and_back_after_closing(
     ui.volumeSelector.setCurrentNode(volumeNode)
     ui.segmentationSelector.setCurrentNode(next(iter(slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))))
     slicer.util.setSliceViewerLayers(background=volumeNode, fit=True)
-    Scene.jumpToSlice(volumeNode, 0, first)
+    SliceViews.jumpToSlice(volumeNode, 0, first)
     story.show("segment")
     story.chooseStructure(LIVER)
     np.testing.assert_array_equal(story.mask(LIVER, first), corrected)

@@ -26,8 +26,8 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.exemplars import load_exemplar
 from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.worker import scratch
-from FewShotSegSlicer.Jobs.JobFiles import JobFiles
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Volumes
+from FewShotSegSlicer.Workers.JobFiles import JobFiles
 
 from .ExemplarGroup import ExemplarGroup
 
@@ -132,7 +132,7 @@ def _inScene(volume: Volume, name: str) -> Any:
     """The node with these voxels, added if there is none. Where it lies now does not matter: labels go by voxels."""
     for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
         if not node.IsA("vtkMRMLLabelMapVolumeNode") and node.GetImageData() is not None:
-            array = Scene.volumeFromNode(node).array
+            array = Volumes.volumeFromNode(node).array
             if array.shape == volume.shape and sha256_of_array(array) == sha256_of_array(volume.array):
                 return node
     return slicer.util.addVolumeFromArray(volume.array, volume.affine, name)

@@ -21,14 +21,14 @@ from FewShotSegLib.data.job import ExemplarFiles
 from FewShotSegLib.data.structures import distinct_names
 from FewShotSegLib.data.volume import AXIS_LETTERS, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Jobs.JobFiles import JobFiles, labelledSlices, numbered
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Segmentations, Volumes
 from FewShotSegSlicer.Scene.Geometry import checkedSlice, rasFromIjk, voxelsOf
 from FewShotSegSlicer.Scene.Thumbnails import thumbnail
 from FewShotSegSlicer.Signal import Signal
+from FewShotSegSlicer.Workers.JobFiles import JobFiles, labelledSlices, numbered
 
 from . import ExemplarBundle
-from .ExemplarGroup import ExemplarGroup, grouped, shownWindow, windowProblem
+from .ExemplarGroup import ExemplarGroup, grouped, windowProblem
 from .ExemplarNode import ExemplarNode, SceneExemplar
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -67,7 +67,7 @@ class ExemplarStore:
         names = _namesOf(segmentationNode, ids)
         labels = np.zeros((1, *checkedSlice(volumeNode, axis, index)), np.uint16)
         for value, segmentId in enumerate(ids, start=1):
-            labels[0][Scene.sliceMask(segmentationNode, segmentId, volumeNode, axis, index)] = value
+            labels[0][Segmentations.sliceMask(segmentationNode, segmentId, volumeNode, axis, index)] = value
         if not labels.any():
             raise InputError(
                 f"Slice {AXIS_LETTERS[axis]}={index} shows no {' or '.join(names.values())}; draw them, or mark the "
@@ -79,9 +79,9 @@ class ExemplarStore:
         self, volumeNode: Any, segmentationNode: Any, axis: int | None = None, segmentIds: Sequence[str] | None = None
     ) -> SceneExemplar:
         """Keep every slice along `axis` (default: as acquired) on which a segment holds a voxel, as one exemplar."""
-        axis = Scene.volumeFromNode(volumeNode).acquisition_axis if axis is None else axis
+        axis = Volumes.volumeFromNode(volumeNode).acquisition_axis if axis is None else axis
         ids = _drawn(volumeNode, segmentationNode, axis, segmentIds)
-        array = Scene.labelmapFromSegmentation(segmentationNode, volumeNode, ids).volume.array
+        array = Segmentations.labelmapFromSegmentation(segmentationNode, volumeNode, ids).volume.array
         slices = labelledSlices(array, axis)
         labels = np.moveaxis(array, axis, 0)[slices]
         return self.add(volumeNode, axis, slices, (), _namesOf(segmentationNode, ids), labels)
@@ -102,7 +102,7 @@ class ExemplarStore:
         **card: Any,
     ) -> SceneExemplar:
         """Keep labels (slices, rows, columns) given as an array; `card` overrides name, date and note."""
-        volume = Scene.volumeFromNode(volumeNode)
+        volume = Volumes.volumeFromNode(volumeNode)
         replacedName = self._forgetSlices(volumeNode, axis, {*slices, *emptySlices})
         indices = ", ".join(map(str, (*slices, *emptySlices)[:3])) + (", ..." if len(slices) > 3 else "")
         exemplar = SceneExemplar(
@@ -180,7 +180,7 @@ class ExemplarStore:
         """Return a picture (H, W, 3), uint8, of the middle slice with its structures; without its volume, on black."""
         one = self._one(id)
         image = one.volumeNode.GetImageData() if one.volumeNode is not None else None
-        state = one.node.GetMTime(), image and (image.GetMTime(), shownWindow(one.volumeNode))
+        state = one.node.GetMTime(), image and (image.GetMTime(), Volumes.shownWindow(one.volumeNode))
         known = self._pictures.get((id, size))
         if known is None or known[0] != state:
             known = self._pictures[id, size] = state, self._drawnThumbnail(one, size)
@@ -194,7 +194,7 @@ class ExemplarStore:
         if one.volumeNode is not None:
             image = voxelsOf(one.volumeNode).take(exemplar.allSlices[number], exemplar.axis)
             affine = rasFromIjk(one.volumeNode)
-            window = shownWindow(one.volumeNode) or (float(image.min()), float(image.max()))
+            window = Volumes.shownWindow(one.volumeNode) or (float(image.min()), float(image.max()))
         return thumbnail(image, labels, exemplar.structures, window, exemplar.axis, affine, size)
 
     def _change(self, id: str, **changes: Any) -> None:
@@ -265,7 +265,7 @@ class ExemplarStore:
                 f'{exemplar.name}: its volume "{exemplar.volumeName}" is not in the scene any more; load it and '
                 "add the slice again, or remove the exemplar."
             )
-        volume = Scene.volumeFromNode(one.volumeNode)
+        volume = Volumes.volumeFromNode(one.volumeNode)
         if volume.shape != exemplar.shape or self._sha(one.volumeNode, volume) != exemplar.volumeSha256:
             raise InputError(
                 f'{exemplar.name}: the voxels of "{exemplar.volumeName}" have changed since it was added; add the '
@@ -296,7 +296,7 @@ class ExemplarStore:
 def _drawn(volumeNode: Any, segmentationNode: Any, axis: int, segmentIds: Sequence[str] | None) -> Sequence[str]:
     """The IDs of segments that hold a voxel: one that nobody has drawn says nothing about a slice."""
     ids = segmentationNode.GetSegmentation().GetSegmentIDs() if segmentIds is None else segmentIds
-    drawn = [i for i in ids if Scene.annotatedSlices(segmentationNode, volumeNode, axis, [i])]
+    drawn = [i for i in ids if Segmentations.annotatedSlices(segmentationNode, volumeNode, axis, [i])]
     if not drawn:
         raise InputError(f'Nothing is drawn in "{segmentationNode.GetName()}"; annotate at least one slice.')
     return drawn

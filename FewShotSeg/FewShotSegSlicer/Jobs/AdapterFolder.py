@@ -13,8 +13,7 @@ from FewShotSegLib.io.adapters import read_card
 from FewShotSegLib.io.places import user_folder
 from FewShotSegLib.jobs.record import read_record, result_path
 from FewShotSegSlicer.Signal import Signal
-
-from .JobFiles import fileName, unusedPath
+from FewShotSegSlicer.Workers.JobFiles import fileName, unusedPath
 
 log = logging.getLogger(__name__)
 

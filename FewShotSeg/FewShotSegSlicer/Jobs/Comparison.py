@@ -11,12 +11,11 @@ import numpy as np
 
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Exemplars.ExemplarGroup import shownWindow
 from FewShotSegSlicer.Prompting.Prompts import SlicePrompt
 from FewShotSegSlicer.Scene.Geometry import checkedSlice, rasFromIjk, voxelsOf
 from FewShotSegSlicer.Scene.Thumbnails import asOnScreen
-
-from .Workers import Workers
+from FewShotSegSlicer.Scene.Volumes import shownWindow
+from FewShotSegSlicer.Workers.Workers import Workers
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

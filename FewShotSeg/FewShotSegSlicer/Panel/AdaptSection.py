@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from slicer.i18n import tr as _
 
-from FewShotSegSlicer.Jobs.Run import inWords
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Segmentations
+from FewShotSegSlicer.Workers.Run import inWords
 
 from .Chooser import Chooser
 from .FolderRow import FolderRow
@@ -250,7 +250,7 @@ class AdaptSection:
         self.panel.onAdapted(str(path))
 
     def _onSegmented(self, node: Any) -> None:
-        if Scene.volumeOf(node) is self.panel.volumeNode:
+        if Segmentations.volumeOf(node) is self.panel.volumeNode:
             self.ui.segmentationSelector.setCurrentNode(node)  # to be corrected
         self.status.say(_("Segmented into {name}. Click where it is wrong, or adapt.").format(name=node.GetName()))
         self.panel.update()

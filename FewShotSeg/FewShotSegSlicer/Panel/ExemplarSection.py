@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 
 from FewShotSegLib.data.volume import AXIS_LETTERS
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import SliceViews
 
 from .Chooser import Chooser
 from .Pictures import pixmapOf
@@ -144,7 +144,7 @@ class ExemplarSection:
         volumeNode = slicer.mrmlScene.GetFirstNodeByName(exemplar.volumeName)
         if volumeNode is not None and volumeNode.IsA("vtkMRMLScalarVolumeNode"):
             self.panel.showVolume(volumeNode)
-            Scene.jumpToSlice(volumeNode, exemplar.axis, (*exemplar.slices, *exemplar.emptySlices)[0])
+            SliceViews.jumpToSlice(volumeNode, exemplar.axis, (*exemplar.slices, *exemplar.emptySlices)[0])
 
     def _chosen(self) -> list[str]:
         return [item.data(_ID) for item in self.ui.exemplarList.selectedItems()]

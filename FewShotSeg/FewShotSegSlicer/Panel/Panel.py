@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.sam import registry
 from FewShotSegSlicer import Dependencies
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import SliceViews, Volumes
 
 from .AdaptSection import AdaptSection
 from .BatchSection import BatchSection
@@ -141,7 +141,7 @@ class Panel:
             return None
         views = [layoutManager.sliceWidget(name).mrmlSliceNode() for name in layoutManager.sliceViewNames()]
         try:
-            shown = [where for view in views if (where := Scene.viewedSlice(self.volumeNode, view)) is not None]
+            shown = [where for view in views if (where := SliceViews.viewedSlice(self.volumeNode, view)) is not None]
         except InputError:  # a volume without voxels, or under a warp: told where it is chosen
             return None
         active = self.logic.live.activeSlice
@@ -200,10 +200,7 @@ class Panel:
 
     def shownWindow(self) -> tuple[float, float] | None:
         """Lowest and highest intensity that the slice views show of the volume."""
-        display = self.volumeNode.GetDisplayNode() if self.volumeNode is not None else None
-        if display is None:
-            return None
-        return display.GetLevel() - display.GetWindow() / 2, display.GetLevel() + display.GetWindow() / 2
+        return Volumes.shownWindow(self.volumeNode) if self.volumeNode is not None else None
 
     def update(self) -> None:
         """Bring every section in step with what can be done now."""

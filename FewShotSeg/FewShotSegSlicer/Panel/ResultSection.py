@@ -9,7 +9,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Segmentations, SliceViews
 
 from . import AdapterCard
 from .Chooser import Chooser
@@ -192,14 +192,14 @@ class ResultSection:
 
     def _onApplied(self, node: Any) -> None:
         panel = self.panel
-        if panel.segmentationNode is None and Scene.volumeOf(node) is panel.volumeNode:
+        if panel.segmentationNode is None and Segmentations.volumeOf(node) is panel.volumeNode:
             self.ui.segmentationSelector.setCurrentNode(node)  # to be corrected
         self.status.say(_("Segmented into {name}. Look at it before you rely on it.").format(name=node.GetName()))
         self.panel.update()
 
     def _onSuggested(self, where: tuple[int, int]) -> None:
         if self.panel.volumeNode is not None:
-            Scene.jumpToSlice(self.panel.volumeNode, *where)
+            SliceViews.jumpToSlice(self.panel.volumeNode, *where)
         self.status.say(
             _("The adapter is least sure on slice {index}. Correct its masks there and add it as an exemplar.").format(
                 index=where[1]

@@ -9,7 +9,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from FewShotSegSlicer.Prompting.PromptTool import Mode, PromptTool
-from FewShotSegSlicer.Scene import OwnSegmentations, Scene
+from FewShotSegSlicer.Scene import OwnSegmentations, Segmentations, SliceViews
 
 from .Chooser import Chooser
 from .Status import Status, allow, unless
@@ -114,9 +114,9 @@ class SegmentSection:
             return
         node = self.panel.segmentationNode
         if node is None:
-            node = Scene.newSegmentation(self.panel.volumeNode)
+            node = Segmentations.newSegmentation(self.panel.volumeNode)
             self.ui.segmentationSelector.setCurrentNode(node)
-        segmentId = Scene.segmentsByName(node).get(name) or Scene.addSegment(node, name)
+        segmentId = Segmentations.segmentsByName(node).get(name) or Segmentations.addSegment(node, name)
         self.ui.structureNameEdit.clear()
         self.choose(segmentId)
 
@@ -189,7 +189,7 @@ class SegmentSection:
         self.status.say("")
         with self.status.trying():
             self.live.setTarget(self.panel.volumeNode, self.panel.segmentationNode, self.segmentId)
-            Scene.claim(self.panel.segmentationNode, self.panel.volumeNode)
+            Segmentations.claim(self.panel.segmentationNode, self.panel.volumeNode)
             self._said = ""
             self._setWriterOptions()
         self.panel.remember()
@@ -290,7 +290,7 @@ class SegmentSection:
         node = self.panel.segmentationNode
         if node is None:
             return []
-        return [(i, name) for name, i in Scene.segmentsByName(node).items() if i != self.segmentId]
+        return [(i, name) for name, i in Segmentations.segmentsByName(node).items() if i != self.segmentId]
 
     def _whyNotClick(self) -> str:
         volume = unless(self.panel.volumeNode, _("choose a volume first"))
@@ -329,7 +329,7 @@ class SegmentSection:
     def _oblique(self) -> str:
         """A hint where the view cuts the volume askew: masks lie on the volume's own slices."""
         views = slicer.util.getNodesByClass("vtkMRMLSliceNode")
-        angle = max((Scene.sliceObliqueness(self.panel.volumeNode, view) for view in views), default=0.0)
+        angle = max((SliceViews.sliceObliqueness(self.panel.volumeNode, view) for view in views), default=0.0)
         if angle < _OBLIQUE_DEG:
             return ""
         return _("A view is turned by {angle:.0f}° against the slices of the volume; masks follow the volume.").format(

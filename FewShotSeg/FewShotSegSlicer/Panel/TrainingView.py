@@ -7,7 +7,7 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from FewShotSegSlicer.Jobs.Run import Run, inWords
+from FewShotSegSlicer.Workers.Run import Run, inWords
 
 from .LossPlot import LossPlot
 from .Pictures import pixmapOf, received, showIn

@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Jobs.Workers import Workers
 from FewShotSegSlicer.Scene.Geometry import checkedSlice
 from FewShotSegSlicer.Scene.SegmentWriter import SegmentWriter
 from FewShotSegSlicer.Signal import Signal
+from FewShotSegSlicer.Workers.Workers import Workers
 
 from . import PromptTags
 from .History import PromptStep, PropagationStep, SliceState, Step

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from FewShotSegLib.data.volume import AXIS_LETTERS
-from FewShotSegSlicer.Jobs.Workers import Workers
+from FewShotSegSlicer.Workers.Workers import Workers
 
 from .Target import Model
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import slicer
 
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import SliceViews
 from FewShotSegSlicer.Signal import Signal
 
 from .LiveSegmenter import LiveSegmenter
@@ -134,7 +134,7 @@ class PromptTool:
     def _onMoved(self, _segmentId: str, axis: int, index: int) -> None:
         target = self.live.target
         if target is not None and not any(view.where == (axis, index) for view in self._views):
-            Scene.jumpToSlice(target.volumeNode, axis, index)
+            SliceViews.jumpToSlice(target.volumeNode, axis, index)
 
     # -------------------------------------------------------------------------------------------------------- hotkeys
 

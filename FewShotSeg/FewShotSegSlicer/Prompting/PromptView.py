@@ -12,7 +12,7 @@ import slicer.util
 import vtk
 
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import SliceViews
 
 from .LiveSegmenter import LiveSegmenter
 from .Prompts import Point, SlicePrompt
@@ -89,7 +89,7 @@ class PromptView:
         if target is None or not target.areNodesThere:
             return None
         try:
-            return Scene.viewedSlice(target.volumeNode, self._sliceNode)
+            return SliceViews.viewedSlice(target.volumeNode, self._sliceNode)
         except InputError:  # a volume that cannot be worked on, as whoever chose it was told
             return None
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Jobs.Workers import Workers
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Segmentations
+from FewShotSegSlicer.Workers.Workers import Workers
 
 from .History import Mask, PropagationStep
 from .Prompts import PromptStore, SlicePrompt
@@ -124,7 +124,7 @@ class Propagation:
 
 
 def _shown(target: Target, segmentId: str, axis: int, index: int) -> Mask:
-    return Scene.sliceMask(target.segmentationNode, segmentId, target.volumeNode, axis, index)
+    return Segmentations.sliceMask(target.segmentationNode, segmentId, target.volumeNode, axis, index)
 
 
 def _checksum(mask: Mask) -> int:

@@ -11,9 +11,9 @@ import numpy as np
 
 from FewShotSegLib.data.volume import ijk_from_ras, ras_from_ijk
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Jobs.Workers import Workers
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Volumes
 from FewShotSegSlicer.Scene.Geometry import rasFromIjk, shapeOf
+from FewShotSegSlicer.Workers.Workers import Workers
 
 from .Prompts import Point, SlicePrompt
 
@@ -93,7 +93,7 @@ class Target:
         """Return the name of the volume with the worker, after sending it if it is new or was changed."""
         if not self.isVolumeSent:
             self.forgetVolume()
-            stamp, volume = self._stamp(), Scene.volumeFromNode(self.volumeNode)
+            stamp, volume = self._stamp(), Volumes.volumeFromNode(self.volumeNode)
             name = f"{self.volumeNode.GetID()} {next(_numbers)}"
             self._workers.sendVolume(name, volume.array, volume.affine)
             self._sent = name, stamp

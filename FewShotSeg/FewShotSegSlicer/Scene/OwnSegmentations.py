@@ -11,7 +11,7 @@ from typing import Any
 import slicer
 import slicer.util
 
-from . import Scene
+from . import Segmentations
 
 _NOTE = "FewShotSeg.OverOtherVolumes"  # attribute of the nodes
 _HIDDEN, _WANTED = "hidden", "wanted"
@@ -50,7 +50,7 @@ def belongsTo(segmentationNode: Any, volumeNode: Any) -> bool:
     """Whether a segmentation may be shown and drawn on over a volume: made on it or on another one of the patient, or
     wanted there, or of unknown origin.
     """
-    owner = Scene.volumeOf(segmentationNode)
+    owner = Segmentations.volumeOf(segmentationNode)
     isKnown = owner is not None and segmentationNode.GetAttribute(_NOTE) != _WANTED
     return not isKnown or owner is volumeNode or _patientOf(owner) == _patientOf(volumeNode) != 0
 
@@ -58,7 +58,7 @@ def belongsTo(segmentationNode: Any, volumeNode: Any) -> bool:
 def ofVolume(volumeNode: Any) -> Any:
     """Return the segmentation that was made on a volume, the newest of several; None if there is none."""
     nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
-    return next((node for node in reversed(nodes) if Scene.volumeOf(node) is volumeNode), None)
+    return next((node for node in reversed(nodes) if Segmentations.volumeOf(node) is volumeNode), None)
 
 
 def _patientOf(node: Any) -> int:

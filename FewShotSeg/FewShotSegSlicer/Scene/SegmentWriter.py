@@ -28,7 +28,7 @@ from .Layers import (
     segmentOf,
     viewThrough,
 )
-from .Scene import sliceMask
+from .Segmentations import sliceMask
 
 OVERWRITE_MODES = ("none", "visible", "all")
 

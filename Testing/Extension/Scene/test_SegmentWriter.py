@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Segmentations, SliceViews
 from FewShotSegSlicer.Scene.SegmentWriter import SegmentWriter
 from Testing.Extension.nodes import (
     GEOMETRIES,
@@ -147,7 +147,7 @@ def test_a_ball_written_slice_by_slice_is_the_ball(scene, geometry):
     writer = SegmentWriter(node, volumeNode)
     mask = ball(SHAPE, GEOMETRIES[geometry], 4.5)
     for axis in range(3):
-        segmentId = Scene.addSegment(node, f"ball along {axis}")
+        segmentId = Segmentations.addSegment(node, f"ball along {axis}")
         for index in range(SHAPE[axis]):
             writer.showLive(segmentId, axis, index, mask.take(index, axis))
             writer.accept(segmentId, axis, index, mask.take(index, axis))
@@ -171,9 +171,9 @@ def test_accepting_the_same_again_is_still_one_step(writer, node, volumeNode):
     writer.accept("empty", 0, 2, plane)
     writer.accept("empty", 0, 2, plane)
     assert writer.undo()
-    np.testing.assert_array_equal(Scene.sliceMask(node, "empty", volumeNode, 0, 2), plane)
+    np.testing.assert_array_equal(Segmentations.sliceMask(node, "empty", volumeNode, 0, 2), plane)
     assert writer.undo()
-    assert not Scene.sliceMask(node, "empty", volumeNode, 0, 2).any()
+    assert not Segmentations.sliceMask(node, "empty", volumeNode, 0, 2).any()
 
 
 def test_undo_keeps_what_the_user_did_since(writer, node, volumeNode):
@@ -182,7 +182,7 @@ def test_undo_keeps_what_the_user_did_since(writer, node, volumeNode):
     segmentation = node.GetSegmentation()
     segmentation.GetSegment("empty").SetTag("prompts", "[]")
     segmentation.GetSegment("ball").SetColor(1, 0, 0)
-    new = Scene.addSegment(node, "new")
+    new = Segmentations.addSegment(node, "new")
     paint(node, new, np.ones(SHAPE, bool), OBLIQUE)
     assert writer.undo()
     assertSame(voxelsOf(node), {**before, new: np.ones(SHAPE, bool)})
@@ -572,7 +572,7 @@ def test_the_view_shows_a_live_mask_at_once_and_nothing_of_it_when_it_is_taken_o
     volumeNode = addVolume(np.zeros((8, 40, 40), np.int16), GEOMETRIES["LPS"])
     node = addSegmentation(volumeNode, "a")
     slicer.util.setSliceViewerLayers(background=volumeNode, fit=True)
-    Scene.jumpToSlice(volumeNode, 0, 4)
+    SliceViews.jumpToSlice(volumeNode, 0, 4)
     writer = SegmentWriter(node, volumeNode)
     empty = snapshot("Red")
     plane = np.zeros((40, 40), bool)
@@ -597,7 +597,7 @@ def test_what_was_accepted_is_in_the_saved_file_and_nothing_else(writer, node, v
     loaded = slicer.util.loadSegmentation(str(path))
     assertSame({i: segmentVoxels(loaded, i, volumeNode) for i in expected}, expected)
     SegmentWriter(loaded, volumeNode).accept("empty", 0, 2, randomPlane(0))
-    np.testing.assert_array_equal(Scene.sliceMask(loaded, "empty", volumeNode, 0, 2), randomPlane(0))
+    np.testing.assert_array_equal(Segmentations.sliceMask(loaded, "empty", volumeNode, 0, 2), randomPlane(0))
 
 
 def test_closing_takes_off_live_masks_also_when_the_nodes_have_left_the_scene(scene, writer, node, volumeNode):
@@ -620,10 +620,10 @@ def test_times_for_a_slice_of_512_x_512_x_200(scene, capsys):
     labels = np.zeros(shape, np.uint8)
     labels[:, 20:500, 20:60], labels[0, 0, 0], labels[-1, -1, -1] = 2, 3, 3
     labels[60:140, 180:340, 180:340] = 1
-    node = Scene.segmentationFromLabelmap(
+    node = Segmentations.segmentationFromLabelmap(
         Labelmap(Volume(labels, affine), {1: "liver", 2: "bone", 3: "corners"}), volumeNode
     )
-    liver, new = Scene.segmentsByName(node)["liver"], Scene.addSegment(node, "new")
+    liver, new = Segmentations.segmentsByName(node)["liver"], Segmentations.addSegment(node, "new")
     j, i = np.indices(shape[1:])
 
     def disc(radius):

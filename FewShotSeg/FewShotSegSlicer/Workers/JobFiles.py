@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +21,7 @@ from FewShotSegLib.io.images import is_sheared
 from FewShotSegLib.io.volumes import save_labelmap, save_volume
 from FewShotSegLib.worker import scratch
 
-if TYPE_CHECKING:
-    from .Run import Run
+from .Run import Run
 
 
 class JobFiles:
