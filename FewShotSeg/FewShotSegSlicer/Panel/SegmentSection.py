@@ -8,7 +8,8 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from FewShotSegSlicer.Prompting.PromptTool import Mode, PromptTool
+from FewShotSegSlicer.Prompting.PromptTool import PromptTool
+from FewShotSegSlicer.Prompting.PromptView import Mode
 from FewShotSegSlicer.Scene import OwnSegmentations, Segmentations, SliceViews
 
 from .Chooser import Chooser

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator
 from FewShotSegLib.data.volume import AXIS_LETTERS
 from FewShotSegSlicer.Workers.Workers import Workers
 
-from .Target import Model
+from .Prompts import Slice
+from .Question import Model
 
 NEIGHBOURS = 4  # on each side: about a turn of the wheel
 _REMEMBERED = 100  # encoded slices; the worker keeps at least as many of every base model
-
-Slice = tuple[int, int]
 
 
 class Lookahead:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from FewShotSegSlicer.Scene.SegmentWriter import SegmentWriter
 
 from .History import History, Mask, PromptStep, PropagationStep, SliceState, Step
-
-Place = tuple[str, int, int]  # segment ID, axis, index
+from .Prompts import Place
 
 
 @dataclass(frozen=True, eq=False)

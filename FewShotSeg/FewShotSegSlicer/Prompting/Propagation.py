@@ -16,7 +16,8 @@ from FewShotSegSlicer.Workers.Workers import Workers
 
 from .History import Mask, PropagationStep
 from .Prompts import PromptStore, SlicePrompt
-from .Target import Model, Target
+from .Question import Model
+from .Target import Target
 
 
 @dataclass(eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,41 +20,6 @@ _ROUNDING = 1e-3  # voxels; RAS coordinates went through single precision somewh
 _numbers = itertools.count(1)
 
 
-@dataclass(frozen=True)
-class Model:
-    """What answers: an adapter file, a base model by name or file (None: the adapter's, or the bundled one)."""
-
-    adapter: str | None = None
-    base: str | None = None
-    choice: int = 0
-    """Counts the choices made, since a file may be written anew under its old name."""
-
-    def toDict(self) -> dict[str, Any]:
-        return {"adapter": self.adapter, "base": self.base}
-
-
-@dataclass(frozen=True)
-class Question:
-    """Everything that a mask depends on. An answer counts only while the same question would be asked again."""
-
-    volume: str
-    model: Model
-    segmentation: str
-    segmentId: str
-    structure: str
-    axis: int
-    index: int
-    prompt: SlicePrompt
-
-    @property
-    def where(self) -> tuple[str, int, int]:
-        return self.segmentId, self.axis, self.index
-
-    def request(self) -> dict[str, Any]:
-        prompt = self.prompt.toDict(self.axis, self.index) | {"structure": self.structure}
-        return {"op": "predict", "volume": self.volume, "view": "live", "prompt": prompt, **self.model.toDict()}
-
-
 class Target:
     """A volume node, a segmentation node, and the segment that is worked on (None: none yet)."""
 
@@ -63,6 +27,9 @@ class Target:
         self.volumeNode, self.segmentationNode, self.segmentId = volumeNode, segmentationNode, segmentId
         self._workers = workers
         self._sent: tuple[str, tuple[Any, ...]] | None = None
+
+    def isOf(self, volumeNode: Any, segmentationNode: Any) -> bool:
+        return (self.volumeNode, self.segmentationNode) == (volumeNode, segmentationNode)
 
     @property
     def areNodesThere(self) -> bool:
@@ -73,6 +40,11 @@ class Target:
     @property
     def isSegmentThere(self) -> bool:
         return self.segmentId is not None and self.segment(self.segmentId) is not None
+
+    @property
+    def isThere(self) -> bool:
+        """Whether there is all that it takes to put a prompt on it."""
+        return self.areNodesThere and self.isSegmentThere
 
     @property
     def structure(self) -> str:
