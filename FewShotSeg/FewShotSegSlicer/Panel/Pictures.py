@@ -16,6 +16,8 @@ from vtk.util.numpy_support import numpy_to_vtk
 Array = np.ndarray[Any, np.dtype[Any]]
 
 ADDED, REMOVED, KEPT = (46, 204, 113), (231, 76, 60), (241, 196, 15)
+_WIDEST = 380  # pixels; the module panel is seldom wider than 400
+_BESIDE = 34  # pixels beside a picture: margins, and a scroll bar that may come with it
 _windows: list[Any] = []  # that are open: without a reference they would close again
 
 
@@ -34,6 +36,11 @@ def pixmapOf(rgb: Array) -> Any:
 def received(picture: Mapping[str, Any]) -> Array:
     """The image, uint8 (H, W, 3), of a progress message."""
     return np.frombuffer(base64.b64decode(picture["data"]), np.uint8).reshape(picture["shape"])
+
+
+def widthIn(section: Any) -> int:
+    """Pixels that a picture in a section of the panel may take."""
+    return min(section.width - _BESIDE, 2 * _WIDEST) if section.width > 100 else _WIDEST
 
 
 def showIn(label: Any, pixmap: Any, width: int, height: int) -> None:

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import qt
+import slicer
 from slicer.i18n import tr as _
 
 from FewShotSegLib.errors import InputError
 
 WARNING = '<span style="color: #d64545">⚠</span>'
 
+_ANNOUNCED_MS = 5000
 log = logging.getLogger(__name__)
 
 
@@ -81,6 +83,11 @@ def waiting() -> Iterator[None]:
         yield
     finally:
         qt.QApplication.restoreOverrideCursor()
+
+
+def announce(sentence: str) -> None:
+    """Show a sentence in Slicer's status bar for a moment."""
+    slicer.util.showStatusMessage(sentence, _ANNOUNCED_MS)
 
 
 def allow(widget: Any, *reasons: str) -> None:

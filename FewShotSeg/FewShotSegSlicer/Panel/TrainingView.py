@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from slicer.i18n import tr as _
@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 from FewShotSegSlicer.Workers.Run import Run, inWords
 
 from .LossPlot import LossPlot
-from .Pictures import pixmapOf, received, showIn
+from .Pictures import pixmapOf, received, showIn, widthIn
 from .Status import allow, unless
 
 _PICTURE_HEIGHT = 180
@@ -19,8 +19,8 @@ _PICTURE_HEIGHT = 180
 class TrainingView:
     """Shows one `Run` at a time, in the frame of the panel that is only there while it runs."""
 
-    def __init__(self, ui: Any, pictureWidth: Callable[[], int]) -> None:
-        self.ui, self._pictureWidth = ui, pictureWidth
+    def __init__(self, ui: Any) -> None:
+        self.ui = ui
         self.plot = LossPlot(ui.plotLabel)
         self.run: Run | None = None
         self._isEnding = False
@@ -44,7 +44,8 @@ class TrainingView:
     def onProgress(self, message: Mapping[str, Any]) -> None:
         """Take a `RunProgress`."""
         if "picture" in message:
-            showIn(self.ui.heldOutLabel, pixmapOf(received(message["picture"])), self._pictureWidth(), _PICTURE_HEIGHT)
+            picture, width = pixmapOf(received(message["picture"])), widthIn(self.ui.adaptSection)
+            showIn(self.ui.heldOutLabel, picture, width, _PICTURE_HEIGHT)
         if not self._isEnding:
             self.ui.trainingLabel.setText(_inWords(message))
         self.ui.trainingProgressBar.setValue(round(100 * (message["fraction"] or 0.0)))

@@ -34,6 +34,27 @@ def viewedSlice(volumeNode: Any, sliceNode: Any) -> tuple[int, int] | None:
     return (axis, index) if 0 <= index < shape[axis] else None
 
 
+def viewedSlices(volumeNode: Any) -> list[tuple[int, int]]:
+    """Return the slices that the views of the layout show of a volume, in the order of the views."""
+    layoutManager = slicer.app.layoutManager()
+    names = layoutManager.sliceViewNames() if layoutManager is not None else ()
+    views = [layoutManager.sliceWidget(name).mrmlSliceNode() for name in names]
+    return [where for view in views if (where := viewedSlice(volumeNode, view)) is not None]
+
+
+def showVolume(volumeNode: Any) -> None:
+    """Show a volume in the slice views, unless they show it already."""
+    layoutManager = slicer.app.layoutManager()
+    if layoutManager is None:
+        return
+    shown = {
+        layoutManager.sliceWidget(name).sliceLogic().GetSliceCompositeNode().GetBackgroundVolumeID()
+        for name in layoutManager.sliceViewNames()
+    }
+    if shown != {volumeNode.GetID()}:
+        slicer.util.setSliceViewerLayers(background=volumeNode, fit=True)
+
+
 def sliceObliqueness(volumeNode: Any, sliceNode: Any) -> float:
     """Return the angle in degrees between a view's plane and the slice of the volume that `viewedSlice` returns."""
     return _nearestAxis(rasFromIjk(volumeNode), _planeOf(sliceNode)[0])[1]
