@@ -13,7 +13,7 @@ import slicer
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import describe
 from FewShotSegLib.methods import METHODS, method
-from FewShotSegSlicer.Scene import SliceViews
+from FewShotSegSlicer.Scene import Geometry, SliceViews
 from FewShotSegSlicer.Workers.Run import RunProgress
 from Testing.Extension.cases import addCase
 
@@ -116,6 +116,11 @@ class Case:
         assert button.enabled, button.toolTip
         button.click()
         slicer.app.processEvents()
+
+    def click(self, volumeNode: Any) -> None:
+        """A click on the drawn slice, without the mouse."""
+        point_ras = Geometry.rasFromIjk(volumeNode)[:3] @ [40, 10, 1, 1]
+        self.logic.live.addPoint(0, 1, tuple(point_ras), True)
 
     def answerClick(self, mask: np.ndarray) -> None:
         """Answer the newest question about a click."""

@@ -6,6 +6,7 @@ import slicer
 import slicer.util
 from slicer.i18n import tr as _
 
+from FewShotSegLib.errors import InputError
 from FewShotSegSlicer.Prompting.LiveSegmenter import LiveSegmenter
 from FewShotSegSlicer.Prompting.PromptView import Mode
 from FewShotSegSlicer.Scene import SliceViews
@@ -51,9 +52,12 @@ def _adapterHint(selection: Selection, model: ModelChoice | None) -> str:
 
 
 def _obliqueHint(selection: Selection) -> str:
-    """A hint where a view cuts the volume askew: masks lie on the volume's own slices."""
+    """A hint where a view cuts the volume askew, for masks lie on the volume's own slices; or why it has none."""
     views = slicer.util.getNodesByClass("vtkMRMLSliceNode")
-    angle = max((SliceViews.sliceObliqueness(selection.volumeNode, view) for view in views), default=0.0)
+    try:
+        angle = max((SliceViews.sliceObliqueness(selection.volumeNode, view) for view in views), default=0.0)
+    except InputError as error:  # it was put under a warp after it was chosen
+        return str(error)
     if angle < _OBLIQUE_DEG:
         return ""
     return _("A view is turned by {angle:.0f}° against the slices of the volume; masks follow the volume.").format(
