@@ -10,7 +10,7 @@ import slicer
 
 from FewShotSegSlicer.Prompting.Target import Target
 from FewShotSegSlicer.Scene import SliceViews
-from Testing.Extension.bench import FakeWorkers
+from Testing.Extension.bench import Bench, FakeWorkers, K, ras
 from Testing.Extension.nodes import GEOMETRIES, SHAPE, addTransform, addVolume, rotation, voxelAt, worldOf
 
 AXIS_OF = {"Red": 0, "Green": 1, "Yellow": 2}
@@ -83,3 +83,18 @@ def test_what_lies_beside_the_slice_moves_onto_it_along_its_axis(scene: Any, geo
         np.testing.assert_allclose(points_ijk, expected_ijk, atol=1e-6)
         box_ijk = [voxelAt(volumeNode, corner) for corner in target.boxOnSlice(axis, 3, beside_ras)]
         np.testing.assert_allclose(box_ijk, np.sort(expected_ijk, axis=0), atol=1e-6)
+
+
+def test_a_click_beside_the_slice_counts_as_on_it(bench: Bench) -> None:
+    """An oblique view, or one between two slices, is clicked off the middle of the slice."""
+    bench.live.addPoint(0, K, ras(8, 7, K + 0.4), positive=True)
+    assert bench.live.promptOn(0, K).points_ras == (pytest.approx(ras(8, 7, K)),)
+
+
+def test_a_box_is_cut_to_the_volume(bench: Bench) -> None:
+    bench.live.setBox(0, K, (ras(30, 5, K), ras(10, -6, K)))
+    low, high = bench.live.promptOn(0, K).box_ras or ((), ())
+    assert low == pytest.approx(ras(10, -0.5, K))
+    assert high == pytest.approx(ras(23.5, 5, K))
+    bench.workers.answer()
+    bench.assertAnswered()
