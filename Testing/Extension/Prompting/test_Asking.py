@@ -10,9 +10,14 @@ import pytest
 import slicer
 import slicer.util
 
+from FewShotSegLib.errors import InputError
+from FewShotSegSlicer.Prompting.Asking import Asking, Pending
 from FewShotSegSlicer.Prompting.LiveSegmenter import IDLE_S
+from FewShotSegSlicer.Prompting.Lookahead import Lookahead
+from FewShotSegSlicer.Prompting.Prompts import Place, SlicePrompt
+from FewShotSegSlicer.Prompting.Question import Model, Question
 from FewShotSegSlicer.Scene import Segmentations
-from Testing.Extension.bench import Bench, K, ras
+from Testing.Extension.bench import Bench, FakeWorkers, K, ras
 from Testing.Extension.changes import (
     changeTheVolume,
     chooseAnotherModel,
@@ -186,3 +191,160 @@ def test_a_click_that_cannot_be_answered_is_told_once_and_its_old_mask_goes(benc
     assert len(bench.workers.asked("predict")) == 2
     bench.live.undo()
     bench.assertAnswered()
+
+
+# ------------------------------------------------------------------------------------------------ without nodes
+
+
+HERE, THERE = ("liver", 0, 2), ("liver", 0, 3)
+
+
+def questionAt(where: Place, label: int = 1) -> Question:
+    return Question("v", Model(), "s", where[0], "liver", *where[1:], SlicePrompt(((1, 2, 3),), (label,)))
+
+
+class Desk:
+    """Asks what a test says is to be asked, and writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.workers, self.now, self.told = FakeWorkers(), 5.0, list[tuple[Any, ...]]()
+        self.workers.volumes["v"] = None
+        self.wanted = {HERE: questionAt(HERE), THERE: questionAt(THERE)}
+        self.complaint: str | None = None
+        self.asking = Asking(
+            self.workers,  # type: ignore[arg-type]
+            Lookahead(self.workers),  # type: ignore[arg-type]
+            lambda: self.now,
+            questionOf=self.wanted.get,
+            isCurrent=lambda question: self.wanted.get(question.where) == question,
+            onAnswer=self.take,
+            onAnswered=lambda *told: self.told.append(("answered", *told)),
+            onFailed=lambda *told: self.told.append(("failed", *told)),
+            tell=lambda message: self.told.append(("told", message)),
+        )
+
+    def take(self, question: Question, mask: Any) -> None:
+        if self.complaint is not None:
+            raise InputError(self.complaint)
+
+    @property
+    def asked(self) -> list[int]:
+        """The slices that were asked for."""
+        return [request["prompt"]["index"] for request in self.workers.asked("predict")]
+
+
+def test_what_is_owed_is_asked_in_turn_beginning_with_the_slice_in_use() -> None:
+    desk = Desk()
+    for where in (HERE, THERE):
+        desk.asking.oweAnew(where)
+    assert desk.asked == []
+    assert desk.asking.askOwed(first=THERE[1:])
+    desk.now += 2
+    desk.workers.answer()
+    assert desk.told == [("answered", THERE, 2.0, False)]
+    assert desk.asking.askOwed(first=THERE[1:])
+    desk.workers.answer()
+    assert desk.asked == [3, 2]
+    assert not desk.asking.askOwed(first=None)
+
+
+def test_the_time_counts_from_the_newest_prompt() -> None:
+    desk = Desk()
+    desk.asking.ask(HERE)
+    desk.now += 4
+    desk.wanted[HERE] = questionAt(HERE, 0)
+    desk.asking.ask(HERE)
+    desk.now += 1
+    desk.workers.answer(0)
+    assert desk.told == []
+    desk.workers.answer(1)
+    assert desk.told == [("answered", HERE, 1.0, False)]
+
+
+@pytest.mark.parametrize(
+    "forget", [lambda a: a.forgive(HERE), lambda a: a.forgiveSegment("liver"), lambda a: a.clear()]
+)
+def test_an_answer_that_is_not_owed_any_more_is_dropped(forget: Callable[[Asking], None]) -> None:
+    desk = Desk()
+    desk.asking.ask(HERE)
+    forget(desk.asking)
+    desk.workers.answer()
+    assert desk.told == []
+    assert not desk.asking.isUnderWay
+
+
+def test_what_is_given_up_stays_owed_and_can_be_asked_again() -> None:
+    desk = Desk()
+    desk.asking.ask(HERE)
+    desk.asking.giveUp()
+    assert not desk.asking.isUnderWay
+    assert desk.asking.isOwed(HERE)
+    assert desk.asking.askOwed(first=None)
+    assert desk.asked == [2, 2]
+
+
+def test_only_the_next_mask_is_accepted_at_once() -> None:
+    desk = Desk()
+    desk.asking.acceptAtOnce()
+    for where in (HERE, THERE):
+        desk.asking.ask(where)
+        desk.workers.answer()
+    assert [told[-1] for told in desk.told] == [True, False]
+
+
+def test_a_failure_takes_back_that_the_mask_is_accepted_at_once() -> None:
+    desk = Desk()
+    desk.asking.ask(HERE)
+    desk.asking.acceptAtOnce()
+    desk.workers.fail("input", "No.")
+    desk.asking.ask(THERE)
+    desk.workers.answer()
+    assert desk.told == [("failed", HERE, "No."), ("answered", THERE, 0.0, False)]
+
+
+def test_a_question_without_an_answer_is_not_asked_again_before_it_changes() -> None:
+    desk = Desk()
+    desk.asking.ask(HERE)
+    desk.workers.fail("defect", "It broke.")
+    assert not desk.asking.askOwed(first=None)
+    desk.wanted[HERE] = questionAt(HERE, 0)
+    assert desk.asking.askOwed(first=None)
+
+
+def test_a_mask_that_cannot_be_shown_is_told_and_stays_owed() -> None:
+    desk = Desk()
+    desk.complaint = "The segment is gone."
+    desk.asking.ask(HERE)
+    desk.workers.answer()
+    assert desk.told == [("told", "The segment is gone.")]
+    assert desk.asking.isOwed(HERE)
+    assert not desk.asking.askOwed(first=None)
+
+
+def test_a_dead_worker_is_asked_once_more_and_after_an_answer_once_more_again() -> None:
+    desk = Desk()
+    desk.asking.ask(HERE)
+    desk.workers.fail("dead", "It ended.")
+    assert desk.told == [("told", "It ended. Your click is being answered again.")]
+    desk.workers.answer()
+    desk.asking.ask(HERE)
+    desk.workers.fail("dead", "It ended.")
+    desk.workers.fail("dead", "It ended.")
+    assert [told[0] for told in desk.told] == ["told", "answered", "told", "failed"]
+    assert len(desk.asked) == 4
+
+
+def test_a_newer_question_stays_under_way_when_an_older_one_ends() -> None:
+    older, newer = questionAt(HERE), questionAt(THERE)
+    pending = Pending().asked(older).asked(newer)
+    assert pending.ended(older) == pending
+    assert pending.ended(newer).question is None
+
+
+def test_each_state_is_made_of_the_one_before_and_leaves_that_as_it_was() -> None:
+    question = questionAt(HERE)
+    before = Pending(retried=question, refused=question, isAcceptedAtOnce=True)
+    after = before.asked(question)
+    assert (after.question, after.refused, after.retried, after.isAcceptedAtOnce) == (question, None, question, True)
+    assert after.answered() == Pending(question=question)
+    assert before == Pending(None, question, question, True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from FewShotSegSlicer.Prompting.LiveSegmenter import IDLE_S, SCROLLING_S
-from Testing.Extension.bench import Bench, K
+from FewShotSegSlicer.Prompting.Lookahead import Lookahead, neighbours
+from FewShotSegSlicer.Prompting.Question import Model
+from Testing.Extension.bench import Bench, FakeWorkers, K
 from Testing.Extension.changes import chooseAnotherModel
 
 
@@ -53,3 +55,58 @@ def test_a_slice_that_cannot_be_encoded_is_not_tried_again_and_not_complained_ab
         bench.wait(IDLE_S)
     assert len(encoded(bench)) == 1
     assert bench.failures == []
+
+
+def aLookahead() -> tuple[Lookahead, FakeWorkers]:
+    workers = FakeWorkers()
+    workers.volumes["v"] = None
+    return Lookahead(workers), workers  # type: ignore[arg-type]
+
+
+def asked(workers: FakeWorkers) -> list[int]:
+    return [request["index"] for request in workers.asked("encode")]
+
+
+def test_one_slice_is_encoded_at_a_time_and_none_twice() -> None:
+    ahead, workers = aLookahead()
+    for _ in range(3):
+        ahead.encode("v", Model(), [(0, 4), (0, 5)])
+    assert asked(workers) == [4]
+    workers.answer()
+    ahead.encode("v", Model(), [(0, 4), (0, 5)])
+    workers.answer()
+    ahead.encode("v", Model(), [(0, 4), (0, 5)])
+    assert asked(workers) == [4, 5]
+
+
+def test_what_was_encoded_for_a_click_is_known() -> None:
+    ahead, workers = aLookahead()
+    ahead.know("v", Model(), (0, 4))
+    ahead.encode("v", Model(), [(0, 4)])
+    assert asked(workers) == []
+    ahead.encode("v", Model(choice=1), [(0, 4)])
+    assert asked(workers) == [4]
+
+
+def test_a_slice_that_a_click_has_overtaken_is_asked_again() -> None:
+    ahead, workers = aLookahead()
+    ahead.encode("v", Model(), [(0, 4)])
+    workers.callbacks.pop(0)["onSuperseded"]()
+    ahead.encode("v", Model(), [(0, 4)])
+    assert asked(workers) == [4, 4]
+
+
+def test_after_a_failure_nothing_is_tried_until_something_changes() -> None:
+    ahead, workers = aLookahead()
+    ahead.encode("v", Model(), [(0, 4)])
+    workers.fail("defect")
+    ahead.encode("v", Model(), [(0, 5)])
+    assert asked(workers) == [4]
+    ahead.forget()
+    ahead.encode("v", Model(), [(0, 5)])
+    assert asked(workers) == [4, 5]
+
+
+def test_neighbours_of_the_last_slice_lie_on_one_side() -> None:
+    assert list(neighbours(2, 8, 9)) == [(2, 7), (2, 6), (2, 5), (2, 4)]
+    assert list(neighbours(1, 0, 1)) == []

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import slicer
 
+from FewShotSegSlicer.Prompting.Outline import Outline
 from Testing.Extension.toolbench import ToolBench, sliceNode, yellow
 
 
@@ -46,3 +48,19 @@ def test_a_box_moves_with_the_picture(toolBench: ToolBench, dragIn: Any, snapsho
     after = yellow(snapshot("Red"))
     assert before.mean(axis=0)[1] - after.mean(axis=0)[1] == pytest.approx(40, abs=2)
     np.testing.assert_array_equal(snapshot("Green"), empty)  # only in its own view
+
+
+def test_an_outline_is_a_closed_line_through_its_corners_and_nothing_without_any(scene: Any) -> None:
+    view = slicer.app.layoutManager().sliceWidget("Red").sliceView()
+    props = view.renderWindow().GetRenderers().GetFirstRenderer().GetViewProps()
+    before = props.GetNumberOfItems()
+    outline, corners = Outline(view), [(10.0, 20.0), (60.0, 20.0), (60.0, 90.0), (10.0, 90.0)]
+    data = props.GetLastProp().GetMapper().GetInput()
+    outline.show(corners)
+    points = [data.GetPoint(number)[:2] for number in range(data.GetNumberOfPoints())]
+    line = [data.GetCell(0).GetPointId(number) for number in range(data.GetCell(0).GetNumberOfPoints())]
+    outline.show([])
+    left = data.GetNumberOfPoints(), data.GetNumberOfCells()
+    outline.close()
+    assert (points, line, left) == (corners, [0, 1, 2, 3, 0], (0, 0))
+    assert props.GetNumberOfItems() == before

@@ -8,6 +8,7 @@ import numpy as np
 import slicer
 import slicer.util
 
+from FewShotSegSlicer.Prompting import PromptTags
 from FewShotSegSlicer.Prompting.LiveSegmenter import IDLE_S
 from Testing.Extension.bench import AFFINE, SHAPE, Bench, K, ras
 from Testing.Extension.changes import chooseAnotherSegment, clicked
@@ -82,3 +83,19 @@ def test_a_damaged_tag_is_told_and_the_others_are_read(bench: Bench) -> None:
     bench.live.setTarget(bench.volume, bench.segmentation, bench.liver)
     assert not bench.live.promptOn(0, K).isEmpty
     assert "cannot be read" in bench.failures[0]
+
+
+def test_saved_prompts_are_entries_of_a_prompt_file_with_the_names_of_their_structures(bench: Bench) -> None:
+    clicked(bench)
+    bench.live.setBox(1, 6, (ras(3, 6, 2), ras(9, 6, 5)))
+    chooseAnotherSegment(bench)
+    bench.click(15, 15, 1, positive=False)
+    found = PromptTags.entries(bench.segmentation)
+    assert [(entry["structure"], entry["axis"]) for entry in found] == [("liver", "k"), ("liver", "j"), ("spleen", "k")]
+    assert found[0]["points_ras"] == [list(ras(8, 7, K))]
+    assert found[2]["point_labels"] == [0]
+    assert not any("index" in entry for entry in found)  # they are found by their places
+
+
+def test_a_segmentation_without_prompts_has_no_entries(bench: Bench) -> None:
+    assert PromptTags.entries(bench.segmentation) == []

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import slicer
 
+from FewShotSegSlicer.Prompting.Prompts import SlicePrompt
 from FewShotSegSlicer.Prompting.Target import Target
 from FewShotSegSlicer.Scene import SliceViews
 from Testing.Extension.bench import Bench, FakeWorkers, K, ras
+from Testing.Extension.changes import changeTheVolume, moveTheVolume
 from Testing.Extension.nodes import GEOMETRIES, SHAPE, addTransform, addVolume, rotation, voxelAt, worldOf
 
 AXIS_OF = {"Red": 0, "Green": 1, "Yellow": 2}
@@ -98,3 +100,59 @@ def test_a_box_is_cut_to_the_volume(bench: Bench) -> None:
     assert high == pytest.approx(ras(23.5, 5, K))
     bench.workers.answer()
     bench.assertAnswered()
+
+
+# -------------------------------------------------------------------------------------------------------- boxes, slices
+
+
+def test_a_box_has_four_corners_in_order_around_it(scene: Any) -> None:
+    volumeNode = addVolume(np.zeros(SHAPE, np.int16), GEOMETRIES["oblique"])
+    box_ras = [worldOf(volumeNode, corner) for corner in ((1, 2, 3), (5, 8, 3))]
+    corners_ijk = [voxelAt(volumeNode, corner) for corner in targetOn(volumeNode).boxCorners(0, box_ras)]
+    np.testing.assert_allclose(corners_ijk, [(1, 2, 3), (5, 2, 3), (5, 8, 3), (1, 8, 3)], atol=1e-6)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_the_slice_of_a_prompt_is_the_one_that_all_of_it_lies_on(scene: Any, geometry: str) -> None:
+    volumeNode = addVolume(np.zeros(SHAPE, np.int16), GEOMETRIES[geometry])
+
+    def at(*points_ijk: tuple[float, float, float]) -> SlicePrompt:
+        return SlicePrompt(tuple(tuple(worldOf(volumeNode, p)) for p in points_ijk), (1,) * len(points_ijk))
+
+    target = targetOn(volumeNode)
+    assert target.sliceOf(0, at((1, 2, 3), (8, 9, 3.4))) == 3
+    assert target.sliceOf(2, at((4, 2, 3), (4.2, 9, 6))) == 4
+    assert target.sliceOf(0, at((1, 2, 3), (8, 9, 5))) is None
+    assert target.sliceOf(0, at((1, 2, 7))) is None  # there are slices 0 to 6
+
+
+# -------------------------------------------------------------------------------------------------------------- volume
+
+
+def test_a_volume_is_sent_once_and_anew_when_it_has_changed(bench: Bench) -> None:
+    target, workers = bench.live.target, bench.workers
+    assert target is not None
+    assert not target.isVolumeSent
+    name = target.volumeName()
+    assert (target.volumeName(), target.isVolumeSent) == (name, True)
+    np.testing.assert_array_equal(workers.volumes[name], slicer.util.arrayFromVolume(bench.volume))
+    for change in (changeTheVolume, moveTheVolume, lambda bench: bench.workers.close()):
+        change(bench)
+        assert not target.isVolumeSent
+        again = target.volumeName()
+        assert again != name
+        assert list(workers.volumes) == [again]
+        name = again
+    target.forgetVolume()
+    assert workers.volumes == {}
+
+
+def test_what_has_left_the_scene_is_not_there(bench: Bench) -> None:
+    target = bench.live.target
+    assert target is not None
+    assert target.isThere
+    assert target.isOf(bench.volume, bench.segmentation)
+    bench.segmentation.GetSegmentation().RemoveSegment(bench.liver)
+    assert (target.areNodesThere, target.isThere) == (True, False)
+    slicer.mrmlScene.RemoveNode(bench.volume)
+    assert not target.areNodesThere
