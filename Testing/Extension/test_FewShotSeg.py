@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import slicer
 
-from FewShotSegSlicer import SelfTest
-
 MODULE = Path(__file__).resolve().parents[2] / "FewShotSeg" / "FewShotSeg.py"
 
 
@@ -86,7 +84,3 @@ def test_the_panel_hears_of_a_scene_that_closes(panel: Any, monkeypatch: pytest.
     panel.cleanup()
     slicer.mrmlScene.Clear(0)
     assert heard == ["start", "end"]
-
-
-def test_the_short_self_test_passes(panel: Any) -> None:
-    SelfTest.look()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,6 @@ from FewShotSegLib.io.volumes import load_labelmap, load_volume
 from FewShotSegSlicer.Exemplars.ExemplarStore import ExemplarStore
 from FewShotSegSlicer.Scene import Segmentations
 from Testing.Extension.cases import addCase
-
-
-@pytest.fixture
-def store(scene: Any) -> Iterator[ExemplarStore]:
-    made = ExemplarStore()
-    yield made
-    made.close()
 
 
 def note(exemplarId: str, text: str) -> None:

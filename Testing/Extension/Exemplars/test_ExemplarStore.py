@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,6 @@ from FewShotSegLib.io.exemplars import load_exemplar
 from FewShotSegSlicer.Exemplars.ExemplarStore import ExemplarStore
 from FewShotSegSlicer.Scene import Segmentations, Volumes
 from Testing.Extension.cases import addCase
-
-
-@pytest.fixture
-def store(scene: Any) -> Iterator[ExemplarStore]:
-    made = ExemplarStore()
-    yield made
-    made.close()
 
 
 def loaded(files: ExemplarFiles) -> Exemplar:
@@ -265,21 +257,6 @@ def test_preflight_names_an_exemplar_whose_volume_is_gone_or_was_changed(store: 
         store.files(tmp_path)
 
 
-def test_preflight_compares_the_window_looked_at_with_that_of_the_model(store: ExemplarStore) -> None:
-    volumeNode, segmentationNode, *_ = addCase()
-    store.addAnnotatedSlices(volumeNode, segmentationNode)
-    display = volumeNode.GetDisplayNode()
-    display.AutoWindowLevelOff()
-    display.SetWindowLevelMinMax(-1350, 150)  # lung, while soft tissue is what the model sees of a CT
-    (sentence,) = store.preflight()
-    assert '"CT" is shown from -1350 to 150, and the model sees -125 to 275' in sentence
-    assert store.preflight(window=(-1350, 150)) == []
-    display.SetWindowLevelMinMax(-160, 240)
-    assert store.preflight() == []
-    display.SetWindowLevelMinMax(20, 60)
-    assert "is shown from 20 to 60" in store.preflight()[0]
-
-
 def test_different_kinds_of_image_are_named(store: ExemplarStore) -> None:
     for name, seed in (("CT", 0), ("MR", 1)):
         volumeNode, segmentationNode, *_ = addCase(seed, name=name)
@@ -289,34 +266,3 @@ def test_different_kinds_of_image_are_named(store: ExemplarStore) -> None:
             slicer.util.arrayFromVolumeModified(volumeNode)
         store.addAnnotatedSlices(volumeNode, segmentationNode)
     assert any("CT has Hounsfield units and MR has not" in sentence for sentence in store.preflight())
-
-
-# ------------------------------------------------------------------------------------------------------------ grouping
-
-
-def test_exemplars_of_one_volume_become_one_for_the_library(store: ExemplarStore, tmp_path: Path) -> None:
-    volumeNode, segmentationNode, _, labels = addCase()
-    for index in (3, 1):
-        store.addSlice(volumeNode, segmentationNode, 0, index)
-    (files,) = store.files(tmp_path)
-    assert np.array_equal(loaded(files).labelmap, labels)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["CT labels.seg.nrrd", "CT.nrrd"]
-
-
-def test_what_a_structure_was_not_drawn_on_is_not_taken_for_its_absence(store: ExemplarStore, tmp_path: Path) -> None:
-    volumeNode, segmentationNode, *_ = addCase()
-    ids = Segmentations.segmentsByName(segmentationNode)
-    store.addSlice(volumeNode, segmentationNode, 0, 1, [ids["square"]])
-    store.addSlice(volumeNode, segmentationNode, 0, 3)
-    first, second = store.files(tmp_path)
-    assert (first.structures, second.structures) == ({1: "square"}, {1: "square", 2: "disc"})
-    assert first.image == second.image
-
-
-def test_the_numbers_of_an_adapter_to_go_on_from_are_used(store: ExemplarStore, tmp_path: Path) -> None:
-    volumeNode, segmentationNode, _, labels = addCase()
-    store.addSlice(volumeNode, segmentationNode, 0, 3)
-    (files,) = store.files(tmp_path, {7: "square", 2: "disc"})
-    found = loaded(files)
-    assert np.array_equal(found.labels_on(3) == 7, labels[3] == 2)
-    assert np.array_equal(found.labels_on(3) == 2, labels[3] == 1)
