@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,16 +160,7 @@ class Logic:
                 self.adapterFolder.added(Path(job.out))
                 return job.out
 
-            def explain(kind: str, message: str) -> str:
-                if kind == "cancelled":
-                    self._checkpoints.end(job)
-                elif self._checkpoints.interrupt(job):
-                    sentence, _, report = message.partition("\n\n")
-                    sentence += " What was trained is kept: adapt again with the same settings to go on from there."
-                    return "\n\n".join(filter(None, [sentence, report]))
-                return message
-
-            run.start({"op": "job", "job": to_dict(job)}, finish, explain)
+            run.start({"op": "job", "job": to_dict(job)}, finish, partial(self._checkpoints.fail, job))
         return self._started(run, waitForCompletion)
 
     def measure(
@@ -380,10 +372,11 @@ class Logic:
         Dependencies.requireInstalled()
         found: list[Comparison] = []
         failures: list[tuple[str, str]] = []
-        comparing = Comparing(
-            self.workers, volumeNode, axis, index, onDone or found.append,
-            onError or (lambda kind, message: failures.append((kind, message))),
-        )  # fmt: skip
+
+        def fail(kind: str, message: str) -> None:
+            failures.append((kind, message))
+
+        comparing = Comparing(self.workers, volumeNode, axis, index, onDone or found.append, onError or fail)
         comparing.start(self._volumeOfPrompts(volumeNode), entry, card, device)
         if onDone is not None:
             return None

@@ -162,16 +162,14 @@ def test_the_console_example_works_as_written(
         save_volume(discs(np.random.default_rng(seed))[0], name)
     lines = (LogicModule.__doc__ or "").split("\n\n")[1].splitlines()
     example = "\n".join(line.removeprefix("    ") for line in lines)
-    names: dict[str, Any] = {
-        "slicer": slicer, "volumeNode": volumeNode, "segmentationNode": segmentationNode, "outputDir": "segmented"
-    }  # fmt: skip
+    names: dict[str, Any] = {"slicer": slicer, "outputDir": "segmented"}
+    names |= {"volumeNode": volumeNode, "segmentationNode": segmentationNode}
     exec(example, names)
     assert "logic.processBatch(" in example
     assert load_adapter(names["adapter"]).structures == {1: "disc", 2: "square"}
     assert [card["path"] for card in logic.adapters()] == [names["adapter"]]
-    assert filesIn(tmp_path / "segmented") == {
-        "a.seg.nrrd", "a.result.json", "b.seg.nrrd", "b.result.json", "volumes.csv",
-    }  # fmt: skip
+    written = {f"{name}{end}" for name in "ab" for end in (".seg.nrrd", ".result.json")}
+    assert filesIn(tmp_path / "segmented") == written | {"volumes.csv"}
     assert "a: slice 1 of 6" in capsys.readouterr().out
     logic.exemplars.close()
 
@@ -209,10 +207,9 @@ def test_a_run_tells_how_far_it_is_and_calls_back(logic: Logic) -> None:
     heard: list[Any] = []
     volumeNode, segmentationNode, *_ = addCase()
     recipe = {**QUICK, "steps": 6, "estimate_folds": 2, "validate_every": 3}
-    run = logic.adapt(
-        [(volumeNode, segmentationNode)], **{**TINY, "recipe": recipe}, progress=heard.append,
-        onDone=lambda path: heard.append(path), out=logic.adapterFolder.folder / "mine.safetensors",
-    )  # fmt: skip
+    callbacks = {"progress": heard.append, "onDone": lambda path: heard.append(path)}
+    out = logic.adapterFolder.folder / "mine.safetensors"
+    run = logic.adapt([(volumeNode, segmentationNode)], out=out, **callbacks, **{**TINY, "recipe": recipe})
     assert logic.runs == (run,)
     ended(logic, run)
     assert heard[-1] == run.result == str(logic.adapterFolder.folder / "mine.safetensors")

@@ -91,9 +91,14 @@ class Story:
 
 @pytest.fixture
 def story(
-    panel: Any, clickIn: Any, runUntil: Any, snapshot: Any, screenshot: Any, tmp_path: Path,
+    panel: Any,
+    clickIn: Any,
+    runUntil: Any,
+    snapshot: Any,
+    screenshot: Any,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Story:  # fmt: skip
+) -> Story:
     monkeypatch.setenv("FEWSHOTSEG_HOME", str(tmp_path / "home"))
     pictures = Path(os.environ.get("FEWSHOTSEG_SCREENSHOTS", tmp_path / "pictures")).absolute()
     monkeypatch.chdir(tmp_path)

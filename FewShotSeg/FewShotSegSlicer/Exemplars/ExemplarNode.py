@@ -53,6 +53,17 @@ class SceneExemplar:
         return rows, columns
 
 
+@dataclass(frozen=True, eq=False)
+class DrawnSlices:
+    """What was drawn on slices along array `axis`: `labels` (slices, rows, columns) are values of `structures`."""
+
+    axis: int
+    slices: tuple[int, ...]
+    emptySlices: tuple[int, ...]
+    structures: Mapping[int, str]
+    labels: Array
+
+
 class ExemplarNode:
     """Reads and writes one node. It is read again only when it has changed."""
 

@@ -29,7 +29,7 @@ from FewShotSegSlicer.Workers.JobFiles import JobFiles, labelledSlices, numbered
 
 from . import ExemplarBundle
 from .ExemplarGroup import ExemplarGroup, grouped, windowProblem
-from .ExemplarNode import ExemplarNode, SceneExemplar
+from .ExemplarNode import DrawnSlices, ExemplarNode, SceneExemplar
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -73,7 +73,7 @@ class ExemplarStore:
                 f"Slice {AXIS_LETTERS[axis]}={index} shows no {' or '.join(names.values())}; draw them, or mark the "
                 "slice as empty."
             )
-        return self.add(volumeNode, axis, (index,), (), names, labels)
+        return self._add(volumeNode, DrawnSlices(axis, (index,), (), names, labels))
 
     def addAnnotatedSlices(
         self, volumeNode: Any, segmentationNode: Any, axis: int | None = None, segmentIds: Sequence[str] | None = None
@@ -83,44 +83,36 @@ class ExemplarStore:
         ids = _drawn(volumeNode, segmentationNode, axis, segmentIds)
         array = Segmentations.labelmapFromSegmentation(segmentationNode, volumeNode, ids).volume.array
         slices = labelledSlices(array, axis)
-        labels = np.moveaxis(array, axis, 0)[slices]
-        return self.add(volumeNode, axis, slices, (), _namesOf(segmentationNode, ids), labels)
+        labels, names = np.moveaxis(array, axis, 0)[slices], _namesOf(segmentationNode, ids)
+        return self._add(volumeNode, DrawnSlices(axis, tuple(slices), (), names, labels))
 
     def markEmpty(self, volumeNode: Any, axis: int, index: int) -> SceneExemplar:
         """Keep a slice that shows none of the structures. What was kept of it before is replaced."""
         labels = np.zeros((0, *checkedSlice(volumeNode, axis, index)), np.uint16)
-        return self.add(volumeNode, axis, (), (index,), {}, labels)
+        return self._add(volumeNode, DrawnSlices(axis, (), (index,), {}, labels))
 
-    def add(
-        self,
-        volumeNode: Any,
-        axis: int,
-        slices: Sequence[int],
-        emptySlices: Sequence[int],
-        structures: Mapping[int, str],
-        labels: Array,
-        **card: Any,
-    ) -> SceneExemplar:
-        """Keep labels (slices, rows, columns) given as an array; `card` overrides name, date and note."""
+    def _add(self, volumeNode: Any, drawn: DrawnSlices, **card: Any) -> SceneExemplar:
+        """Keep what was drawn; `card` has another name and date, and a note, where it comes from elsewhere."""
         volume = Volumes.volumeFromNode(volumeNode)
-        replacedName = self._forgetSlices(volumeNode, axis, {*slices, *emptySlices})
-        indices = ", ".join(map(str, (*slices, *emptySlices)[:3])) + (", ..." if len(slices) > 3 else "")
+        slices = (*drawn.slices, *drawn.emptySlices)
+        replacedName = self._forgetSlices(volumeNode, drawn.axis, set(slices))
+        indices = ", ".join(map(str, slices[:3])) + (", ..." if len(drawn.slices) > 3 else "")
+        made = {
+            "name": replacedName or f"{volumeNode.GetName()} {AXIS_LETTERS[drawn.axis]}={indices}",
+            "date": datetime.now().isoformat(" ", "seconds"),
+        }
         exemplar = SceneExemplar(
             id="",
             volumeName=volumeNode.GetName(),
-            axis=axis,
-            slices=tuple(slices),
-            emptySlices=tuple(emptySlices),
-            structures=dict(structures),
+            axis=drawn.axis,
+            slices=drawn.slices,
+            emptySlices=drawn.emptySlices,
+            structures=dict(drawn.structures),
             volumeSha256=self._sha(volumeNode, volume),
             shape=volume.shape,
-            **{
-                "name": replacedName or f"{volumeNode.GetName()} {AXIS_LETTERS[axis]}={indices}",
-                "date": datetime.now().isoformat(" ", "seconds"),
-                **card,
-            },
+            **{**made, **card},
         )
-        added = ExemplarNode.added(exemplar, labels, volumeNode)
+        added = ExemplarNode.added(exemplar, drawn.labels, volumeNode)
         self.changed()
         return added.exemplar
 
@@ -284,13 +276,7 @@ class ExemplarStore:
 
     def importBundle(self, path: str | Path) -> tuple[SceneExemplar, ...]:
         """Add the exemplars of a bundle; volumes that are not in the scene are added too."""
-        return tuple(
-            self.add(
-                one.volumeNode, one.axis, one.slices, one.emptySlices, one.structures, one.labels,
-                name=one.name, date=one.date, note=one.note,
-            )
-            for one in ExemplarBundle.read(Path(path))
-        )  # fmt: skip
+        return tuple(self._add(one.volumeNode, one.drawn, **one.card) for one in ExemplarBundle.read(Path(path)))
 
 
 def _drawn(volumeNode: Any, segmentationNode: Any, axis: int, segmentIds: Sequence[str] | None) -> Sequence[str]:

@@ -63,9 +63,13 @@ class Propagation:
         )
         prompts = [prompt.toDict(axis, index) for index, prompt in origin.prompts.items()]
         request = {
-            "op": "propagate", "volume": target.volumeName(), "direction": direction, "count": int(count),
-            "prompts": [prompt | {"structure": target.structure} for prompt in prompts], **model.toDict(),
-        }  # fmt: skip
+            "op": "propagate",
+            "volume": target.volumeName(),
+            "direction": direction,
+            "count": int(count),
+            "prompts": [prompt | {"structure": target.structure} for prompt in prompts],
+            **model.toDict(),
+        }
         self._origin = origin
         origin.number = self._workers.request(
             "prompt",

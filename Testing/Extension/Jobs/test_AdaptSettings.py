@@ -37,10 +37,8 @@ def jobOf(scene: Any, tmp_path: Path) -> Iterator[Any]:
 
 def test_everything_that_was_asked_for_is_in_the_job(jobOf: Any, tmp_path: Path) -> None:
     volumeNode, segmentationNode, volume, labels = addCase()
-    job = jobOf(
-        [(volumeNode, segmentationNode, [3, 1])], "lora", recipe={"rank": 2}, base="vit_b", seed=4, device="cpu",
-        maxSeconds=60.0, window=(-10, 90),
-    )  # fmt: skip
+    settings = {"recipe": {"rank": 2}, "base": "vit_b", "seed": 4, "device": "cpu", "maxSeconds": 60.0}
+    job = jobOf([(volumeNode, segmentationNode, [3, 1])], "lora", window=(-10, 90), **settings)
     assert (job.method, job.recipe, job.base, job.seed, job.device) == ("lora", {"rank": 2}, "vit_b", 4, "cpu")
     assert (job.max_seconds, job.intensity) == (60.0, {"kind": "window", "low": -10, "high": 90})
     (files,) = job.exemplars

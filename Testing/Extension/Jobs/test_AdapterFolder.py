@@ -17,9 +17,17 @@ from FewShotSegSlicer.Jobs.AdapterFolder import AdapterFolder
 
 def anAdapter(name: str = "liver") -> Adapter:
     return Adapter(
-        {"a": np.zeros(3, np.float32)}, "lora", {}, "bundled", "ab" * 32, {1: name},
-        IntensitySpec("window", -125, 275), 160, 0, 0,
-    )  # fmt: skip
+        {"a": np.zeros(3, np.float32)},
+        method="lora",
+        recipe={},
+        base_model="bundled",
+        base_sha256="ab" * 32,
+        structures={1: name},
+        intensity=IntensitySpec("window", -125, 275),
+        image_size=160,
+        seed=0,
+        axis=0,
+    )
 
 
 def made(folder: AdapterFolder, name: str, age_s: int = 0) -> Path:
@@ -89,9 +97,8 @@ def test_renaming_takes_the_record_along_and_never_overwrites(folder: AdapterFol
     first = made(folder, "liver")
     made(folder, "spleen")
     renamed = folder.rename(first, "liver 2")
-    assert sorted(path.name for path in folder.folder.iterdir()) == [
-        "liver 2.result.json", "liver 2.safetensors", "spleen.result.json", "spleen.safetensors",
-    ]  # fmt: skip
+    files = {f"{name}{end}" for name in ("liver 2", "spleen") for end in (".safetensors", ".result.json")}
+    assert {path.name for path in folder.folder.iterdir()} == files
     for name, sentence in (("spleen", "is an adapter called spleen already"), (" ", "needs a name")):
         with pytest.raises(InputError, match=sentence):
             folder.rename(renamed, name)

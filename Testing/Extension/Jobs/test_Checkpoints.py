@@ -84,14 +84,20 @@ def test_what_nobody_can_go_on_with_is_removed(tmp_path: Path) -> None:
 def test_an_ended_adaptation_leaves_nothing_and_a_failed_one_its_checkpoint(tmp_path: Path) -> None:
     checkpoints, job = Checkpoints(), aJob(tmp_path)
     checkpoints.begin(job)
-    assert not checkpoints.interrupt(job)
+    assert checkpoints.fail(job, "dead", "It ended.") == "It ended."
     assert filesIn(tmp_path) == set()
     checkpoints.begin(job)
     Path(job.out).with_name("liver.checkpoint.pt").touch()
-    assert checkpoints.interrupt(job)
+    told = checkpoints.fail(job, "defect", "ValueError: no\n\nTraceback of it")
+    goOn = "What was trained is kept: adapt again with the same settings to go on from there."
+    assert told == f"ValueError: no {goOn}\n\nTraceback of it"
     assert [one.out for one in checkpoints.interrupted(tmp_path / "Adapters")] == [Path(job.out)]
     checkpoints.begin(job)
     checkpoints.end(job)
+    assert filesIn(tmp_path) == set()
+    checkpoints.begin(job)
+    Path(job.out).with_name("liver.checkpoint.pt").touch()
+    assert checkpoints.fail(job, "cancelled", "Cancelled.") == "Cancelled."
     assert filesIn(tmp_path) == set()
     assert scratch.process_folder().is_dir()
 

@@ -40,13 +40,11 @@ def test_a_click_is_asked_with_all_that_a_mask_depends_on(bench: Bench) -> None:
     bench.workers.answer()
     bench.click(12, 7.4, positive=False)
     (volume,) = bench.workers.volumes
-    assert bench.workers.requests[-1] == {
-        "op": "predict", "volume": volume, "view": "live", "adapter": "liver.safetensors", "base": "vit_b",
-        "prompt": {
-            "axis": "k", "index": K, "structure": "liver", "point_labels": [1, 0],
-            "points_ras": [list(ras(8, 7, K)), list(ras(12, 7.4, K))],
-        },
-    }  # fmt: skip
+    prompt = {"axis": "k", "index": K, "structure": "liver", "point_labels": [1, 0]}
+    prompt["points_ras"] = [list(ras(8, 7, K)), list(ras(12, 7.4, K))]
+    model = {"adapter": "liver.safetensors", "base": "vit_b"}
+    asked = {"op": "predict", "volume": volume, "view": "live", "prompt": prompt, **model}
+    assert bench.workers.requests[-1] == asked
     np.testing.assert_array_equal(bench.workers.volumes[volume], slicer.util.arrayFromVolume(bench.volume))
 
 
@@ -86,10 +84,20 @@ def test_the_answer_to_an_older_click_is_dropped_whenever_it_comes(bench: Bench)
 @pytest.mark.parametrize(
     "change",
     [
-        leaveTheSlice, chooseAnotherSegment, chooseAnotherModel, chooseAnotherVolume, changeTheVolume, moveTheVolume,
-        clickAgain, dropAPoint, undo, leaveTheModule, removeTheSegment, renameTheSegment,
+        leaveTheSlice,
+        chooseAnotherSegment,
+        chooseAnotherModel,
+        chooseAnotherVolume,
+        changeTheVolume,
+        moveTheVolume,
+        clickAgain,
+        dropAPoint,
+        undo,
+        leaveTheModule,
+        removeTheSegment,
+        renameTheSegment,
     ],
-)  # fmt: skip
+)
 def test_an_answer_is_dropped_when_it_is_no_longer_wanted(bench: Bench, change: Callable[[Bench], None]) -> None:
     bench.click(8, 7)
     change(bench)

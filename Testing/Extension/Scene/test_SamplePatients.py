@@ -41,9 +41,8 @@ def test_the_first_patient_has_five_structures_on_three_slices(scene: Any, monke
     assert slicer.util.arrayFromVolume(volumeNode).shape == (40, 160, 160)
     segmentation = segmentationNode.GetSegmentation()
     ids = [segmentation.GetNthSegmentID(number) for number in range(segmentation.GetNumberOfSegments())]
-    assert [segmentation.GetSegment(one).GetName() for one in ids] == [
-        "liver", "right kidney", "left kidney", "spleen", "aorta",
-    ]  # fmt: skip
+    names = [segmentation.GetSegment(one).GetName() for one in ids]
+    assert names == ["liver", "right kidney", "left kidney", "spleen", "aorta"]
     masks = [slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, one, volumeNode) for one in ids]
     assert all(mask.any() for mask in masks)
     assert np.flatnonzero(np.any(masks, axis=(0, 2, 3))).size == 3
