@@ -139,6 +139,13 @@ METRICS = {
 }
 
 
+def pixelsOf(pixmap: Any) -> np.ndarray:
+    """A small pixmap as (H, W, 3), uint8, first row on top."""
+    image = pixmap.toImage()
+    rows = [[image.pixel(x, y) for x in range(image.width())] for y in range(image.height())]
+    return (np.array(rows, np.int64)[..., None] >> np.array([16, 8, 0]) & 255).astype(np.uint8)
+
+
 def windowCalled(title: str) -> Any:
     """The visible window of this title."""
     (found,) = [w for w in slicer.util.mainWindow().findChildren(qt.QDialog) if w.windowTitle == title and w.visible]

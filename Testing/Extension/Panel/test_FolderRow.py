@@ -62,3 +62,27 @@ def test_what_is_said_of_a_folder_is_said_of_the_chosen_one(
     case.ui.targetsEdit.setCurrentPath(str(tmp_path))
     case.requests[-1][1]["onError"]("input", "It holds no volume.")
     assert "It holds no volume." in case.ui.targetsAboutLabel.text
+
+
+def test_of_many_data_sets_the_first_are_named_and_the_rest_counted(
+    case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    offerMethod(case, monkeypatch, "auxiliary")
+    case.ui.auxiliaryEdit.setCurrentPath(str(tmp_path))
+    one = {"cases": 2, "structures": [], "modality": "", "licence": ""}
+    case.requests[-1][1]["onResult"]({"data_sets": [{**one, "name": f"set {n}"} for n in range(8)]})
+    assert case.ui.auxiliaryAboutLabel.text.startswith("set 0: 2 cases; set 1: 2 cases;")
+    assert case.ui.auxiliaryAboutLabel.text.endswith("set 5: 2 cases and 2 more")
+
+
+def test_a_folder_is_looked_into_once_and_only_while_a_method_needs_it(
+    case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    row = case.panel.adapt._rows["targets"]
+    case.ui.targetsEdit.setCurrentPath(str(tmp_path))
+    assert case.requests == []
+    offerMethod(case, monkeypatch, "targets")
+    row.setNeeded(True)
+    assert [request["op"] for request, _callbacks in case.requests] == ["folder"]
+    case.requests[-1][1]["onError"]("dead", "The process ended.")  # the next job will say so
+    assert case.ui.targetsAboutLabel.text == ""

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import qt
+import slicer
 
 from FewShotSegLib.errors import InputError
 from FewShotSegSlicer import Dependencies
+from Testing.conftest import save_tiny_compact
 from Testing.Extension.panels import Case
 
 
@@ -48,3 +51,38 @@ def test_another_folder_of_adapters_is_looked_into_at_once(case: Case, adapter: 
     (tmp_path / "other").mkdir()
     case.ui.adapterFolderEdit.setCurrentPath(str(tmp_path / "other"))
     assert case.ui.adapterList.count == 0
+
+
+def test_a_base_model_from_a_file_is_offered_everywhere(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(slicer.util, "showStatusMessage", lambda sentence, _ms: said.append(sentence))
+    file = tmp_path / "mine.safetensors"
+    save_tiny_compact(file)
+    monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", lambda *_: str(file))
+    case.press(case.ui.addModelButton)
+    assert said == ["mine is offered as a base model now."]
+    assert case.panel.segment.model.choose((None, "mine"))
+    assert case.panel.adapt.start.choose((None, "mine"))
+
+
+def test_a_file_that_is_no_model_is_refused_and_no_choice_adds_none(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = list(case.selection.bases)
+    monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", lambda *_: "")
+    case.press(case.ui.addModelButton)
+    assert "⚠" not in case.ui.setupLabel.text
+    (tmp_path / "notes.txt").write_text("no model", encoding="utf-8")
+    monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", lambda *_: str(tmp_path / "notes.txt"))
+    case.press(case.ui.addModelButton)
+    assert "⚠" in case.ui.setupLabel.text
+    assert case.selection.bases == before
+
+
+def test_the_device_is_handed_to_the_jobs(readyToAdapt: Case) -> None:
+    case = readyToAdapt
+    case.panel.installation.device.choose("cpu")
+    case.press(case.ui.adaptButton)
+    assert case.runs["adapt"].arguments["device"] == "cpu"

@@ -7,6 +7,7 @@ import base64
 import numpy as np
 import pytest
 
+from FewShotSegSlicer.Workers.Run import RunProgress
 from Testing.Extension.panels import Case
 
 
@@ -45,3 +46,30 @@ def test_a_training_is_stopped_well_or_given_up(readyToAdapt: Case) -> None:
     assert "nothing was kept" in case.ui.adaptStatusLabel.text
     assert not case.ui.trainingFrame.visible
     assert case.ui.adaptButton.enabled
+
+
+def test_a_job_without_curves_shows_words_and_a_bar(readyToAdapt: Case) -> None:
+    case = readyToAdapt
+    case.press(case.ui.measureButton)
+    assert case.ui.trainingLabel.text == "Measuring the first steps..."
+    assert not case.ui.plotLabel.visible
+    assert not case.ui.stopButton.visible
+    case.panel.adapt.training.onProgress(
+        RunProgress({"step": 0, "total": 0, "message": "Loading.", "metrics": {}}, fraction=None, remaining_s=None)
+    )
+    assert (case.ui.trainingLabel.text, case.ui.trainingProgressBar.value) == ("Loading.", 0)
+
+
+def test_once_it_is_being_ended_its_words_stay(readyToAdapt: Case) -> None:
+    case = readyToAdapt
+    case.press(case.ui.adaptButton)
+    run = case.runs["adapt"]
+    run.progress(step=1, total=4, message="adapting", metrics={"loss": 1.0})
+    case.press(case.ui.stopButton)
+    run.progress(step=2, total=4, message="adapting", metrics={"loss": 0.5})
+    assert case.ui.trainingLabel.text == "Stopping; the best state is kept..."
+    assert case.ui.trainingProgressBar.value == 50
+    run.done("organs.safetensors")
+    case.press(case.ui.adaptButton)
+    assert case.ui.trainingLabel.text == "Starting..."
+    assert case.panel.adapt.training.plot.loss == []
