@@ -1,4 +1,4 @@
-"""What may import what among the files of FewShotSegSlicer, read from the source."""
+"""What may import what among the files of FewShotSegSlicer, and which test goes with which; read from the source."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "FewShotSeg" / "FewShotSegSlicer"
+TESTS = Path(__file__).resolve().parent
 
 # Folders and files on top of FewShotSegSlicer, lowest first. Each imports from those of the levels above it in this
 # list; two of one level do not know each other.
@@ -23,6 +24,11 @@ LEVELS = (
     ("Panel", "SelfTest"),
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
+
+# Modules without a test file of their name, and where they are tested instead.
+TESTED_ELSEWHERE: dict[str, str] = {}
+# Tests of the extension as a whole.
+WHOLE = {"FewShotSeg", "README", "architecture", "golden", "host", "imports", "packaging", "privacy", "story"}
 
 
 @dataclass(frozen=True)
@@ -152,3 +158,30 @@ def test_what_begins_with_an_underscore_stays_in_its_file(module: str) -> None:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
             taken += [node.attr] if node.attr.startswith("_") else []
     assert not taken
+
+
+# --------------------------------------------------------------------------------------------------------------- tests
+
+
+def expectedTests() -> set[str]:
+    """Panel/test_Chooser.py for Panel/Chooser.py"""
+    return {path.relative_to(PACKAGE).with_name(f"test_{path.name}").as_posix() for path in FILES.values()}
+
+
+def foundTests() -> set[str]:
+    return {path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")}
+
+
+def test_every_module_has_a_test_file() -> None:
+    missing = {Path(name).stem.removeprefix("test_") for name in expectedTests() - foundTests()}
+    assert missing == set(TESTED_ELSEWHERE)
+
+
+def test_every_test_file_is_of_a_module_or_of_the_whole() -> None:
+    assert foundTests() - expectedTests() == {f"test_{name}.py" for name in WHOLE}
+
+
+def test_the_table_of_exceptions_is_short_and_says_why() -> None:
+    assert set(TESTED_ELSEWHERE) <= {path.stem for path in FILES.values()}
+    assert all(TESTED_ELSEWHERE.values())
+    assert len(TESTED_ELSEWHERE) <= 3
