@@ -157,7 +157,7 @@ class Logic:
 
             def finish(record: dict[str, Any]) -> str:
                 self._checkpoints.end(job)
-                self.adapterFolder.added(Path(job.out))
+                self.adapterFolder.noteNew(Path(job.out))
                 return job.out
 
             run.start({"op": "job", "job": to_dict(job)}, finish, partial(self._checkpoints.fail, job))

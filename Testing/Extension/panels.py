@@ -146,7 +146,7 @@ def pixelsOf(pixmap: Any) -> np.ndarray:
     return (np.array(rows, np.int64)[..., None] >> np.array([16, 8, 0]) & 255).astype(np.uint8)
 
 
-def windowCalled(title: str) -> Any:
+def dialogCalled(title: str) -> Any:
     """The visible window of this title."""
     (found,) = [w for w in slicer.util.mainWindow().findChildren(qt.QDialog) if w.windowTitle == title and w.visible]
     return found

@@ -32,10 +32,12 @@ class ExemplarGroup:
 
     @property
     def slices(self) -> tuple[int, ...]:
+        """The annotated slices of all members, in order."""
         return tuple(sorted(index for one in self.members for index in one.exemplar.slices))
 
     @property
     def emptySlices(self) -> tuple[int, ...]:
+        """The slices that show none of the structures, in order."""
         return tuple(sorted(index for one in self.members for index in one.exemplar.emptySlices))
 
     def asExemplar(self, names: Mapping[int, str]) -> Exemplar:

@@ -13,8 +13,7 @@ import numpy as np
 import slicer
 
 from FewShotSegLib.data.volume import label_values
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from FewShotSegSlicer.Scene.Geometry import Array
 
 _MARK = "FewShotSeg.Exemplar"  # attribute of the nodes
 _VOLUME = "FewShotSeg.Volume"  # reference to the volume node
@@ -45,10 +44,12 @@ class SceneExemplar:
 
     @property
     def allSlices(self) -> tuple[int, ...]:
+        """The annotated slices, then the empty ones."""
         return (*self.slices, *self.emptySlices)
 
     @property
     def sliceShape(self) -> tuple[int, int]:
+        """Voxels (rows, columns) of a slice."""
         rows, columns = (n for a, n in enumerate(self.shape) if a != self.axis)
         return rows, columns
 
@@ -73,7 +74,7 @@ class ExemplarNode:
         self._unpacked: tuple[str, Array] | None = None
 
     @classmethod
-    def added(cls, exemplar: SceneExemplar, labels: Array, volumeNode: Any) -> ExemplarNode:
+    def made(cls, exemplar: SceneExemplar, labels: Array, volumeNode: Any) -> ExemplarNode:
         """Return a new one in the scene; its ID becomes that of the exemplar. `labels` as in the property."""
         node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScriptedModuleNode", "FewShotSeg exemplar")
         node.SetHideFromEditors(1)
@@ -85,10 +86,12 @@ class ExemplarNode:
 
     @staticmethod
     def isOne(node: Any) -> bool:
+        """Whether a node of the scene is an exemplar."""
         return node.GetAttribute(_MARK) is not None
 
     @property
     def exemplar(self) -> SceneExemplar:
+        """The card, as the node has it now."""
         if self._read is None or self._read[0] != self.node.GetMTime():
             self._read = self.node.GetMTime(), _exemplarFrom(self.node)
         return self._read[1]
@@ -129,6 +132,7 @@ class ExemplarNode:
         self.write(replace(exemplar, slices=annotated, emptySlices=empty), labels[kept])
 
     def remove(self) -> None:
+        """Take the node out of the scene."""
         slicer.mrmlScene.RemoveNode(self.node)
 
 

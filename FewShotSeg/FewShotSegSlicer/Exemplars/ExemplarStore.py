@@ -22,7 +22,7 @@ from FewShotSegLib.data.structures import distinct_names
 from FewShotSegLib.data.volume import AXIS_LETTERS, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegSlicer.Scene import Segmentations, Volumes
-from FewShotSegSlicer.Scene.Geometry import checkedSlice, rasFromIjk, voxelsOf
+from FewShotSegSlicer.Scene.Geometry import Array, checkedSlice, rasFromIjk, voxelsOf
 from FewShotSegSlicer.Scene.Thumbnails import thumbnail
 from FewShotSegSlicer.Signal import Signal
 from FewShotSegSlicer.Workers.JobFiles import JobFiles, labelledSlices, numbered
@@ -30,8 +30,6 @@ from FewShotSegSlicer.Workers.JobFiles import JobFiles, labelledSlices, numbered
 from . import ExemplarBundle
 from .ExemplarGroup import ExemplarGroup, grouped, windowProblem
 from .ExemplarNode import DrawnSlices, ExemplarNode, SceneExemplar
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _NONE_YET = "There is no exemplar yet: annotate a slice and add it."
 
@@ -112,7 +110,7 @@ class ExemplarStore:
             shape=volume.shape,
             **{**made, **card},
         )
-        added = ExemplarNode.added(exemplar, drawn.labels, volumeNode)
+        added = ExemplarNode.made(exemplar, drawn.labels, volumeNode)
         self.changed()
         return added.exemplar
 
@@ -134,10 +132,12 @@ class ExemplarStore:
         return tuple(e for e in found if structure is None or structure in e.structures.values())
 
     def remove(self, id: str) -> None:
+        """Take an exemplar out of the scene."""
         self._one(id).remove()
         self.changed()
 
     def rename(self, id: str, name: str) -> None:
+        """Give an exemplar another name."""
         if not name.strip():
             raise InputError("An exemplar needs a name.")
         self._change(id, name=name.strip())

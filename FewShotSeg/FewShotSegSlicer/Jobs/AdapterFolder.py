@@ -72,7 +72,7 @@ class AdapterFolder:
         self._promised.add(path)
         return path
 
-    def added(self, path: Path) -> None:
+    def noteNew(self, path: Path) -> None:
         """Take note of an adapter that was just made."""
         self._undecided.add(path)
         self.changed()

@@ -11,15 +11,15 @@ from slicer.i18n import tr as _
 from FewShotSegSlicer.Logic import Logic
 from FewShotSegSlicer.Scene import Segmentations
 from FewShotSegSlicer.Signal import Signal
-from FewShotSegSlicer.Workers.Run import inWords
+from FewShotSegSlicer.Workers.Run import durationInWords
 
 from .Choices import Choices
 from .Chooser import Chooser
 from .FolderRow import FolderRow
-from .Pictures import showInWindow
+from .Pictures import showInDialog
 from .RecipeForm import RecipeForm
 from .Selection import Selection
-from .Status import Status, allow, unless, waiting
+from .Status import Status, allow, busyCursor, unless
 from .TrainingView import TrainingView
 
 # What a method may need beside exemplars, each a folder: what that holds, and how `Logic.adapt` calls it.
@@ -37,7 +37,7 @@ class AdaptSection:
         self.status = Status(ui.adaptStatusLabel)
         self.estimate = Status(ui.estimateLabel)
         self.method = Chooser(ui.methodSelector, self._onMethod)
-        self.start = Chooser(ui.startSelector, self._onSettings)
+        self.startModel = Chooser(ui.startSelector, self._onSettings)
         self.window = Chooser(ui.windowSelector, self._onSettings)
         self.training = TrainingView(ui)
         self._methods: dict[str, Mapping[str, Any]] = {}
@@ -103,7 +103,7 @@ class AdaptSection:
         if entry is not None:
             form = self._forms.get(entry["name"]) or self._newForm(entry)
             form.widget.setVisible(True)
-            alignLabels([*form.labels(), *self._labels()])
+            alignLabels([*form.rowLabels(), *self._rowLabels()])
             self.ui.methodSelector.setToolTip(entry["about"])
         self._showNeeds()
         self._onSettings()
@@ -121,7 +121,7 @@ class AdaptSection:
         with self.status.trying():
             self._forms[method].setRecipe(self.choices.value("Recipes", {}).get(method, {}))
 
-    def _labels(self) -> list[Any]:
+    def _rowLabels(self) -> list[Any]:
         ui = self.ui
         return [
             ui.methodSelectorLabel,
@@ -168,12 +168,12 @@ class AdaptSection:
 
     def showModels(self) -> None:
         """Offer the models to start from that there are now."""
-        self.start.offer(self.selection.models(_("go on from {name}")))
+        self.startModel.offer(self.selection.models(_("go on from {name}")))
 
     def startFrom(self, path: str) -> None:
         """Go on from an adapter, with the exemplars there are now."""
         self.ui.adaptSection.collapsed = False
-        self.start.choose((path, None))
+        self.startModel.choose((path, None))
 
     # --------------------------------------------------------------------------------------------------------- actions
 
@@ -190,7 +190,7 @@ class AdaptSection:
 
     def segmentNow(self) -> None:
         """Segment the chosen volume after the exemplars, without training, into a segmentation of its own."""
-        adapter, base = self.start.value or (None, None)
+        adapter, base = self.startModel.value or (None, None)
         card = next((card for card in self.selection.cards if card["path"] == adapter), None)
         if card is not None and card["structures"]:  # it would bring its own; its base model is what is meant
             adapter, base = None, card["base_model"]
@@ -223,7 +223,7 @@ class AdaptSection:
         self.selection.changed()
 
     def _settings(self) -> dict[str, Any]:
-        adapter, base = self.start.value or (None, None)
+        adapter, base = self.startModel.value or (None, None)
         minutes = self.ui.minutesSpinBox.value
         settings = {
             "method": self.method.value,
@@ -243,13 +243,13 @@ class AdaptSection:
         return self.selection.shownWindow() if self.window.value else None
 
     def _try(self, action: Any) -> None:
-        with self.status.trying(), waiting():  # volumes are written to files
+        with self.status.trying(), busyCursor():  # volumes are written to files
             action()
 
     # --------------------------------------------------------------------------------------------------------- answers
 
     def _onDone(self, path: str) -> None:
-        took = inWords(time.monotonic() - self._started)
+        took = durationInWords(time.monotonic() - self._started)
         self.status.say(_("Adapted in {time}. The result is chosen below.").format(time=took))
         self.adapted(str(path))
 
@@ -267,12 +267,12 @@ class AdaptSection:
         self.selection.changed()
 
     def _onPreview(self, path: Any) -> None:
-        showInWindow(path, _("Samples the model would be trained on"))
+        showInDialog(path, _("Samples the model would be trained on"))
         self.selection.changed()
 
     def _onMeasured(self, found: Mapping[str, Any]) -> None:
         device = _("the graphics card") if found["device"] == "cuda" else _("the processor")
-        sentence = _("About {time} on {device}").format(time=inWords(found["seconds"]), device=device)
+        sentence = _("About {time} on {device}").format(time=durationInWords(found["seconds"]), device=device)
         if found["memory_bytes"]:
             sentence += _(", {size} of memory").format(size=sizeInWords(found["memory_bytes"]))
         if found["free_bytes"]:
@@ -283,6 +283,7 @@ class AdaptSection:
     # --------------------------------------------------------------------------------------------------------- display
 
     def update(self) -> None:
+        """Enable what can be done now."""
         ui = self.ui
         whyNot = self._whyNot()
         for button in (ui.adaptButton, ui.measureButton):

@@ -112,6 +112,7 @@ class BatchSection:
         return self.run is not None and self.run.isRunning
 
     def update(self, *_value: Any) -> None:
+        """Enable what can be done now."""
         ui = self.ui
         count = len(self.files)
         ui.chooseFilesButton.setText(

@@ -16,7 +16,7 @@ from FewShotSegSlicer.Scene import SliceViews
 from .Chooser import Chooser
 from .Pictures import pixmapOf
 from .Selection import Selection
-from .Status import Status, allow, announce, unless, waiting
+from .Status import Status, allow, announce, busyCursor, unless
 
 _ID = qt.Qt.UserRole
 _THUMBNAIL = 56  # pixels
@@ -48,6 +48,7 @@ class ExemplarSection:
         self._onStoreChanged()
 
     def close(self) -> None:
+        """Listen no longer."""
         self.store.changed.disconnect(self._onStoreChanged)
 
     # --------------------------------------------------------------------------------------------------------- actions
@@ -60,7 +61,7 @@ class ExemplarSection:
 
     def addAnnotated(self) -> None:
         self.live.accept()
-        with waiting():
+        with busyCursor():
             self._choose(self.store.addAnnotatedSlices(self.selection.volumeNode, self.selection.segmentationNode))
 
     def markEmpty(self) -> None:
@@ -80,13 +81,13 @@ class ExemplarSection:
     def importBundle(self) -> None:
         path = qt.QFileDialog.getOpenFileName(None, _("Import exemplars"), "", _("Exemplars (*.zip)"))
         if path:
-            with waiting():
+            with busyCursor():
                 self.store.importBundle(path)
 
     def exportBundle(self) -> None:
         path = qt.QFileDialog.getSaveFileName(None, _("Export exemplars"), "exemplars.zip", _("Exemplars (*.zip)"))
         if path:
-            with waiting():
+            with busyCursor():
                 self.store.exportBundle(path)
             announce(_("Exported to {path}.").format(path=path))
 
@@ -109,9 +110,9 @@ class ExemplarSection:
         view.clear()
         for exemplar in exemplars:
             picture = pixmapOf(self.store.thumbnail(exemplar.id, 2 * _THUMBNAIL))
-            item = qt.QListWidgetItem(qt.QIcon(picture), _describe(exemplar))
+            item = qt.QListWidgetItem(qt.QIcon(picture), _textOf(exemplar))
             item.setData(_ID, exemplar.id)
-            item.setToolTip(_describe(exemplar))
+            item.setToolTip(_textOf(exemplar))
             item.setCheckState(qt.Qt.Checked if exemplar.isEnabled else qt.Qt.Unchecked)
             view.addItem(item)
             item.setSelected(exemplar.id in chosen)
@@ -156,6 +157,7 @@ class ExemplarSection:
     # --------------------------------------------------------------------------------------------------------- display
 
     def update(self) -> None:
+        """Enable what can be done now."""
         ui, chosen, selection = self.ui, self._chosen(), self.selection
         volume = unless(selection.volumeNode, _("choose a volume first"))
         shown = unless(selection.slice, _("no slice view shows the volume"))
@@ -171,7 +173,7 @@ class ExemplarSection:
         ui.exemplarHintLabel.setVisible(not hasAny)
 
 
-def _describe(exemplar: Any) -> str:
+def _textOf(exemplar: Any) -> str:
     """Three lines: its name, what it shows, and where it comes from as far as the name does not say it."""
     slices = (*exemplar.slices, *exemplar.emptySlices)
     many = _("{count} slices").format(count=len(slices))

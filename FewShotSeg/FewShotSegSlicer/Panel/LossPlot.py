@@ -24,6 +24,7 @@ class LossPlot:
         self.clear()
 
     def clear(self) -> None:
+        """Begin again without curves."""
         self.stage = ""
         self.loss: Curve = []
         self.dice: Curve = []

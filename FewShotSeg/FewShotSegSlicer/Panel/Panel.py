@@ -15,7 +15,7 @@ from .ResultSection import ResultSection
 from .SegmentSection import SegmentSection, setIcons
 from .Selection import Selection
 from .SetupSection import SetupSection
-from .Status import waiting
+from .Status import busyCursor
 
 _POLL_MS = 30
 _SLOW_POLL_MS = 300  # while another module is shown
@@ -34,7 +34,8 @@ class Panel:
     # ------------------------------------------------------------------------------------------------- life of a panel
 
     def setup(self) -> None:
-        self.logic.whileBusy = waiting
+        """Build the form and its sections."""
+        self.logic.whileBusy = busyCursor
         top = slicer.util.loadUI(self._widget.resourcePath("UI/FewShotSeg.ui"))
         self._widget.layout.addWidget(top)
         self.ui = ui = slicer.util.childWidgetVariables(top)
@@ -73,6 +74,7 @@ class Panel:
         self.installation.installed.connect(self._onInstalled)
 
     def enter(self) -> None:
+        """The module is shown from now on."""
         self._lookForPackages()
         self.recall()
         self._timer.setInterval(_POLL_MS)
@@ -80,10 +82,12 @@ class Panel:
         self.selection.lookForModels()
 
     def exit(self) -> None:
+        """Another module is shown."""
         self._timer.setInterval(_SLOW_POLL_MS)
         self.segment.exit()
 
     def cleanup(self) -> None:
+        """Leave nothing behind that still listens."""
         self._timer.stop()
         slicer.mrmlScene.RemoveObserver(self._observation)
         self.segment.exit()
@@ -92,10 +96,12 @@ class Panel:
             part.close()
 
     def onSceneStartClose(self) -> None:
+        """Let go of the nodes before they go."""
         self.selection.isClosing = True
         self.logic.live.setTarget(None, None, None)
 
     def onSceneEndClose(self) -> None:
+        """The scene is empty."""
         self.selection.isClosing = False
         self.segment.onSceneChanged()
         self.update()

@@ -13,12 +13,12 @@ import slicer
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from FewShotSegSlicer.Scene.Geometry import Array
 
 ADDED, REMOVED, KEPT = (46, 204, 113), (231, 76, 60), (241, 196, 15)
 _WIDEST = 380  # pixels; the module panel is seldom wider than 400
 _BESIDE = 34  # pixels beside a picture: margins, and a scroll bar that may come with it
-_windows: list[Any] = []  # that are open: without a reference they would close again
+_dialogs: list[Any] = []  # that are open: without a reference they would close again
 
 
 def pixmapOf(rgb: Array) -> Any:
@@ -49,7 +49,7 @@ def showIn(label: Any, pixmap: Any, width: int, height: int) -> None:
     label.setVisible(True)
 
 
-def showInWindow(path: str | Path, title: str, width: int = 1200, height: int = 800) -> None:
+def showInDialog(path: str | Path, title: str, width: int = 1200, height: int = 800) -> None:
     """Show a picture file in a window of its own."""
     window = qt.QDialog(slicer.util.mainWindow())
     window.setWindowTitle(title)
@@ -57,7 +57,7 @@ def showInWindow(path: str | Path, title: str, width: int = 1200, height: int = 
     showIn(label, qt.QPixmap(str(path)), width, height)
     qt.QVBoxLayout(window).addWidget(label)
     window.show()
-    _windows[:] = [*(known for known in _windows if known.visible), window]
+    _dialogs[:] = [*(known for known in _dialogs if known.visible), window]
 
 
 def overlaid(image: Array, mask: Array, other: Array | None = None) -> Array:

@@ -16,7 +16,7 @@ from FewShotSegSlicer.Signal import Signal
 
 from . import AdapterCard
 from .Chooser import Chooser
-from .Pictures import overlaid, pixmapOf, showIn, showInWindow, sideBySide, widthIn
+from .Pictures import overlaid, pixmapOf, showIn, showInDialog, sideBySide, widthIn
 from .Selection import Selection
 from .Status import Status, allow, unless
 
@@ -60,6 +60,7 @@ class ResultSection:
         self._forgetComparison()
 
     def close(self) -> None:
+        """Stop showing pictures in turn."""
         self._timer.stop()
 
     # ------------------------------------------------------------------------------------------------------------ list
@@ -123,7 +124,7 @@ class ResultSection:
         card = self._chosen()
         path = self.logic.adapterFolder.reportOf(card["path"])
         if path is not None:
-            showInWindow(path, _("Training of {name}").format(name=card["name"]))
+            showInDialog(path, _("Training of {name}").format(name=card["name"]))
 
     def learnOn(self) -> None:
         self.continued(self._chosen()["path"])
@@ -263,6 +264,7 @@ class ResultSection:
     # --------------------------------------------------------------------------------------------------------- display
 
     def update(self, *_value: Any) -> None:
+        """Enable what can be done now."""
         ui, selection, card = self.ui, self.selection, self.card
         adapter = unless(card, _("there is no adapter yet; adapt first"))
         ready = selection.whyNotCompute() or adapter

@@ -88,6 +88,7 @@ class SegmentSection:
     # ----------------------------------------------------------------------------------------------- life of the panel
 
     def enter(self) -> None:
+        """Take clicks and keys from now on."""
         self._showOwn()
         self.tool.install()
         if slicer.util.mainWindow() is not None:
@@ -95,12 +96,14 @@ class SegmentSection:
         self._onNodes()
 
     def exit(self) -> None:
+        """Put the tool down, and leave clicks and keys to Slicer."""
         self.tool.mode = "none"
         self.tool.removeHotkeys()
         self.tool.remove()
         self.live.leave()
 
     def close(self) -> None:
+        """Let go of the nodes, and listen no longer."""
         self.live.setTarget(None, None, None)
         for signal, slot in self._listening():
             signal.disconnect(slot)
@@ -133,6 +136,7 @@ class SegmentSection:
             self.selection.changed()
 
     def choose(self, segmentId: str) -> None:
+        """Choose a structure."""
         if self.selection.segmentId != segmentId:
             self.ui.structureTable.setSelectedSegmentIDs([segmentId])
         self._onStructure()

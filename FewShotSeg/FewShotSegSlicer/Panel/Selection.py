@@ -42,20 +42,24 @@ class Selection:
         logic.adapterFolder.changed.connect(self.lookForModels)
 
     def close(self) -> None:
+        """Listen no longer."""
         self._logic.adapterFolder.changed.disconnect(self.lookForModels)
 
     # ---------------------------------------------------------------------------------------------------------- nodes
 
     @property
     def volumeNode(self) -> Any:
+        """The chosen volume, None without one."""
         return None if self.isClosing else self._ui.volumeSelector.currentNode()
 
     @property
     def segmentationNode(self) -> Any:
+        """The chosen segmentation, None without one."""
         return None if self.isClosing else self._ui.segmentationSelector.currentNode()
 
     @property
     def segmentIds(self) -> tuple[str, ...]:
+        """The structures that can be chosen."""
         node = self.segmentationNode
         return tuple(node.GetSegmentation().GetSegmentIDs()) if node is not None else ()
 

@@ -71,6 +71,7 @@ class SetupSection:
             self.status.say(*Dependencies.summary().splitlines())
 
     def update(self) -> None:
+        """Enable what can be done now, and say on top what is missing."""
         ui, missing = self.ui, self.selection.missing
         allow(ui.installButton, unless(missing, _("everything is installed")))
         ui.setupNotice.setVisible(bool(missing))

@@ -76,7 +76,7 @@ class Status:
 
 
 @contextlib.contextmanager
-def waiting() -> Iterator[None]:
+def busyCursor() -> Iterator[None]:
     """Show the cursor that asks for patience; no events are handled meanwhile, as slicer.util.WaitCursor would."""
     qt.QApplication.setOverrideCursor(qt.QCursor(qt.Qt.WaitCursor))
     try:

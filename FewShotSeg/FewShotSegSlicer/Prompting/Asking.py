@@ -30,6 +30,7 @@ class Pending:
     """Whether the next mask is accepted as soon as it is there."""
 
     def asked(self, question: Question) -> Pending:
+        """A question is under way, in place of any before."""
         return replace(self, question=question, refused=None)
 
     def ended(self, question: Question) -> Pending:
@@ -37,6 +38,7 @@ class Pending:
         return replace(self, question=None) if question == self.question else self
 
     def answered(self) -> Pending:
+        """The mask is there."""
         return replace(self, retried=None, isAcceptedAtOnce=False)
 
 
@@ -44,8 +46,8 @@ class Asking:
     """Remembers which prompts are owed an answer. What becomes of it is told to
 
     - onAnswer(question, mask), which raises `InputError` where the mask cannot be shown; then
-      onAnswered(where, seconds since the prompt was given, whether to accept the mask at once),
-    - onFailed(where, message): it is not asked again of itself,
+      onAnswered(place, seconds since the prompt was given, whether to accept the mask at once),
+    - onFailed(place, message): it is not asked again of itself,
     - tell(message): something that the user should know meanwhile.
     """
 
@@ -62,7 +64,7 @@ class Asking:
         onFailed: Callable[[Place, str], None],
         tell: Callable[[str], None],
     ) -> None:
-        """`questionOf(where)` is what to ask to get the mask of a slice, None where none is wanted; `isCurrent` whether
+        """`questionOf(place)` is what to ask to get the mask of a slice, None where none is wanted; `isCurrent` whether
         a question would be asked again word for word."""
         self._workers, self._lookahead, self._clock = workers, lookahead, clock
         self._questionOf, self._isCurrent = questionOf, isCurrent
@@ -73,36 +75,39 @@ class Asking:
 
     @property
     def isUnderWay(self) -> bool:
+        """Whether an answer is under way."""
         return self._pending.question is not None
 
-    def isOwed(self, where: Place) -> bool:
-        return where in self._owed
+    def isOwed(self, place: Place) -> bool:
+        """Whether the answer to the prompt of a slice is still to come."""
+        return place in self._owed
 
-    def ask(self, where: Place) -> None:
+    def ask(self, place: Place) -> None:
         """Owe an answer to the prompt of a slice from now on, and ask for it if that is possible now."""
-        self._owed[where] = self._clock()
-        self._ask(where)
+        self._owed[place] = self._clock()
+        self._ask(place)
 
     def askOwed(self, first: Slice | None) -> bool:
         """Ask for the mask of a slice that is owed one, beginning with `first`; returns whether there was one."""
-        for where in sorted(self._owed, key=lambda where: where[1:] != first):
-            question = self._questionOf(where)
+        for place in sorted(self._owed, key=lambda place: place[1:] != first):
+            question = self._questionOf(place)
             if question is not None and question != self._pending.refused:
-                self._owed[where] = self._clock()
+                self._owed[place] = self._clock()
                 self._send(question)
                 return True
         return False
 
-    def oweAnew(self, where: Place) -> None:
+    def oweAnew(self, place: Place) -> None:
         """The mask of a slice is not the right one any more, as after another model was chosen."""
-        self._owed.setdefault(where, self._clock())
+        self._owed.setdefault(place, self._clock())
 
-    def forgive(self, where: Place) -> None:
+    def forgive(self, place: Place) -> None:
         """Nothing is owed to a slice any more."""
-        self._owed.pop(where, None)
+        self._owed.pop(place, None)
 
     def forgiveSegment(self, segmentId: str) -> None:
-        self._owed = {where: since for where, since in self._owed.items() if where[0] != segmentId}
+        """Nothing is owed to a segment any more."""
+        self._owed = {place: since for place, since in self._owed.items() if place[0] != segmentId}
 
     def acceptAtOnce(self, isAcceptedAtOnce: bool = True) -> None:
         """Say whether the next mask is accepted as soon as it is there."""
@@ -117,8 +122,8 @@ class Asking:
         self._owed.clear()
         self._pending = Pending()
 
-    def _ask(self, where: Place) -> None:
-        question = self._questionOf(where)
+    def _ask(self, place: Place) -> None:
+        question = self._questionOf(place)
         if question is not None:
             self._send(question)
 
@@ -135,22 +140,22 @@ class Asking:
     def _isStillWanted(self, question: Question) -> bool:
         """Take note that a question is no longer under way; returns whether its answer is the one to show."""
         self._pending = self._pending.ended(question)
-        return self.isOwed(question.where) and self._isCurrent(question)
+        return self.isOwed(question.place) and self._isCurrent(question)
 
     def _take(self, question: Question, result: dict[str, Any]) -> None:
         if not self._isStillWanted(question):
             return
         mask = Prompt.from_dict({key: result[key] for key in ("axis", "index", "mask")}).mask
-        self._lookahead.know(question.volume, question.model, question.where[1:])
+        self._lookahead.know(question.volume, question.model, question.place[1:])
         try:
             self._onAnswer(question, mask)
         except InputError as error:  # the segmentation cannot be written any more
             self._pending = replace(self._pending, refused=question)
             self._tell(str(error))
             return
-        since, isAcceptedAtOnce = self._owed.pop(question.where), self._pending.isAcceptedAtOnce
+        since, isAcceptedAtOnce = self._owed.pop(question.place), self._pending.isAcceptedAtOnce
         self._pending = self._pending.answered()
-        self._onAnswered(question.where, self._clock() - since, isAcceptedAtOnce)
+        self._onAnswered(question.place, self._clock() - since, isAcceptedAtOnce)
 
     def _fail(self, question: Question, kind: str, message: str) -> None:
         isWanted = self._isStillWanted(question)
@@ -161,7 +166,7 @@ class Asking:
         if kind == "dead" and question != self._pending.retried:
             self._pending = replace(self._pending, retried=question)
             self._tell(f"{message} Your click is being answered again.")
-            self._ask(question.where)
+            self._ask(question.place)
             return
         self._pending = replace(self._pending, refused=question, isAcceptedAtOnce=False)
-        self._onFailed(question.where, message)
+        self._onFailed(question.place, message)

@@ -55,10 +55,12 @@ class LiveSegmenter:
 
     @property
     def target(self) -> Target | None:
+        """What is worked on, None when nothing is."""
         return self._session.target if self._session is not None else None
 
     @property
     def segmentId(self) -> str | None:
+        """The segment that is worked on."""
         return self._session.target.segmentId if self._session is not None else None
 
     @property
@@ -88,14 +90,17 @@ class LiveSegmenter:
 
     @property
     def isPropagating(self) -> bool:
+        """Whether propagation is under way."""
         return self._session is not None and self._session.isPropagating
 
     @property
     def canUndo(self) -> bool:
+        """Whether there is a step to take back."""
         return self._session is not None and self._session.masks.history.last is not None
 
     @property
     def canRedo(self) -> bool:
+        """Whether there is a step to do again."""
         return self._session is not None and self._session.masks.history.next is not None
 
     def promptOn(self, axis: int, index: int) -> SlicePrompt:
@@ -167,6 +172,7 @@ class LiveSegmenter:
         session.edit(axis, index, self.promptOn(axis, index).withPointMoved(number, point), dragging)
 
     def removePoint(self, axis: int, index: int, number: int) -> None:
+        """Remove a point, counted from 0."""
         self._ready(axis, index).edit(axis, index, self.promptOn(axis, index).withoutPoint(number))
 
     def setBox(self, axis: int, index: int, box_ras: Sequence[Sequence[float]] | None, dragging: bool = False) -> None:

@@ -27,10 +27,12 @@ class Outline:
         self._renderer.AddViewProp(self._actor)
 
     def close(self) -> None:
+        """Take the line out of the view."""
         self._renderer.RemoveViewProp(self._actor)
         self._view.scheduleRender()
 
     def show(self, corners: list[tuple[float, float]]) -> None:
+        """Draw the line through corners, or none without any."""
         if corners == self._corners:
             return
         self._corners = corners

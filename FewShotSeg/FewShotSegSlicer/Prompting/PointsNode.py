@@ -42,6 +42,7 @@ class PointsNode:
         self._isUpdating = self._isDragged = False
 
     def close(self) -> None:
+        """Take the points out of the scene."""
         if self._node is not None:
             for tag in self._tags:
                 self._node.RemoveObserver(tag)

@@ -137,6 +137,7 @@ class PromptTool:
             self._shortcuts.append(shortcut)
 
     def removeHotkeys(self) -> None:
+        """Take the hotkeys away."""
         for shortcut in self._shortcuts:
             shortcut.disconnect("activated()")
             shortcut.setEnabled(False)

@@ -55,6 +55,7 @@ class PromptView:
         self.update()
 
     def close(self) -> None:
+        """Watch the view no longer, and take everything out of it."""
         for tag in self._eventTags.values():
             self._interactor.RemoveObserver(tag)
         self._sliceNode.RemoveObserver(self._sliceTag)

@@ -46,20 +46,24 @@ class SlicePrompt:
 
     @property
     def isEmpty(self) -> bool:
+        """Whether there is neither a point nor a box."""
         return not self.points_ras and self.box_ras is None
 
     def withPoint(self, point_ras: Sequence[float], positive: bool) -> SlicePrompt:
+        """Return the prompt with one more point, inside (positive) or outside."""
         return replace(
             self, points_ras=(*self.points_ras, _point(point_ras)), labels=(*self.labels, 1 if positive else 0)
         )
 
     def withPointMoved(self, number: int, point_ras: Sequence[float]) -> SlicePrompt:
+        """Return the prompt with a point, counted from 0, at another place."""
         self._checkNumber(number)
         points = list(self.points_ras)
         points[number] = _point(point_ras)
         return replace(self, points_ras=tuple(points))
 
     def withoutPoint(self, number: int) -> SlicePrompt:
+        """Return the prompt without a point, counted from 0."""
         self._checkNumber(number)
         kept = [n for n in range(len(self.points_ras)) if n != number]
         return replace(
@@ -67,6 +71,7 @@ class SlicePrompt:
         )
 
     def withBox(self, box_ras: tuple[Point, Point] | None) -> SlicePrompt:
+        """Return the prompt with another box, or none."""
         return replace(self, box_ras=box_ras)
 
     def toDict(self, axis: int, index: int) -> dict[str, Any]:
@@ -133,6 +138,7 @@ class PromptStore:
                 del known[key]
 
     def clear(self) -> None:
+        """Forget all prompts."""
         self._prompts.clear()
         self._propagated.clear()
 

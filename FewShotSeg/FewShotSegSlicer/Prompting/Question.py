@@ -36,7 +36,7 @@ class Question:
     prompt: SlicePrompt
 
     @property
-    def where(self) -> Place:
+    def place(self) -> Place:
         return self.segmentId, self.axis, self.index
 
     def request(self) -> dict[str, Any]:

@@ -91,10 +91,12 @@ class Session:
 
     @property
     def isWaiting(self) -> bool:
+        """Whether the answer to a click is under way."""
         return self._asking.isUnderWay
 
     @property
     def isPropagating(self) -> bool:
+        """Whether propagation is under way."""
         return self._propagation.isUnderWay
 
     def chooseSegment(self, segmentId: str | None) -> None:
@@ -110,7 +112,7 @@ class Session:
         self._lookahead.forget()
         self._asking.giveUp()
         if self.masks.preview is not None:
-            self._asking.oweAnew(self.masks.preview.where)
+            self._asking.oweAnew(self.masks.preview.place)
 
     def endDrag(self) -> None:
         """What is dragged from now on is another step."""
@@ -120,89 +122,89 @@ class Session:
 
     def edit(self, axis: int, index: int, prompt: SlicePrompt, dragging: bool = False) -> None:
         """Replace the prompt of a slice, and see to its mask; with `dragging` more is to come, all of it one step."""
-        where = (self.target.segmentId or "", axis, index)
-        drag = self._drag if self._drag is not None and self._drag.step.where == where else None
+        place = (self.target.segmentId or "", axis, index)
+        drag = self._drag if self._drag is not None and self._drag.step.place == place else None
         if dragging and drag is not None and self.isWaiting:
             # Asked for when the answer has come: otherwise no answer would ever be the newest.
             self._drag = _Drag(drag.step, newest=prompt)
             return
-        step, isSame = drag.step if drag is not None else None, prompt == self.prompts.get(*where)
+        step, isSame = drag.step if drag is not None else None, prompt == self.prompts.get(*place)
         if step is None and not isSame:
             self.cancelPropagation()
-            step = PromptStep(*where, before=self._stateOf(where), after=SliceState(prompt))
+            step = PromptStep(*place, before=self._stateOf(place), after=SliceState(prompt))
             self.masks.history.push(step)
         self._drag = _Drag(step) if dragging and step is not None else None
         if step is not None and not isSame:
             self._put(step, prompt)
 
-    def _stateOf(self, where: Place) -> SliceState:
-        preview, isOwed = self.masks.preview, self._asking.isOwed(where)
-        isShown = preview is not None and preview.where == where and not isOwed
-        return SliceState(self.prompts.get(*where), preview.mask if preview and isShown else None, isOwed)
+    def _stateOf(self, place: Place) -> SliceState:
+        preview, isOwed = self.masks.preview, self._asking.isOwed(place)
+        isShown = preview is not None and preview.place == place and not isOwed
+        return SliceState(self.prompts.get(*place), preview.mask if preview and isShown else None, isOwed)
 
     def _put(self, step: PromptStep, prompt: SlicePrompt) -> None:
         """Make a prompt the slice's, as the outcome of a step, and see to its mask."""
-        where = step.where
+        place = step.place
         step.after = SliceState(prompt, isOwed=not prompt.isEmpty)
-        self.prompts.set(*where, prompt)
-        self._touch(where)
+        self.prompts.set(*place, prompt)
+        self._touch(place)
         if prompt.isEmpty:
-            self._asking.forgive(where)
-            self.masks.drop(where)
+            self._asking.forgive(place)
+            self.masks.drop(place)
         else:
-            self._asking.ask(where)
-        self.settle(unless=where)  # while the worker is busy with the answer
+            self._asking.ask(place)
+        self.settle(exceptOn=place)  # while the worker is busy with the answer
         self.saveToScene()
         self._signals.changed()
 
-    def _touch(self, where: Place) -> None:
+    def _touch(self, place: Place) -> None:
         """Take note that a slice is being worked on."""
         self._isTidy = False
         self.touchedAt = self._clock()
         self._asking.acceptAtOnce(False)
-        self._viewed.workOn(where[1:])
+        self._viewed.workOn(place[1:])
 
     # --------------------------------------------------------------------------------------------- asking and showing
 
-    def _questionOf(self, where: Place) -> Question | None:
-        target, prompt = self.target, self.prompts.get(*where)
-        isShown = where[0] == target.segmentId and where[1:] in self._viewed
+    def _questionOf(self, place: Place) -> Question | None:
+        target, prompt = self.target, self.prompts.get(*place)
+        isShown = place[0] == target.segmentId and place[1:] in self._viewed
         if prompt.isEmpty or not isShown or not target.isThere:
             return None
         segmentation = target.segmentationNode.GetID()
-        return Question(target.volumeName(), self._model, segmentation, where[0], target.structure, *where[1:], prompt)
+        return Question(target.volumeName(), self._model, segmentation, place[0], target.structure, *place[1:], prompt)
 
     def _isCurrent(self, question: Question) -> bool:
         isVolumeSame = self.target.areNodesThere and self.target.isVolumeSent
-        return isVolumeSame and question == self._questionOf(question.where)
+        return isVolumeSame and question == self._questionOf(question.place)
 
     def _show(self, question: Question, mask: Mask | None) -> None:
-        self.settle(unless=question.where)
-        self.masks.answer(question.where, SliceState(question.prompt, mask))
+        self.settle(exceptOn=question.place)
+        self.masks.answer(question.place, SliceState(question.prompt, mask))
 
-    def _finish(self, where: Place, seconds: float, isAcceptedAtOnce: bool) -> None:
+    def _finish(self, place: Place, seconds: float, isAcceptedAtOnce: bool) -> None:
         if isAcceptedAtOnce:
             self.masks.accept()
         self._signals.timed(seconds)
         drag = self._drag
-        if drag is not None and drag.step.where == where and drag.newest is not None:
+        if drag is not None and drag.step.place == place and drag.newest is not None:
             self._drag = _Drag(drag.step)
             self._put(drag.step, drag.newest)
         self._signals.changed()
 
-    def _giveUp(self, where: Place, message: str) -> None:
-        self.masks.drop(where)
+    def _giveUp(self, place: Place, message: str) -> None:
+        self.masks.drop(place)
         self._signals.failed(message)
         self._signals.changed()
 
-    def settle(self, unless: Place | None = None) -> None:
+    def settle(self, exceptOn: Place | None = None) -> None:
         """Accept the preview of a slice that is left, or drop it if it is older than the slice's prompts."""
         masks = self.masks
-        if masks.preview is None or masks.preview.where == unless:
+        if masks.preview is None or masks.preview.place == exceptOn:
             return
         self._isTidy = False
         with self._signals.tellingErrors():  # the segmentation may not be writable any more
-            masks.drop(masks.preview.where) if self._asking.isOwed(masks.preview.where) else masks.accept()
+            masks.drop(masks.preview.place) if self._asking.isOwed(masks.preview.place) else masks.accept()
 
     # ---------------------------------------------------------------------------------------------- accept, undo, redo
 
@@ -210,7 +212,7 @@ class Session:
         """Keep the mask that is shown; when an answer is still under way, keep that as soon as it is there."""
         self._drag = None
         preview = self.masks.preview
-        if self.isWaiting or (preview is not None and self._asking.isOwed(preview.where)):
+        if self.isWaiting or (preview is not None and self._asking.isOwed(preview.place)):
             self._asking.acceptAtOnce()
         else:
             self.masks.accept()
@@ -238,21 +240,21 @@ class Session:
         """Look at the slice of a step, and bring it into its state before or after the step."""
         if step is not None:
             self.target.segmentId = step.segmentId
-            self._touch(step.where)
-            self._signals.moved(*step.where)
+            self._touch(step.place)
+            self._signals.moved(*step.place)
         if isinstance(step, PropagationStep):
             self.prompts.setPropagated(step.segmentId, step.before if isBack else step.after)
         elif step is not None:
-            self._restore(step.where, step.before if isBack else step.after)
+            self._restore(step.place, step.before if isBack else step.after)
         self.saveToScene()
         self._signals.changed()
 
-    def _restore(self, where: Place, state: SliceState) -> None:
-        self.prompts.set(*where, state.prompt)
-        self._asking.forgive(where)
-        self.masks.show(where, state.mask)
+    def _restore(self, place: Place, state: SliceState) -> None:
+        self.prompts.set(*place, state.prompt)
+        self._asking.forgive(place)
+        self.masks.show(place, state.mask)
         if state.isOwed:
-            self._asking.ask(where)
+            self._asking.ask(place)
 
     # ---------------------------------------------------------------------------------------------------- propagation
 
@@ -287,7 +289,7 @@ class Session:
 
     def settleUnseen(self) -> None:
         """Settle the preview once no view shows its slice any more."""
-        if self.masks.preview is not None and self.masks.preview.where[1:] not in self._viewed:
+        if self.masks.preview is not None and self.masks.preview.place[1:] not in self._viewed:
             self.settle()
             self._signals.changed()
 

@@ -17,7 +17,7 @@ from FewShotSegSlicer.Workers.Workers import Workers
 from .Prompts import Point, SlicePrompt
 
 _ROUNDING = 1e-3  # voxels; RAS coordinates went through single precision somewhere
-_numbers = itertools.count(1)
+_volumeNumbers = itertools.count(1)
 
 
 class Target:
@@ -29,6 +29,7 @@ class Target:
         self._sent: tuple[str, tuple[Any, ...]] | None = None
 
     def isOf(self, volumeNode: Any, segmentationNode: Any) -> bool:
+        """Whether these are its nodes."""
         return (self.volumeNode, self.segmentationNode) == (volumeNode, segmentationNode)
 
     @property
@@ -39,6 +40,7 @@ class Target:
 
     @property
     def isSegmentThere(self) -> bool:
+        """Whether there is a segment to work on."""
         return self.segmentId is not None and self.segment(self.segmentId) is not None
 
     @property
@@ -52,6 +54,7 @@ class Target:
         return self.segment(self.segmentId or "").GetName()
 
     def segment(self, segmentId: str) -> Any:
+        """Return the vtkSegment, None when it is not there any more."""
         return self.segmentationNode.GetSegmentation().GetSegment(segmentId)
 
     @property
@@ -66,7 +69,7 @@ class Target:
         if not self.isVolumeSent:
             self.forgetVolume()
             stamp, volume = self._stamp(), Volumes.volumeFromNode(self.volumeNode)
-            name = f"{self.volumeNode.GetID()} {next(_numbers)}"
+            name = f"{self.volumeNode.GetID()} {next(_volumeNumbers)}"
             self._workers.sendVolume(name, volume.array, volume.affine)
             self._sent = name, stamp
         assert self._sent is not None
@@ -78,6 +81,7 @@ class Target:
         return self._sent is not None and self._sent[1] == self._stamp()
 
     def forgetVolume(self) -> None:
+        """Have the worker forget the volume."""
         if self._sent is not None:
             self._workers.forgetVolume(self._sent[0])
             self._sent = None

@@ -13,7 +13,7 @@ import slicer.util
 
 from . import Segmentations
 
-_NOTE = "FewShotSeg.OverOtherVolumes"  # attribute of the nodes
+_ATTRIBUTE = "FewShotSeg.OverOtherVolumes"  # attribute of the nodes
 _HIDDEN, _WANTED = "hidden", "wanted"
 
 
@@ -23,26 +23,26 @@ def showOnly(volumeNode: Any) -> bool:
     """
     hidesSome = False
     for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
-        display, note = node.GetDisplayNode(), node.GetAttribute(_NOTE)
+        display, note = node.GetDisplayNode(), node.GetAttribute(_ATTRIBUTE)
         if display is None or note == _WANTED:
             continue
         isVisible = bool(display.GetVisibility())
         if note == _HIDDEN and isVisible:
-            node.SetAttribute(_NOTE, _WANTED)
+            node.SetAttribute(_ATTRIBUTE, _WANTED)
         elif note == _HIDDEN and belongsTo(node, volumeNode):
             display.SetVisibility(True)
-            node.RemoveAttribute(_NOTE)
+            node.RemoveAttribute(_ATTRIBUTE)
         elif isVisible and not belongsTo(node, volumeNode):
             display.SetVisibility(False)
-            node.SetAttribute(_NOTE, _HIDDEN)
+            node.SetAttribute(_ATTRIBUTE, _HIDDEN)
             hidesSome = True
     return hidesSome
 
 
 def want(segmentationNode: Any) -> None:
     """Show a segmentation that was hidden, from now on over every volume: the user has chosen it."""
-    if segmentationNode.GetAttribute(_NOTE) == _HIDDEN:
-        segmentationNode.SetAttribute(_NOTE, _WANTED)
+    if segmentationNode.GetAttribute(_ATTRIBUTE) == _HIDDEN:
+        segmentationNode.SetAttribute(_ATTRIBUTE, _WANTED)
         segmentationNode.GetDisplayNode().SetVisibility(True)
 
 
@@ -51,7 +51,7 @@ def belongsTo(segmentationNode: Any, volumeNode: Any) -> bool:
     wanted there, or of unknown origin.
     """
     owner = Segmentations.volumeOf(segmentationNode)
-    isKnown = owner is not None and segmentationNode.GetAttribute(_NOTE) != _WANTED
+    isKnown = owner is not None and segmentationNode.GetAttribute(_ATTRIBUTE) != _WANTED
     return not isKnown or owner is volumeNode or _patientOf(owner) == _patientOf(volumeNode) != 0
 
 

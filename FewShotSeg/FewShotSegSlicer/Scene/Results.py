@@ -16,9 +16,7 @@ from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.jobs.volumes_table import write_volumes
 
 from . import Segmentations
-from .Geometry import rasFromIjk, shapeOf
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from .Geometry import Array, rasFromIjk, shapeOf
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +47,7 @@ def intoScene(
 
 
 def isInScene(node: Any) -> bool:
+    """Whether a node (or None) is in the scene."""
     return node is not None and slicer.mrmlScene.IsNodePresent(node)
 
 

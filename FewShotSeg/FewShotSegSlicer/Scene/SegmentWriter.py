@@ -70,6 +70,7 @@ class _Change:
     got: Mapping[str, Array]
 
     def reversed(self) -> _Change:
+        """Return the change that takes this one back."""
         return replace(self, lost=self.got, got=self.lost)
 
 
@@ -218,7 +219,7 @@ class SegmentWriter:
                 free &= ~self._maskOf(other, place.axis, place.index)
             gains[self.editableInside] = free
         shape = shapeOf(self._volumeNode)
-        return _Change([place], _numbered(losses, place, shape), _numbered(gains, place, shape))
+        return _Change([place], _voxelNumbers(losses, place, shape), _voxelNumbers(gains, place, shape))
 
     def _overwritable(self, segmentId: str) -> list[str]:
         others = [other for other in self._segmentation.GetSegmentIDs() if other != segmentId]
@@ -414,7 +415,7 @@ class SegmentWriter:
                     segment.AddRepresentation(SURFACE, surface)
 
 
-def _numbered(masks: Mapping[str, Array], place: _Place, shape: tuple[int, int, int]) -> dict[str, Array]:
+def _voxelNumbers(masks: Mapping[str, Array], place: _Place, shape: tuple[int, int, int]) -> dict[str, Array]:
     """Return the numbers of the voxels of masks (rows, columns) of a slice in a volume of `shape` (K, J, I)."""
     numbered = {}
     for segmentId, mask in masks.items():

@@ -77,6 +77,7 @@ class JobFiles:
         return path
 
     def remove(self) -> None:
+        """Remove the folder with everything in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def unused(self, stem: str, suffix: str) -> Path:

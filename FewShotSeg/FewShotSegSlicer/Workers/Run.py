@@ -17,7 +17,7 @@ from .Workers import Workers
 _WINDOW_S = 30.0  # of the past, from which the rest is estimated: speed changes between stages
 _SHORTEST_S = 1.0
 
-Progress = Mapping[str, Any]
+ProgressMessage = Mapping[str, Any]
 
 
 class RunProgress(dict[str, Any]):
@@ -31,7 +31,7 @@ class RunProgress(dict[str, Any]):
         numbers = "".join(
             f", {name} {self['metrics'][name]:.3g}" for name in ("loss", "score") if name in self["metrics"]
         )
-        left = f", about {inWords(self['remaining_s'])} left" if self["remaining_s"] is not None else ""
+        left = f", about {durationInWords(self['remaining_s'])} left" if self["remaining_s"] is not None else ""
         return f"{share}{self['message']}{numbers}{left}"
 
 
@@ -86,6 +86,7 @@ class Run:
 
     @property
     def isRunning(self) -> bool:
+        """Whether it has neither ended nor failed."""
         return self._isRunning
 
     @property
@@ -151,7 +152,7 @@ class Run:
             guarded(cleanUp)
 
 
-def fractionOf(message: Progress) -> float | None:
+def fractionOf(message: ProgressMessage) -> float | None:
     """The share of all the work that is done, in [0, 1]; where the worker does not say, that of the current stage."""
     if "done" in message["metrics"]:
         return float(message["metrics"]["done"])
@@ -190,10 +191,10 @@ class RemainingTime:
         return max(min(rest, self._maxSeconds - (last - self._startedAt)), 0.0)
 
 
-def inWords(seconds: float) -> str:
+def durationInWords(seconds: float) -> str:
     """Return a duration for a person.
 
-    >>> [inWords(s) for s in (4.2, 61, 3605, 7500)]
+    >>> [durationInWords(s) for s in (4.2, 61, 3605, 7500)]
     ['4 s', '1 min 1 s', '1 h 0 min', '2 h 5 min']
     """
     whole = round(seconds)

@@ -104,6 +104,7 @@ class Workers:
         self._clients[worker].send_volume(name, array, affine, intensity)
 
     def forgetVolume(self, name: str, worker: WorkerName = "prompt") -> None:
+        """Take a volume from a process, and do not give it to one that comes after."""
         self._clients[worker].forget_volume(name)
 
     def poll(self) -> None:

@@ -43,7 +43,7 @@ def labels() -> np.ndarray:
 
 @pytest.fixture
 def one(volumeNode: Any, labels: np.ndarray) -> ExemplarNode:
-    return ExemplarNode.added(EXEMPLAR, labels, volumeNode)
+    return ExemplarNode.made(EXEMPLAR, labels, volumeNode)
 
 
 def test_what_was_added_is_read_from_the_node_alone(one: ExemplarNode, volumeNode: Any, labels: np.ndarray) -> None:
@@ -82,7 +82,7 @@ def test_forgetting_slices_takes_their_labels_and_structures_along(one: Exemplar
 
 def test_without_slices_there_is_no_node(one: ExemplarNode) -> None:
     one.forgetSlices({0, 2, 3})
-    assert slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode") == []
+    assert not any(map(ExemplarNode.isOne, slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode")))
 
 
 def test_the_volume_may_have_left_the_scene(one: ExemplarNode, volumeNode: Any) -> None:

@@ -87,7 +87,7 @@ def test_a_new_adapter_is_new_until_it_is_kept(folder: AdapterFolder) -> None:
     heard: list[bool] = []
     folder.changed.connect(lambda: heard.append(folder.cards()[0]["isNew"]))
     path = made(folder, "liver")
-    folder.added(path)
+    folder.noteNew(path)
     kept = folder.keep(path, "liver: portal phase")
     assert kept.name == "liver_ portal phase.safetensors"
     assert heard == [True, False]

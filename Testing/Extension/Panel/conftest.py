@@ -47,7 +47,7 @@ def adapter(case: Case) -> str:
         metrics=METRICS,
     )
     save_adapter(made, path)
-    case.logic.adapterFolder.added(path)
+    case.logic.adapterFolder.noteNew(path)
     return str(path)
 
 

@@ -12,7 +12,7 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.methods import METHODS, method
 from FewShotSegSlicer.Jobs.Checkpoints import Interrupted
 from FewShotSegSlicer.Scene import Segmentations
-from Testing.Extension.panels import Case, offerMethod, windowCalled
+from Testing.Extension.panels import Case, dialogCalled, offerMethod
 
 
 def test_every_method_is_offered_when_the_section_is_opened(case: Case) -> None:
@@ -24,7 +24,7 @@ def test_every_method_is_offered_when_the_section_is_opened(case: Case) -> None:
 
 def test_adapt_hands_over_what_was_chosen(readyToAdapt: Case) -> None:
     case = readyToAdapt
-    case.panel.adapt.start.choose((None, "tiny"))
+    case.panel.adapt.startModel.choose((None, "tiny"))
     case.panel.adapt._forms["lora"].setRecipe({"steps": 7})
     case.ui.minutesSpinBox.setValue(2)
     case.ui.newAdapterNameEdit.setText("mine")
@@ -51,7 +51,7 @@ def test_without_training_the_exemplars_segment_at_once(case: Case, adapter: str
     volumeNode, _drawn = case.load()
     assert "add an exemplar first" in case.ui.supportButton.toolTip
     case.press(case.ui.addSliceButton)
-    case.panel.adapt.start.choose((None, "tiny"))
+    case.panel.adapt.startModel.choose((None, "tiny"))
     case.press(case.ui.supportButton)
     run = case.runs["segment"]
     asked = {key: run.arguments[key] for key in ("arguments", "base", "support", "device")}
@@ -72,7 +72,7 @@ def test_without_training_the_exemplars_segment_at_once(case: Case, adapter: str
 def test_segmenting_from_exemplars_is_given_up_and_explained(readyToAdapt: Case, adapter: str) -> None:
     case = readyToAdapt
     before = case.selection.segmentationNode
-    case.panel.adapt.start.choose((adapter, None))  # it has structures of its own: only its base model is meant
+    case.panel.adapt.startModel.choose((adapter, None))  # it has structures of its own: only its base model is meant
     case.press(case.ui.supportButton)
     run = case.runs["segment"]
     assert (run.arguments["arguments"][1], run.arguments["base"]) == (None, "tiny")
@@ -140,6 +140,6 @@ def test_samples_are_shown_before_training(readyToAdapt: Case, tmp_path: Path) -
     assert pixmap.save(str(tmp_path / "sheet.png"))
     case.press(case.ui.previewButton)
     case.runs["preview"].done(str(tmp_path / "sheet.png"))
-    window = windowCalled("Samples the model would be trained on")
+    window = dialogCalled("Samples the model would be trained on")
     assert not window.findChild(qt.QLabel).pixmap.isNull()
     window.close()

@@ -12,7 +12,7 @@ import qt
 import slicer
 
 from FewShotSegSlicer.Panel import Pictures
-from Testing.Extension.panels import pixelsOf, windowCalled
+from Testing.Extension.panels import dialogCalled, pixelsOf
 
 
 @pytest.fixture
@@ -81,9 +81,9 @@ def test_a_window_stays_open_without_anybody_holding_it(scene: Any, tmp_path: Pa
     pixmap.fill(qt.QColor(200, 0, 0))
     assert pixmap.save(str(tmp_path / "sheet.png"))
     for title in ("first", "second"):
-        Pictures.showInWindow(tmp_path / "sheet.png", title)
+        Pictures.showInDialog(tmp_path / "sheet.png", title)
     slicer.app.processEvents()
     for title in ("first", "second"):
-        window = windowCalled(title)
+        window = dialogCalled(title)
         assert window.findChild(qt.QLabel).pixmap.height() == 800
         window.close()

@@ -13,7 +13,7 @@ import slicer
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegSlicer.Jobs.Comparison import Comparison
 from FewShotSegSlicer.Scene import Geometry, SliceViews
-from Testing.Extension.panels import Case, windowCalled
+from Testing.Extension.panels import Case, dialogCalled
 
 
 def test_the_report_of_a_training_is_shown_where_there_is_one(case: Case, adapter: str) -> None:
@@ -24,7 +24,7 @@ def test_the_report_of_a_training_is_shown_where_there_is_one(case: Case, adapte
     assert pixmap.save(str(Path(adapter).with_name("organs.report.png")))
     case.selection.lookForModels()
     case.press(case.ui.reportButton)
-    window = windowCalled("Training of organs")
+    window = dialogCalled("Training of organs")
     assert not window.findChild(qt.QLabel).pixmap.isNull()
     window.close()
 
@@ -47,7 +47,7 @@ def test_an_adapter_of_many_tasks_is_for_clicks_and_exemplars(case: Case, adapte
     path = Path(adapter).with_name("many tasks.safetensors")
     task = {"name": "acdc", "structures": ["left ventricle"], "slices": ["a k=1"]}
     save_adapter(replace(known, method="gmiseg", structures={}, provenance={"tasks": [task]}), path)
-    case.logic.adapterFolder.added(path)
+    case.logic.adapterFolder.noteNew(path)
     case.load()
     case.panel.result.choose(str(path))
     assert case.panel.result.card["path"] == str(path)
@@ -56,7 +56,7 @@ def test_an_adapter_of_many_tasks_is_for_clicks_and_exemplars(case: Case, adapte
     for button in (case.ui.applyButton, case.ui.suggestButton):
         assert "knows no structure by name" in button.toolTip
     case.press(case.ui.addSliceButton)
-    case.panel.adapt.start.choose((str(path), None))
+    case.panel.adapt.startModel.choose((str(path), None))
     case.press(case.ui.supportButton)
     assert case.runs["segment"].arguments["arguments"][1] == str(path)
 
@@ -64,7 +64,7 @@ def test_an_adapter_of_many_tasks_is_for_clicks_and_exemplars(case: Case, adapte
 def test_learning_on_starts_from_the_chosen_adapter(case: Case, adapter: str) -> None:
     case.press(case.ui.continueButton)
     assert not case.ui.adaptSection.collapsed
-    assert case.panel.adapt.start.value == (adapter, None)
+    assert case.panel.adapt.startModel.value == (adapter, None)
 
 
 def test_base_and_adapter_are_compared_side_by_side_or_in_turn(case: Case, adapter: str) -> None:

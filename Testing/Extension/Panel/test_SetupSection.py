@@ -64,7 +64,7 @@ def test_a_base_model_from_a_file_is_offered_everywhere(
     case.press(case.ui.addModelButton)
     assert said == ["mine is offered as a base model now."]
     assert case.panel.segment.model.choose((None, "mine"))
-    assert case.panel.adapt.start.choose((None, "mine"))
+    assert case.panel.adapt.startModel.choose((None, "mine"))
 
 
 def test_a_file_that_is_no_model_is_refused_and_no_choice_adds_none(

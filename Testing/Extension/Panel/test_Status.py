@@ -10,7 +10,7 @@ import qt
 import slicer
 
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Panel.Status import WARNING, Status, allow, announce, unless, waiting
+from FewShotSegSlicer.Panel.Status import WARNING, Status, allow, announce, busyCursor, unless
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_the_cursor_asks_for_patience_until_the_block_has_ended(slicerHost: Any)
     before, shapes = qt.QApplication.overrideCursor(), list[Any]()
 
     def fail() -> None:
-        with waiting():
+        with busyCursor():
             shapes.append(qt.QApplication.overrideCursor().shape())
             raise InputError("no")
 

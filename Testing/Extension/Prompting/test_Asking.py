@@ -207,8 +207,8 @@ def test_a_click_that_cannot_be_answered_is_told_once_and_its_old_mask_goes(benc
 HERE, THERE = ("liver", 0, 2), ("liver", 0, 3)
 
 
-def questionAt(where: Place, label: int = 1) -> Question:
-    return Question("v", Model(), "s", where[0], "liver", *where[1:], SlicePrompt(((1, 2, 3),), (label,)))
+def questionAt(place: Place, label: int = 1) -> Question:
+    return Question("v", Model(), "s", place[0], "liver", *place[1:], SlicePrompt(((1, 2, 3),), (label,)))
 
 
 class Desk:
@@ -224,7 +224,7 @@ class Desk:
             Lookahead(self.workers),  # type: ignore[arg-type]
             lambda: self.now,
             questionOf=self.wanted.get,
-            isCurrent=lambda question: self.wanted.get(question.where) == question,
+            isCurrent=lambda question: self.wanted.get(question.place) == question,
             onAnswer=self.take,
             onAnswered=lambda *told: self.told.append(("answered", *told)),
             onFailed=lambda *told: self.told.append(("failed", *told)),
@@ -243,8 +243,8 @@ class Desk:
 
 def test_what_is_owed_is_asked_in_turn_beginning_with_the_slice_in_use() -> None:
     desk = Desk()
-    for where in (HERE, THERE):
-        desk.asking.oweAnew(where)
+    for place in (HERE, THERE):
+        desk.asking.oweAnew(place)
     assert desk.asked == []
     assert desk.asking.askOwed(first=THERE[1:])
     desk.now += 2
@@ -294,8 +294,8 @@ def test_what_is_given_up_stays_owed_and_can_be_asked_again() -> None:
 def test_only_the_next_mask_is_accepted_at_once() -> None:
     desk = Desk()
     desk.asking.acceptAtOnce()
-    for where in (HERE, THERE):
-        desk.asking.ask(where)
+    for place in (HERE, THERE):
+        desk.asking.ask(place)
         desk.workers.answer()
     assert [told[-1] for told in desk.told] == [True, False]
 

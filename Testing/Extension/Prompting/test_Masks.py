@@ -56,11 +56,11 @@ def masks() -> Masks:
     return Masks(FakeWriter())  # type: ignore[arg-type]
 
 
-def clicked(masks: Masks, where: Place, mask: Any) -> PromptStep:
+def clicked(masks: Masks, place: Place, mask: Any) -> PromptStep:
     """A click on a slice and its answer."""
-    step = PromptStep(*where, SliceState(SlicePrompt()), SliceState(CLICK, isOwed=True))
+    step = PromptStep(*place, SliceState(SlicePrompt()), SliceState(CLICK, isOwed=True))
     masks.history.push(step)
-    masks.answer(where, SliceState(CLICK, mask))
+    masks.answer(place, SliceState(CLICK, mask))
     return step
 
 
@@ -73,7 +73,7 @@ def test_an_answer_completes_the_step_that_asked(masks: Masks) -> None:
     assert masks.history.last is step
     assert (step.after.mask is SMALL, step.after.isOwed) == (True, False)
     assert masks.preview is not None
-    assert (masks.preview.where, masks.preview.step) == (HERE, step)
+    assert (masks.preview.place, masks.preview.step) == (HERE, step)
     assert shown(masks) == {HERE: SMALL}
 
 
@@ -87,7 +87,7 @@ def test_a_late_answer_is_a_step_of_its_own_that_comes_after_the_others(masks: M
     assert late is not first
     assert late is not second
     assert isinstance(late, PromptStep)
-    assert (late.where, late.before.mask, late.after.mask is SMALL) == (HERE, None, True)
+    assert (late.place, late.before.mask, late.after.mask is SMALL) == (HERE, None, True)
     assert first.after.isOwed
 
 

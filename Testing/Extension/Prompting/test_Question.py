@@ -41,4 +41,4 @@ def test_a_change_of_anything_that_a_mask_depends_on_makes_another_question() ->
     for name, other in others.items():
         assert replace(QUESTION, **{name: other}) != QUESTION
     assert replace(QUESTION) == QUESTION
-    assert QUESTION.where == ("segment", 1, 5)
+    assert QUESTION.place == ("segment", 1, 5)
