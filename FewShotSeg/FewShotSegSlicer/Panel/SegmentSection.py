@@ -233,11 +233,11 @@ class SegmentSection:
         writer = self.live.writer
         if writer is None:
             return
-        writer.overwriteMode = self.overwrite.value
-        writer.editableInside = self.inside.value
+        writer.area.overwriteMode = self.overwrite.value
+        writer.area.inside = self.inside.value
         ui = self.ui
         limited = ui.intensityCheckBox.checked
-        writer.editableIntensity = (ui.lowestSpinBox.value, ui.highestSpinBox.value) if limited else None
+        writer.area.intensity = (ui.lowestSpinBox.value, ui.highestSpinBox.value) if limited else None
 
     # --------------------------------------------------------------------------------------------------------- display
 

@@ -200,9 +200,9 @@ def test_the_choices_of_where_masks_may_go_reach_the_writer(case: Case) -> None:
     case.ui.intensityCheckBox.setChecked(True)
     case.ui.lowestSpinBox.setValue(-20)
     writer = case.logic.live.writer
-    assert writer.overwriteMode == "all"
-    assert writer.editableInside == Segmentations.segmentsByName(segmentationNode)["square"]
-    assert writer.editableIntensity == (-20, case.ui.highestSpinBox.value)
+    assert writer.area.overwriteMode == "all"
+    assert writer.area.inside == Segmentations.segmentsByName(segmentationNode)["square"]
+    assert writer.area.intensity == (-20, case.ui.highestSpinBox.value)
 
 
 def test_propagation_asks_for_direction_and_count(case: Case) -> None:

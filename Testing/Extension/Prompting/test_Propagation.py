@@ -85,7 +85,7 @@ def test_a_slice_that_was_edited_or_annotated_by_hand_is_left_alone(bench: Bench
 
 
 def test_what_propagation_wrote_inside_an_editable_area_still_counts_as_its_own(bench: Bench) -> None:
-    bench.live.writer.editableIntensity = (0, 20 * 24 * 9)
+    bench.live.writer.area.intensity = (0, 20 * 24 * 9)
     clicked(bench)
     array = slicer.util.arrayFromVolume(bench.volume)
     array[5, :, :6] = -5  # half of the square there is not editable

@@ -1,3 +1,5 @@
+"""Slices that are accepted and taken back."""
+
 from __future__ import annotations
 
 import time
@@ -7,11 +9,10 @@ import numpy as np
 import pytest
 import slicer
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Scene import Segmentations, SliceViews
+from FewShotSegSlicer.Scene import Segmentations
 from FewShotSegSlicer.Scene.SegmentWriter import SegmentWriter
 from Testing.Extension.nodes import (
     GEOMETRIES,
@@ -21,87 +22,12 @@ from Testing.Extension.nodes import (
     addVolume,
     affineOf,
     ball,
-    orientedImage,
-    ownVoxels,
     paint,
     rotation,
     segmentVoxels,
     surfaceOf,
 )
-
-OBLIQUE = GEOMETRIES["oblique left-handed"]
-
-
-@pytest.fixture
-def volumeNode(scene):
-    return addVolume(np.random.default_rng(5).integers(0, 100, SHAPE).astype(np.int16), OBLIQUE, "CT")
-
-
-@pytest.fixture
-def aBall():
-    return ball(SHAPE, OBLIQUE, 4.0)
-
-
-@pytest.fixture
-def node(volumeNode, aBall):
-    """Three segments in one layer: a ball, the block below it, and an empty one."""
-    node = addSegmentation(volumeNode, "ball", "block", "empty")
-    block = np.zeros(SHAPE, bool)
-    block[:, 7:, 2:7] = True
-    paint(node, "block", block, OBLIQUE)
-    paint(node, "ball", aBall & ~block, OBLIQUE)
-    assert node.GetSegmentation().GetNumberOfLayers() == 1
-    return node
-
-
-@pytest.fixture
-def writer(node, volumeNode):
-    return SegmentWriter(node, volumeNode)
-
-
-def voxelsOf(node):
-    return {segmentId: ownVoxels(node, segmentId) for segmentId in node.GetSegmentation().GetSegmentIDs()}
-
-
-def assertSame(found, expected):
-    assert list(found) == list(expected)
-    for segmentId in expected:
-        np.testing.assert_array_equal(found[segmentId], expected[segmentId], err_msg=segmentId)
-
-
-def withSlice(mask, axis, index, plane):
-    """A copy of a mask (K, J, I) with one slice replaced."""
-    result = mask.copy()
-    np.moveaxis(result, axis, 0)[index] = plane
-    return result
-
-
-def randomPlane(axis, seed=0, share=0.4):
-    shape = tuple(n for a, n in enumerate(SHAPE) if a != axis)
-    return np.random.default_rng(seed).random(shape) < share
-
-
-# ------------------------------------------------------------------------------------------------- one slice, no others
-
-
-@pytest.mark.parametrize("axis", range(3))
-@pytest.mark.parametrize("segmentId", ["ball", "block", "empty"])
-def test_a_live_mask_changes_one_slice_of_one_segment_and_restoring_brings_everything_back(
-    writer, node, volumeNode, axis, segmentId
-):
-    before = voxelsOf(node)
-    extent = node.GetBinaryLabelmapInternalRepresentation("ball").GetExtent()
-    for seed in range(3):
-        plane = randomPlane(axis, seed)
-        writer.showLive(segmentId, axis, 3, plane)
-        expected = {**before, segmentId: withSlice(before[segmentId], axis, 3, plane)}
-        assertSame(voxelsOf(node), expected)
-    writer.restore(segmentId, axis, 3)
-    assertSame(voxelsOf(node), before)
-    if segmentId == "ball":
-        assert node.GetBinaryLabelmapInternalRepresentation("ball").GetExtent() == extent
-    writer.restore(segmentId, axis, 3)  # nothing left to restore
-    assertSame(voxelsOf(node), before)
+from Testing.Extension.writing import OBLIQUE, actions, assertSame, copyOf, randomPlane, voxelsOf, withSlice
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -121,7 +47,7 @@ def test_accepting_changes_one_slice_of_one_segment_and_undo_is_exact(writer, no
 @pytest.mark.parametrize("axis", range(3))
 @pytest.mark.parametrize("mode", ["none", "visible", "all"])
 def test_many_slices_accepted_at_once_are_the_same_and_one_step(writer, node, axis, mode):
-    writer.overwriteMode = mode
+    writer.area.overwriteMode = mode
     before, planes = voxelsOf(node), {index: randomPlane(axis, seed=index) for index in (5, 1, 2)}
     for index, plane in planes.items():
         writer.accept("ball", axis, index, plane)
@@ -201,198 +127,6 @@ def test_undo_passes_over_a_segment_that_was_removed(writer, node, volumeNode):
     assert not segmentVoxels(node, "empty", volumeNode).any()
 
 
-# ------------------------------------------------------------------------------------------------------ other segments
-
-
-@pytest.fixture
-def overlapped(node, volumeNode):
-    """`node` with a segment in a layer of its own that overlaps all others, and one that is hidden."""
-    for name in ("over", "hidden"):
-        node.GetSegmentation().AddEmptySegment(name, name)
-    mask = np.zeros(SHAPE, bool)
-    mask[2:5, 2:9, 1:8] = True
-    paint(node, "over", mask, OBLIQUE)
-    mask[:] = False
-    mask[1:6, 4:, :4] = True
-    paint(node, "hidden", mask, OBLIQUE)
-    node.GetDisplayNode().SetSegmentVisibility("hidden", False)
-    assert node.GetSegmentation().GetNumberOfLayers() > 1
-    return node
-
-
-def bySegmentEditor(node, volumeNode, segmentId, axis, index, plane, configure):
-    """Erase and paint a slice with the logic of Slicer's Segment Editor, as its own effects do."""
-    logic, settings_ = slicer.vtkSlicerSegmentEditorLogic(), slicer.vtkMRMLSegmentEditorNode()
-    slicer.mrmlScene.AddNode(settings_)
-    logic.SetSegmentEditorNode(settings_)
-    settings_.SetAndObserveSegmentationNode(node)
-    settings_.SetAndObserveSourceVolumeNode(volumeNode)
-    settings_.SetSelectedSegmentID(segmentId)
-    configure(settings_)
-    old = ownVoxels(node, segmentId).take(index, axis)
-    for mask, mode in ((old & ~plane, logic.ModificationModeRemove), (plane, logic.ModificationModeAdd)):
-        image = orientedImage(withSlice(np.zeros(SHAPE, bool), axis, index, mask), OBLIQUE)
-        logic.ModifySegmentByLabelmap(node, segmentId, image, mode, False, False)
-    slicer.mrmlScene.RemoveNode(settings_)
-
-
-def copyOf(node):
-    copy = addSegmentation()
-    copy.GetSegmentation().DeepCopy(node.GetSegmentation())
-    for segmentId in node.GetSegmentation().GetSegmentIDs():
-        copy.GetDisplayNode().SetSegmentVisibility(segmentId, node.GetDisplayNode().GetSegmentVisibility(segmentId))
-    return copy
-
-
-SETTINGS = [(mode, area) for mode in ("none", "visible", "all") for area in ("everywhere", "intensity")]
-# Inside a segment the Segment Editor also erases beyond the range, and takes voxels from third segments that overlap.
-INSIDE = [("node", segmentId, mode, "inside") for segmentId in ("ball", "empty") for mode in ("visible", "all")]
-
-
-@pytest.mark.parametrize(
-    ("start", "segmentId", "mode", "area"),
-    [*(("overlapped", i, *s) for i in ("ball", "over", "empty") for s in SETTINGS), *INSIDE],
-)
-def test_accepting_is_what_the_segment_editor_does_with_the_same_settings(
-    request, volumeNode, start, segmentId, mode, area
-):
-    node = request.getfixturevalue(start)
-    reference = copyOf(node)
-    writer = SegmentWriter(node, volumeNode)
-    writer.overwriteMode = mode
-    writer.editableInside = "block" if area == "inside" else None
-    writer.editableIntensity = (20, 70) if area == "intensity" else None
-
-    def configure(settings_):
-        modes = {"none": "OverwriteNone", "visible": "OverwriteVisibleSegments", "all": "OverwriteAllSegments"}
-        settings_.SetOverwriteMode(getattr(settings_, modes[mode]))
-        if area == "inside":
-            settings_.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment)
-            settings_.SetMaskSegmentID("block")
-        settings_.SetSourceVolumeIntensityMask(area == "intensity")
-        settings_.SetSourceVolumeIntensityMaskRange(20, 70)
-
-    states = [voxelsOf(node)]
-    for axis, index in ((0, 3), (1, 8), (2, 4)):
-        plane = randomPlane(axis, axis, 0.6)
-        bySegmentEditor(reference, volumeNode, segmentId, axis, index, plane, configure)
-        states.append(voxelsOf(reference))
-        writer.showLive(segmentId, axis, index, plane)
-        np.testing.assert_array_equal(ownVoxels(node, segmentId), states[-1][segmentId])
-        writer.accept(segmentId, axis, index, plane)
-        assertSame(voxelsOf(node), states[-1])
-    for state in reversed(states[:-1]):
-        assert writer.undo()
-        assertSame(voxelsOf(node), state)
-
-
-def test_inside_a_segment_that_keeps_its_voxels_nothing_beside_it_changes(overlapped, volumeNode):
-    before = voxelsOf(overlapped)
-    writer = SegmentWriter(overlapped, volumeNode)
-    writer.editableInside = "block"
-    plane = randomPlane(0)
-    writer.showLive("over", 0, 3, plane)
-    writer.accept("over", 0, 3, plane)
-    area = before["block"][3]
-    expected = withSlice(before["over"], 0, 3, np.where(area, plane, before["over"][3]))
-    assertSame(voxelsOf(overlapped), {**before, "over": expected})
-
-
-@pytest.mark.parametrize("mode", ["none", "all"])
-def test_outside_the_intensity_range_nothing_changes_also_inside_a_segment(overlapped, volumeNode, mode):
-    before = voxelsOf(overlapped)
-    writer = SegmentWriter(overlapped, volumeNode)
-    writer.overwriteMode, writer.editableInside, writer.editableIntensity = mode, "block", (20, 70)
-    writer.accept("over", 1, 8, randomPlane(1))
-    image = slicer.util.arrayFromVolume(volumeNode)
-    fixed = (image < 20) | (image > 70)
-    for segmentId, mask in voxelsOf(overlapped).items():
-        np.testing.assert_array_equal(mask[fixed], before[segmentId][fixed])
-
-
-def test_what_is_carved_out_of_a_segment_returns_to_it_when_the_mask_shrinks(writer, node):
-    block = voxelsOf(node)["block"]
-    writer.overwriteMode, writer.editableInside = "all", "block"
-    large = np.ones(SHAPE[1:], bool)
-    small = randomPlane(0)
-    writer.accept("empty", 0, 3, large)
-    assert not voxelsOf(node)["block"][3].any()
-    writer.showLive("empty", 0, 3, small)
-    np.testing.assert_array_equal(voxelsOf(node)["empty"][3], block[3] & small)
-    writer.accept("empty", 0, 3, small)
-    found = voxelsOf(node)
-    np.testing.assert_array_equal(found["empty"][3], block[3] & small)
-    np.testing.assert_array_equal(found["block"][3], block[3] & ~small)
-    while writer.undo():
-        pass
-    np.testing.assert_array_equal(voxelsOf(node)["block"], block)
-
-
-def test_siblings_keep_every_voxel_while_a_mask_over_them_is_live_and_after(writer, node, volumeNode):
-    before = voxelsOf(node)
-    everything = np.ones(SHAPE[1:], bool)
-    writer.showLive("ball", 0, 3, everything)
-    expected = {**before, "ball": withSlice(before["ball"], 0, 3, everything)}
-    assertSame(voxelsOf(node), expected)
-    writer.restore("ball", 0, 3)
-    assertSame(voxelsOf(node), before)
-    writer.accept("ball", 0, 3, everything)
-    assertSame(voxelsOf(node), expected)
-    writer.undo()
-    assertSame(voxelsOf(node), before)
-
-
-def test_layers_are_not_split_where_segments_do_not_meet(writer, node, volumeNode):
-    plane = np.zeros(SHAPE[1:], bool)
-    plane[:5] = True
-    for _ in range(2):
-        writer.showLive("ball", 0, 3, plane)
-        writer.accept("ball", 0, 3, plane)
-        writer.undo()
-    writer.accept("ball", 0, 3, plane)
-    writer.overwriteMode = "all"
-    writer.showLive("ball", 0, 2, ~plane)
-    writer.accept("ball", 0, 2, ~plane)
-    assert node.GetSegmentation().GetNumberOfLayers() == 1
-
-
-def test_a_removed_segment_gives_back_what_its_live_mask_covered(writer, node, volumeNode):
-    before = voxelsOf(node)
-    writer.overwriteMode = "all"
-    writer.showLive("ball", 0, 3, np.ones(SHAPE[1:], bool))
-    writer.showLive("empty", 1, 8, np.ones((SHAPE[0], SHAPE[2]), bool))
-    node.GetSegmentation().RemoveSegment("ball")
-    writer.restore("ball", 0, 3)
-    writer.restore("empty", 1, 8)
-    assertSame(voxelsOf(node), {i: before[i] for i in ("block", "empty")})
-    with pytest.raises(InputError, match='has no segment "ball"'):
-        writer.showLive("ball", 0, 3, np.ones(SHAPE[1:], bool))
-
-
-def test_what_the_user_paints_beside_or_on_a_live_mask_stays(writer, node, volumeNode):
-    before = voxelsOf(node)
-    plane = np.zeros(SHAPE[1:], bool)
-    plane[1:6, 1:6] = True
-    writer.showLive("ball", 0, 3, plane)
-    mine = np.zeros(SHAPE, bool)
-    mine[2:5, 3:9, :3] = True
-    paint(node, "empty", mine, OBLIQUE, overwrite=["ball", "block"])
-    writer.restore("ball", 0, 3)
-    found = voxelsOf(node)
-    np.testing.assert_array_equal(found["empty"], mine)
-    for segmentId in ("ball", "block"):
-        np.testing.assert_array_equal(found[segmentId], before[segmentId] & ~mine)
-
-
-places = st.tuples(st.sampled_from(["ball", "block", "empty"]), st.integers(0, 2), st.integers(0, 5))
-actions = st.lists(
-    st.tuples(
-        st.sampled_from(["live", "live", "live", "accept", "accept", "restore", "undo"]), places, st.integers(0, 9)
-    ),
-    max_size=12,
-)
-
-
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=actions)
 def test_any_sequence_of_live_masks_accepted_undone_and_restored_is_as_if_done_on_arrays(scene, actions):
@@ -426,38 +160,6 @@ def test_any_sequence_of_live_masks_accepted_undone_and_restored_is_as_if_done_o
         assertSame(voxelsOf(node), expected)
     writer.close()
     assertSame(voxelsOf(node), accepted)
-
-
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(actions=actions, mode=st.sampled_from(["visible", "all"]))
-def test_live_masks_that_overwrite_leave_no_trace_when_all_are_taken_off(scene, actions, mode):
-    volumeNode = addVolume(np.zeros(SHAPE, np.int16), OBLIQUE)
-    node = addSegmentation(volumeNode, "ball", "block", "empty")
-    for segmentId, mask in (("ball", np.s_[1:5, 2:7]), ("block", np.s_[:, 7:])):
-        whole = np.zeros(SHAPE, bool)
-        whole[mask] = True
-        paint(node, segmentId, whole, OBLIQUE)
-    node.GetDisplayNode().SetSegmentVisibility("block", False)
-    writer, twin = SegmentWriter(node, volumeNode), copyOf(node)
-    writer.overwriteMode = mode
-    withoutLive = SegmentWriter(twin, volumeNode)
-    withoutLive.overwriteMode = mode
-    for action, place, seed in actions:
-        plane = randomPlane(place[1], seed)
-        if action == "live":
-            writer.showLive(*place, plane)
-        elif action == "restore":
-            writer.restore(*place)
-        elif action == "accept":
-            writer.accept(*place, plane)
-            withoutLive.accept(*place, plane)
-        else:
-            assert writer.undo() == withoutLive.undo()
-    writer.close()
-    assertSame(voxelsOf(node), voxelsOf(twin))
-
-
-# ---------------------------------------------------------------------------------------------------------- other grids
 
 
 def test_a_segmentation_in_another_index_order_is_written_voxel_by_voxel(scene):
@@ -528,10 +230,7 @@ def test_what_cannot_be_written_is_refused_with_the_reason(scene, volumeNode, no
     with pytest.raises(InputError, match='no segment "x"'):
         writer.accept("x", 0, 2, np.ones((11, 9)))
     with pytest.raises(InputError, match="none, visible, all, got 'some'"):
-        writer.overwriteMode = "some"
-
-
-# ----------------------------------------------------------------------------------------------------- views and files
+        writer.area.overwriteMode = "some"
 
 
 def test_the_surface_stays_while_clicking_and_is_in_step_after_a_pause(writer, node, volumeNode):
@@ -568,25 +267,6 @@ def test_a_pause_does_not_make_surfaces_that_nobody_asked_for(writer, node):
     assert not node.GetSegmentation().ContainsRepresentation("Closed surface")
 
 
-def test_the_view_shows_a_live_mask_at_once_and_nothing_of_it_when_it_is_taken_off(scene, snapshot):
-    volumeNode = addVolume(np.zeros((8, 40, 40), np.int16), GEOMETRIES["LPS"])
-    node = addSegmentation(volumeNode, "a")
-    slicer.util.setSliceViewerLayers(background=volumeNode, fit=True)
-    SliceViews.jumpToSlice(volumeNode, 0, 4)
-    writer = SegmentWriter(node, volumeNode)
-    empty = snapshot("Red")
-    plane = np.zeros((40, 40), bool)
-    for columns in (slice(5, 15), slice(5, 30)):
-        plane[10:30, columns] = True
-        writer.showLive("a", 0, 4, plane)
-        painted = (snapshot("Red") != empty).any(axis=-1)
-        rows, cols = np.flatnonzero(painted.any(axis=1)), np.flatnonzero(painted.any(axis=0))
-        shape = (rows[-1] - rows[0] + 1) / (cols[-1] - cols[0] + 1)
-        assert shape == pytest.approx(20 * 0.9 / ((columns.stop - columns.start) * 0.7), rel=0.05)
-    writer.restore("a", 0, 4)
-    np.testing.assert_array_equal(snapshot("Red"), empty)
-
-
 def test_what_was_accepted_is_in_the_saved_file_and_nothing_else(writer, node, volumeNode, tmp_path: Path):
     writer.accept("ball", 1, 5, randomPlane(1))
     writer.showLive("empty", 0, 2, randomPlane(0))
@@ -598,17 +278,6 @@ def test_what_was_accepted_is_in_the_saved_file_and_nothing_else(writer, node, v
     assertSame({i: segmentVoxels(loaded, i, volumeNode) for i in expected}, expected)
     SegmentWriter(loaded, volumeNode).accept("empty", 0, 2, randomPlane(0))
     np.testing.assert_array_equal(Segmentations.sliceMask(loaded, "empty", volumeNode, 0, 2), randomPlane(0))
-
-
-def test_closing_takes_off_live_masks_also_when_the_nodes_have_left_the_scene(scene, writer, node, volumeNode):
-    before = voxelsOf(node)
-    writer.showLive("ball", 0, 3, randomPlane(0))
-    writer.showLive("empty", 2, 3, randomPlane(2))
-    scene.RemoveNode(volumeNode)
-    scene.RemoveNode(node)
-    writer.close()
-    assertSame(voxelsOf(node), before)
-    assert not writer.undo()
 
 
 @pytest.mark.slow
@@ -640,7 +309,7 @@ def test_times_for_a_slice_of_512_x_512_x_200(scene, capsys):
     lines: list[str] = []
     writer = SegmentWriter(node, volumeNode)
     for mode in ("all", "none"):
-        writer.overwriteMode = mode
+        writer.area.overwriteMode = mode
         for name, segmentId in (("liver, layer fills the volume", liver), ("new segment", new)):
             measure(f"{mode}: live, {name}", lambda r, i=segmentId: writer.showLive(i, 0, 100, disc(r)))
             measure(f"{mode}: accept, {name}", lambda r, i=segmentId: writer.accept(i, 0, 100, disc(r)))
