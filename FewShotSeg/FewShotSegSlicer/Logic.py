@@ -25,7 +25,7 @@ from typing import Any
 
 import slicer
 
-from FewShotSegLib.data.job import AdaptJob, SegmentJob, to_dict
+from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, SegmentJob, to_dict
 from FewShotSegLib.data.volume import AXIS_LETTERS
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.worker import scratch
@@ -282,16 +282,13 @@ class Logic:
             if prompts is True:
                 self.live.saveToScene()
             entries = promptEntries(prompts, segmentationNode)
-            shown = AdaptSettings(None if support is True else support or ())
-            supportFiles = shown.exemplarFiles(self.exemplars, files) if support else ()
-            self._taught += shown.taught
             job = SegmentJob(
                 images=(str(image),),
                 out=str(files.folder / "segmented"),
                 adapter=str(path) if path else None,
                 prompts=str(files.prompts(entries)) if entries else None,
                 base=base,
-                support=supportFiles,
+                support=self._supportFiles(support, files) if support else (),
                 **segmentOptions(**options),
             )
             made = f"{volumeNode.GetName()} {path.stem if path else 'from exemplars' if support else 'segmentation'}"
@@ -303,6 +300,12 @@ class Logic:
 
             run.start({"op": "job", "job": to_dict(job)}, finish)
         return self._started(run, waitForCompletion)
+
+    def _supportFiles(self, support: Sequence[tuple[Any, ...]] | bool, files: JobFiles) -> tuple[ExemplarFiles, ...]:
+        shown = AdaptSettings(support if isinstance(support, Sequence) else None)
+        written = shown.exemplarFiles(self.exemplars, files)
+        self._taught += shown.taught
+        return written
 
     def _drawnIn(self, volumeNode: Any, segmentationNode: Any) -> list[tuple[int, Sequence[int]]]:
         """The slices of a volume, by axis, whose labels in a segmentation are the user's own."""
