@@ -47,7 +47,7 @@ _DOWNLOAD = {  # with what they need in turn
 _DISK_GB, _DISK_GB_WITH_TORCH = 0.3, 2.0  # at least
 _ASKED_FOR = "safetensors"  # a small one, to see whether pip reaches its index
 _TIMEOUT_S = 10
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def missing() -> tuple[str, ...]:
@@ -97,7 +97,7 @@ def install() -> bool:
             _installWithPyTorchExtension(unmet)
             _installWithPip(_unmet())
         except subprocess.CalledProcessError as error:
-            _log.warning("Installing Python packages failed", exc_info=error)
+            log.warning("Installing Python packages failed", exc_info=error)
     left = missing()
     if left:
         raise InputError(
@@ -202,7 +202,7 @@ def _requireIndex() -> None:
         process.kill()
         output, _errors = process.communicate()
     if process.returncode != 0:
-        _log.warning("pip finds no package index:\n%s", output)
+        log.warning("pip finds no package index:\n%s", output)
         raise InputError(
             _(
                 "The Python package index cannot be reached: connect this computer to the internet, or tell pip about "

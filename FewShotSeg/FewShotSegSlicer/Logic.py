@@ -19,12 +19,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import slicer
 
-from FewShotSegLib.data.job import AdaptJob, SegmentJob, to_dict
+from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, SegmentJob, to_dict
 from FewShotSegLib.data.volume import AXIS_LETTERS
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.worker import scratch
@@ -33,15 +34,15 @@ from FewShotSegSlicer.Jobs.AdapterFolder import AdapterFolder
 from FewShotSegSlicer.Jobs.AdaptSettings import AdaptSettings, TaughtSlices
 from FewShotSegSlicer.Jobs.Checkpoints import Checkpoints, Interrupted
 from FewShotSegSlicer.Jobs.Comparison import Comparing, Comparison, entryOf
-from FewShotSegSlicer.Jobs.JobFiles import JobFiles
-from FewShotSegSlicer.Jobs.Run import Run
 from FewShotSegSlicer.Jobs.SegmentSettings import promptEntries, segmentOptions, volumeFiles
-from FewShotSegSlicer.Jobs.Workers import Workers
 from FewShotSegSlicer.Prompting.LiveSegmenter import LiveSegmenter
 from FewShotSegSlicer.Prompting.Target import Target
+from FewShotSegSlicer.Scene import Results, Volumes
+from FewShotSegSlicer.Workers.JobFiles import JobFiles
+from FewShotSegSlicer.Workers.Run import Run
+from FewShotSegSlicer.Workers.Workers import Workers
 
 from . import Dependencies
-from .Scene import Results, Scene
 
 Callback = Callable[..., Any]
 AdapterLike = str | Path | Mapping[str, Any]  # file, name in the adapter folder, or card
@@ -156,19 +157,10 @@ class Logic:
 
             def finish(record: dict[str, Any]) -> str:
                 self._checkpoints.end(job)
-                self.adapterFolder.added(Path(job.out))
+                self.adapterFolder.noteNew(Path(job.out))
                 return job.out
 
-            def explain(kind: str, message: str) -> str:
-                if kind == "cancelled":
-                    self._checkpoints.end(job)
-                elif self._checkpoints.interrupt(job):
-                    sentence, _, report = message.partition("\n\n")
-                    sentence += " What was trained is kept: adapt again with the same settings to go on from there."
-                    return "\n\n".join(filter(None, [sentence, report]))
-                return message
-
-            run.start({"op": "job", "job": to_dict(job)}, finish, explain)
+            run.start({"op": "job", "job": to_dict(job)}, finish, partial(self._checkpoints.fail, job))
         return self._started(run, waitForCompletion)
 
     def measure(
@@ -256,12 +248,6 @@ class Logic:
         """Give an adapter another name and return its file."""
         return self.adapterFolder.rename(adapter, name)
 
-    def adapterFor(self, structure: str) -> dict[str, Any] | None:
-        """Return the card of the newest adapter that has learned a structure of this name, None if there is none."""
-        wanted = structure.strip().lower()
-        cards = self.adapters()
-        return next((c for c in cards if wanted in (n.lower() for n in c["structures"].values())), None)
-
     # ----------------------------------------------------------------------------------------------------- segmenting
 
     def segment(
@@ -292,20 +278,17 @@ class Logic:
         run = self._newRun(progress, onDone, onError)
         path = self.adapterFolder.find(adapter) if adapter is not None else None
         with JobFiles.until(run) as files:
-            image = files.volume("", Scene.volumeFromNode(volumeNode), volumeNode.GetName())
+            image = files.volume("", Volumes.volumeFromNode(volumeNode), volumeNode.GetName())
             if prompts is True:
                 self.live.saveToScene()
             entries = promptEntries(prompts, segmentationNode)
-            shown = AdaptSettings(None if support is True else support or ())
-            supportFiles = shown.exemplarFiles(self.exemplars, files) if support else ()
-            self._taught += shown.taught
             job = SegmentJob(
                 images=(str(image),),
                 out=str(files.folder / "segmented"),
                 adapter=str(path) if path else None,
                 prompts=str(files.prompts(entries)) if entries else None,
                 base=base,
-                support=supportFiles,
+                support=self._supportFiles(support, files) if support else (),
                 **segmentOptions(**options),
             )
             made = f"{volumeNode.GetName()} {path.stem if path else 'from exemplars' if support else 'segmentation'}"
@@ -317,6 +300,12 @@ class Logic:
 
             run.start({"op": "job", "job": to_dict(job)}, finish)
         return self._started(run, waitForCompletion)
+
+    def _supportFiles(self, support: Sequence[tuple[Any, ...]] | bool, files: JobFiles) -> tuple[ExemplarFiles, ...]:
+        shown = AdaptSettings(support if isinstance(support, Sequence) else None)
+        written = shown.exemplarFiles(self.exemplars, files)
+        self._taught += shown.taught
+        return written
 
     def _drawnIn(self, volumeNode: Any, segmentationNode: Any) -> list[tuple[int, Sequence[int]]]:
         """The slices of a volume, by axis, whose labels in a segmentation are the user's own."""
@@ -386,10 +375,11 @@ class Logic:
         Dependencies.requireInstalled()
         found: list[Comparison] = []
         failures: list[tuple[str, str]] = []
-        comparing = Comparing(
-            self.workers, volumeNode, axis, index, onDone or found.append,
-            onError or (lambda kind, message: failures.append((kind, message))),
-        )  # fmt: skip
+
+        def fail(kind: str, message: str) -> None:
+            failures.append((kind, message))
+
+        comparing = Comparing(self.workers, volumeNode, axis, index, onDone or found.append, onError or fail)
         comparing.start(self._volumeOfPrompts(volumeNode), entry, card, device)
         if onDone is not None:
             return None
@@ -427,7 +417,7 @@ class Logic:
         unless `onDone` is given; otherwise a `Run`. Slices that were learned from, and their neighbours, are left out.
         """
         run = self._newRun(progress, onDone, onError)
-        card, volume = self.adapterFolder.card(adapter), Scene.volumeFromNode(volumeNode)
+        card, volume = self.adapterFolder.card(adapter), Volumes.volumeFromNode(volumeNode)
         if axis is None:
             axis = card["axis"] if volume.acquisition_axis == 0 else volume.acquisition_axis
         taught = [one for one in self._taught if one.nodes[0] is volumeNode and one.axis == axis]

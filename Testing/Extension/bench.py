@@ -12,7 +12,7 @@ import slicer.util
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import AXES, ras_from_ijk
 from FewShotSegSlicer.Prompting.LiveSegmenter import SCROLLING_S, LiveSegmenter
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Segmentations
 
 SHAPE = (9, 20, 24)
 AFFINE = np.array([[-1.5, 0, 0, 30], [0, 0, 2.0, -4], [0, -1.5, 0, 12], [0, 0, 0, 1.0]])  # coronal, no axis is RAS's
@@ -130,8 +130,8 @@ class Bench:
         array = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
         self.volume = slicer.util.addVolumeFromArray(array, AFFINE, "CT")
         self.segmentation = aSegmentation(self.volume)
-        self.liver = Scene.addSegment(self.segmentation, "liver")
-        self.spleen = Scene.addSegment(self.segmentation, "spleen")
+        self.liver = Segmentations.addSegment(self.segmentation, "liver")
+        self.spleen = Segmentations.addSegment(self.segmentation, "spleen")
         self.workers, self.now = FakeWorkers(), 100.0
         self.live = LiveSegmenter(self.workers, clock=lambda: self.now)
         self.failures: list[str] = []
@@ -150,7 +150,7 @@ class Bench:
         self.wait()
 
     def shown(self, index: int = K, axis: int = 0, segmentId: str | None = None) -> np.ndarray:
-        return Scene.sliceMask(self.segmentation, segmentId or self.liver, self.volume, axis, index)
+        return Segmentations.sliceMask(self.segmentation, segmentId or self.liver, self.volume, axis, index)
 
     def wanted(self, index: int = K, axis: int = 0, segmentId: str | None = None) -> np.ndarray:
         """The mask that belongs to the prompts of a slice as they are now."""

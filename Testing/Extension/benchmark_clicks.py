@@ -36,7 +36,7 @@ class Bench:
 
         from FewShotSegSlicer.Logic import Logic
         from FewShotSegSlicer.Prompting.PromptTool import PromptTool
-        from FewShotSegSlicer.Scene import SamplePatients, Scene
+        from FewShotSegSlicer.Scene import SamplePatients, Segmentations
 
         volume, self.drawn = SamplePatients.load(1)
         self.volume = enlarged(volume, shape) if shape else volume
@@ -49,7 +49,7 @@ class Bench:
         self.times: list[float] = []
         self.logic.live.timed.connect(self.times.append)
         self.logic.live.failed.connect(say)
-        self.logic.live.setTarget(self.volume, self.segmentation, Scene.addSegment(self.segmentation, "liver"))
+        self.logic.live.setTarget(self.volume, self.segmentation, Segmentations.addSegment(self.segmentation, "liver"))
         self.tool = PromptTool(self.logic.live)
         self.tool.install()
         self.tool.mode = "positive"
@@ -139,9 +139,9 @@ def enlarged(volumeNode: Any, shape: Sequence[int]) -> Any:
     """The same body with more voxels."""
     import slicer.util
 
-    from FewShotSegSlicer.Scene import Scene
+    from FewShotSegSlicer.Scene import Volumes
 
-    volume = Scene.volumeFromNode(volumeNode)
+    volume = Volumes.volumeFromNode(volumeNode)
     picks = [np.linspace(0, old - 1, new).round().astype(int) for old, new in zip(volume.shape, shape, strict=True)]
     scale = np.diag([*(old / new for old, new in zip(volume.shape[::-1], shape[::-1], strict=True)), 1.0])
     return slicer.util.addVolumeFromArray(volume.array[np.ix_(*picks)], volume.affine @ scale, "large")

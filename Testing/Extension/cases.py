@@ -9,7 +9,7 @@ import numpy as np
 import slicer
 
 from FewShotSegLib.data.volume import Labelmap, Volume
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Segmentations
 from Testing.conftest import DISC, SQUARE, discs
 
 NAMES = {DISC: "disc", SQUARE: "square"}
@@ -26,13 +26,15 @@ def addCase(
         others = [index for index in range(labels.shape[axis]) if index not in slices]
         np.moveaxis(labels, axis, 0)[others] = 0
     volumeNode = slicer.util.addVolumeFromArray(volume.array, volume.affine, name)
-    segmentationNode = Scene.segmentationFromLabelmap(Labelmap(volume.like(labels), NAMES), volumeNode, name="drawn")
+    segmentationNode = Segmentations.segmentationFromLabelmap(
+        Labelmap(volume.like(labels), NAMES), volumeNode, name="drawn"
+    )
     return volumeNode, segmentationNode, volume, labels
 
 
 def labelsOf(segmentationNode: Any, volumeNode: Any) -> np.ndarray:
     """The segments as labels (K, J, I): 1 disc, 2 square."""
-    found = Scene.labelmapFromSegmentation(segmentationNode, volumeNode)
+    found = Segmentations.labelmapFromSegmentation(segmentationNode, volumeNode)
     labels = np.zeros_like(found.volume.array)
     for value, name in found.structures.items():
         labels[found.volume.array == value] = {n: v for v, n in NAMES.items()}[name]

@@ -6,6 +6,7 @@ RunInSlicer.py tells how to run them in Slicer.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import traceback
@@ -39,7 +40,9 @@ else:
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Where there is neither Slicer nor the host, read only test_host.py, which says why and skips."""
-    return True if REASON and collection_path.suffix == ".py" and collection_path.name != "test_host.py" else None
+    isFolder = collection_path.is_dir() and collection_path != Path(__file__).parent
+    isFile = collection_path.suffix == ".py" and collection_path.name != "test_host.py"
+    return True if REASON and (isFolder or isFile) else None
 
 
 def pytest_report_header() -> str:
@@ -78,6 +81,28 @@ class Messages:
                 self.shown.append(("error", f"{message}\n\n{error}" if message else str(error)))
                 error.wasShown = True  # type: ignore[attr-defined]
             raise
+
+
+class FailedListeners(logging.Handler):
+    """What listeners of signals raised, which is only logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(logging.Formatter().format(record))
+
+
+@pytest.fixture(autouse=True)
+def _listeners(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test if a listener raised, unless the test looks into the log itself."""
+    failed, log = FailedListeners(), logging.getLogger("FewShotSegSlicer.Signal")
+    log.addHandler(failed)
+    yield
+    log.removeHandler(failed)
+    if failed.heard and "caplog" not in request.fixturenames:
+        pytest.fail("A listener raised:\n" + "\n".join(failed.heard), pytrace=False)
 
 
 @pytest.fixture(autouse=True)

@@ -150,12 +150,28 @@ def worldOf(node: Any, point_ijk: Any) -> np.ndarray:
     return np.array(world)
 
 
+def voxelAt(node: Any, point_ras: Any) -> np.ndarray:
+    """(i, j, k) of a place in world RAS, not rounded, by VTK."""
+    local, matrix = [0.0, 0.0, 0.0], vtk.vtkMatrix4x4()
+    node.TransformPointFromWorld([float(c) for c in point_ras], local)
+    node.GetRASToIJKMatrix(matrix)
+    return np.array(matrix.MultiplyPoint([*local, 1.0])[:3])
+
+
 def ball(shape: tuple[int, int, int], affine: np.ndarray, radius_mm: float, shift_mm: Any = (0, 0, 0)) -> np.ndarray:
     """The voxels (K, J, I) within a distance of the middle of the volume."""
     k, j, i = np.indices(shape)
     points = np.stack([i, j, k], axis=-1) @ affine[:3, :3].T + affine[:3, 3]
     middle = affine[:3, :3] @ ((np.array(shape[::-1]) - 1) / 2) + affine[:3, 3] + shift_mm
     return np.linalg.norm(points - middle, axis=-1) <= radius_mm
+
+
+def twoStructures(affine: np.ndarray) -> np.ndarray:
+    """A ball and a plate beside it, as labels (K, J, I)."""
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[ball(SHAPE, affine, 3.0)] = 1
+    labels[2:5, 1:3, 6:] = 2
+    return labels
 
 
 def surfaceOf(segmentationNode: Any, segmentId: str) -> np.ndarray | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, Job, SegmentJob, to_dict
-from FewShotSegSlicer.Jobs.Workers import Workers
+from FewShotSegSlicer.Workers.Workers import Workers
 from Testing.conftest import QUICK, discs, write_discs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from FewShotSegLib.data.volume import Labelmap, Volume, ras_from_ijk
 from FewShotSegLib.demo.phantom import patient
 from FewShotSegLib.io.volumes import save_volume
 from FewShotSegLib.sam.clicks import centre_click
+from FewShotSegSlicer.Scene import Segmentations, SliceViews
 
 SHAPE, SPACING_MM = (26, 128, 128), (2.5, 2.5, 7.7)
 LIVER, KIDNEY = "liver", "left kidney"
@@ -48,6 +48,9 @@ class Story:
         for name in ("segment", "exemplar", "adapt", "result", "batch", "setup"):
             getattr(self.ui, f"{name}Section").collapsed = name != section
         slicer.app.processEvents()
+
+    def finishJobs(self) -> None:
+        self.runUntil(lambda: not self.widget.logic.runs, 300)
 
     def press(self, button: Any, timeout_s: float = 60.0) -> None:
         self.runUntil(lambda: button.enabled, timeout_s)
@@ -82,18 +85,21 @@ class Story:
 
     def mask(self, name: str, index: int) -> np.ndarray:
         """Slice k = index of a structure, bool (J, I)."""
-        from FewShotSegSlicer.Scene import Scene
-
         node = self.ui.segmentationSelector.currentNode()
         segmentId = node.GetSegmentation().GetSegmentIdBySegmentName(name)
-        return Scene.sliceMask(node, segmentId, self.ui.volumeSelector.currentNode(), 0, index)
+        return Segmentations.sliceMask(node, segmentId, self.ui.volumeSelector.currentNode(), 0, index)
 
 
 @pytest.fixture
 def story(
-    panel: Any, clickIn: Any, runUntil: Any, snapshot: Any, screenshot: Any, tmp_path: Path,
+    panel: Any,
+    clickIn: Any,
+    runUntil: Any,
+    snapshot: Any,
+    screenshot: Any,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Story:  # fmt: skip
+) -> Story:
     monkeypatch.setenv("FEWSHOTSEG_HOME", str(tmp_path / "home"))
     pictures = Path(os.environ.get("FEWSHOTSEG_SCREENSHOTS", tmp_path / "pictures")).absolute()
     monkeypatch.chdir(tmp_path)
@@ -132,79 +138,70 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
     return float(2 * (first & second).sum() / max(first.sum() + second.sum(), 1))
 
 
-def test_from_a_click_to_a_folder_of_patients_and_back_after_closing(
-    story: Story, cases: list[tuple[Path, Volume, Labelmap]], pressKey: Callable[[str], None], tmp_path: Path
-) -> None:
-    from FewShotSegSlicer.Scene import Scene
+# ------------------------------------------------------------------------------------------------- parts of the story
 
-    ui = story.ui
-    path, _volume, truth = cases[0]
-    first, second = slicesWith(truth, LIVER, KIDNEY)[0], slicesWith(truth, LIVER, KIDNEY)[3]
 
-    # Load a volume, click, see the mask.
-    story.show("segment")
-    volumeNode = story.open(path)
-    story.addStructure(LIVER)
-    story.addStructure(KIDNEY)
-    Scene.jumpToSlice(volumeNode, 0, first)
-    story.chooseStructure(LIVER)
+def clickAndCorrect(story: Story, truth: Labelmap, index: int) -> np.ndarray:
+    """Click the liver, correct it with a click outside, take that back, and again; returns the mask."""
+    liver, inLiver = middleOf(truth, LIVER, index)
     before = story.snapshot("Red")
-    liver, inLiver = middleOf(truth, LIVER, first)
     story.click(inLiver)
-    clicked = story.mask(LIVER, first)
+    clicked = story.mask(LIVER, index)
     assert dice(clicked, liver) > 0.5
     assert np.count_nonzero((story.snapshot("Red") != before).any(axis=-1)) > 500
     story.picture("1-click")
-
-    # Correct it with a click outside, take that back, and again.
     tooMuch = clicked & ~liver
-    outside = tooMuch if tooMuch.any() else clicked
-    column, row = centre_click(outside)
-    story.click(ras_from_ijk(truth.volume.affine, np.array([[column, row, first]], float))[0], "negative")
-    corrected = story.mask(LIVER, first)
+    column, row = centre_click(tooMuch if tooMuch.any() else clicked)
+    story.click(ras_from_ijk(truth.volume.affine, np.array([[column, row, index]], float))[0], "negative")
+    corrected = story.mask(LIVER, index)
     assert not np.array_equal(corrected, clicked)
     assert not corrected[row, column]
     story.picture("2-correct")
-    story.press(ui.undoButton)
-    np.testing.assert_array_equal(story.mask(LIVER, first), clicked)
-    story.press(ui.redoButton)
-    np.testing.assert_array_equal(story.mask(LIVER, first), corrected)
-    story.press(ui.acceptButton)
+    story.press(story.ui.undoButton)
+    np.testing.assert_array_equal(story.mask(LIVER, index), clicked)
+    story.press(story.ui.redoButton)
+    np.testing.assert_array_equal(story.mask(LIVER, index), corrected)
+    story.press(story.ui.acceptButton)
+    return corrected
 
-    # The other structure, and both on another slice: two exemplar slices.
-    for index in (first, second):
-        Scene.jumpToSlice(volumeNode, 0, index)
+
+def keepExemplars(story: Story, truth: Labelmap, places: list[tuple[int, str]]) -> None:
+    """Click structures on slices, and keep all slices that are annotated then."""
+    for index, name in places:
+        SliceViews.jumpToSlice(story.ui.volumeSelector.currentNode(), 0, index)
         slicer.app.processEvents()
-        for name in (LIVER, KIDNEY):
-            if not (index == first and name == LIVER):
-                story.chooseStructure(name)
-                story.click(middleOf(truth, name, index)[1])
-                story.press(ui.acceptButton)
+        story.chooseStructure(name)
+        story.click(middleOf(truth, name, index)[1])
+        story.press(story.ui.acceptButton)
     story.show("exemplar")
-    story.press(ui.addAnnotatedButton)
-    assert ui.exemplarList.count >= 1
+    story.press(story.ui.addAnnotatedButton)
+    assert story.ui.exemplarList.count >= 1
     story.picture("3-exemplars")
 
-    # At once, without training: the other slices of this patient, and a click where that is wrong.
+
+def segmentAtOnce(story: Story, truth: Labelmap, index: int) -> None:
+    """Without training, from the exemplars: the other slices of this patient, and a click where that is wrong."""
+    ui = story.ui
     story.show("adapt")
-    drawn, third = ui.segmentationSelector.currentNode(), slicesWith(truth, LIVER)[6]
-    Scene.jumpToSlice(volumeNode, 0, third)
+    drawn = ui.segmentationSelector.currentNode()
+    SliceViews.jumpToSlice(ui.volumeSelector.currentNode(), 0, index)
     story.press(ui.supportButton)
-    story.runUntil(lambda: not story.widget.logic.runs, 300)
+    story.finishJobs()
     assert ui.segmentationSelector.currentNode() is not drawn, ui.adaptStatusLabel.text
-    liver, inLiver = middleOf(truth, LIVER, third)
-    atOnce = story.mask(LIVER, third)
+    liver, inLiver = middleOf(truth, LIVER, index)
+    atOnce = story.mask(LIVER, index)
     assert dice(atOnce, liver) > 0.5
     story.picture("4-at-once")
     story.show("segment")
     story.chooseStructure(LIVER)
     story.click(inLiver)
     story.press(ui.acceptButton)
-    assert not np.array_equal(story.mask(LIVER, third), atOnce)
+    assert not np.array_equal(story.mask(LIVER, index), atOnce)
     ui.segmentationSelector.setCurrentNode(drawn)
-    liver, inLiver = middleOf(truth, LIVER, first)
 
-    # Adapt.
+
+def adapt(story: Story) -> None:
+    ui = story.ui
     story.show("adapt")
     story.runUntil(lambda: ui.adaptButton.enabled, 120)
     form = story.widget.panel.adapt._forms["lora"]
@@ -212,63 +209,93 @@ def test_from_a_click_to_a_folder_of_patients_and_back_after_closing(
     story.press(ui.adaptButton)
     story.runUntil(lambda: ui.trainingProgressBar.value >= 60, 300)
     story.picture("4-adapt")
-    story.runUntil(lambda: not story.widget.logic.runs, 300)
+    story.finishJobs()
     assert ui.adapterList.count == 1, ui.adaptStatusLabel.text
 
-    # Apply to a patient it has not seen.
-    other = story.open(cases[1][0])
+
+def applyTo(story: Story, path: Path, truth: Labelmap) -> None:
+    """Segment a patient that the adapter has not seen."""
+    other = story.open(path)
     story.show("result")
-    ui.applyVolumeSelector.setCurrentNode(other)
-    story.press(ui.applyButton)
-    story.runUntil(lambda: not story.widget.logic.runs, 300)
+    story.ui.applyVolumeSelector.setCurrentNode(other)
+    story.press(story.ui.applyButton)
+    story.finishJobs()
     results = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
     applied = next(n for n in results if n.GetNodeReference("referenceImageGeometryRef") is other)
-    found = Scene.labelmapFromSegmentation(applied, other)
+    found = Segmentations.labelmapFromSegmentation(applied, other)
     value = next(value for value, name in found.structures.items() if name == LIVER)
-    theirs = next(value for value, name in cases[1][2].structures.items() if name == LIVER)
-    assert dice(found.volume.array == value, cases[1][2].volume.array == theirs) > 0.3
-    index = slicesWith(cases[1][2], LIVER, KIDNEY)[0]
-    Scene.jumpToSlice(other, 0, index)
+    theirs = next(value for value, name in truth.structures.items() if name == LIVER)
+    assert dice(found.volume.array == value, truth.volume.array == theirs) > 0.3
+    SliceViews.jumpToSlice(other, 0, slicesWith(truth, LIVER, KIDNEY)[0])
     slicer.app.processEvents()
     story.picture("5-result")
 
-    # A batch of two files.
+
+def segmentFolder(story: Story, paths: list[Path], folder: Path) -> None:
+    ui = story.ui
     story.show("batch")
-    folder = tmp_path / "to do"
-    folder.mkdir()
-    for source in (cases[1][0], cases[2][0]):
-        (folder / source.name).write_bytes(source.read_bytes())
+    (folder / "to do").mkdir()
+    for source in paths:
+        (folder / "to do" / source.name).write_bytes(source.read_bytes())
     ui.batchFolderEdit.currentPath, ui.batchOutputEdit.currentPath = "to do", "done"  # as short as in a real folder
     story.press(ui.runBatchButton)
-    story.runUntil(lambda: not story.widget.logic.runs, 300)
-    tables = list((tmp_path / "done").glob("*.csv"))
+    story.finishJobs()
+    tables = list((folder / "done").glob("*.csv"))
     assert len(tables) == 1, ui.batchStatusLabel.text
     rows = list(csv.DictReader(tables[0].open(encoding="utf-8")))
-    assert {Path(row["image"]).name for row in rows} == {"patient 1.nrrd", "patient 2.nrrd"}
-    assert len(list((tmp_path / "done").glob("*.seg.nrrd"))) == 2
+    assert {Path(row["image"]).name for row in rows} == {path.name for path in paths}
+    assert len(list((folder / "done").glob("*.seg.nrrd"))) == len(paths)
     story.picture("6-batch")
 
-    # Save the scene, close it, load it again, go on.
-    scene = tmp_path / "story.mrb"
-    assert slicer.util.saveScene(str(scene))
-    exemplars = ui.exemplarList.count
+
+def closeAndLoadAgain(story: Story, file: Path) -> None:
+    """Save the scene, close it and load it, with its exemplars."""
+    assert slicer.util.saveScene(str(file))
+    exemplars = story.ui.exemplarList.count
     slicer.mrmlScene.Clear(0)
     slicer.app.processEvents()
-    assert ui.exemplarList.count == 0
-    slicer.util.loadScene(str(scene))
+    assert story.ui.exemplarList.count == 0
+    slicer.util.loadScene(str(file))
     slicer.app.processEvents()
-    assert ui.exemplarList.count == exemplars
+    assert story.ui.exemplarList.count == exemplars
+
+
+def goOn(story: Story, truth: Labelmap, index: int, mask: np.ndarray) -> None:
+    """What was clicked before the scene was closed is there, and takes another click."""
     volumeNode = slicer.util.getNode("patient 0")
-    ui.volumeSelector.setCurrentNode(volumeNode)
-    ui.segmentationSelector.setCurrentNode(next(iter(slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))))
+    story.ui.volumeSelector.setCurrentNode(volumeNode)
+    segmentationNode = next(iter(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")))
+    story.ui.segmentationSelector.setCurrentNode(segmentationNode)
     slicer.util.setSliceViewerLayers(background=volumeNode, fit=True)
-    Scene.jumpToSlice(volumeNode, 0, first)
+    SliceViews.jumpToSlice(volumeNode, 0, index)
     story.show("segment")
     story.chooseStructure(LIVER)
-    np.testing.assert_array_equal(story.mask(LIVER, first), corrected)
-    assert len(story.live.promptOn(0, first).points_ras) == 2
-    rows, columns = np.nonzero(liver)
-    edge = np.array([[columns[0], rows[0], first]], float)  # away from the first click, which would be taken hold of
+    np.testing.assert_array_equal(story.mask(LIVER, index), mask)
+    assert len(story.live.promptOn(0, index).points_ras) == 2
+    rows, columns = np.nonzero(middleOf(truth, LIVER, index)[0])
+    edge = np.array([[columns[0], rows[0], index]], float)  # away from the first click, which would be taken hold of
     story.click(ras_from_ijk(truth.volume.affine, edge)[0])
-    assert len(story.live.promptOn(0, first).points_ras) == 3
+    assert len(story.live.promptOn(0, index).points_ras) == 3
     story.picture("7-reloaded")
+
+
+def test_from_a_click_to_a_folder_of_patients_and_back_after_closing(
+    story: Story, cases: list[tuple[Path, Volume, Labelmap]], tmp_path: Path
+) -> None:
+    (path, _volume, truth), (otherPath, _, otherTruth), (lastPath, *_) = cases
+    first, second = slicesWith(truth, LIVER, KIDNEY)[0], slicesWith(truth, LIVER, KIDNEY)[3]
+    third = slicesWith(truth, LIVER)[6]
+    story.show("segment")
+    volumeNode = story.open(path)
+    for name in (LIVER, KIDNEY):
+        story.addStructure(name)
+    SliceViews.jumpToSlice(volumeNode, 0, first)
+    story.chooseStructure(LIVER)
+    corrected = clickAndCorrect(story, truth, first)
+    keepExemplars(story, truth, [(first, KIDNEY), (second, LIVER), (second, KIDNEY)])
+    segmentAtOnce(story, truth, third)
+    adapt(story)
+    applyTo(story, otherPath, otherTruth)
+    segmentFolder(story, [otherPath, lastPath], tmp_path)
+    closeAndLoadAgain(story, tmp_path / "story.mrb")
+    goOn(story, truth, first, corrected)

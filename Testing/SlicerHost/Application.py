@@ -21,9 +21,20 @@ class qSlicerScriptedLoadableModule:
     """What a module's Python class gets as `parent`; no other attribute can be set."""
 
     __slots__ = (
-        "_widget", "acknowledgementText", "associatedNodeTypes", "categories", "contributors", "dependencies",
-        "helpText", "hidden", "icon", "index", "name", "path", "title",
-    )  # fmt: skip
+        "_widget",
+        "acknowledgementText",
+        "associatedNodeTypes",
+        "categories",
+        "contributors",
+        "dependencies",
+        "helpText",
+        "hidden",
+        "icon",
+        "index",
+        "name",
+        "path",
+        "title",
+    )
 
     def __init__(self, path: Path) -> None:
         self.name, self.path = path.stem, str(path)

@@ -42,23 +42,38 @@ _SCENE = Api(slots="setMRMLScene mrmlScene", signals="mrmlSceneChanged(vtkMRMLSc
 
 WIDGETS: dict[str, Api] = {
     # ---- CTK
-    "ctkCollapsibleButton": Api("collapsed collapsedHeight contentsFrameShape contentsLineWidth",
-                                signals="contentsCollapsed(bool)"),
+    "ctkCollapsibleButton": Api(
+        "collapsed collapsedHeight contentsFrameShape contentsLineWidth", signals="contentsCollapsed(bool)"
+    ),
     "ctkCollapsibleGroupBox": Api("collapsed collapsedHeight"),
     "ctkComboBox": Api("defaultText currentUserDataAsString", "setCurrentUserDataAsString"),
-    "ctkDoubleSpinBox": Api("value minimum maximum singleStep decimals prefix suffix readOnly",
-                            "setValue setDecimals setReadOnly stepUp stepDown",
-                            "valueChanged(double) valueChanged(QString) editingFinished()"),
+    "ctkDoubleSpinBox": Api(
+        "value minimum maximum singleStep decimals prefix suffix readOnly",
+        "setValue setDecimals setReadOnly stepUp stepDown",
+        "valueChanged(double) valueChanged(QString) editingFinished()",
+    ),
     "ctkMessageBox": Api("dontShowAgain dontShowAgainSettingsKey dontShowAgainVisible", "setDontShowAgain"),
-    "ctkPathLineEdit": Api("currentPath filters label minimumContentsLength nameFilters settingKey showBrowseButton "
-                           "showHistoryButton sizeAdjustPolicy",
-                           "addCurrentPathToHistory browse comboBox retrieveHistory setCurrentPath",
-                           "currentPathChanged(QString) validInputChanged(bool)",
-                           {"Dirs": 1, "Files": 2, "Readable": 0x10, "Writable": 0x20, "Executable": 0x40,
-                            "AdjustToContents": 0, "AdjustToContentsOnFirstShow": 1,
-                            "AdjustToMinimumContentsLength": 2}),
-    "ctkSliderWidget": Api("value minimum maximum singleStep pageStep decimals prefix suffix tracking spinBoxVisible",
-                           "setValue reset setSpinBoxVisible", "valueChanged(double) valueIsChanging(double)"),
+    "ctkPathLineEdit": Api(
+        "currentPath filters label minimumContentsLength nameFilters settingKey showBrowseButton "
+        "showHistoryButton sizeAdjustPolicy",
+        "addCurrentPathToHistory browse comboBox retrieveHistory setCurrentPath",
+        "currentPathChanged(QString) validInputChanged(bool)",
+        {
+            "Dirs": 1,
+            "Files": 2,
+            "Readable": 0x10,
+            "Writable": 0x20,
+            "Executable": 0x40,
+            "AdjustToContents": 0,
+            "AdjustToContentsOnFirstShow": 1,
+            "AdjustToMinimumContentsLength": 2,
+        },
+    ),
+    "ctkSliderWidget": Api(
+        "value minimum maximum singleStep pageStep decimals prefix suffix tracking spinBoxVisible",
+        "setValue reset setSpinBoxVisible",
+        "valueChanged(double) valueIsChanging(double)",
+    ),
     # ---- MRML
     "qMRMLWidget": _SCENE,
     "qMRMLNodeComboBox": Api(
@@ -67,11 +82,13 @@ WIDGETS: dict[str, Api] = {
         "addAttribute addNode currentNode mrmlScene nodeCount nodeFromIndex removeAttribute removeCurrentNode "
         "setCurrentNode setCurrentNodeID setCurrentNodeIndex setMRMLScene",
         "currentNodeChanged(vtkMRMLNode*) currentNodeChanged(bool) currentNodeIDChanged(QString) "
-        "nodeAdded(vtkMRMLNode*) nodeAddedByUser(vtkMRMLNode*) nodeActivated(vtkMRMLNode*)"),
+        "nodeAdded(vtkMRMLNode*) nodeAddedByUser(vtkMRMLNode*) nodeActivated(vtkMRMLNode*)",
+    ),
     "qMRMLSegmentSelectorWidget": Api(
         "horizontalLayout noneEnabled segmentationNodeSelectorVisible",
         "currentNode currentNodeID currentSegmentID setCurrentNode setCurrentNodeID setCurrentSegmentID",
-        "currentNodeChanged(vtkMRMLNode*) currentNodeChanged(bool) currentSegmentChanged(QString)"),
+        "currentNodeChanged(vtkMRMLNode*) currentNodeChanged(bool) currentSegmentChanged(QString)",
+    ),
     "qMRMLSegmentsTableView": Api(
         "colorColumnVisible filterBarVisible headerVisible jumpToSelectedSegmentEnabled layerColumnVisible "
         "opacityColumnVisible readOnly segmentCount selectionMode statusColumnVisible visibilityColumnVisible",
@@ -79,14 +96,19 @@ WIDGETS: dict[str, Api] = {
         "setColorColumnVisible setFilterBarVisible setHeaderVisible setJumpToSelectedSegmentEnabled "
         "setLayerColumnVisible setOpacityColumnVisible setReadOnly setSegmentationNode setSelectedSegmentIDs "
         "setSelectionMode setStatusColumnVisible setVisibilityColumnVisible",
-        "selectionChanged(QItemSelection,QItemSelection) segmentAboutToBeModified(QString)"),
+        "selectionChanged(QItemSelection,QItemSelection) segmentAboutToBeModified(QString)",
+    ),
     "qMRMLSliceView": Api(
-        "", "convertDeviceToXYZ convertRASToXYZ convertXYZToRAS forceRender getDisplayableManagers interactor "
-        "interactorStyle mrmlSliceNode renderWindow scheduleRender setViewCursor unsetViewCursor"),
+        "",
+        "convertDeviceToXYZ convertRASToXYZ convertXYZToRAS forceRender getDisplayableManagers interactor "
+        "interactorStyle mrmlSliceNode renderWindow scheduleRender setViewCursor unsetViewCursor",
+    ),
     "qMRMLSliceWidget": Api(
-        "sliceOrientation", "fitSliceToBackground interactorStyle mrmlSliceCompositeNode mrmlSliceNode "
-        "setSliceOrientation sliceController sliceLogic sliceView viewWidget"),
+        "sliceOrientation",
+        "fitSliceToBackground interactorStyle mrmlSliceCompositeNode mrmlSliceNode "
+        "setSliceOrientation sliceController sliceLogic sliceView viewWidget",
+    ),
     "qMRMLUtils": Api("", "vtkImageDataToQImage"),
     # ---- Slicer
     "qSlicerWidget": _SCENE,
-}  # fmt: skip
+}

@@ -304,6 +304,11 @@ class ctkMessageBox(QtWidgets.QMessageBox):
 
 
 CTK: tuple[type, ...] = (
-    ctkCollapsibleButton, ctkCollapsibleGroupBox, ctkComboBox, ctkDoubleSpinBox, ctkMessageBox, ctkPathLineEdit,
+    ctkCollapsibleButton,
+    ctkCollapsibleGroupBox,
+    ctkComboBox,
+    ctkDoubleSpinBox,
+    ctkMessageBox,
+    ctkPathLineEdit,
     ctkSliderWidget,
-)  # fmt: skip
+)

@@ -26,12 +26,11 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.exemplars import load_exemplar
 from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.worker import scratch
-from FewShotSegSlicer.Jobs.JobFiles import JobFiles
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Volumes
+from FewShotSegSlicer.Workers.JobFiles import JobFiles
 
 from .ExemplarGroup import ExemplarGroup
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from .ExemplarNode import DrawnSlices
 
 _FORMAT = 1
 _CARDS, _JOB = "exemplars.json", "job.json"
@@ -40,17 +39,12 @@ _LEVEL = 1  # the window waits; the best level takes five times as long for a te
 
 @dataclass(frozen=True, eq=False)
 class BundledExemplar:
-    """An exemplar of a bundle, its volume being in the scene. `labels` (slices, rows, columns) are of `structures`."""
+    """An exemplar of a bundle, its volume being in the scene."""
 
     volumeNode: Any
-    axis: int
-    slices: tuple[int, ...]
-    emptySlices: tuple[int, ...]
-    structures: Mapping[int, str]
-    labels: Array
-    name: str
-    date: str
-    note: str
+    drawn: DrawnSlices
+    card: Mapping[str, str]
+    """Its "name", "date" and "note"."""
 
 
 def write(groups: Sequence[ExemplarGroup], names: Mapping[int, str], path: Path) -> None:
@@ -89,17 +83,14 @@ def read(path: Path) -> Iterator[BundledExemplar]:
 
 def _bundled(card: Mapping[str, Any], exemplar: Exemplar, volumeNode: Any) -> BundledExemplar:
     slices = tuple(card["slices"])
-    return BundledExemplar(
-        volumeNode=volumeNode,
+    drawn = DrawnSlices(
         axis=exemplar.axis,
         slices=slices,
         emptySlices=tuple(card["emptySlices"]),
         structures=exemplar.structures if slices else {},
         labels=np.moveaxis(exemplar.labelmap, exemplar.axis, 0)[list(slices)],
-        name=card["name"],
-        date=card["date"],
-        note=card["note"],
     )
+    return BundledExemplar(volumeNode, drawn, {name: card[name] for name in ("name", "date", "note")})
 
 
 def _contents(path: Path, folder: Path) -> tuple[AdaptJob, list[dict[str, Any]]]:
@@ -132,7 +123,7 @@ def _inScene(volume: Volume, name: str) -> Any:
     """The node with these voxels, added if there is none. Where it lies now does not matter: labels go by voxels."""
     for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
         if not node.IsA("vtkMRMLLabelMapVolumeNode") and node.GetImageData() is not None:
-            array = Scene.volumeFromNode(node).array
+            array = Volumes.volumeFromNode(node).array
             if array.shape == volume.shape and sha256_of_array(array) == sha256_of_array(volume.array):
                 return node
     return slicer.util.addVolumeFromArray(volume.array, volume.affine, name)

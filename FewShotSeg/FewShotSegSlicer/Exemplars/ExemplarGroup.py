@@ -12,8 +12,8 @@ from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.job import ExemplarFiles
 from FewShotSegLib.data.volume import Labelmap
-from FewShotSegSlicer.Jobs.JobFiles import JobFiles
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Volumes
+from FewShotSegSlicer.Workers.JobFiles import JobFiles
 
 from .ExemplarNode import ExemplarNode
 
@@ -32,15 +32,17 @@ class ExemplarGroup:
 
     @property
     def slices(self) -> tuple[int, ...]:
+        """The annotated slices of all members, in order."""
         return tuple(sorted(index for one in self.members for index in one.exemplar.slices))
 
     @property
     def emptySlices(self) -> tuple[int, ...]:
+        """The slices that show none of the structures, in order."""
         return tuple(sorted(index for one in self.members for index in one.exemplar.emptySlices))
 
     def asExemplar(self, names: Mapping[int, str]) -> Exemplar:
         """Return the library's exemplar with the labels `names` {value: name}; what they do not name is background."""
-        volume = Scene.volumeFromNode(self.volumeNode)
+        volume = Volumes.volumeFromNode(self.volumeNode)
         labels = np.zeros(volume.shape, np.uint8 if max(names, default=0) <= 255 else np.uint16)
         slices = np.moveaxis(labels, self.axis, 0)
         values = {name: value for value, name in names.items()}
@@ -84,18 +86,12 @@ def grouped(members: Sequence[ExemplarNode], names: Sequence[str]) -> list[Exemp
     return list(groups.values())
 
 
-def shownWindow(volumeNode: Any) -> tuple[float, float] | None:
-    """The values that the views show black and white, None where there is no display."""
-    display = volumeNode.GetScalarVolumeDisplayNode()
-    return (display.GetWindowLevelMin(), display.GetWindowLevelMax()) if display is not None else None
-
-
 def windowProblem(volumeNode: Any, window: tuple[float, float] | None = None) -> str:
     """Return a sentence when the user has chosen to look at other values than the model will see, "" when not.
 
     `window` are the values that the model will see; None: chosen by the kind of image.
     """
-    display, shown = volumeNode.GetScalarVolumeDisplayNode(), shownWindow(volumeNode)
+    display, shown = volumeNode.GetScalarVolumeDisplayNode(), Volumes.shownWindow(volumeNode)
     if shown is None or display.GetAutoWindowLevel():
         return ""
     low, high = window or _automaticWindow(volumeNode)
@@ -109,5 +105,5 @@ def windowProblem(volumeNode: Any, window: tuple[float, float] | None = None) ->
 
 
 def _automaticWindow(volumeNode: Any) -> tuple[float, float]:
-    volume = Scene.volumeFromNode(volumeNode)
+    volume = Volumes.volumeFromNode(volumeNode)
     return IntensitySpec.auto(volume).range_of(volume.array) or (float(volume.array.min()), float(volume.array.max()))

@@ -13,8 +13,7 @@ import numpy as np
 import slicer
 
 from FewShotSegLib.data.volume import label_values
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from FewShotSegSlicer.Scene.Geometry import Array
 
 _MARK = "FewShotSeg.Exemplar"  # attribute of the nodes
 _VOLUME = "FewShotSeg.Volume"  # reference to the volume node
@@ -23,8 +22,8 @@ _VOLUME = "FewShotSeg.Volume"  # reference to the volume node
 @dataclass(frozen=True)
 class SceneExemplar:
     """Slices of one volume along array `axis` on which `structures` {value: name} are complete; none of them is on
-    `emptySlices`. `shownStructures` are those with a voxel on a slice. `date` is local time, ISO; `note` is the user's.
-    One that is not `isEnabled` is not learned from.
+    `emptySlices`. `shownStructures` are those with a voxel on a slice. `date` is local time, ISO. One that is not
+    `isEnabled` is not learned from. `note` is what a scene or a bundle of an earlier version brings along.
 
     `shape` (K, J, I) and `volumeSha256` are those of the volume when the exemplar was added.
     """
@@ -45,12 +44,25 @@ class SceneExemplar:
 
     @property
     def allSlices(self) -> tuple[int, ...]:
+        """The annotated slices, then the empty ones."""
         return (*self.slices, *self.emptySlices)
 
     @property
     def sliceShape(self) -> tuple[int, int]:
+        """Voxels (rows, columns) of a slice."""
         rows, columns = (n for a, n in enumerate(self.shape) if a != self.axis)
         return rows, columns
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnSlices:
+    """What was drawn on slices along array `axis`: `labels` (slices, rows, columns) are values of `structures`."""
+
+    axis: int
+    slices: tuple[int, ...]
+    emptySlices: tuple[int, ...]
+    structures: Mapping[int, str]
+    labels: Array
 
 
 class ExemplarNode:
@@ -62,7 +74,7 @@ class ExemplarNode:
         self._unpacked: tuple[str, Array] | None = None
 
     @classmethod
-    def added(cls, exemplar: SceneExemplar, labels: Array, volumeNode: Any) -> ExemplarNode:
+    def made(cls, exemplar: SceneExemplar, labels: Array, volumeNode: Any) -> ExemplarNode:
         """Return a new one in the scene; its ID becomes that of the exemplar. `labels` as in the property."""
         node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScriptedModuleNode", "FewShotSeg exemplar")
         node.SetHideFromEditors(1)
@@ -74,10 +86,12 @@ class ExemplarNode:
 
     @staticmethod
     def isOne(node: Any) -> bool:
+        """Whether a node of the scene is an exemplar."""
         return node.GetAttribute(_MARK) is not None
 
     @property
     def exemplar(self) -> SceneExemplar:
+        """The card, as the node has it now."""
         if self._read is None or self._read[0] != self.node.GetMTime():
             self._read = self.node.GetMTime(), _exemplarFrom(self.node)
         return self._read[1]
@@ -118,6 +132,7 @@ class ExemplarNode:
         self.write(replace(exemplar, slices=annotated, emptySlices=empty), labels[kept])
 
     def remove(self) -> None:
+        """Take the node out of the scene."""
         slicer.mrmlScene.RemoveNode(self.node)
 
 

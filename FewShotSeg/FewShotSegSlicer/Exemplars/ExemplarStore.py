@@ -21,17 +21,15 @@ from FewShotSegLib.data.job import ExemplarFiles
 from FewShotSegLib.data.structures import distinct_names
 from FewShotSegLib.data.volume import AXIS_LETTERS, Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Jobs.JobFiles import JobFiles, labelledSlices, numbered
-from FewShotSegSlicer.Scene import Scene
-from FewShotSegSlicer.Scene.Geometry import checkedSlice, rasFromIjk, voxelsOf
+from FewShotSegSlicer.Scene import Segmentations, Volumes
+from FewShotSegSlicer.Scene.Geometry import Array, checkedSlice, rasFromIjk, voxelsOf
 from FewShotSegSlicer.Scene.Thumbnails import thumbnail
 from FewShotSegSlicer.Signal import Signal
+from FewShotSegSlicer.Workers.JobFiles import JobFiles, labelledSlices, numbered
 
 from . import ExemplarBundle
-from .ExemplarGroup import ExemplarGroup, grouped, shownWindow, windowProblem
-from .ExemplarNode import ExemplarNode, SceneExemplar
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from .ExemplarGroup import ExemplarGroup, grouped, windowProblem
+from .ExemplarNode import DrawnSlices, ExemplarNode, SceneExemplar
 
 _NONE_YET = "There is no exemplar yet: annotate a slice and add it."
 
@@ -67,60 +65,52 @@ class ExemplarStore:
         names = _namesOf(segmentationNode, ids)
         labels = np.zeros((1, *checkedSlice(volumeNode, axis, index)), np.uint16)
         for value, segmentId in enumerate(ids, start=1):
-            labels[0][Scene.sliceMask(segmentationNode, segmentId, volumeNode, axis, index)] = value
+            labels[0][Segmentations.sliceMask(segmentationNode, segmentId, volumeNode, axis, index)] = value
         if not labels.any():
             raise InputError(
                 f"Slice {AXIS_LETTERS[axis]}={index} shows no {' or '.join(names.values())}; draw them, or mark the "
                 "slice as empty."
             )
-        return self.add(volumeNode, axis, (index,), (), names, labels)
+        return self._add(volumeNode, DrawnSlices(axis, (index,), (), names, labels))
 
     def addAnnotatedSlices(
         self, volumeNode: Any, segmentationNode: Any, axis: int | None = None, segmentIds: Sequence[str] | None = None
     ) -> SceneExemplar:
         """Keep every slice along `axis` (default: as acquired) on which a segment holds a voxel, as one exemplar."""
-        axis = Scene.volumeFromNode(volumeNode).acquisition_axis if axis is None else axis
+        axis = Volumes.volumeFromNode(volumeNode).acquisition_axis if axis is None else axis
         ids = _drawn(volumeNode, segmentationNode, axis, segmentIds)
-        array = Scene.labelmapFromSegmentation(segmentationNode, volumeNode, ids).volume.array
+        array = Segmentations.labelmapFromSegmentation(segmentationNode, volumeNode, ids).volume.array
         slices = labelledSlices(array, axis)
-        labels = np.moveaxis(array, axis, 0)[slices]
-        return self.add(volumeNode, axis, slices, (), _namesOf(segmentationNode, ids), labels)
+        labels, names = np.moveaxis(array, axis, 0)[slices], _namesOf(segmentationNode, ids)
+        return self._add(volumeNode, DrawnSlices(axis, tuple(slices), (), names, labels))
 
     def markEmpty(self, volumeNode: Any, axis: int, index: int) -> SceneExemplar:
         """Keep a slice that shows none of the structures. What was kept of it before is replaced."""
         labels = np.zeros((0, *checkedSlice(volumeNode, axis, index)), np.uint16)
-        return self.add(volumeNode, axis, (), (index,), {}, labels)
+        return self._add(volumeNode, DrawnSlices(axis, (), (index,), {}, labels))
 
-    def add(
-        self,
-        volumeNode: Any,
-        axis: int,
-        slices: Sequence[int],
-        emptySlices: Sequence[int],
-        structures: Mapping[int, str],
-        labels: Array,
-        **card: Any,
-    ) -> SceneExemplar:
-        """Keep labels (slices, rows, columns) given as an array; `card` overrides name, date and note."""
-        volume = Scene.volumeFromNode(volumeNode)
-        replacedName = self._forgetSlices(volumeNode, axis, {*slices, *emptySlices})
-        indices = ", ".join(map(str, (*slices, *emptySlices)[:3])) + (", ..." if len(slices) > 3 else "")
+    def _add(self, volumeNode: Any, drawn: DrawnSlices, **card: Any) -> SceneExemplar:
+        """Keep what was drawn; `card` has another name and date, and a note, where it comes from elsewhere."""
+        volume = Volumes.volumeFromNode(volumeNode)
+        slices = (*drawn.slices, *drawn.emptySlices)
+        replacedName = self._forgetSlices(volumeNode, drawn.axis, set(slices))
+        indices = ", ".join(map(str, slices[:3])) + (", ..." if len(drawn.slices) > 3 else "")
+        made = {
+            "name": replacedName or f"{volumeNode.GetName()} {AXIS_LETTERS[drawn.axis]}={indices}",
+            "date": datetime.now().isoformat(" ", "seconds"),
+        }
         exemplar = SceneExemplar(
             id="",
             volumeName=volumeNode.GetName(),
-            axis=axis,
-            slices=tuple(slices),
-            emptySlices=tuple(emptySlices),
-            structures=dict(structures),
+            axis=drawn.axis,
+            slices=drawn.slices,
+            emptySlices=drawn.emptySlices,
+            structures=dict(drawn.structures),
             volumeSha256=self._sha(volumeNode, volume),
             shape=volume.shape,
-            **{
-                "name": replacedName or f"{volumeNode.GetName()} {AXIS_LETTERS[axis]}={indices}",
-                "date": datetime.now().isoformat(" ", "seconds"),
-                **card,
-            },
+            **{**made, **card},
         )
-        added = ExemplarNode.added(exemplar, labels, volumeNode)
+        added = ExemplarNode.made(exemplar, drawn.labels, volumeNode)
         self.changed()
         return added.exemplar
 
@@ -142,16 +132,15 @@ class ExemplarStore:
         return tuple(e for e in found if structure is None or structure in e.structures.values())
 
     def remove(self, id: str) -> None:
+        """Take an exemplar out of the scene."""
         self._one(id).remove()
         self.changed()
 
     def rename(self, id: str, name: str) -> None:
+        """Give an exemplar another name."""
         if not name.strip():
             raise InputError("An exemplar needs a name.")
         self._change(id, name=name.strip())
-
-    def setNote(self, id: str, note: str) -> None:
-        self._change(id, note=note)
 
     def setEnabled(self, id: str, isEnabled: bool) -> None:
         """Say whether an exemplar is learned from."""
@@ -183,7 +172,7 @@ class ExemplarStore:
         """Return a picture (H, W, 3), uint8, of the middle slice with its structures; without its volume, on black."""
         one = self._one(id)
         image = one.volumeNode.GetImageData() if one.volumeNode is not None else None
-        state = one.node.GetMTime(), image and (image.GetMTime(), shownWindow(one.volumeNode))
+        state = one.node.GetMTime(), image and (image.GetMTime(), Volumes.shownWindow(one.volumeNode))
         known = self._pictures.get((id, size))
         if known is None or known[0] != state:
             known = self._pictures[id, size] = state, self._drawnThumbnail(one, size)
@@ -197,7 +186,7 @@ class ExemplarStore:
         if one.volumeNode is not None:
             image = voxelsOf(one.volumeNode).take(exemplar.allSlices[number], exemplar.axis)
             affine = rasFromIjk(one.volumeNode)
-            window = shownWindow(one.volumeNode) or (float(image.min()), float(image.max()))
+            window = Volumes.shownWindow(one.volumeNode) or (float(image.min()), float(image.max()))
         return thumbnail(image, labels, exemplar.structures, window, exemplar.axis, affine, size)
 
     def _change(self, id: str, **changes: Any) -> None:
@@ -268,7 +257,7 @@ class ExemplarStore:
                 f'{exemplar.name}: its volume "{exemplar.volumeName}" is not in the scene any more; load it and '
                 "add the slice again, or remove the exemplar."
             )
-        volume = Scene.volumeFromNode(one.volumeNode)
+        volume = Volumes.volumeFromNode(one.volumeNode)
         if volume.shape != exemplar.shape or self._sha(one.volumeNode, volume) != exemplar.volumeSha256:
             raise InputError(
                 f'{exemplar.name}: the voxels of "{exemplar.volumeName}" have changed since it was added; add the '
@@ -287,19 +276,13 @@ class ExemplarStore:
 
     def importBundle(self, path: str | Path) -> tuple[SceneExemplar, ...]:
         """Add the exemplars of a bundle; volumes that are not in the scene are added too."""
-        return tuple(
-            self.add(
-                one.volumeNode, one.axis, one.slices, one.emptySlices, one.structures, one.labels,
-                name=one.name, date=one.date, note=one.note,
-            )
-            for one in ExemplarBundle.read(Path(path))
-        )  # fmt: skip
+        return tuple(self._add(one.volumeNode, one.drawn, **one.card) for one in ExemplarBundle.read(Path(path)))
 
 
 def _drawn(volumeNode: Any, segmentationNode: Any, axis: int, segmentIds: Sequence[str] | None) -> Sequence[str]:
     """The IDs of segments that hold a voxel: one that nobody has drawn says nothing about a slice."""
     ids = segmentationNode.GetSegmentation().GetSegmentIDs() if segmentIds is None else segmentIds
-    drawn = [i for i in ids if Scene.annotatedSlices(segmentationNode, volumeNode, axis, [i])]
+    drawn = [i for i in ids if Segmentations.annotatedSlices(segmentationNode, volumeNode, axis, [i])]
     if not drawn:
         raise InputError(f'Nothing is drawn in "{segmentationNode.GetName()}"; annotate at least one slice.')
     return drawn

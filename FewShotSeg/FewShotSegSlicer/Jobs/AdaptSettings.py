@@ -16,10 +16,10 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.datasets import data_sets_in, files_of
 from FewShotSegLib.io.folders import images_in
 from FewShotSegSlicer.Exemplars.ExemplarStore import ExemplarStore
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Segmentations, Volumes
+from FewShotSegSlicer.Workers.JobFiles import JobFiles, labelledSlices, numbered
 
 from .AdapterFolder import AdapterFolder
-from .JobFiles import JobFiles, labelledSlices, numbered
 from .SegmentSettings import windowAsIntensity
 
 _SPARSE = 4  # times fewer labelled slices along another axis: these were the ones drawn
@@ -107,7 +107,7 @@ class _Drawn:
 
     @classmethod
     def of(cls, volumeNode: Any, segmentationNode: Any, slices: Slices = None, axis: int | None = None) -> _Drawn:
-        labelmap = Scene.labelmapFromSegmentation(segmentationNode, volumeNode)
+        labelmap = Segmentations.labelmapFromSegmentation(segmentationNode, volumeNode)
         array = labelmap.volume.array
         names = {value: labelmap.structures[value] for value in label_values(array)}
         if not names:
@@ -123,7 +123,8 @@ class _Drawn:
         return TaughtSlices((self.volumeNode, self.segmentationNode), self.axis, known)
 
     def written(self, files: JobFiles, names: Mapping[int, str]) -> ExemplarFiles:
-        image = files.volume(self.volumeNode.GetID(), Scene.volumeFromNode(self.volumeNode), self.volumeNode.GetName())
+        node = self.volumeNode
+        image = files.volume(node.GetID(), Volumes.volumeFromNode(node), node.GetName())
         own = set(self.labelmap.structures.values())
         structures = {value: name for value, name in names.items() if name in own}
         return files.exemplar(image, self.labelmap, self.axis, self.slices, structures)
@@ -151,7 +152,7 @@ def _drawnAxis(labelmap: Labelmap) -> int:
 def _images(target: Any, files: JobFiles) -> Iterable[str]:
     """The files of an unlabelled target: a volume node, a file, or all volumes of a folder."""
     if not isinstance(target, str | Path):
-        return [str(files.volume(target.GetID(), Scene.volumeFromNode(target), target.GetName()))]
+        return [str(files.volume(target.GetID(), Volumes.volumeFromNode(target), target.GetName()))]
     return images_in(target) if Path(target).is_dir() else [str(target)]
 
 

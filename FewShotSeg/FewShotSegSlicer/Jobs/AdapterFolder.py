@@ -13,8 +13,7 @@ from FewShotSegLib.io.adapters import read_card
 from FewShotSegLib.io.places import user_folder
 from FewShotSegLib.jobs.record import read_record, result_path
 from FewShotSegSlicer.Signal import Signal
-
-from .JobFiles import fileName, unusedPath
+from FewShotSegSlicer.Workers.JobFiles import fileName, unusedPath
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ class AdapterFolder:
         self._promised.add(path)
         return path
 
-    def added(self, path: Path) -> None:
+    def noteNew(self, path: Path) -> None:
         """Take note of an adapter that was just made."""
         self._undecided.add(path)
         self.changed()

@@ -63,13 +63,15 @@ class Checkpoints:
         _forget(Path(job.out))
         _running.discard(Path(job.out))
 
-    def interrupt(self, job: AdaptJob) -> bool:
-        """Take note that a job has failed; returns whether there is a checkpoint to go on from."""
-        if not _checkpointsOf(Path(job.out)):
+    def fail(self, job: AdaptJob, kind: str, message: str) -> str:
+        """Take note that a job has failed; returns the message, with how to go on where that is possible."""
+        if kind == "cancelled" or not _checkpointsOf(Path(job.out)):
             self.end(job)
-            return False
+            return message
         _running.discard(Path(job.out))
-        return True
+        sentence, _empty, report = message.partition("\n\n")
+        sentence += " What was trained is kept: adapt again with the same settings to go on from there."
+        return "\n\n".join(filter(None, [sentence, report]))
 
     def interrupted(self, folder: Path) -> list[Interrupted]:
         """Return the interrupted adaptations of a folder, the newest first; removes what nobody can go on with."""

@@ -11,14 +11,11 @@ import numpy as np
 
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Exemplars.ExemplarGroup import shownWindow
 from FewShotSegSlicer.Prompting.Prompts import SlicePrompt
-from FewShotSegSlicer.Scene.Geometry import checkedSlice, rasFromIjk, voxelsOf
+from FewShotSegSlicer.Scene.Geometry import Array, checkedSlice, rasFromIjk, voxelsOf
 from FewShotSegSlicer.Scene.Thumbnails import asOnScreen
-
-from .Workers import Workers
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from FewShotSegSlicer.Scene.Volumes import shownWindow
+from FewShotSegSlicer.Workers.Workers import Workers
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +64,7 @@ class Comparing:
     ) -> None:
         self._workers, self._onDone, self._onError = workers, onDone, onError
         shape = checkedSlice(volumeNode, axis, index)
-        self._slice = (axis, index, _shown(volumeNode, axis, index))
+        self._slice = (axis, index, _imageShown(volumeNode, axis, index))
         self._affine = rasFromIjk(volumeNode)
         self._answers: dict[str, tuple[Array, float | None]] = {}
         self._nothing = np.zeros(shape, bool)
@@ -120,7 +117,7 @@ def entryOf(prompt: Any, axis: int, index: int, structure: str | None) -> dict[s
     return entry
 
 
-def _shown(volumeNode: Any, axis: int, index: int) -> Array:
+def _imageShown(volumeNode: Any, axis: int, index: int) -> Array:
     image = voxelsOf(volumeNode).take(index, axis).astype(np.float32)
     low, high = shownWindow(volumeNode) or (float(image.min()), float(image.max()))
     return (255 * np.clip((image - low) / max(high - low, 1e-6), 0, 1)).round().astype(np.uint8)

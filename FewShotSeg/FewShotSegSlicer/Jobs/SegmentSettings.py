@@ -10,9 +10,8 @@ from FewShotSegLib.data.volume import AXIS_LETTERS
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.folders import images_in
 from FewShotSegSlicer.Prompting import PromptTags
-from FewShotSegSlicer.Scene import Scene
-
-from .JobFiles import JobFiles
+from FewShotSegSlicer.Scene import Volumes
+from FewShotSegSlicer.Workers.JobFiles import JobFiles
 
 
 def windowAsIntensity(window: tuple[float, float] | None) -> dict[str, Any] | None:
@@ -61,10 +60,11 @@ def volumeFiles(volumes: Any, files: JobFiles) -> dict[str, str]:
     if not hasattr(volumes, "IsA"):
         return {file: name for one in volumes for file, name in volumeFiles(one, files).items()}
     if volumes.IsA("vtkMRMLVolumeNode"):
-        return {str(files.volume(volumes.GetID(), Scene.volumeFromNode(volumes), volumes.GetName())): volumes.GetName()}
+        name, volume = volumes.GetName(), Volumes.volumeFromNode(volumes)
+        return {str(files.volume(volumes.GetID(), volume, name)): name}
     if not volumes.IsA("vtkMRMLSequenceNode") and not volumes.IsA("vtkMRMLSequenceBrowserNode"):
         raise InputError(f'"{volumes.GetName()}" is neither a volume nor a sequence; choose one of these.')
-    items = [(f"{volumes.GetName()} {number + 1}", volume) for number, volume in Scene.volumesInSequence(volumes)]
+    items = [(f"{volumes.GetName()} {number + 1}", volume) for number, volume in Volumes.volumesInSequence(volumes)]
     return {str(files.volume(name, volume, name)): name for name, volume in items}
 
 

@@ -1,1 +1,1 @@
-"""Long work in worker processes, and the files it needs and leaves."""
+"""What the user asks of an adaptation or a segmentation, as jobs, and what these leave: adapters, checkpoints."""

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slicer.i18n import tr as _
 
-from FewShotSegSlicer.Jobs.Run import inWords
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Logic import Logic
+from FewShotSegSlicer.Scene import Segmentations
+from FewShotSegSlicer.Signal import Signal
+from FewShotSegSlicer.Workers.Run import durationInWords
 
+from .Choices import Choices
 from .Chooser import Chooser
 from .FolderRow import FolderRow
-from .Pictures import inWindow
+from .Pictures import showInDialog
 from .RecipeForm import RecipeForm
-from .Status import Status, allow, unless, waiting
+from .Selection import Selection
+from .Status import Status, allow, busyCursor, unless
 from .TrainingView import TrainingView
-
-if TYPE_CHECKING:
-    from .Panel import Panel
 
 # What a method may need beside exemplars, each a folder: what that holds, and how `Logic.adapt` calls it.
 _FOLDERS = {"auxiliary": "data sets", "source": "data sets", "targets": "volumes"}
@@ -29,23 +30,21 @@ _ARGUMENTS = {"auxiliary": "auxiliaryFolder", "source": "sourceFolder", "targets
 class AdaptSection:
     """Chooses how to adapt, previews and measures it, and shows how it goes on."""
 
-    def __init__(self, panel: Panel) -> None:
-        self.panel, self.ui, self.logic = panel, panel.ui, panel.logic
-        self.status = Status(self.ui.adaptStatusLabel)
-        self.estimate = Status(self.ui.estimateLabel)
-        self.method = Chooser(self.ui.methodSelector, self._onMethod)
-        self.start = Chooser(self.ui.startSelector, self._onSettings)
-        self.window = Chooser(self.ui.windowSelector, self._onSettings)
-        self.training = TrainingView(self.ui, lambda: panel.width)
+    def __init__(self, ui: Any, logic: Logic, selection: Selection, choices: Choices) -> None:
+        self.adapted = Signal()
+        """(file of the new adapter)"""
+        self.ui, self.logic, self.selection, self.choices = ui, logic, selection, choices
+        self.status = Status(ui.adaptStatusLabel)
+        self.estimate = Status(ui.estimateLabel)
+        self.method = Chooser(ui.methodSelector, self._onMethod)
+        self.startModel = Chooser(ui.startSelector, self._onSettings)
+        self.window = Chooser(ui.windowSelector, self._onSettings)
+        self.training = TrainingView(ui)
         self._methods: dict[str, Mapping[str, Any]] = {}
         self._forms: dict[str, RecipeForm] = {}
-        self._rows = {
-            need: FolderRow(panel.ui, need, holds, panel.logic, self._onSettings) for need, holds in _FOLDERS.items()
-        }
+        self._rows = {need: FolderRow(ui, need, holds, logic, self._onSettings) for need, holds in _FOLDERS.items()}
         self._asked = False
-        self._sheet: Any = None
         self._started = 0.0
-        ui = self.ui
         ui.adaptSection.connect("contentsCollapsed(bool)", lambda collapsed: None if collapsed else self.load())
         actions = {
             ui.supportButton: self.segmentNow,
@@ -64,7 +63,7 @@ class AdaptSection:
 
     def load(self) -> None:
         """Ask the worker which methods there are; it alone can import them."""
-        if not self._asked and not self.panel.missing:
+        if not self._asked and not self.selection.missing:
             self._asked = True
             self.status.say(_("Looking which methods there are..."))
             self.logic.methods(onDone=self._onMethods, onError=self._onMethodsFailed)
@@ -78,7 +77,7 @@ class AdaptSection:
     def _onMethods(self, methods: Any) -> None:
         self.status.say("")
         self._methods = {entry["name"]: entry for entry in methods}
-        wanted = self.panel.choices.value("Method")  # before the first of the list is chosen and remembered
+        wanted = self.choices.value("Method")  # before the first of the list is chosen and remembered
         self.method.offer([(_(entry["label"]), entry["name"]) for entry in methods])
         self.method.choose(wanted)
         if not self.status.isFailure:
@@ -104,7 +103,7 @@ class AdaptSection:
         if entry is not None:
             form = self._forms.get(entry["name"]) or self._newForm(entry)
             form.widget.setVisible(True)
-            alignLabels([*form.labels(), *self._labels()])
+            alignLabels([*form.rowLabels(), *self._rowLabels()])
             self.ui.methodSelector.setToolTip(entry["about"])
         self._showNeeds()
         self._onSettings()
@@ -120,9 +119,9 @@ class AdaptSection:
     def _showRemembered(self, method: str) -> None:
         """Show the recipe of a method that the scene remembers; one of another version may not fit any more."""
         with self.status.trying():
-            self._forms[method].setRecipe(self.panel.choices.value("Recipes", {}).get(method, {}))
+            self._forms[method].setRecipe(self.choices.value("Recipes", {}).get(method, {}))
 
-    def _labels(self) -> list[Any]:
+    def _rowLabels(self) -> list[Any]:
         ui = self.ui
         return [
             ui.methodSelectorLabel,
@@ -144,13 +143,13 @@ class AdaptSection:
 
     def _onSettings(self) -> None:
         self.estimate.say("")
-        self.panel.remember()
+        self.selection.chosen()
         self.update()
 
     @property
     def recipes(self) -> dict[str, Any]:
         """{method: what was changed in its recipe}; of methods not looked at yet, what the scene remembers."""
-        remembered = self.panel.choices.value("Recipes", {})
+        remembered = self.choices.value("Recipes", {})
         return {**remembered, **{name: form.recipe() for name, form in self._forms.items()}}
 
     @property
@@ -160,17 +159,21 @@ class AdaptSection:
 
     def recall(self) -> None:
         """Show the recipes and the folders that the scene remembers."""
-        for need, path in self.panel.choices.value("Folders", {}).items():
+        for need, path in self.choices.value("Folders", {}).items():
             if need in self._rows:
                 self._rows[need].setPath(path)
-        self.method.choose(self.panel.choices.value("Method"))
+        self.method.choose(self.choices.value("Method"))
         for name in self._forms:
             self._showRemembered(name)
+
+    def showModels(self) -> None:
+        """Offer the models to start from that there are now."""
+        self.startModel.offer(self.selection.models(_("go on from {name}")))
 
     def startFrom(self, path: str) -> None:
         """Go on from an adapter, with the exemplars there are now."""
         self.ui.adaptSection.collapsed = False
-        self.start.choose((path, None))
+        self.startModel.choose((path, None))
 
     # --------------------------------------------------------------------------------------------------------- actions
 
@@ -187,16 +190,16 @@ class AdaptSection:
 
     def segmentNow(self) -> None:
         """Segment the chosen volume after the exemplars, without training, into a segmentation of its own."""
-        adapter, base = self.start.value or (None, None)
-        card = next((card for card in self.panel.cards if card["path"] == adapter), None)
+        adapter, base = self.startModel.value or (None, None)
+        card = next((card for card in self.selection.cards if card["path"] == adapter), None)
         if card is not None and card["structures"]:  # it would bring its own; its base model is what is meant
             adapter, base = None, card["base_model"]
         run = self.logic.segment(
-            self.panel.volumeNode,
+            self.selection.volumeNode,
             adapter,
             base=base,
             support=True,
-            device=self.panel.device,
+            device=self.selection.device,
             window=self._window(),
             progress=self.training.onProgress,
             onDone=self._onSegmented,
@@ -217,17 +220,17 @@ class AdaptSection:
     def _watch(self, run: Any, sentence: str, hasCurves: bool = False) -> None:
         self.status.say("")
         self.training.watch(run, sentence, hasCurves)
-        self.panel.update()
+        self.selection.changed()
 
     def _settings(self) -> dict[str, Any]:
-        adapter, base = self.start.value or (None, None)
+        adapter, base = self.startModel.value or (None, None)
         minutes = self.ui.minutesSpinBox.value
         settings = {
             "method": self.method.value,
             "recipe": self._forms[self.method.value].recipe(),
             "warmStart": adapter,
             "maxSeconds": 60.0 * minutes or None,
-            "device": self.panel.device,
+            "device": self.selection.device,
             "window": self._window(),
         }
         if base is not None:
@@ -237,59 +240,60 @@ class AdaptSection:
         return settings | {_ARGUMENTS[need]: row.path for need, row in self._rows.items() if need in self._needs}
 
     def _window(self) -> tuple[float, float] | None:
-        return self.panel.shownWindow() if self.window.value else None
+        return self.selection.shownWindow() if self.window.value else None
 
     def _try(self, action: Any) -> None:
-        with self.status.trying(), waiting():  # volumes are written to files
+        with self.status.trying(), busyCursor():  # volumes are written to files
             action()
 
     # --------------------------------------------------------------------------------------------------------- answers
 
     def _onDone(self, path: str) -> None:
-        took = inWords(time.monotonic() - self._started)
+        took = durationInWords(time.monotonic() - self._started)
         self.status.say(_("Adapted in {time}. The result is chosen below.").format(time=took))
-        self.panel.onAdapted(str(path))
+        self.adapted(str(path))
 
     def _onSegmented(self, node: Any) -> None:
-        if Scene.volumeOf(node) is self.panel.volumeNode:
+        if Segmentations.volumeOf(node) is self.selection.volumeNode:
             self.ui.segmentationSelector.setCurrentNode(node)  # to be corrected
         self.status.say(_("Segmented into {name}. Click where it is wrong, or adapt.").format(name=node.GetName()))
-        self.panel.update()
+        self.selection.changed()
 
     def _onError(self, kind: str, message: str) -> None:
         if kind == "cancelled":
             self.status.say(_("Cancelled; nothing was kept."))
         else:
             self.status.fail(message)
-        self.panel.update()
+        self.selection.changed()
 
     def _onPreview(self, path: Any) -> None:
-        self._sheet = inWindow(path, _("Samples the model would be trained on"))
-        self.panel.update()
+        showInDialog(path, _("Samples the model would be trained on"))
+        self.selection.changed()
 
     def _onMeasured(self, found: Mapping[str, Any]) -> None:
         device = _("the graphics card") if found["device"] == "cuda" else _("the processor")
-        sentence = _("About {time} on {device}").format(time=inWords(found["seconds"]), device=device)
+        sentence = _("About {time} on {device}").format(time=durationInWords(found["seconds"]), device=device)
         if found["memory_bytes"]:
             sentence += _(", {size} of memory").format(size=sizeInWords(found["memory_bytes"]))
         if found["free_bytes"]:
             sentence += _(" ({size} free)").format(size=sizeInWords(found["free_bytes"]))
         self.estimate.say(sentence + ".")
-        self.panel.update()
+        self.selection.changed()
 
     # --------------------------------------------------------------------------------------------------------- display
 
     def update(self) -> None:
+        """Enable what can be done now."""
         ui = self.ui
         whyNot = self._whyNot()
         for button in (ui.adaptButton, ui.measureButton):
             allow(button, *whyNot)
         allow(
             ui.supportButton,
-            self.panel.whyNotCompute(),
-            unless(self.panel.volumeNode, _("choose a volume first")),
+            self.selection.whyNotCompute(),
+            unless(self.selection.volumeNode, _("choose a volume first")),
             unless(self.logic.exemplars.list(), _("add an exemplar first")),
-            unless(not self.panel.isBusy, _("something else is running")),
+            unless(not self.selection.isBusy, _("something else is running")),
         )
         allow(ui.previewButton, *whyNot, unless("exemplars" in self._needs, _("this method makes no samples")))
         self.training.update()
@@ -303,9 +307,9 @@ class AdaptSection:
         hasExemplars = "exemplars" not in self._needs or self.logic.exemplars.list()
         missing = (unless(row.path, row.whyNot()) for need, row in self._rows.items() if need in self._needs)
         return (
-            self.panel.whyNotCompute(),
+            self.selection.whyNotCompute(),
             unless(self._methods, _("the methods are not known yet")),
-            unless(not self.panel.isBusy, _("something else is running")),
+            unless(not self.selection.isBusy, _("something else is running")),
             unless(hasExemplars, _("add an exemplar first")),
             *missing,
         )

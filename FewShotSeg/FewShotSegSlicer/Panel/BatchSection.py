@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ctk
 import qt
 from slicer.i18n import tr as _
 
-from .Chooser import Chooser
-from .Status import Status, allow, unless
+from FewShotSegSlicer.Logic import Logic
 
-if TYPE_CHECKING:
-    from .Panel import Panel
+from .Chooser import Chooser
+from .Selection import Selection
+from .Status import Status, allow, unless
 
 _FOLDER, _FILES, _SEQUENCE = range(3)
 
@@ -22,15 +22,14 @@ _FOLDER, _FILES, _SEQUENCE = range(3)
 class BatchSection:
     """Segments a folder, files, or a sequence of the scene with an adapter, into a folder."""
 
-    def __init__(self, panel: Panel) -> None:
-        self.panel, self.ui, self.logic = panel, panel.ui, panel.logic
-        self.status = Status(self.ui.batchStatusLabel)
-        self.source = Chooser(self.ui.batchSourceSelector, self._onSource)
-        self.adapter = Chooser(self.ui.batchAdapterSelector, self.update)
+    def __init__(self, ui: Any, logic: Logic, selection: Selection) -> None:
+        self.ui, self.logic, self.selection = ui, logic, selection
+        self.status = Status(ui.batchStatusLabel)
+        self.source = Chooser(ui.batchSourceSelector, self._onSource)
+        self.adapter = Chooser(ui.batchAdapterSelector, self.update)
         self.files: tuple[str, ...] = ()
         self.run: Any = None
         self._table: Path | None = None
-        ui = self.ui
         for edit in (ui.batchFolderEdit, ui.batchOutputEdit):
             edit.filters = ctk.ctkPathLineEdit.Dirs
             edit.connect("currentPathChanged(QString)", self.update)
@@ -45,6 +44,10 @@ class BatchSection:
         for button, action in actions.items():
             button.connect("clicked(bool)", lambda _on, action=action: self._try(action))
         self.source.offer([(_("Folder"), _FOLDER), (_("Files"), _FILES), (_("Sequence in the scene"), _SEQUENCE)])
+
+    def showModels(self) -> None:
+        """Offer the adapters that there are now."""
+        self.adapter.offer([(card["name"], card["path"]) for card in self.selection.cards])
 
     def chooseFiles(self) -> None:
         chosen = qt.QFileDialog.getOpenFileNames(
@@ -62,13 +65,13 @@ class BatchSection:
             self._volumes(),
             self.adapter.value,
             self.ui.batchOutputEdit.currentPath,
-            device=self.panel.device,
+            device=self.selection.device,
             progress=self._onProgress,
             onDone=self._onDone,
             onError=self._onError,
             waitForCompletion=False,
         )
-        self.panel.update()
+        self.selection.changed()
 
     def cancel(self) -> None:
         self.run.cancel()
@@ -95,20 +98,21 @@ class BatchSection:
     def _onDone(self, table: Any) -> None:
         self._table = Path(table)
         self.status.say(_("Done. Volumes and quality flags are in {name}.").format(name=self._table.name))
-        self.panel.update()
+        self.selection.changed()
 
     def _onError(self, kind: str, message: str) -> None:
         if kind == "cancelled":
             self.status.say(_("Cancelled. What was done is kept; run again to go on."))
         else:
             self.status.fail(message)
-        self.panel.update()
+        self.selection.changed()
 
     @property
     def isRunning(self) -> bool:
         return self.run is not None and self.run.isRunning
 
     def update(self, *_value: Any) -> None:
+        """Enable what can be done now."""
         ui = self.ui
         count = len(self.files)
         ui.chooseFilesButton.setText(
@@ -116,8 +120,8 @@ class BatchSection:
         )
         allow(
             ui.runBatchButton,
-            self.panel.whyNotCompute(),
-            unless(not self.panel.isBusy, _("something else is running")),
+            self.selection.whyNotCompute(),
+            unless(not self.selection.isBusy, _("something else is running")),
             unless(self._volumes(), _("choose the volumes first")),
             unless(self.adapter.value, _("there is no adapter yet; adapt first")),
             unless(ui.batchOutputEdit.currentPath, _("choose the output folder first")),

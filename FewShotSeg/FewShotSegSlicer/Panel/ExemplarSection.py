@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import qt
 import slicer
@@ -10,14 +10,13 @@ from slicer.i18n import tr as _
 
 from FewShotSegLib.data.volume import AXIS_LETTERS
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Logic import Logic
+from FewShotSegSlicer.Scene import SliceViews
 
 from .Chooser import Chooser
 from .Pictures import pixmapOf
-from .Status import Status, allow, unless, waiting
-
-if TYPE_CHECKING:
-    from .Panel import Panel
+from .Selection import Selection
+from .Status import Status, allow, announce, busyCursor, unless
 
 _ID = qt.Qt.UserRole
 _THUMBNAIL = 56  # pixels
@@ -26,10 +25,10 @@ _THUMBNAIL = 56  # pixels
 class ExemplarSection:
     """Adding slices in one click, the list of exemplars, and what is wrong with them."""
 
-    def __init__(self, panel: Panel) -> None:
-        self.panel, self.ui, self.store = panel, panel.ui, panel.logic.exemplars
-        self.status = Status(self.ui.preflightLabel)
-        ui = self.ui
+    def __init__(self, ui: Any, logic: Logic, selection: Selection) -> None:
+        self.ui, self.selection = ui, selection
+        self.store, self.live = logic.exemplars, logic.live
+        self.status = Status(ui.preflightLabel)
         actions = {
             ui.addSliceButton: self.addSlice,
             ui.addAnnotatedButton: self.addAnnotated,
@@ -49,27 +48,28 @@ class ExemplarSection:
         self._onStoreChanged()
 
     def close(self) -> None:
+        """Listen no longer."""
         self.store.changed.disconnect(self._onStoreChanged)
 
     # --------------------------------------------------------------------------------------------------------- actions
 
     def addSlice(self) -> None:
         """Keep the shown slice, and accept the mask that is shown on it."""
-        self.panel.logic.live.accept()
+        self.live.accept()
         axis, index = self._slice()
-        self._choose(self.store.addSlice(self.panel.volumeNode, self.panel.segmentationNode, axis, index))
+        self._choose(self.store.addSlice(self.selection.volumeNode, self.selection.segmentationNode, axis, index))
 
     def addAnnotated(self) -> None:
-        self.panel.logic.live.accept()
-        with waiting():
-            self._choose(self.store.addAnnotatedSlices(self.panel.volumeNode, self.panel.segmentationNode))
+        self.live.accept()
+        with busyCursor():
+            self._choose(self.store.addAnnotatedSlices(self.selection.volumeNode, self.selection.segmentationNode))
 
     def markEmpty(self) -> None:
         axis, index = self._slice()
-        self._choose(self.store.markEmpty(self.panel.volumeNode, axis, index))
+        self._choose(self.store.markEmpty(self.selection.volumeNode, axis, index))
 
     def _slice(self) -> tuple[int, int]:
-        where = self.panel.slice
+        where = self.selection.slice
         if where is None:
             raise InputError(_("No slice view shows the volume; scroll to one of its slices."))
         return where
@@ -81,15 +81,15 @@ class ExemplarSection:
     def importBundle(self) -> None:
         path = qt.QFileDialog.getOpenFileName(None, _("Import exemplars"), "", _("Exemplars (*.zip)"))
         if path:
-            with waiting():
+            with busyCursor():
                 self.store.importBundle(path)
 
     def exportBundle(self) -> None:
         path = qt.QFileDialog.getSaveFileName(None, _("Export exemplars"), "exemplars.zip", _("Exemplars (*.zip)"))
         if path:
-            with waiting():
+            with busyCursor():
                 self.store.exportBundle(path)
-            self.panel.say(_("Exported to {path}.").format(path=path))
+            announce(_("Exported to {path}.").format(path=path))
 
     def _try(self, action: Any) -> None:
         with self.status.trying():
@@ -110,9 +110,9 @@ class ExemplarSection:
         view.clear()
         for exemplar in exemplars:
             picture = pixmapOf(self.store.thumbnail(exemplar.id, 2 * _THUMBNAIL))
-            item = qt.QListWidgetItem(qt.QIcon(picture), _describe(exemplar))
+            item = qt.QListWidgetItem(qt.QIcon(picture), _textOf(exemplar))
             item.setData(_ID, exemplar.id)
-            item.setToolTip(_describe(exemplar))
+            item.setToolTip(_textOf(exemplar))
             item.setCheckState(qt.Qt.Checked if exemplar.isEnabled else qt.Qt.Unchecked)
             view.addItem(item)
             item.setSelected(exemplar.id in chosen)
@@ -122,7 +122,7 @@ class ExemplarSection:
         with self.status.trying():
             self.status.warn(self.store.preflight() if exemplars else ())
         self._onChoice()
-        self.panel.update()
+        self.selection.changed()
 
     def _onChoice(self) -> None:
         chosen = self._chosen()
@@ -143,8 +143,8 @@ class ExemplarSection:
         exemplar = next(e for e in self.store.list() if e.id == item.data(_ID))
         volumeNode = slicer.mrmlScene.GetFirstNodeByName(exemplar.volumeName)
         if volumeNode is not None and volumeNode.IsA("vtkMRMLScalarVolumeNode"):
-            self.panel.showVolume(volumeNode)
-            Scene.jumpToSlice(volumeNode, exemplar.axis, (*exemplar.slices, *exemplar.emptySlices)[0])
+            SliceViews.showVolume(volumeNode)
+            SliceViews.jumpToSlice(volumeNode, exemplar.axis, (*exemplar.slices, *exemplar.emptySlices)[0])
 
     def _chosen(self) -> list[str]:
         return [item.data(_ID) for item in self.ui.exemplarList.selectedItems()]
@@ -157,10 +157,11 @@ class ExemplarSection:
     # --------------------------------------------------------------------------------------------------------- display
 
     def update(self) -> None:
-        ui, chosen, panel = self.ui, self._chosen(), self.panel
-        volume = unless(panel.volumeNode, _("choose a volume first"))
-        shown = unless(panel.slice, _("no slice view shows the volume"))
-        masks = unless(panel.segmentIds, _("there is no structure yet"))
+        """Enable what can be done now."""
+        ui, chosen, selection = self.ui, self._chosen(), self.selection
+        volume = unless(selection.volumeNode, _("choose a volume first"))
+        shown = unless(selection.slice, _("no slice view shows the volume"))
+        masks = unless(selection.segmentIds, _("there is no structure yet"))
         allow(ui.addSliceButton, volume, shown, masks)
         allow(ui.addAnnotatedButton, volume, masks)
         allow(ui.emptySliceButton, volume, shown)
@@ -172,7 +173,7 @@ class ExemplarSection:
         ui.exemplarHintLabel.setVisible(not hasAny)
 
 
-def _describe(exemplar: Any) -> str:
+def _textOf(exemplar: Any) -> str:
     """Three lines: its name, what it shows, and where it comes from as far as the name does not say it."""
     slices = (*exemplar.slices, *exemplar.emptySlices)
     many = _("{count} slices").format(count=len(slices))

@@ -36,6 +36,7 @@ class FolderRow:
         return self._edit.currentPath
 
     def setPath(self, path: str) -> None:
+        """Choose a folder, as the user would."""
         if path != self.path:
             self._edit.setCurrentPath(path)
 
@@ -64,7 +65,7 @@ class FolderRow:
         self._logic.describeFolder(
             path,
             self._holds,
-            onDone=lambda found: self._tell(path, _inWords(found)),
+            onDone=lambda found: self._tell(path, _contentInWords(found)),
             onError=lambda kind, message: self._tell(path, message if kind == "input" else "", isWarning=True),
         )
 
@@ -77,7 +78,7 @@ class FolderRow:
             self._about.say(sentence)
 
 
-def _inWords(found: Mapping[str, Any]) -> str:
+def _contentInWords(found: Mapping[str, Any]) -> str:
     if "volumes" in found:
         return _("{count} volumes").format(count=found["volumes"])
     dataSets = found["data_sets"]

@@ -24,6 +24,7 @@ class LossPlot:
         self.clear()
 
     def clear(self) -> None:
+        """Begin again without curves."""
         self.stage = ""
         self.loss: Curve = []
         self.dice: Curve = []
@@ -60,20 +61,26 @@ class LossPlot:
 
     def _paintOn(self, painter: Any, width: int, height: int) -> None:
         text = self._label.palette.color(qt.QPalette.WindowText)
-        grid = qt.QColor(text.red(), text.green(), text.blue(), 50)
-        bottom, span = height - _BOTTOM, height - _BOTTOM - _TOP
-        for part in (0.0, 0.5, 1.0):
-            y = round(bottom - part * span)
-            painter.setPen(grid)
-            painter.drawLine(_LEFT, y, width - _RIGHT, y)
-            painter.setPen(text)
-            painter.drawText(width - _RIGHT + 5, y + 4, f"{part:.1f}")
-        painter.drawText(_LEFT, height - 3, "0")
-        painter.drawText(width - _RIGHT - 90, height - 17, 90, 16, qt.Qt.AlignRight | qt.Qt.AlignVCenter,
-                         _("{count} steps").format(count=self._total))  # fmt: skip
+        self._paintGrid(painter, text, width, height)
         highest = max((value for _step, value in self.loss), default=1.0) or 1.0
         self._paintCurve(painter, [(x, y / highest) for x, y in self.loss], _LOSS, width, height)
         self._paintCurve(painter, self.dice, _DICE, width, height)
+        self._paintLegend(painter, text)
+
+    def _paintGrid(self, painter: Any, text: Any, width: int, height: int) -> None:
+        line, right = qt.QColor(text.red(), text.green(), text.blue(), 50), width - _RIGHT
+        bottom, span = height - _BOTTOM, height - _BOTTOM - _TOP
+        for part in (0.0, 0.5, 1.0):
+            y = round(bottom - part * span)
+            painter.setPen(line)
+            painter.drawLine(_LEFT, y, right, y)
+            painter.setPen(text)
+            painter.drawText(right + 5, y + 4, f"{part:.1f}")
+        painter.drawText(_LEFT, height - 3, "0")
+        total = _("{count} steps").format(count=self._total)
+        painter.drawText(right - 90, height - 17, 90, 16, qt.Qt.AlignRight | qt.Qt.AlignVCenter, total)
+
+    def _paintLegend(self, painter: Any, text: Any) -> None:
         legend = [(_LOSS, _("loss {value:.3f}").format(value=self.loss[-1][1]))] if self.loss else []
         if self.dice:
             legend.append((_DICE, _("Dice {value:.3f} on held-back samples").format(value=self.dice[-1][1])))

@@ -1,4 +1,4 @@
-"""The module panel: its sections, and what they share. Wiring only: no arrays, no torch, no paths worked out."""
+"""The module panel, put together from its sections. Wiring only: no arrays, no torch, no paths worked out."""
 
 from __future__ import annotations
 
@@ -6,12 +6,6 @@ from typing import Any
 
 import qt
 import slicer
-from slicer.i18n import tr as _
-
-from FewShotSegLib.errors import InputError
-from FewShotSegLib.sam import registry
-from FewShotSegSlicer import Dependencies
-from FewShotSegSlicer.Scene import Scene
 
 from .AdaptSection import AdaptSection
 from .BatchSection import BatchSection
@@ -19,13 +13,12 @@ from .Choices import Choices
 from .ExemplarSection import ExemplarSection
 from .ResultSection import ResultSection
 from .SegmentSection import SegmentSection, setIcons
+from .Selection import Selection
 from .SetupSection import SetupSection
-from .Status import unless, waiting
+from .Status import busyCursor
 
 _POLL_MS = 30
 _SLOW_POLL_MS = 300  # while another module is shown
-_WIDEST = 380  # pixels of a picture; the module panel is seldom wider than 400
-_BESIDE = 34  # pixels beside a picture: margins, and a scroll bar that may come with it
 
 
 class Panel:
@@ -35,34 +28,30 @@ class Panel:
         self._widget = widget
         self.logic = widget.logic
         self.ui: Any = None
-        self.missing: tuple[str, ...] = ()
-        """Python packages that are not installed."""
         self.choices = Choices(self.logic.getParameterNode)
-        self.cards: list[dict[str, Any]] = []
-        """The cards of the adapters, newest first."""
-        self._isClosing = self._isReady = False
         self._isRecalling = True  # until the scene has been asked
 
     # ------------------------------------------------------------------------------------------------- life of a panel
 
     def setup(self) -> None:
-        self.logic.whileBusy = waiting
+        """Build the form and its sections."""
+        self.logic.whileBusy = busyCursor
         top = slicer.util.loadUI(self._widget.resourcePath("UI/FewShotSeg.ui"))
         self._widget.layout.addWidget(top)
-        self.ui = slicer.util.childWidgetVariables(top)
-        setIcons(self.ui, lambda name: self._widget.resourcePath(f"Icons/{name}.svg"))
-        self.segment = SegmentSection(self)
-        self.exemplars = ExemplarSection(self)
-        self.adapt = AdaptSection(self)
-        self.result = ResultSection(self)
-        self.batch = BatchSection(self)
-        self.setupSection = SetupSection(self)
-        self._sections = (self.segment, self.exemplars, self.adapt, self.result, self.batch, self.setupSection)
-        self.logic.adapterFolder.changed.connect(self.refreshModels)
+        self.ui = ui = slicer.util.childWidgetVariables(top)
+        setIcons(ui, lambda name: self._widget.resourcePath(f"Icons/{name}.svg"))
+        self.selection = selection = Selection(ui, self.logic)
+        self.segment = SegmentSection(ui, self.logic, selection, lambda: bool(self._widget.parent.isEntered))
+        self.exemplars = ExemplarSection(ui, self.logic, selection)
+        self.adapt = AdaptSection(ui, self.logic, selection, self.choices)
+        self.result = ResultSection(ui, self.logic, selection)
+        self.batch = BatchSection(ui, self.logic, selection)
+        self.installation = SetupSection(ui, self.logic, selection)
+        self._sections = (self.segment, self.exemplars, self.adapt, self.result, self.batch, self.installation)
         top.setMRMLScene(slicer.mrmlScene)
-        self._isReady = True
-        self.lookForPackages()
-        self.refreshModels()
+        self._connect()
+        self._lookForPackages()
+        selection.lookForModels()
         self.recall()
         self._timer = qt.QTimer()
         self._timer.setInterval(_SLOW_POLL_MS)
@@ -72,31 +61,48 @@ class Panel:
         self._observation = scene.AddObserver(scene.EndImportEvent, lambda _caller, _event: self.onSceneImported())
         self.update()
 
+    def _connect(self) -> None:
+        """Only now, when all of it is there."""
+        self.selection.changed.connect(self.update)
+        self.selection.chosen.connect(self.remember)
+        for section in (self.segment, self.adapt, self.batch, self.result):
+            self.selection.modelsChanged.connect(section.showModels)
+        self.selection.modelsChanged.connect(self.update)
+        self.logic.live.changed.connect(self._onMasksChanged)
+        self.adapt.adapted.connect(self._onAdapted)
+        self.result.continued.connect(self.adapt.startFrom)
+        self.installation.installed.connect(self._onInstalled)
+
     def enter(self) -> None:
-        self.lookForPackages()
+        """The module is shown from now on."""
+        self._lookForPackages()
         self.recall()
         self._timer.setInterval(_POLL_MS)
         self.segment.enter()
-        self.refreshModels()
+        self.selection.lookForModels()
 
     def exit(self) -> None:
+        """Another module is shown."""
         self._timer.setInterval(_SLOW_POLL_MS)
         self.segment.exit()
 
     def cleanup(self) -> None:
+        """Leave nothing behind that still listens."""
         self._timer.stop()
         slicer.mrmlScene.RemoveObserver(self._observation)
         self.segment.exit()
-        self.logic.adapterFolder.changed.disconnect(self.refreshModels)
-        for section in (self.segment, self.exemplars, self.result):
-            section.close()
+        self.logic.live.changed.disconnect(self._onMasksChanged)
+        for part in (self.selection, self.segment, self.exemplars, self.result):
+            part.close()
 
-    def onSceneStartClose(self, *_arguments: Any) -> None:
-        self._isClosing = True
-        self.segment.live.setTarget(None, None, None)
+    def onSceneStartClose(self) -> None:
+        """Let go of the nodes before they go."""
+        self.selection.isClosing = True
+        self.logic.live.setTarget(None, None, None)
 
-    def onSceneEndClose(self, *_arguments: Any) -> None:
-        self._isClosing = False
+    def onSceneEndClose(self) -> None:
+        """The scene is empty."""
+        self.selection.isClosing = False
         self.segment.onSceneChanged()
         self.update()
 
@@ -109,160 +115,51 @@ class Panel:
     def _poll(self) -> None:
         self.logic.poll()
 
-    # --------------------------------------------------------------------------------------------- what sections share
-
-    @property
-    def isEntered(self) -> bool:
-        return bool(self._widget.parent.isEntered)
-
-    @property
-    def width(self) -> int:
-        """Pixels a picture may take."""
-        return min(self.ui.adaptSection.width - _BESIDE, 2 * _WIDEST) if self.ui.adaptSection.width > 100 else _WIDEST
-
-    @property
-    def volumeNode(self) -> Any:
-        return None if self._isClosing else self.ui.volumeSelector.currentNode()
-
-    @property
-    def segmentationNode(self) -> Any:
-        return None if self._isClosing else self.ui.segmentationSelector.currentNode()
-
-    @property
-    def segmentIds(self) -> tuple[str, ...]:
-        node = self.segmentationNode
-        return tuple(node.GetSegmentation().GetSegmentIDs()) if node is not None else ()
-
-    @property
-    def slice(self) -> tuple[int, int] | None:
-        """(axis, index) of the slice that was last clicked or scrolled to; None when no view shows the volume."""
-        layoutManager = slicer.app.layoutManager()
-        if self.volumeNode is None or layoutManager is None:
-            return None
-        views = [layoutManager.sliceWidget(name).mrmlSliceNode() for name in layoutManager.sliceViewNames()]
-        try:
-            shown = [where for view in views if (where := Scene.viewedSlice(self.volumeNode, view)) is not None]
-        except InputError:  # a volume without voxels, or under a warp: told where it is chosen
-            return None
-        active = self.logic.live.activeSlice
-        return active if active in shown else next(iter(shown), None)
-
-    @property
-    def structure(self) -> str:
-        """Name of the chosen structure."""
-        return self.segment.structure
-
-    def prompt(self) -> Any:
-        """The clicks of the structure on the slice, None where there are none."""
-        live, where = self.logic.live, self.slice
-        if where is None or live.segmentId is None or live.promptOn(*where).isEmpty:
-            return None
-        return live.promptOn(*where)
-
-    @property
-    def hasPrompts(self) -> bool:
-        """Whether any structure of the segmentation has clicks."""
-        return bool(self.logic.live.prompts.segmentIds()) if self.segmentationNode is not None else False
-
-    @property
-    def device(self) -> str:
-        return self.setupSection.device.value
-
-    @property
-    def isBusy(self) -> bool:
-        """Whether the worker for jobs has something to do."""
-        return bool(self.logic.runs)
-
-    def lookForPackages(self) -> None:
-        """See which Python packages are missing."""
-        self.missing = Dependencies.missing()
-        self.setupSection.refresh()
-
-    def whyNotCompute(self) -> str:
-        """Why nothing can be computed now, "" when it can."""
-        return unless(not self.missing, _("Python packages are missing; see Settings and installation"))
-
-    def say(self, sentence: str) -> None:
-        """Show a sentence in Slicer's status bar for a moment."""
-        slicer.util.showStatusMessage(sentence, 5000)
-
-    def showVolume(self, volumeNode: Any) -> None:
-        """Show a volume in the slice views, unless they show it already."""
-        layoutManager = slicer.app.layoutManager()
-        if layoutManager is None:
-            return
-        shown = {
-            layoutManager.sliceWidget(name).sliceLogic().GetSliceCompositeNode().GetBackgroundVolumeID()
-            for name in layoutManager.sliceViewNames()
-        }
-        if shown != {volumeNode.GetID()}:
-            slicer.util.setSliceViewerLayers(background=volumeNode, fit=True)
-
-    def shownWindow(self) -> tuple[float, float] | None:
-        """Lowest and highest intensity that the slice views show of the volume."""
-        display = self.volumeNode.GetDisplayNode() if self.volumeNode is not None else None
-        if display is None:
-            return None
-        return display.GetLevel() - display.GetWindow() / 2, display.GetLevel() + display.GetWindow() / 2
+    # --------------------------------------------------------------------------------------- what concerns all sections
 
     def update(self) -> None:
         """Bring every section in step with what can be done now."""
-        if self._isReady and not self._isClosing:
+        if not self.selection.isClosing:
             for section in self._sections:
                 section.update()
 
-    def onMasksChanged(self) -> None:
+    def _lookForPackages(self) -> None:
+        self.selection.lookForPackages()
+        self.installation.refresh()
+
+    def _onMasksChanged(self) -> None:
         """A mask or a prompt changed: what other sections allow may have changed with it."""
         self.exemplars.update()
         self.result.update()
 
-    def onInstalled(self) -> None:
+    def _onInstalled(self) -> None:
         """Packages were installed: the processes start anew, with them."""
-        self.lookForPackages()
+        self._lookForPackages()
         self.logic.restartWorkers()
         self.adapt.reload()
         self.update()
 
-    def onAdapted(self, path: str) -> None:
+    def _onAdapted(self, path: str) -> None:
         """Show a new adapter, and let it answer the clicks."""
-        self.refreshModels()
+        self.selection.lookForModels()
         self.result.choose(path)
         self.ui.resultSection.collapsed = False
         self.segment.model.choose((path, None))
-        self.update()
-
-    # ---------------------------------------------------------------------------------------------------------- models
-
-    def refreshModels(self) -> None:
-        """Offer the base models that are on this computer, and the adapters that go with them."""
-        if not self._isReady:
-            return
-        bases = [model.name for model in registry.models() if registry.location(model) is not None]
-        self.cards = [card for card in self.logic.adapters() if card["base_model"] in (*bases, "")]
-        ofBases = [(_("{name} (base model)").format(name=name), (None, name)) for name in bases]
-        # A network of its own, without a base model, answers no clicks and cannot be gone on from.
-        ofAdapters = [(card["name"], (card["path"], None)) for card in self.cards if card["base_model"]]
-        self.segment.model.offer(ofBases + ofAdapters)
-        self.adapt.start.offer(
-            ofBases + [(_("go on from {name}").format(name=name), value) for name, value in ofAdapters]
-        )
-        self.batch.adapter.offer([(card["name"], card["path"]) for card in self.cards])
-        self.result.showCards()
         self.update()
 
     # ---------------------------------------------------------------------------------------- what the scene remembers
 
     def remember(self) -> None:
         """Keep the choices in the scene."""
-        if not self._isRecalling and not self._isClosing:
+        if not self._isRecalling and not self.selection.isClosing:
             self.choices.keep(
-                {"Volume": self.volumeNode, "Segmentation": self.segmentationNode},
+                {"Volume": self.selection.volumeNode, "Segmentation": self.selection.segmentationNode},
                 {
                     "Recipes": self.adapt.recipes,
                     "Folders": self.adapt.folders,
                     "Method": self.adapt.method.value or self.choices.value("Method"),
                     "Model": self.segment.model.value,
-                    "Device": self.device,
+                    "Device": self.selection.device,
                 },
             )
 
@@ -284,7 +181,7 @@ class Panel:
         if model is not None:
             self.segment.model.choose(tuple(model))
         if device is not None:
-            self.setupSection.device.choose(device)
+            self.installation.device.choose(device)
         self.adapt.recall()
         self._isRecalling = False
         self.remember()

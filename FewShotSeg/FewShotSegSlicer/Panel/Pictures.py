@@ -13,9 +13,12 @@ import slicer
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from FewShotSegSlicer.Scene.Geometry import Array
 
 ADDED, REMOVED, KEPT = (46, 204, 113), (231, 76, 60), (241, 196, 15)
+_WIDEST = 380  # pixels; the module panel is seldom wider than 400
+_BESIDE = 34  # pixels beside a picture: margins, and a scroll bar that may come with it
+_dialogs: list[Any] = []  # that are open: without a reference they would close again
 
 
 def pixmapOf(rgb: Array) -> Any:
@@ -35,21 +38,26 @@ def received(picture: Mapping[str, Any]) -> Array:
     return np.frombuffer(base64.b64decode(picture["data"]), np.uint8).reshape(picture["shape"])
 
 
+def widthIn(section: Any) -> int:
+    """Pixels that a picture in a section of the panel may take."""
+    return min(section.width - _BESIDE, 2 * _WIDEST) if section.width > 100 else _WIDEST
+
+
 def showIn(label: Any, pixmap: Any, width: int, height: int) -> None:
     """Show a pixmap in a label, as large as fits into the given pixels."""
     label.setPixmap(pixmap.scaled(width, height, qt.Qt.KeepAspectRatio, qt.Qt.SmoothTransformation))
     label.setVisible(True)
 
 
-def inWindow(path: str | Path, title: str, width: int = 1200, height: int = 800) -> Any:
-    """Show a picture file in a window of its own and return that; without a reference to it, it closes again."""
+def showInDialog(path: str | Path, title: str, width: int = 1200, height: int = 800) -> None:
+    """Show a picture file in a window of its own."""
     window = qt.QDialog(slicer.util.mainWindow())
     window.setWindowTitle(title)
     label = qt.QLabel(window)
     showIn(label, qt.QPixmap(str(path)), width, height)
     qt.QVBoxLayout(window).addWidget(label)
     window.show()
-    return window
+    _dialogs[:] = [*(known for known in _dialogs if known.visible), window]
 
 
 def overlaid(image: Array, mask: Array, other: Array | None = None) -> Array:

@@ -65,7 +65,7 @@ class RecipeForm:
         for name, part in self._parts.items():
             part.setRecipe(values.get(name, {}))
 
-    def labels(self) -> list[Any]:
+    def rowLabels(self) -> list[Any]:
         """The labels of the open rows, for a column of the same width as that of other forms."""
         return [row.label for name, row in self._rows.items() if name in self._open]
 

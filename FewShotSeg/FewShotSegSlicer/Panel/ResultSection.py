@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import qt
 import slicer
 from slicer.i18n import tr as _
 
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Jobs.Comparison import Comparison
+from FewShotSegSlicer.Logic import Logic
+from FewShotSegSlicer.Scene import Segmentations, SliceViews
+from FewShotSegSlicer.Signal import Signal
 
 from . import AdapterCard
 from .Chooser import Chooser
-from .Pictures import inWindow, overlaid, pixmapOf, showIn, sideBySide
+from .Pictures import overlaid, pixmapOf, showIn, showInDialog, sideBySide, widthIn
+from .Selection import Selection
 from .Status import Status, allow, unless
-
-if TYPE_CHECKING:
-    from FewShotSegSlicer.Jobs.Comparison import Comparison
-
-    from .Panel import Panel
 
 _PATH = qt.Qt.UserRole
 _FLICKER_MS = 600
@@ -29,19 +28,19 @@ _PICTURE_HEIGHT = 220
 class ResultSection:
     """The list of adapters with their cards; base and adapted mask of a slice; the way on to a whole volume."""
 
-    def __init__(self, panel: Panel) -> None:
-        self.panel, self.ui, self.logic = panel, panel.ui, panel.logic
-        self.status = Status(self.ui.resultStatusLabel)
-        self.into = Chooser(self.ui.applyIntoSelector, self.update)
+    def __init__(self, ui: Any, logic: Logic, selection: Selection) -> None:
+        self.continued = Signal()
+        """(file of the adapter that is to learn on)"""
+        self.ui, self.logic, self.selection = ui, logic, selection
+        self.status = Status(ui.resultStatusLabel)
+        self.into = Chooser(ui.applyIntoSelector, self.update)
         self.run: Any = None
         self._pictures: tuple[Any, ...] = ()  # base, adapted, both side by side
         self._number = 0
         self._isComparing = False
-        self._report: Any = None
         self._timer = qt.QTimer()
         self._timer.setInterval(_FLICKER_MS)
         self._timer.connect("timeout()", self._flicker)
-        ui = self.ui
         actions: dict[Any, Callable[[], Any]] = {
             ui.keepButton: self.keep,
             ui.discardButton: self.discard,
@@ -61,6 +60,7 @@ class ResultSection:
         self._forgetComparison()
 
     def close(self) -> None:
+        """Stop showing pictures in turn."""
         self._timer.stop()
 
     # ------------------------------------------------------------------------------------------------------------ list
@@ -70,14 +70,14 @@ class ResultSection:
         """The card of the chosen adapter."""
         item = self.ui.adapterList.currentItem()
         path = item.data(_PATH) if item is not None else None
-        return next((card for card in self.panel.cards if card["path"] == path), None)
+        return next((card for card in self.selection.cards if card["path"] == path), None)
 
-    def showCards(self) -> None:
+    def showModels(self) -> None:
         """Take over the list of adapters; the choice stays."""
         view, chosen = self.ui.adapterList, self.card
         view.blockSignals(True)
         view.clear()
-        for card in self.panel.cards:
+        for card in self.selection.cards:
             mark = _(" (new)") if card["isNew"] else ""
             item = qt.QListWidgetItem(f"{card['name']}{mark}\n{AdapterCard.lineOf(card)}")
             item.setData(_PATH, card["path"])
@@ -88,7 +88,7 @@ class ResultSection:
 
     def choose(self, path: str) -> None:
         """Choose an adapter in the list; for one that is not there, the newest."""
-        paths = [card["path"] for card in self.panel.cards]
+        paths = [card["path"] for card in self.selection.cards]
         if paths:
             self.ui.adapterList.setCurrentRow(paths.index(path) if path in paths else 0)
         self._onChoice()
@@ -105,24 +105,29 @@ class ResultSection:
 
     # --------------------------------------------------------------------------------------------------------- actions
 
+    def _chosen(self) -> Mapping[str, Any]:
+        """The card, for buttons that cannot be pressed without one."""
+        card = self.card
+        assert card is not None
+        return card
+
     def keep(self) -> None:
-        self.logic.keep(self.card)
+        self.logic.keep(self._chosen())
 
     def discard(self) -> None:
-        card = self.card
-        question = _("Delete the adapter {name} for good?").format(name=card["name"] if card else "")
+        card = self._chosen()
+        question = _("Delete the adapter {name} for good?").format(name=card["name"])
         if slicer.util.confirmOkCancelDisplay(question, _("Discard adapter")):
             self.logic.discard(card)
 
     def showReport(self) -> None:
-        card = self.card
-        path = self.logic.adapterFolder.reportOf(card["path"]) if card is not None else None
-        if card is not None and path is not None:
-            self._report = inWindow(path, _("Training of {name}").format(name=card["name"]))
+        card = self._chosen()
+        path = self.logic.adapterFolder.reportOf(card["path"])
+        if path is not None:
+            showInDialog(path, _("Training of {name}").format(name=card["name"]))
 
     def learnOn(self) -> None:
-        if self.card is not None:
-            self.panel.adapt.startFrom(self.card["path"])
+        self.continued(self._chosen()["path"])
 
     def apply(self) -> None:
         self.logic.live.saveToScene()  # from where the clicks are taken
@@ -131,31 +136,32 @@ class ResultSection:
         self.run = self.logic.segment(
             self.ui.applyVolumeSelector.currentNode(),
             self.card,
-            self.panel.segmentationNode if self.into.value else None,
+            self.selection.segmentationNode if self.into.value else None,
             prompts=True if self.into.value and self.ui.usePromptsCheckBox.checked else None,
-            device=self.panel.device,
+            device=self.selection.device,
             progress=self._onProgress,
             onDone=self._onApplied,
             onError=self._onError,
             waitForCompletion=False,
         )
-        self.panel.update()
+        self.selection.changed()
 
     def cancel(self) -> None:
         self.run.cancel()
 
     def compare(self) -> None:
-        prompt, structure = self.panel.prompt(), self.panel.structure
-        known = structure if self.card and structure in self.card["structures"].values() else None
+        card, where, structure = self._chosen(), self.selection.slice, self.selection.structure
+        assert where is not None
+        known = structure if structure in card["structures"].values() else None
         self.logic.compare(
-            self.panel.volumeNode,
-            *self.panel.slice,  # type: ignore[misc]
-            self.card,
-            prompt,
+            self.selection.volumeNode,
+            *where,
+            card,
+            self.selection.prompt(),
             self._onCompared,
             self._onError,
             structure=known,
-            device=self.panel.device,
+            device=self.selection.device,
         )
         self._isComparing = True
         self.status.say(_("Asking both models..."))
@@ -163,8 +169,8 @@ class ResultSection:
     def suggest(self) -> None:
         self.ui.applyProgressBar.setValue(0)
         self.run = self.logic.suggestNextSlice(
-            self.panel.volumeNode,
-            self.card,
+            self.selection.volumeNode,
+            self._chosen(),
             progress=self._onProgress,
             onDone=self._onSuggested,
             onError=self._onError,
@@ -174,7 +180,7 @@ class ResultSection:
     def _try(self, action: Callable[[], Any]) -> None:
         with self.status.trying():
             action()
-        self.panel.update()
+        self.selection.changed()
 
     def _rename(self) -> None:
         card, name = self.card, self.ui.adapterNameEdit.text.strip()
@@ -192,21 +198,21 @@ class ResultSection:
         self.status.say(message["message"])
 
     def _onApplied(self, node: Any) -> None:
-        panel = self.panel
-        if panel.segmentationNode is None and Scene.volumeOf(node) is panel.volumeNode:
+        selection = self.selection
+        if selection.segmentationNode is None and Segmentations.volumeOf(node) is selection.volumeNode:
             self.ui.segmentationSelector.setCurrentNode(node)  # to be corrected
         self.status.say(_("Segmented into {name}. Look at it before you rely on it.").format(name=node.GetName()))
-        self.panel.update()
+        self.selection.changed()
 
     def _onSuggested(self, where: tuple[int, int]) -> None:
-        if self.panel.volumeNode is not None:
-            Scene.jumpToSlice(self.panel.volumeNode, *where)
+        if self.selection.volumeNode is not None:
+            SliceViews.jumpToSlice(self.selection.volumeNode, *where)
         self.status.say(
             _("The adapter is least sure on slice {index}. Correct its masks there and add it as an exemplar.").format(
                 index=where[1]
             )
         )
-        self.panel.update()
+        self.selection.changed()
 
     def _onError(self, kind: str, message: str) -> None:
         self._isComparing = False
@@ -214,7 +220,7 @@ class ResultSection:
             self.status.say(_("Cancelled."))
         else:
             self.status.fail(message)
-        self.panel.update()
+        self.selection.changed()
 
     # ------------------------------------------------------------------------------------------------------ comparison
 
@@ -253,38 +259,39 @@ class ResultSection:
 
     def _show(self, number: int) -> None:
         self._number = number
-        showIn(self.ui.compareLabel, self._pictures[number], self.panel.width, _PICTURE_HEIGHT)
+        showIn(self.ui.compareLabel, self._pictures[number], widthIn(self.ui.adaptSection), _PICTURE_HEIGHT)
 
     # --------------------------------------------------------------------------------------------------------- display
 
     def update(self, *_value: Any) -> None:
-        ui, panel, card = self.ui, self.panel, self.card
+        """Enable what can be done now."""
+        ui, selection, card = self.ui, self.selection, self.card
         adapter = unless(card, _("there is no adapter yet; adapt first"))
-        ready = panel.whyNotCompute() or adapter
-        busy = unless(not panel.isBusy, _("something else is running"))
-        shown = unless(panel.slice, _("show the volume in a slice view first"))
+        ready = selection.whyNotCompute() or adapter
+        busy = unless(not selection.isBusy, _("something else is running"))
+        shown = unless(selection.slice, _("show the volume in a slice view first"))
         allow(ui.adapterNameEdit, adapter)
         allow(ui.keepButton, adapter, unless(card and card["isNew"], _("it is kept already")))
         allow(ui.discardButton, adapter)
         promptable = unless(card is None or card["base_model"], _("it is a network of its own, without a base model"))
         allow(ui.continueButton, adapter, promptable)
-        knows = card is not None and panel.structure in card["structures"].values()
-        asked = unless(panel.prompt() is not None or knows, _("click on the structure first"))
+        knows = card is not None and selection.structure in card["structures"].values()
+        asked = unless(selection.prompt() is not None or knows, _("click on the structure first"))
         compared = unless(not self._isComparing, _("the models are being asked"))
         allow(ui.compareButton, ready, promptable, shown, asked, compared)
         allow(ui.flickerCheckBox, unless(self._pictures, _("compare first")))
         nameless = _("it knows no structure by name: click with it, or give exemplars")
         named = unless(card is None or card["structures"], nameless)
         allow(ui.suggestButton, ready, promptable, named, shown, busy)
-        ui.resultHintLabel.setVisible(not panel.cards)
+        ui.resultHintLabel.setVisible(not selection.cards)
         self._updateApply(ready or named, busy)
 
     def _updateApply(self, ready: str, busy: str) -> None:
         ui, volumeNode = self.ui, self.ui.applyVolumeSelector.currentNode()
-        isHere = volumeNode is not None and volumeNode is self.panel.volumeNode
-        node = self.panel.segmentationNode if isHere else None
+        isHere = volumeNode is not None and volumeNode is self.selection.volumeNode
+        node = self.selection.segmentationNode if isHere else None
         self.into.offer([(_("A new segmentation"), False), *([(node.GetName(), True)] if node is not None else [])])
         allow(ui.applyButton, ready, unless(volumeNode, _("choose a volume first")), busy)
-        clicks = unless(self.panel.hasPrompts, _("there are no clicks"))
+        clicks = unless(self.selection.hasPrompts, _("there are no clicks"))
         allow(ui.usePromptsCheckBox, unless(self.into.value, _("clicks belong to their own segmentation")), clicks)
         ui.applyFrame.setVisible(self.isRunning)

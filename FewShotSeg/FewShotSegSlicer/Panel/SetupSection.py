@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ctk
 import qt
@@ -10,25 +10,26 @@ from slicer.i18n import tr as _
 
 from FewShotSegLib.sam import registry
 from FewShotSegSlicer import Dependencies
+from FewShotSegSlicer.Logic import Logic
+from FewShotSegSlicer.Signal import Signal
 
 from .Chooser import Chooser
-from .Status import Status, allow, unless
-
-if TYPE_CHECKING:
-    from .Panel import Panel
+from .Selection import Selection
+from .Status import Status, allow, announce, unless
 
 
 class SetupSection:
     """Says what is missing and installs it; offers a device and a folder; takes base models from files."""
 
-    def __init__(self, panel: Panel) -> None:
-        self.panel, self.ui = panel, panel.ui
-        self.status = Status(self.ui.setupLabel)
-        self.device = Chooser(self.ui.deviceSelector, panel.remember)
+    def __init__(self, ui: Any, logic: Logic, selection: Selection) -> None:
+        self.installed = Signal()
+        """(): packages were installed."""
+        self.ui, self.logic, self.selection = ui, logic, selection
+        self.status = Status(ui.setupLabel)
+        self.device = Chooser(ui.deviceSelector, self._onDevice)
         self.device.offer([(_("Automatic"), "auto"), (_("Graphics card (NVIDIA)"), "cuda"), (_("Processor"), "cpu")])
-        ui = self.ui
         ui.adapterFolderEdit.filters = ctk.ctkPathLineEdit.Dirs
-        ui.adapterFolderEdit.setCurrentPath(str(panel.logic.adapterFolder.folder))
+        ui.adapterFolderEdit.setCurrentPath(str(logic.adapterFolder.folder))
         ui.adapterFolderEdit.connect("currentPathChanged(QString)", self._onFolder)
         ui.installButton.connect("clicked(bool)", lambda _on: self.install())
         ui.addModelButton.connect("clicked(bool)", lambda _on: self._try(self.addModel))
@@ -42,7 +43,7 @@ class SetupSection:
     def install(self) -> None:
         with self.status.trying():
             if Dependencies.install():
-                self.panel.onInstalled()
+                self.installed()
 
     def addModel(self) -> None:
         path = qt.QFileDialog.getOpenFileName(
@@ -50,11 +51,15 @@ class SetupSection:
         )
         if path:
             model = registry.add(path)
-            self.panel.refreshModels()
-            self.panel.say(_("{name} is offered as a base model now.").format(name=model.name))
+            self.selection.lookForModels()
+            announce(_("{name} is offered as a base model now.").format(name=model.name))
+
+    def _onDevice(self) -> None:
+        self.selection.device = self.device.value
+        self.selection.chosen()
 
     def _onFolder(self, path: str) -> None:
-        self._try(lambda: self.panel.logic.adapterFolder.setFolder(path))
+        self._try(lambda: self.logic.adapterFolder.setFolder(path))
 
     def _try(self, action: Any) -> None:
         with self.status.trying():
@@ -66,7 +71,8 @@ class SetupSection:
             self.status.say(*Dependencies.summary().splitlines())
 
     def update(self) -> None:
-        ui, missing = self.ui, self.panel.missing
+        """Enable what can be done now, and say on top what is missing."""
+        ui, missing = self.ui, self.selection.missing
         allow(ui.installButton, unless(missing, _("everything is installed")))
         ui.setupNotice.setVisible(bool(missing))
         ui.setupNoticeLabel.setText(_("Some Python packages are missing. They are installed once, with a button."))

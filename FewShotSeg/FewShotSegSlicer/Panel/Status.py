@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import qt
+import slicer
 from slicer.i18n import tr as _
 
 from FewShotSegLib.errors import InputError
 
 WARNING = '<span style="color: #d64545">⚠</span>'
 
+_ANNOUNCED_MS = 5000
 log = logging.getLogger(__name__)
 
 
@@ -74,13 +76,18 @@ class Status:
 
 
 @contextlib.contextmanager
-def waiting() -> Iterator[None]:
+def busyCursor() -> Iterator[None]:
     """Show the cursor that asks for patience; no events are handled meanwhile, as slicer.util.WaitCursor would."""
     qt.QApplication.setOverrideCursor(qt.QCursor(qt.Qt.WaitCursor))
     try:
         yield
     finally:
         qt.QApplication.restoreOverrideCursor()
+
+
+def announce(sentence: str) -> None:
+    """Show a sentence in Slicer's status bar for a moment."""
+    slicer.util.showStatusMessage(sentence, _ANNOUNCED_MS)
 
 
 def allow(widget: Any, *reasons: str) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from slicer.i18n import tr as _
 
-from FewShotSegSlicer.Jobs.Run import Run, inWords
+from FewShotSegSlicer.Workers.Run import Run, durationInWords
 
 from .LossPlot import LossPlot
-from .Pictures import pixmapOf, received, showIn
+from .Pictures import pixmapOf, received, showIn, widthIn
 from .Status import allow, unless
 
 _PICTURE_HEIGHT = 180
@@ -19,8 +19,8 @@ _PICTURE_HEIGHT = 180
 class TrainingView:
     """Shows one `Run` at a time, in the frame of the panel that is only there while it runs."""
 
-    def __init__(self, ui: Any, pictureWidth: Callable[[], int]) -> None:
-        self.ui, self._pictureWidth = ui, pictureWidth
+    def __init__(self, ui: Any) -> None:
+        self.ui = ui
         self.plot = LossPlot(ui.plotLabel)
         self.run: Run | None = None
         self._isEnding = False
@@ -28,6 +28,7 @@ class TrainingView:
 
     @property
     def isRunning(self) -> bool:
+        """Whether the run that is shown goes on."""
         return self.run is not None and self.run.isRunning
 
     def watch(self, run: Run, sentence: str, hasCurves: bool = False) -> None:
@@ -44,19 +45,22 @@ class TrainingView:
     def onProgress(self, message: Mapping[str, Any]) -> None:
         """Take a `RunProgress`."""
         if "picture" in message:
-            showIn(self.ui.heldOutLabel, pixmapOf(received(message["picture"])), self._pictureWidth(), _PICTURE_HEIGHT)
+            picture, width = pixmapOf(received(message["picture"])), widthIn(self.ui.adaptSection)
+            showIn(self.ui.heldOutLabel, picture, width, _PICTURE_HEIGHT)
         if not self._isEnding:
-            self.ui.trainingLabel.setText(_inWords(message))
+            self.ui.trainingLabel.setText(_progressInWords(message))
         self.ui.trainingProgressBar.setValue(round(100 * (message["fraction"] or 0.0)))
         self.plot.add(message)
         self.update()
 
     def stopAndKeepBest(self) -> None:
+        """End the training well, with the best so far."""
         if self.run is not None:
             self.run.stopAndKeepBest()
             self._end(_("Stopping; the best state is kept..."))
 
     def cancel(self) -> None:
+        """Give the run up."""
         if self.run is not None:
             self.run.cancel()
             self._end(_("Cancelling..."))
@@ -67,17 +71,18 @@ class TrainingView:
         self.update()
 
     def update(self) -> None:
+        """Show the frame while there is a run, and allow to stop once there is something to keep."""
         canKeep = self.run is not None and self.run.canKeepBest and not self._isEnding
         allow(self.ui.stopButton, unless(canKeep, _("there is nothing to keep yet")))
         self.ui.trainingFrame.setVisible(self.isRunning)
 
 
-def _inWords(message: Mapping[str, Any]) -> str:
+def _progressInWords(message: Mapping[str, Any]) -> str:
     if not message["total"]:
         return message["message"]
     words = _("{stage}: step {step} of {total}").format(
         stage=message["message"].capitalize(), step=message["step"], total=message["total"]
     )
     if message["remaining_s"] is not None:
-        words += _(", about {time} left").format(time=inWords(message["remaining_s"]))
+        words += _(", about {time} left").format(time=durationInWords(message["remaining_s"]))
     return words

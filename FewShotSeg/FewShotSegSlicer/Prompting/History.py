@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .Prompts import SlicePrompt
+from .Prompts import Place, Slice, SlicePrompt
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -40,7 +40,7 @@ class PromptStep:
     isAccepted: bool = False
 
     @property
-    def where(self) -> tuple[str, int, int]:
+    def place(self) -> Place:
         return self.segmentId, self.axis, self.index
 
 
@@ -53,11 +53,11 @@ class PropagationStep:
     index: int
     """The slice to look at, among those written."""
     masks: dict[int, Mask] = field(repr=False)
-    before: dict[tuple[int, int], int]
-    after: dict[tuple[int, int], int]
+    before: dict[Slice, int]
+    after: dict[Slice, int]
 
     @property
-    def where(self) -> tuple[str, int, int]:
+    def place(self) -> Place:
         return self.segmentId, self.axis, self.index
 
 
@@ -84,6 +84,7 @@ class History:
         return self._undone[-1] if self._undone else None
 
     def push(self, step: Step) -> None:
+        """Add a step; what was taken back cannot be done again any more."""
         self._undone.clear()
         self._done.append(step)
         del self._done[: -self._limit]
@@ -103,5 +104,6 @@ class History:
         return self._done[-1]
 
     def clear(self) -> None:
+        """Forget all steps."""
         self._done.clear()
         self._undone.clear()

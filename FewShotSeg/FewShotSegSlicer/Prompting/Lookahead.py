@@ -6,14 +6,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from FewShotSegLib.data.volume import AXIS_LETTERS
-from FewShotSegSlicer.Jobs.Workers import Workers
+from FewShotSegSlicer.Workers.Workers import Workers
 
-from .Target import Model
+from .Prompts import Slice
+from .Question import Model
 
 NEIGHBOURS = 4  # on each side: about a turn of the wheel
 _REMEMBERED = 100  # encoded slices; the worker keeps at least as many of every base model
-
-Slice = tuple[int, int]
 
 
 class Lookahead:
@@ -25,10 +24,6 @@ class Lookahead:
         self._underWay: tuple[str, Model, Slice] | None = None
         self._gaveUp = False
 
-    @property
-    def isBusy(self) -> bool:
-        return self._underWay is not None
-
     def forget(self) -> None:
         """Start afresh, as after a worker died or a volume or model was chosen."""
         self._encoded.clear()
@@ -38,13 +33,13 @@ class Lookahead:
         """Take note of a slice that was encoded for a click."""
         self._encoded.append((volume, model, where))
 
-    def encode(self, volume: str, model: Model, slices: Iterable[Slice]) -> bool:
-        """Have the first of the slices encoded that is not yet; returns whether there was one."""
-        if self.isBusy or self._gaveUp:
-            return False
+    def encode(self, volume: str, model: Model, slices: Iterable[Slice]) -> None:
+        """Have the first of the slices encoded that is not yet, unless one is being encoded."""
+        if self._underWay is not None or self._gaveUp:
+            return
         wanted = next((key for where in slices if (key := (volume, model, where)) not in self._encoded), None)
         if wanted is None:
-            return False
+            return
         self._underWay = wanted
         axis, index = wanted[2]
         request = {"op": "encode", "volume": volume, "view": "live", "axis": AXIS_LETTERS[axis], "index": index}
@@ -55,7 +50,6 @@ class Lookahead:
             onSuperseded=lambda: self._done(wanted, isEncoded=False),
             onError=lambda kind, message: self._fail(wanted),
         )
-        return True
 
     def _done(self, key: tuple[str, Model, Slice], isEncoded: bool) -> None:
         if isEncoded:

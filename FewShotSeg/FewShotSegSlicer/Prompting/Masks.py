@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from FewShotSegSlicer.Scene.SegmentWriter import SegmentWriter
 
 from .History import History, Mask, PromptStep, PropagationStep, SliceState, Step
-
-Place = tuple[str, int, int]  # segment ID, axis, index
+from .Prompts import Place
 
 
 @dataclass(frozen=True, eq=False)
 class Preview:
     """A mask in the segment that is not accepted yet, and the step that brought it."""
 
-    where: Place
+    place: Place
     mask: Mask
     step: PromptStep | None
 
@@ -32,42 +31,43 @@ class Masks:
         self.history = History()
         self.preview: Preview | None = None
 
-    def answer(self, where: Place, state: SliceState) -> None:
+    def answer(self, place: Place, state: SliceState) -> None:
         """Show the mask that answers a prompt; it completes the step that asked.
 
         When other steps were made since, because the slice had been left, it is a step of its own: it comes after them.
         """
         step = self.history.last
-        if not isinstance(step, PromptStep) or step.where != where:
-            step = PromptStep(*where, before=SliceState(state.prompt), after=state)
+        if not isinstance(step, PromptStep) or step.place != place:
+            step = PromptStep(*place, before=SliceState(state.prompt), after=state)
             self.history.push(step)
         step.after = state
-        self.show(where, state.mask)
+        self.show(place, state.mask)
 
-    def show(self, where: Place, mask: Mask | None) -> None:
+    def show(self, place: Place, mask: Mask | None) -> None:
         """Show a mask as the preview; None shows what was accepted."""
         if mask is None:
-            self.drop(where)
+            self.drop(place)
             return
         step = self.history.last
-        self.writer.showLive(*where, mask)
-        self.preview = Preview(where, mask, step if isinstance(step, PromptStep) else None)
+        self.writer.showLive(*place, mask)
+        self.preview = Preview(place, mask, step if isinstance(step, PromptStep) else None)
 
-    def drop(self, where: Place) -> None:
+    def drop(self, place: Place) -> None:
         """Take the preview of this slice away, if there is one."""
-        if self.preview is not None and self.preview.where == where:
+        if self.preview is not None and self.preview.place == place:
             self.preview = None
-            self.writer.restore(*where)
+            self.writer.restore(*place)
 
     def accept(self) -> None:
         """Accept the preview, if there is one."""
         preview, self.preview = self.preview, None
         if preview is not None:
-            self.writer.accept(*preview.where, preview.mask)
+            self.writer.accept(*preview.place, preview.mask)
             if preview.step is not None:
                 preview.step.isAccepted = True
 
     def acceptMany(self, step: PropagationStep) -> None:
+        """Accept the masks of a propagation."""
         self.writer.acceptSlices(step.segmentId, step.axis, step.masks)
 
     def undo(self) -> Step | None:
@@ -101,5 +101,5 @@ class Masks:
     def forget(self, segmentId: str) -> None:
         """Let go of a segment that was removed."""
         self.history.clear()
-        if self.preview is not None and self.preview.where[0] == segmentId:
+        if self.preview is not None and self.preview.place[0] == segmentId:
             self.preview = None

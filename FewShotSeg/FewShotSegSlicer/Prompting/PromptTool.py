@@ -8,20 +8,17 @@ tool.remove()                     # in exit()
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Any, get_args
 
 import slicer
 
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import SliceViews
 from FewShotSegSlicer.Signal import Signal
 
 from .LiveSegmenter import LiveSegmenter
-from .PromptView import PromptView
-
-Mode = Literal["none", "positive", "negative", "box"]
+from .PromptView import Mode, PromptView
 
 HOTKEYS = {
     "P": "points inside",
@@ -68,14 +65,10 @@ class PromptTool:
             self._mode = mode
             self.modeChanged(mode)
 
-    @property
-    def isInstalled(self) -> bool:
-        return self._isInstalled
-
     def install(self) -> None:
         """Begin to listen to the slice views, and to show prompts in them."""
         layoutManager = slicer.app.layoutManager()
-        if self.isInstalled or layoutManager is None:  # without a main window there are no views
+        if self._isInstalled or layoutManager is None:  # without a main window there are no views
             return
         self._isInstalled, self._target = True, self.live.target
         self._followLayout()
@@ -85,7 +78,7 @@ class PromptTool:
 
     def remove(self) -> None:
         """Leave the views as they were; what is shown in the segment is kept."""
-        if not self.isInstalled:
+        if not self._isInstalled:
             return
         self.live.changed.disconnect(self._onChanged)
         self.live.moved.disconnect(self._onMoved)
@@ -105,23 +98,16 @@ class PromptTool:
             view.close()
             self._views.remove(view)
         known = {view.name for view in self._views}
-        self._views += [PromptView(name, layoutManager.sliceWidget(name), self) for name in names if name not in known]
+        for name in [name for name in names if name not in known]:
+            self._views.append(PromptView(name, layoutManager.sliceWidget(name), self.live, self._modeOfClick))
 
-    def modeOfClick(self, interactor: Any) -> Mode:
+    def _modeOfClick(self, interactor: Any) -> Mode:
         """Return what a click does now: with Ctrl the other sign, and nothing while markups are being placed."""
         interaction = slicer.app.applicationLogic().GetInteractionNode()
         if interaction.GetCurrentInteractionMode() == interaction.Place:
             return "none"
         opposite: dict[Mode, Mode] = {"positive": "negative", "negative": "positive"}
         return opposite.get(self._mode, self._mode) if interactor.GetControlKey() else self._mode
-
-    @contextmanager
-    def tellingErrors(self) -> Iterator[None]:
-        """Tell by `live.failed` what the user can put right."""
-        try:
-            yield
-        except InputError as error:
-            self.live.failed(str(error))
 
     def _onChanged(self) -> None:
         if self.live.target is not self._target:
@@ -134,7 +120,7 @@ class PromptTool:
     def _onMoved(self, _segmentId: str, axis: int, index: int) -> None:
         target = self.live.target
         if target is not None and not any(view.where == (axis, index) for view in self._views):
-            Scene.jumpToSlice(target.volumeNode, axis, index)
+            SliceViews.jumpToSlice(target.volumeNode, axis, index)
 
     # -------------------------------------------------------------------------------------------------------- hotkeys
 
@@ -151,6 +137,7 @@ class PromptTool:
             self._shortcuts.append(shortcut)
 
     def removeHotkeys(self) -> None:
+        """Take the hotkeys away."""
         for shortcut in self._shortcuts:
             shortcut.disconnect("activated()")
             shortcut.setEnabled(False)
@@ -176,7 +163,7 @@ class PromptTool:
 
     def _guarded(self, action: Callable[[], Any]) -> Callable[[], None]:
         def act() -> None:
-            with self.tellingErrors():
+            with self.live.signals.tellingErrors():
                 action()
 
         return act

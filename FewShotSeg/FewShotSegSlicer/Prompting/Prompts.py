@@ -16,6 +16,8 @@ from FewShotSegLib.data.volume import AXES, AXIS_LETTERS
 from FewShotSegLib.errors import InputError
 
 Point = tuple[float, float, float]
+Slice = tuple[int, int]  # axis, index
+Place = tuple[str, int, int]  # segment ID, axis, index
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,24 @@ class SlicePrompt:
 
     @property
     def isEmpty(self) -> bool:
+        """Whether there is neither a point nor a box."""
         return not self.points_ras and self.box_ras is None
 
     def withPoint(self, point_ras: Sequence[float], positive: bool) -> SlicePrompt:
+        """Return the prompt with one more point, inside (positive) or outside."""
         return replace(
             self, points_ras=(*self.points_ras, _point(point_ras)), labels=(*self.labels, 1 if positive else 0)
         )
 
     def withPointMoved(self, number: int, point_ras: Sequence[float]) -> SlicePrompt:
+        """Return the prompt with a point, counted from 0, at another place."""
         self._checkNumber(number)
         points = list(self.points_ras)
         points[number] = _point(point_ras)
         return replace(self, points_ras=tuple(points))
 
     def withoutPoint(self, number: int) -> SlicePrompt:
+        """Return the prompt without a point, counted from 0."""
         self._checkNumber(number)
         kept = [n for n in range(len(self.points_ras)) if n != number]
         return replace(
@@ -65,6 +71,7 @@ class SlicePrompt:
         )
 
     def withBox(self, box_ras: tuple[Point, Point] | None) -> SlicePrompt:
+        """Return the prompt with another box, or none."""
         return replace(self, box_ras=box_ras)
 
     def toDict(self, axis: int, index: int) -> dict[str, Any]:
@@ -102,8 +109,8 @@ class PromptStore:
     """
 
     def __init__(self) -> None:
-        self._prompts: dict[tuple[str, int, int], SlicePrompt] = {}
-        self._propagated: dict[tuple[str, int, int], int] = {}
+        self._prompts: dict[Place, SlicePrompt] = {}
+        self._propagated: dict[Place, int] = {}
 
     def get(self, segmentId: str, axis: int, index: int) -> SlicePrompt:
         """Return the prompt of a slice, empty when there is none."""
@@ -116,7 +123,7 @@ class PromptStore:
         else:
             self._prompts[segmentId, axis, index] = prompt
 
-    def slices(self, segmentId: str) -> list[tuple[int, int]]:
+    def slices(self, segmentId: str) -> list[Slice]:
         """Return (axis, index) of the slices with a prompt, in order."""
         return sorted((axis, index) for known, axis, index in self._prompts if known == segmentId)
 
@@ -131,14 +138,15 @@ class PromptStore:
                 del known[key]
 
     def clear(self) -> None:
+        """Forget all prompts."""
         self._prompts.clear()
         self._propagated.clear()
 
-    def propagated(self, segmentId: str) -> dict[tuple[int, int], int]:
+    def propagated(self, segmentId: str) -> dict[Slice, int]:
         """Return {(axis, index): checksum} of the slices that propagation wrote."""
         return {key[1:]: checksum for key, checksum in self._propagated.items() if key[0] == segmentId}
 
-    def setPropagated(self, segmentId: str, marks: Mapping[tuple[int, int], int]) -> None:
+    def setPropagated(self, segmentId: str, marks: Mapping[Slice, int]) -> None:
         """Replace what `propagated` returns."""
         for key in [key for key in self._propagated if key[0] == segmentId]:
             del self._propagated[key]
@@ -167,12 +175,9 @@ class PromptStore:
         self.setPropagated(segmentId, marks)
 
 
-def _sliceOf(entry: Mapping[str, Any]) -> tuple[int, int]:
+def _sliceOf(entry: Mapping[str, Any]) -> Slice:
     return AXES[entry["axis"]], int(entry["index"])
 
 
 def _promptOf(entry: Mapping[str, Any]) -> SlicePrompt:
     return SlicePrompt(entry.get("points_ras", ()), entry.get("point_labels", ()), entry.get("box_ras"))
-
-
-# ------------------------------------------------------------------------------------------------------------ history

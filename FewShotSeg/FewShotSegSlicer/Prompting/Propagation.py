@@ -11,12 +11,13 @@ import numpy as np
 
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Jobs.Workers import Workers
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Segmentations
+from FewShotSegSlicer.Workers.Workers import Workers
 
 from .History import Mask, PropagationStep
 from .Prompts import PromptStore, SlicePrompt
-from .Target import Model, Target
+from .Question import Model
+from .Target import Target
 
 
 @dataclass(eq=False)
@@ -49,6 +50,7 @@ class Propagation:
 
     @property
     def isUnderWay(self) -> bool:
+        """Whether the worker is at it."""
         return self._origin is not None
 
     def start(self, target: Target, model: Model, axis: int, direction: int, count: int) -> None:
@@ -62,9 +64,13 @@ class Propagation:
         )
         prompts = [prompt.toDict(axis, index) for index, prompt in origin.prompts.items()]
         request = {
-            "op": "propagate", "volume": target.volumeName(), "direction": direction, "count": int(count),
-            "prompts": [prompt | {"structure": target.structure} for prompt in prompts], **model.toDict(),
-        }  # fmt: skip
+            "op": "propagate",
+            "volume": target.volumeName(),
+            "direction": direction,
+            "count": int(count),
+            "prompts": [prompt | {"structure": target.structure} for prompt in prompts],
+            **model.toDict(),
+        }
         self._origin = origin
         origin.number = self._workers.request(
             "prompt",
@@ -76,7 +82,7 @@ class Propagation:
 
     def mark(self, target: Target, step: PropagationStep) -> None:
         """Remember the slices that a step has just written as they came out; masking may have left less of them."""
-        shown = {index: _shown(target, step.segmentId, step.axis, index) for index in step.masks}
+        shown = {index: _maskOn(target, step.segmentId, step.axis, index) for index in step.masks}
         step.after = step.before | {(step.axis, index): _checksum(mask) for index, mask in shown.items()}
         self._prompts.setPropagated(step.segmentId, step.after)
 
@@ -118,13 +124,13 @@ class Propagation:
         """Whether a slice has no prompt, and is empty or as an earlier propagation has left it."""
         if index in origin.prompts:
             return False
-        mask = _shown(origin.target, origin.segmentId, origin.axis, index)
+        mask = _maskOn(origin.target, origin.segmentId, origin.axis, index)
         mark = self._prompts.propagated(origin.segmentId).get((origin.axis, index))
         return not mask.any() or mark == _checksum(mask)
 
 
-def _shown(target: Target, segmentId: str, axis: int, index: int) -> Mask:
-    return Scene.sliceMask(target.segmentationNode, segmentId, target.volumeNode, axis, index)
+def _maskOn(target: Target, segmentId: str, axis: int, index: int) -> Mask:
+    return Segmentations.sliceMask(target.segmentationNode, segmentId, target.volumeNode, axis, index)
 
 
 def _checksum(mask: Mask) -> int:

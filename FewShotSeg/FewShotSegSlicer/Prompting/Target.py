@@ -4,56 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from FewShotSegLib.data.volume import ijk_from_ras, ras_from_ijk
 from FewShotSegLib.errors import InputError
-from FewShotSegSlicer.Jobs.Workers import Workers
-from FewShotSegSlicer.Scene import Scene
+from FewShotSegSlicer.Scene import Volumes
 from FewShotSegSlicer.Scene.Geometry import rasFromIjk, shapeOf
+from FewShotSegSlicer.Workers.Workers import Workers
 
 from .Prompts import Point, SlicePrompt
 
 _ROUNDING = 1e-3  # voxels; RAS coordinates went through single precision somewhere
-_numbers = itertools.count(1)
-
-
-@dataclass(frozen=True)
-class Model:
-    """What answers: an adapter file, a base model by name or file (None: the adapter's, or the bundled one)."""
-
-    adapter: str | None = None
-    base: str | None = None
-    choice: int = 0
-    """Counts the choices made, since a file may be written anew under its old name."""
-
-    def toDict(self) -> dict[str, Any]:
-        return {"adapter": self.adapter, "base": self.base}
-
-
-@dataclass(frozen=True)
-class Question:
-    """Everything that a mask depends on. An answer counts only while the same question would be asked again."""
-
-    volume: str
-    model: Model
-    segmentation: str
-    segmentId: str
-    structure: str
-    axis: int
-    index: int
-    prompt: SlicePrompt
-
-    @property
-    def where(self) -> tuple[str, int, int]:
-        return self.segmentId, self.axis, self.index
-
-    def request(self) -> dict[str, Any]:
-        prompt = self.prompt.toDict(self.axis, self.index) | {"structure": self.structure}
-        return {"op": "predict", "volume": self.volume, "view": "live", "prompt": prompt, **self.model.toDict()}
+_volumeNumbers = itertools.count(1)
 
 
 class Target:
@@ -64,6 +28,10 @@ class Target:
         self._workers = workers
         self._sent: tuple[str, tuple[Any, ...]] | None = None
 
+    def isOf(self, volumeNode: Any, segmentationNode: Any) -> bool:
+        """Whether these are its nodes."""
+        return (self.volumeNode, self.segmentationNode) == (volumeNode, segmentationNode)
+
     @property
     def areNodesThere(self) -> bool:
         """Whether volume and segmentation are still in the scene."""
@@ -72,7 +40,13 @@ class Target:
 
     @property
     def isSegmentThere(self) -> bool:
+        """Whether there is a segment to work on."""
         return self.segmentId is not None and self.segment(self.segmentId) is not None
+
+    @property
+    def isThere(self) -> bool:
+        """Whether there is all that it takes to put a prompt on it."""
+        return self.areNodesThere and self.isSegmentThere
 
     @property
     def structure(self) -> str:
@@ -80,6 +54,7 @@ class Target:
         return self.segment(self.segmentId or "").GetName()
 
     def segment(self, segmentId: str) -> Any:
+        """Return the vtkSegment, None when it is not there any more."""
         return self.segmentationNode.GetSegmentation().GetSegment(segmentId)
 
     @property
@@ -93,8 +68,8 @@ class Target:
         """Return the name of the volume with the worker, after sending it if it is new or was changed."""
         if not self.isVolumeSent:
             self.forgetVolume()
-            stamp, volume = self._stamp(), Scene.volumeFromNode(self.volumeNode)
-            name = f"{self.volumeNode.GetID()} {next(_numbers)}"
+            stamp, volume = self._stamp(), Volumes.volumeFromNode(self.volumeNode)
+            name = f"{self.volumeNode.GetID()} {next(_volumeNumbers)}"
             self._workers.sendVolume(name, volume.array, volume.affine)
             self._sent = name, stamp
         assert self._sent is not None
@@ -106,6 +81,7 @@ class Target:
         return self._sent is not None and self._sent[1] == self._stamp()
 
     def forgetVolume(self) -> None:
+        """Have the worker forget the volume."""
         if self._sent is not None:
             self._workers.forgetVolume(self._sent[0])
             self._sent = None

@@ -26,11 +26,6 @@ def rasFromIjk(volumeNode: Any) -> Array:
     return affine
 
 
-def ijkFromRas(volumeNode: Any) -> Array:
-    """Return the (4, 4) matrix from world RAS to (i, j, k), not rounded."""
-    return np.linalg.inv(rasFromIjk(volumeNode))
-
-
 def worldFromNode(node: Any) -> Array:
     """Return the (4, 4) matrix from the coordinates of a node to the world; `InputError` where it is not linear."""
     transformNode = node.GetParentTransformNode()

@@ -6,7 +6,7 @@ its own. Where the grid of a layer is the volume's, its axes permuted or flipped
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,12 @@ def segmentOf(segmentationNode: Any, segmentId: str) -> Any:
     if segment is None:
         raise InputError(f'{quoted(segmentationNode)} has no segment "{segmentId}" (any more); choose another segment.')
     return segment
+
+
+def existing(segmentationNode: Any, segmentIds: Iterable[str]) -> list[str]:
+    """Return those of the segments that are there: the user may have removed some."""
+    segmentation = segmentationNode.GetSegmentation()
+    return [segmentId for segmentId in segmentIds if segmentation.GetSegment(segmentId) is not None]
 
 
 def layerOf(segmentationNode: Any, segmentId: str) -> Any:

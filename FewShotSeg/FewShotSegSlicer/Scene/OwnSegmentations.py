@@ -11,9 +11,9 @@ from typing import Any
 import slicer
 import slicer.util
 
-from . import Scene
+from . import Segmentations
 
-_NOTE = "FewShotSeg.OverOtherVolumes"  # attribute of the nodes
+_ATTRIBUTE = "FewShotSeg.OverOtherVolumes"  # attribute of the nodes
 _HIDDEN, _WANTED = "hidden", "wanted"
 
 
@@ -23,26 +23,26 @@ def showOnly(volumeNode: Any) -> bool:
     """
     hidesSome = False
     for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
-        display, note = node.GetDisplayNode(), node.GetAttribute(_NOTE)
+        display, note = node.GetDisplayNode(), node.GetAttribute(_ATTRIBUTE)
         if display is None or note == _WANTED:
             continue
         isVisible = bool(display.GetVisibility())
         if note == _HIDDEN and isVisible:
-            node.SetAttribute(_NOTE, _WANTED)
+            node.SetAttribute(_ATTRIBUTE, _WANTED)
         elif note == _HIDDEN and belongsTo(node, volumeNode):
             display.SetVisibility(True)
-            node.RemoveAttribute(_NOTE)
+            node.RemoveAttribute(_ATTRIBUTE)
         elif isVisible and not belongsTo(node, volumeNode):
             display.SetVisibility(False)
-            node.SetAttribute(_NOTE, _HIDDEN)
+            node.SetAttribute(_ATTRIBUTE, _HIDDEN)
             hidesSome = True
     return hidesSome
 
 
 def want(segmentationNode: Any) -> None:
     """Show a segmentation that was hidden, from now on over every volume: the user has chosen it."""
-    if segmentationNode.GetAttribute(_NOTE) == _HIDDEN:
-        segmentationNode.SetAttribute(_NOTE, _WANTED)
+    if segmentationNode.GetAttribute(_ATTRIBUTE) == _HIDDEN:
+        segmentationNode.SetAttribute(_ATTRIBUTE, _WANTED)
         segmentationNode.GetDisplayNode().SetVisibility(True)
 
 
@@ -50,15 +50,15 @@ def belongsTo(segmentationNode: Any, volumeNode: Any) -> bool:
     """Whether a segmentation may be shown and drawn on over a volume: made on it or on another one of the patient, or
     wanted there, or of unknown origin.
     """
-    owner = Scene.volumeOf(segmentationNode)
-    isKnown = owner is not None and segmentationNode.GetAttribute(_NOTE) != _WANTED
+    owner = Segmentations.volumeOf(segmentationNode)
+    isKnown = owner is not None and segmentationNode.GetAttribute(_ATTRIBUTE) != _WANTED
     return not isKnown or owner is volumeNode or _patientOf(owner) == _patientOf(volumeNode) != 0
 
 
 def ofVolume(volumeNode: Any) -> Any:
     """Return the segmentation that was made on a volume, the newest of several; None if there is none."""
     nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
-    return next((node for node in reversed(nodes) if Scene.volumeOf(node) is volumeNode), None)
+    return next((node for node in reversed(nodes) if Segmentations.volumeOf(node) is volumeNode), None)
 
 
 def _patientOf(node: Any) -> int:

@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import slicer
 
-from FewShotSegLib.data.volume import Labelmap
+from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.jobs.volumes_table import write_volumes
 
-from . import Scene
-from .Geometry import rasFromIjk, shapeOf
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from . import Segmentations
+from .Geometry import Array, rasFromIjk, shapeOf
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +42,12 @@ def intoScene(
     labels = found.volume.array
     if target is not None and drawn:
         labels = _keepingDrawn(labels, found.structures, volumeNode, target, drawn)
-    volume = Scene.Volume(labels, rasFromIjk(volumeNode))
-    return Scene.segmentationFromLabelmap(Labelmap(volume, found.structures), volumeNode, target, name)
+    volume = Volume(labels, rasFromIjk(volumeNode))
+    return Segmentations.segmentationFromLabelmap(Labelmap(volume, found.structures), volumeNode, target, name)
 
 
 def isInScene(node: Any) -> bool:
+    """Whether a node (or None) is in the scene."""
     return node is not None and slicer.mrmlScene.IsNodePresent(node)
 
 
@@ -60,10 +59,10 @@ def _keepingDrawn(
     drawn: Sequence[tuple[int, Sequence[int]]],
 ) -> Array:
     values = {name: value for value, name in structures.items()}
-    ids = [segmentId for name, segmentId in Scene.segmentsByName(segmentationNode).items() if name in values]
+    ids = [segmentId for name, segmentId in Segmentations.segmentsByName(segmentationNode).items() if name in values]
     if not ids:
         return labels
-    own = Scene.labelmapFromSegmentation(segmentationNode, volumeNode, ids)
+    own = Segmentations.labelmapFromSegmentation(segmentationNode, volumeNode, ids)
     numbers = np.zeros(len(ids) + 1, labels.dtype)
     for value, name in own.structures.items():
         numbers[value] = values[name]

@@ -11,7 +11,7 @@ import slicer
 from FewShotSegLib.data.volume import Labelmap
 from FewShotSegLib.errors import InputError
 
-from . import Scene
+from . import Segmentations, SliceViews
 
 _ICONS = Path(__file__).resolve().parents[2] / "Resources" / "Icons"
 _NAMES = ("FewShotSegPatient1", "FewShotSegPatient2")
@@ -53,11 +53,11 @@ def load(number: int) -> tuple[Any, Any]:
     if number != 1:
         return volumeNode, None
     slices = _slicesToAnnotate(truth)
-    Scene.jumpToSlice(volumeNode, 0, slices[1])
+    SliceViews.jumpToSlice(volumeNode, 0, slices[1])
     labels = np.zeros_like(truth.volume.array)
     labels[slices] = truth.volume.array[slices]
     annotated = Labelmap(truth.volume.like(labels), truth.structures)
-    return volumeNode, Scene.segmentationFromLabelmap(annotated, volumeNode, name=f"{name}Segmentation")
+    return volumeNode, Segmentations.segmentationFromLabelmap(annotated, volumeNode, name=f"{name}Segmentation")
 
 
 def _load(source: Any) -> list[Any]:

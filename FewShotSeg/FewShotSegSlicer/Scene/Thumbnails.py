@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from FewShotSegLib.data.structures import structure_colors
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from .Geometry import Array
 
 _OPACITY = 0.45
 # Directions in RAS to the right and down on the screen, as in Slicer's sagittal, coronal and axial views.

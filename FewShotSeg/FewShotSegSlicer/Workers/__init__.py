@@ -1,0 +1,1 @@
+"""The processes that compute: requests to them, what becomes of a request, and files for them."""
