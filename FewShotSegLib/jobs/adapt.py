@@ -42,10 +42,8 @@ def adapt_job(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, An
     recipe = recipe_of(job)
     with timed(timings, "load"):
         inputs = inputs_of(job, chosen)
-    for sentence in chosen.preflight(inputs.exemplars) if "exemplars" in chosen.NEEDS else ():
-        notes.warn(sentence)
     with timed(timings, "adapt"):
-        adapter = _fitting_adapter(job, inputs, recipe, device, notes)
+        adapter = fitting_adapter(job, inputs, recipe, device, notes)
     save_adapter(adapter, out)
     outputs = [out, *_pictures(adapter, out, notes)]
     _remove_checkpoints(job)
@@ -100,9 +98,11 @@ def _pictures(adapter: Adapter, out: Path, notes: Notes) -> list[Path]:
     return [path]
 
 
-def _fitting_adapter(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: torch.device, notes: Notes) -> Adapter:
-    """Adapt, with the next smaller preset each time the GPU runs out of memory."""
+def fitting_adapter(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: torch.device, notes: Notes) -> Adapter:
+    """Adapt, with the next smaller preset each time the GPU runs out of memory. Checkpoints lie beside `job.out`."""
     chosen, family = method(job.method), family_of(job, recipe)
+    for sentence in chosen.preflight(inputs.exemplars) if "exemplars" in chosen.NEEDS else ():
+        notes.warn(sentence)
     while True:
         resolved = chosen.resolve(recipe, family, device)
         adapter = _attempt(job, inputs, resolved, device, notes)

@@ -114,7 +114,7 @@ def _segment_image(job: SegmentJob, name: str, predictor: AnyPredictor, notes: N
     _check_not_the_input(image, out / f"{name}.seg.nrrd")
     curve = MemoryCurve(gpu_memory_of(predictor.device)) if predictor.device.type == "cuda" else None
     with timed(timings, "segment"), curve or contextlib.nullcontext():
-        found = _segmentation(job, volume, prompts, predictor, notes)
+        found = segmentation_of(volume, prompts, predictor, _options(job), notes)
     with timed(timings, "save"):
         paths = _save(found, out, name, volume)
     axis = slice_axis(volume, predictor.adapter, prompts, _options(job))
@@ -129,10 +129,10 @@ def _segment_image(job: SegmentJob, name: str, predictor: AnyPredictor, notes: N
     return record
 
 
-def _segmentation(
-    job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predictor: AnyPredictor, notes: Notes
+def segmentation_of(
+    volume: Volume, prompts: Sequence[Prompt], predictor: AnyPredictor, options: SegmentOptions, notes: Notes
 ) -> Segmentation:
-    options = _options(job)
+    """Segment a volume, slice by slice where the GPU has too little memory for several at a time."""
     if isinstance(predictor, VolumePredictor):
         if prompts:
             raise InputError("The adapter is a 3-D network, which takes no prompts; leave them out.")

@@ -86,12 +86,13 @@ def run_jobs(
             outcomes[number] = Outcome(job, {**record, "skipped": True})
             report(note(f"{job.out} is there already, made by the same job; not made again."))
     left = {number: job for number, job in enumerate(jobs) if number not in outcomes}
+    processes = min(processes, max(len(left), 1))
     if dask is not None:
         outcomes |= _on_dask(left, dask, report)
     elif processes == 1:
         outcomes |= _one_by_one(left, report)
     else:
-        outcomes |= _Pool(left, min(processes, max(len(left), 1)), report).run()
+        outcomes |= _Pool(left, processes, report).run()
     return [outcomes[number] for number in range(len(jobs))]
 
 

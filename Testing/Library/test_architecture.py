@@ -30,8 +30,8 @@ LEVELS = (
     ("inference",),
     ("training",),
     ("methods",),
-    ("jobs", "api"),
-    ("worker", "cli", "demo", "benchmarks", "pretraining", "__main__"),
+    ("jobs",),
+    ("worker", "api", "cli", "demo", "benchmarks", "pretraining", "__main__"),
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # Modules that still lie flat beside the rooms, and arrows that go with their move; both lists only shrink.
