@@ -201,6 +201,7 @@ def segment_folder(
     probabilities: bool = False,
     largest_component: bool = False,
     min_island_ml: float = 0.0,
+    format: str = "seg.nrrd",
     seed: int = 0,
     device: str = "auto",
     progress: bool | Report | None = None,
@@ -224,6 +225,8 @@ def segment_folder(
         "local", or the address of a Dask scheduler (extra `dask`).
     axis, largest_component, min_island_ml, seed, device, progress
         As in `segment`.
+    format
+        "seg.nrrd", or "dicom-seg" for images that are DICOM series (extra `dicom-seg`).
     probabilities
         Also write a probability map for each structure.
 
@@ -255,6 +258,7 @@ def segment_folder(
         probabilities=probabilities,
         largest_component=largest_component,
         min_island_ml=min_island_ml,
+        format=format,  # type: ignore[arg-type]
         seed=seed,
         device=device,  # type: ignore[arg-type]
     )

@@ -116,6 +116,12 @@ def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
     segment.add_argument("--base", metavar="MODEL", help="default: the one the adapter was made for")
     segment.add_argument("--prompts", metavar="FILE.json", help="points, boxes and masks on slices of the image")
     segment.add_argument("--axis", choices=("k", "j", "i"), help="slice axis; default: the adapter's")
+    segment.add_argument(
+        "--format",
+        choices=("seg.nrrd", "dicom-seg"),
+        default="seg.nrrd",
+        help="of the segmentations; dicom-seg needs DICOM series as images, and the extra dicom-seg (seg.nrrd)",
+    )
     segment.add_argument("--probabilities", action="store_true", help="also write a probability map per structure")
     segment.add_argument("--largest-component", action="store_true", help="keep the largest part of each structure")
     segment.add_argument("--min-island-ml", type=float, default=0.0, metavar="ML", help="remove smaller parts")
@@ -217,6 +223,7 @@ def segment_job_from(chosen: argparse.Namespace, support_recipe: dict[str, Any])
         probabilities=chosen.probabilities,
         largest_component=chosen.largest_component,
         min_island_ml=chosen.min_island_ml,
+        format=chosen.format,
         seed=chosen.seed,
         device=chosen.device,
     )

@@ -19,6 +19,7 @@ from .intensity import IntensitySpec
 from .schema import coerce, construct, shown, to_json
 
 Device = Literal["auto", "cpu", "cuda"]
+SegmentationFormat = Literal["seg.nrrd", "dicom-seg"]
 Axis = Literal["k", "j", "i"]  # the IJK axis that the slices are stacked along
 
 _NOUN = "job entry"
@@ -107,6 +108,7 @@ class SegmentJob:
 
     `base` None is the base model that the adapter was made for, or the bundled one. `axis` None is that of the adapter
     or the support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed.
+    `format` dicom-seg writes DICOM segmentations that refer to their series, for images that are DICOM series.
     """
 
     kind: ClassVar[str] = "segment"
@@ -124,6 +126,7 @@ class SegmentJob:
     support: tuple[ExemplarFiles, ...] = ()
     support_recipe: dict[str, Any] = field(default_factory=dict)
     intensity: dict[str, Any] | None = None
+    format: SegmentationFormat = "seg.nrrd"
 
     def __post_init__(self) -> None:
         coerce(self, _NOUN)

@@ -158,7 +158,7 @@ def _read_dicom_folder(folder: Path, name: str) -> SimpleITK.Image:
     import SimpleITK as sitk
 
     with _quiet():
-        files = _largest_series(folder, name)
+        files = series_files(folder, name)
         if len(files) > 1:
             _check_slice_positions(files, name)
         reader = sitk.ImageSeriesReader()
@@ -169,8 +169,10 @@ def _read_dicom_folder(folder: Path, name: str) -> SimpleITK.Image:
             raise InputError(f"{name}: the DICOM series cannot be read ({_last_words(str(error))}).") from None
 
 
-def _largest_series(folder: Path, name: str) -> tuple[str, ...]:
-    """Return the files, sorted by position, of the series with most files; several of that size are refused."""
+def series_files(folder: Path, name: str) -> tuple[str, ...]:
+    """Return the files of the DICOM series in a folder, sorted by position: of the one with most files; several of that
+    size are refused.
+    """
     import SimpleITK as sitk
 
     reader = sitk.ImageSeriesReader

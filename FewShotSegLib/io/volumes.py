@@ -14,6 +14,7 @@ import numpy as np
 from FewShotSegLib.data.volume import Array, Labelmap, Volume, as_labels, label_values, log
 from FewShotSegLib.errors import InputError
 
+from .dicom_seg import is_dicom_seg, load_dicom_seg
 from .files import known_suffix
 from .images import affine_of, array_of, image_from, one_volume, read_image, write_image
 from .seg_nrrd import header_fields, merged_layers, segments_from
@@ -49,7 +50,8 @@ def save_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool 
 
 
 def load_labelmap(path: str | os.PathLike[str]) -> Labelmap:
-    """Load a labelmap; segment names come from a segmentation file (.seg.nrrd), otherwise each value is its own name.
+    """Load a labelmap; segment names come from a segmentation file (.seg.nrrd, DICOM SEG), otherwise each value is its
+    own name.
 
     The layers of a segmentation become one labelmap: where segments overlap the higher layer wins, which is logged.
     Label values are kept when they differ; segments that share a value in different layers are numbered 1, 2, ... in
@@ -57,6 +59,8 @@ def load_labelmap(path: str | os.PathLike[str]) -> Labelmap:
     """
     path = Path(path)
     name = str(path)
+    if is_dicom_seg(path):
+        return load_dicom_seg(path)
     image = read_image(path, name)
     if image.HasMetaDataKey("Segment0_ID"):
         header = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}

@@ -27,6 +27,8 @@ from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.quality import CUT_OFF, quality
 from FewShotSegLib.inference.segment import Segmentation, SegmentOptions, segment, slice_axis
 from FewShotSegLib.inference.volume_network import VolumePredictor
+from FewShotSegLib.io.dicom_seg import SUFFIX as DICOM_SEG_SUFFIX
+from FewShotSegLib.io.dicom_seg import check_available, check_source, save_dicom_seg
 from FewShotSegLib.io.names import PROBABILITY
 from FewShotSegLib.io.prompts import load_prompts
 from FewShotSegLib.io.volumes import load_volume, save_labelmap, save_volume
@@ -53,6 +55,8 @@ def segment_job(job: SegmentJob, device: torch.device, notes: Notes, raise_failu
     out = Path(job.out)
     names = output_names(job.images)
     check_writable(result_path(out, names[0]))
+    if job.format == "dicom-seg":
+        check_available()
     with timed(timings, "load"):
         predictor = _predictor(job, device, notes)
     records, failed = [], {}
@@ -102,6 +106,7 @@ def _tried(
 def _segment_image(job: SegmentJob, name: str, predictor: AnyPredictor, notes: Notes) -> dict[str, Any]:
     timings: dict[str, float] = {}
     out, image = Path(job.out), job.images[0]
+    series = check_source(image) if job.format == "dicom-seg" else ()
     with timed(timings, "load"):
         volume = load_volume(image)
         prompts = load_prompts(job.prompts, volume) if job.prompts else []
@@ -109,14 +114,14 @@ def _segment_image(job: SegmentJob, name: str, predictor: AnyPredictor, notes: N
     target = result_path(out, name)
     known = read_record(target)
     if known is not None and known.get("digest") == digest and is_complete(known, out):
-        notes.say(f"{name}.seg.nrrd is there already, from the same image and adapter; not made again.")
+        notes.say(f"{name} is there already, from the same image and adapter; not made again.")
         return {**known, "skipped": True}
     _check_not_the_input(image, out / f"{name}.seg.nrrd")
     curve = MemoryCurve(gpu_memory_of(predictor.device)) if predictor.device.type == "cuda" else None
     with timed(timings, "segment"), curve or contextlib.nullcontext():
         found = segmentation_of(volume, prompts, predictor, _options(job), notes)
     with timed(timings, "save"):
-        paths = _save(found, out, name, volume)
+        paths = _save(found, out, name, volume, series)
     axis = slice_axis(volume, predictor.adapter, prompts, _options(job))
     structures = quality(found, axis)
     for structure, row in structures.items():
@@ -159,7 +164,8 @@ def _options(job: SegmentJob) -> SegmentOptions:
 
 def _digest(job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predictor: AnyPredictor) -> str:
     """Equal for everything that decides the output."""
-    asked = [_options(job).__dict__, [prompt.to_dict() for prompt in prompts]]
+    asked: list[Any] = [_options(job).__dict__, [prompt.to_dict() for prompt in prompts]]
+    asked += [job.format] if job.format != "seg.nrrd" else []  # what was made before there was a choice stays valid
     made_by = [__version__, *predictor.identity]
     return sha256_of_json((asked, made_by, sha256_of_array(volume.array), sha256_of_array(volume.affine)))
 
@@ -169,14 +175,18 @@ def _check_not_the_input(image: str, target: Path) -> None:
         raise InputError(f"{target} is the image itself and would be overwritten; choose another output folder.")
 
 
-def _save(found: Segmentation, out: Path, name: str, volume: Volume) -> list[Path]:
+def _save(found: Segmentation, out: Path, name: str, volume: Volume, series: Sequence[str]) -> list[Path]:
     paths = []
     for value, probability in found.probabilities.items():
         structure = re.sub(r"[^\w .+-]", "_", found.labelmap.structures[value])
         paths.append(out / f"{name}.{structure}{PROBABILITY}.nrrd")
         save_volume(volume.like(probability.astype(np.float32)), paths[-1])
-    paths.append(out / f"{name}.seg.nrrd")
-    save_labelmap(found.labelmap, paths[-1])
+    if series:
+        paths.append(out / f"{name}{DICOM_SEG_SUFFIX}")
+        save_dicom_seg(found.labelmap, paths[-1], series)
+    else:
+        paths.append(out / f"{name}.seg.nrrd")
+        save_labelmap(found.labelmap, paths[-1])
     return paths
 
 
