@@ -43,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
     job.add_argument("file", metavar="JOB.json")
     job.add_argument("--keep-best", action="store_true", help="Ctrl-C ends training and keeps the best so far")
     _add_models(commands, common)
+    _add_export(commands, common)
+    commands.add_parser("info", parents=[common], help="versions, devices, models and folders of this installation")
     show = commands.add_parser("show", parents=[common], help="print what is in an adapter")
     show.add_argument("adapter", metavar="ADAPTER")
     demo = commands.add_parser("demo", parents=[common], help="synthetic patients, three annotated slices, a report")
@@ -140,7 +142,7 @@ def _add_evaluate(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _add_models(commands: Any, common: argparse.ArgumentParser) -> None:
-    models = commands.add_parser("models", help="base models: list, download, verify, add")
+    models = commands.add_parser("models", help="base models: list, download, verify, add, remove")
     actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", parents=[common], help="what there is and where it lies")
     download = actions.add_parser("download", parents=[common], help="fetch models; nothing else uses the network")
@@ -151,6 +153,27 @@ def _add_models(commands: Any, common: argparse.ArgumentParser) -> None:
     add.add_argument("file", metavar="FILE")
     add.add_argument("--architecture", metavar="NAME", help="vit_b, vit_l, vit_h, tiny_vit or compact")
     add.add_argument("--name", metavar="NAME", help="how to call it; default: the file's name")
+    remove = actions.add_parser("remove", parents=[common], help="delete downloaded models, or unregister your own")
+    remove.add_argument("names", nargs="+", metavar="MODEL")
+
+
+def _add_export(commands: Any, common: argparse.ArgumentParser) -> None:
+    export = commands.add_parser(
+        "export-nnunet",
+        parents=[common],
+        help="write corrected cases as an nnU-Net data set",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: fewshotseg export-nnunet --images patients --labels corrected --id 501 --name Abdomen "
+        "--channel CT --out nnUNet_raw",
+    )
+    export.add_argument("--images", required=True, metavar="DIR", help="folder of volumes")
+    export.add_argument("--labels", required=True, metavar="DIR", help="folder of their corrected segmentations")
+    export.add_argument("--id", required=True, type=_positive, metavar="N", help="number of the data set, 1 to 999")
+    export.add_argument("--name", required=True, metavar="NAME", help="name of the data set")
+    export.add_argument(
+        "--channel", required=True, metavar="KIND", help="kind of image: CT, or another word such as MR"
+    )
+    export.add_argument("--out", required=True, metavar="DIR", help="folder of raw data sets (nnUNet_raw)")
 
 
 def _whole_number(text: str) -> int:

@@ -169,6 +169,9 @@ def _models(chosen: argparse.Namespace) -> None:
     elif chosen.action == "add":
         model = registry.add(chosen.file, chosen.architecture, chosen.name)
         print(f"{model.name} ({model.architecture}) is registered: use it with --base {model.name}")
+    elif chosen.action == "remove":
+        for name in chosen.names:
+            print(registry.remove(name))
     else:
         with _watched(chosen) as (control, display):
             for name in chosen.names:
@@ -213,6 +216,31 @@ def _show(chosen: argparse.Namespace) -> None:
     print(readable_card(values, count, Path(chosen.adapter).stat().st_size))
 
 
+def _export_nnunet(chosen: argparse.Namespace) -> None:
+    from FewShotSegLib.io.nnunet import export_nnunet
+
+    with _watched(chosen) as (control, display):
+        made = export_nnunet(
+            chosen.images,
+            chosen.labels,
+            chosen.out,
+            number=chosen.id,
+            name=chosen.name,
+            channel=chosen.channel,
+            report=control,
+        )
+        structures = ", ".join(f"{label} = {name}" for label, name in made.structures.items())
+        plural = "case" if made.cases == 1 else "cases"
+        display.lines([f"{made.cases} {plural}: {structures}", str(made.folder)])
+
+
+def _info(chosen: argparse.Namespace) -> None:
+    from .info import readable_info, system_info
+
+    values = system_info()
+    print(json.dumps(values, ensure_ascii=False) if chosen.json else "\n".join(readable_info(values)))
+
+
 def _demo(chosen: argparse.Namespace) -> None:
     with _watched(chosen) as (control, display):
         from FewShotSegLib.demo.run import run_demo
@@ -237,6 +265,8 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "job": _job,
     "models": _models,
+    "export-nnunet": _export_nnunet,
+    "info": _info,
     "show": _show,
     "demo": _demo,
 }
