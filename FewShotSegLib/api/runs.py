@@ -31,7 +31,7 @@ from FewShotSegLib.jobs.segment import segmentation_of
 from FewShotSegLib.methods import method as method_of
 from FewShotSegLib.progress import Report
 from FewShotSegLib.visualization.progress_bar import reporting
-from FewShotSegLib.worker.batch import segment_images
+from FewShotSegLib.worker.batch import Part, segment_images
 
 from .adapter import Adapter
 from .inputs import AdapterLike, Axis, PathLike, VolumeLike, as_adapter, as_volume
@@ -197,6 +197,7 @@ def segment_folder(
     *,
     processes: int = 1,
     dask: str | None = None,
+    part: tuple[int, int] = (1, 1),
     axis: Axis | None = None,
     probabilities: bool = False,
     largest_component: bool = False,
@@ -222,7 +223,9 @@ def segment_folder(
     processes
         Images at the same time, each in a process of its own. Together they use the cores once.
     dask
-        "local", or the address of a Dask scheduler (extra `dask`).
+        "local" (a cluster of `processes` workers), or the address of a Dask scheduler (extra `dask`).
+    part
+        (i, n): only the i-th of n equal parts of the images, for arrays of jobs on a cluster; i counts from 1.
     axis, largest_component, min_island_ml, seed, device, progress
         As in `segment`.
     format
@@ -263,7 +266,9 @@ def segment_folder(
         device=device,  # type: ignore[arg-type]
     )
     with reporting(progress) as report:
-        records = segment_images(job, processes=processes, dask=dask, report=report, raise_failures=False)["images"]
+        records = segment_images(
+            job, processes=processes, dask=dask, part=Part(*part), report=report, raise_failures=False
+        )["images"]
     failed = [record for record in records if "error" in record]
     if failed and len(failed) == len(records):
         raise InputError(f"No image could be segmented. {failed[0]['image']}: {failed[0]['error']['message']}")

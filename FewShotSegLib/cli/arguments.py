@@ -14,6 +14,7 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.datasets import data_sets_in, files_of
 from FewShotSegLib.io.exemplars import parse_exemplar
 from FewShotSegLib.version import __version__
+from FewShotSegLib.worker.batch import WHOLE, Part
 
 DEMO_OUT = "demo-output"
 
@@ -38,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_adapt(commands, work)
     _add_segment(commands, work)
+    table = commands.add_parser("table", parents=[common], help="join the tables of a batch that was done in parts")
+    table.add_argument("folder", metavar="DIR", help="the output folder of segment")
     _add_evaluate(commands, common)
     job = commands.add_parser("job", parents=[common], help="run a job file (JSON)")
     job.add_argument("file", metavar="JOB.json")
@@ -128,7 +131,19 @@ def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
     segment.add_argument("--largest-component", action="store_true", help="keep the largest part of each structure")
     segment.add_argument("--min-island-ml", type=float, default=0.0, metavar="ML", help="remove smaller parts")
     segment.add_argument("--processes", type=_positive, default=1, metavar="N", help="images at the same time (1)")
-    segment.add_argument("--dask", metavar="ADDRESS", help="address of a Dask scheduler to send the images to")
+    segment.add_argument(
+        "--dask",
+        metavar="local|ADDRESS",
+        help="spread the images over a Dask cluster: one of --processes workers here, or that of a scheduler's address "
+        "(extra dask)",
+    )
+    segment.add_argument(
+        "--part",
+        type=part_from,
+        default=WHOLE,
+        metavar="i/n",
+        help="segment only the i-th of n equal parts of the images, for arrays of jobs on a cluster",
+    )
     segment.add_argument("--out", required=True, metavar="DIR")
 
 
@@ -186,6 +201,21 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 is needed, got {text!r}")
     return int(text)
+
+
+def part_from(text: str) -> Part:
+    """Return the part that "2/8" means, the second of eight.
+
+    >>> part_from("2/8")
+    Part(number=2, count=8)
+    """
+    number, slash, count = text.partition("/")
+    if not slash or not number.strip().isdecimal() or not count.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f'a part is written i/n, such as 2/8, got "{text}"')
+    try:
+        return Part(int(number), int(count))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def structures_from(text: str) -> dict[int, str]:

@@ -94,8 +94,15 @@ def _segment(chosen: argparse.Namespace) -> None:
     from FewShotSegLib.worker.batch import segment_images
 
     with _watched(chosen) as (control, display):
-        result = segment_images(job, processes=chosen.processes, dask=chosen.dask, report=control)
+        result = segment_images(job, processes=chosen.processes, dask=chosen.dask, part=chosen.part, report=control)
         display.result(result)
+
+
+def _table(chosen: argparse.Namespace) -> None:
+    from FewShotSegLib.worker.batch import table_of_folder
+
+    table, count = table_of_folder(Path(chosen.folder))
+    print(json.dumps({"table": str(table), "images": count}) if chosen.json else f"{table}: {count} images")
 
 
 def _support_recipe(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -268,6 +275,7 @@ _COMMANDS = {
     "export-nnunet": _export_nnunet,
     "info": _info,
     "show": _show,
+    "table": _table,
     "demo": _demo,
 }
 

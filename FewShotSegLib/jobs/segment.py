@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,13 @@ from FewShotSegLib.io.volumes import load_volume, save_labelmap, save_volume
 from FewShotSegLib.version import __version__
 
 from .inputs import exemplar_of, output_names
+from .kept import KeptPredictor
 from .memory_curve import MemoryCurve, gpu_memory_of
 from .notes import Notes, timed
 from .record import check_writable, checksums, is_complete, read_record, record_of, result_path, write_record
 
 AnyPredictor = Predictor | VolumePredictor
+RecordTaken = Callable[[dict[str, Any]], None]
 
 
 class SomeImagesFailed(InputError):  # noqa: N818 - named as what happened
@@ -50,7 +52,15 @@ class SomeImagesFailed(InputError):  # noqa: N818 - named as what happened
         self.result = result
 
 
-def segment_job(job: SegmentJob, device: torch.device, notes: Notes, raise_failures: bool) -> dict[str, Any]:
+def segment_job(
+    job: SegmentJob,
+    device: torch.device,
+    notes: Notes,
+    raise_failures: bool,
+    ended: RecordTaken,
+    kept: KeptPredictor[AnyPredictor],
+) -> dict[str, Any]:
+    """Do the job and return its record; `ended` gets the record of each image when that has ended."""
     timings: dict[str, float] = {}
     out = Path(job.out)
     names = output_names(job.images)
@@ -58,13 +68,14 @@ def segment_job(job: SegmentJob, device: torch.device, notes: Notes, raise_failu
     if job.format == "dicom-seg":
         check_available()
     with timed(timings, "load"):
-        predictor = _predictor(job, device, notes)
+        predictor = kept.get(job, str(device), lambda: _predictor(job, device, notes))
     records, failed = [], {}
     for number, (image, name) in enumerate(zip(job.images, names, strict=True)):
         part = replace(job, images=(image,))
         with timed(timings, "segment"):
             record, error = _tried(part, name, predictor, notes.part(number, len(names), name))
         records.append(record)
+        ended(record)
         if error is not None:
             failed[image] = error
             notes.warn(f"{image} failed: {error}")

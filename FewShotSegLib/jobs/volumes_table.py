@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.files import write_text_whole
 
 COLUMNS = ("image", "structure", "label", "volume_ml", "voxels", "confidence", "flags", "state", "error")
@@ -15,13 +16,51 @@ COLUMNS = ("image", "structure", "label", "volume_ml", "voxels", "confidence", "
 
 def write_volumes(records: Iterable[dict[str, Any]], path: Path) -> None:
     """Write one line per image and structure, and one for each image that failed."""
+    write_text_whole(path, _as_csv(_HEAD) + "".join(_as_csv(_rows_of(record)) for record in records))
+
+
+class RunningTable:
+    """The rows of a batch that is under way, written as its images end.
+
+    They stand in `NAME.running.csv` beside the table to come, and are removed once that is there: a batch that was
+    killed leaves what was known by then.
+    """
+
+    def __init__(self, table: Path) -> None:
+        self.path = table.with_name(f"{table.stem}.running.csv")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self.path.open("w", encoding="utf-8", newline="")
+        self._write(_as_csv(_HEAD))
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Write the rows of an image."""
+        self._write(_as_csv(_rows_of(record)))
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+    def __enter__(self) -> RunningTable:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._stream.close()
+        if kind is None or issubclass(kind, InputError):
+            self.path.unlink(missing_ok=True)
+
+
+_HEAD = [{name: name for name in COLUMNS}]
+
+
+def _as_csv(rows: Iterable[dict[str, Any]]) -> str:
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        common = {"image": record["image"], "state": "there already" if record.get("skipped") else "segmented"}
-        if "error" in record:
-            writer.writerow({**common, "state": "failed", "error": record["error"]["message"]})
-        for structure, row in record.get("metrics", {}).get("structures", {}).items():
-            writer.writerow({**common, "structure": structure, **row, "flags": "; ".join(row["flags"])})
-    write_text_whole(path, stream.getvalue())
+    csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n").writerows(rows)
+    return stream.getvalue()
+
+
+def _rows_of(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    common = {"image": record["image"], "state": "there already" if record.get("skipped") else "segmented"}
+    if "error" in record:
+        yield {**common, "state": "failed", "error": record["error"]["message"]}
+    for structure, row in record.get("metrics", {}).get("structures", {}).items():
+        yield {**common, "structure": structure, **row, "flags": "; ".join(row["flags"])}
