@@ -8,6 +8,7 @@ and best `--preload FewShotSegLib.jobs.run`, which loads PyTorch before the firs
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections import deque
@@ -21,6 +22,7 @@ Answer = dict[str, Any]
 LOCAL = "local"
 _HERE = "127.0.0.1"  # nobody else on the network can send work to it
 _WAIT_S = 0.05
+_PATIENCE_S = 10.0  # for the workers to end
 _MOST_DEATHS = 2  # that a job may cause before it is given up
 
 
@@ -104,12 +106,14 @@ def _client(address: str, processes: int | None, gpus: int) -> Iterator[Any]:
         with client:
             yield client
         return
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": _MOST_DEATHS}),
-        _local_cluster(processes, gpus) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    with dask.config.set({"distributed.scheduler.allowed-failures": _MOST_DEATHS}):
+        cluster = _local_cluster(processes, gpus)
+        try:
+            with Client(cluster) as client:
+                yield client
+        finally:
+            with contextlib.suppress(TimeoutError):  # a worker that is just being started again keeps it waiting
+                cluster.close(timeout=_PATIENCE_S)
 
 
 def _local_cluster(processes: int | None, gpus: int) -> Any:
@@ -128,7 +132,8 @@ def _local_cluster(processes: int | None, gpus: int) -> Any:
             "nthreads": 1,
             "env": environment,
             "preload": ["FewShotSegLib.jobs.run"],
-            "dashboard": False,
+            "silence_logs": logging.ERROR,
         }
         workers[number] = {"cls": Nanny, "options": options}
-    return SpecCluster(workers=workers, scheduler={"cls": Scheduler, "options": {"host": _HERE, "dashboard": False}})
+    scheduler = {"cls": Scheduler, "options": {"host": _HERE, "dashboard": False}}
+    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
