@@ -1,6 +1,7 @@
 # make demo [OUT=folder]   a small cohort of synthetic patients, adapted to and segmented; writes a report
 # make test                the test suite: the library, and the Slicer extension on Slicer's own core without a screen
 # make lint                style, types and spelling
+# make docs                the documentation site, in build/site; its notebooks are executed and its links checked
 # make bench [DATA=folder] [QUICK=1]   speed, and accuracy on your own data
 #
 # Each makes its own environment in .venv when it is missing. Settings:
@@ -12,12 +13,13 @@
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench graphics
+.PHONY: help demo test lint docs bench graphics
 
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SLICER_STAMP := $(VENV)/.installed-slicer
+DOCS_STAMP := $(VENV)/.installed-docs
 OUT ?= demo-output
 JOBS ?= logical
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
@@ -46,10 +48,17 @@ lint: $(STAMP)
 	@$(PY) -m mypy
 	@$(PY) -m codespell_lib
 
+docs: $(DOCS_STAMP)
+	@OMP_NUM_THREADS=1 $(PY) -m mkdocs build --strict
+
 bench: $(STAMP)
 	@$(PY) -m FewShotSegLib benchmark speed $(if $(QUICK),--quick)
 	@$(if $(DATA),$(PY) -m FewShotSegLib benchmark accuracy --data "$(DATA)" $(if $(QUICK),--quick),\
 		echo "For accuracy on your own data: make bench DATA=folder")
+
+$(DOCS_STAMP): $(STAMP)
+	@$(PY) -m pip install --quiet -c constraints.txt -e ".[docs]"
+	@touch $@
 
 # The demo and the library do without these.
 $(SLICER_STAMP): $(STAMP)
