@@ -49,9 +49,9 @@ def recipe_reference() -> str:
     """Return a page with every option of every method: name, default, what is allowed, what it does."""
     parts = [
         "# Recipe options",
-        "Options that change how a method learns. On the command line: `--recipe rank=8 synthesizer.max_angle=20`, or a "
-        'JSON file; in Python: `adapt(..., recipe={"rank": 8})`. Options with a dot belong to a part of the recipe. '
-        "This page is made from the code.",
+        "Options that change how a method learns. On the command line: `--recipe rank=8 steps=800`, or a "
+        'file in JSON; in Python: `adapt(..., recipe={"rank": 8})`. Options with a dot belong to a part of the '
+        "recipe. This page is made from the code.",
     ]
     for name in METHODS:
         chosen = method(name)
@@ -104,8 +104,8 @@ def command_line_reference() -> str:
     """Return a page with the help of every command."""
     parts = [
         "# Command line",
-        "Exit codes: 0 done, 1 a defect of this program, 2 something to be changed by you, 130 cancelled. Every command "
-        "takes `--json` for programs. This page is made from the code.",
+        "Exit codes: 0 done, 1 a defect of this program, 2 something to be changed by you, 130 cancelled. Every "
+        "command takes `--json` for programs. This page is made from the code.",
     ]
     for words, command in _commands(parser()):
         parts += [f"## fewshotseg {words}", f"```text\n{command.format_help().strip()}\n```"]

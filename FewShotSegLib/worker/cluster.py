@@ -10,9 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from FewShotSegLib.errors import InputError
@@ -23,6 +27,8 @@ LOCAL = "local"
 _HERE = "127.0.0.1"  # nobody else on the network can send work to it
 _WAIT_S = 0.05
 _PATIENCE_S = 10.0  # for the workers to end
+_MOST_DEATHS_IN_A_ROW = 6  # of a worker, without any request that ended
+_FOLDER = Path(__file__).resolve().parents[2]  # holds the package; a worker may not have it installed
 _MOST_DEATHS = 2  # that a job may cause before it is given up
 
 
@@ -41,12 +47,16 @@ def answers_of(
     `gpus`, or for every two cores). A request whose worker died is answered by {"type": "dead", "returncode",
     "stderr"}, as a worker process of this library would be.
     """
-    with _client(address, processes, gpus) as client:
-        yield from _answers(client, work, requests, report)
+    with _client(address, processes, gpus) as (client, workers):
+        yield from _answers(client, workers, work, requests, report)
 
 
 def _answers(
-    client: Any, work: Callable[[dict[str, Any]], Answer], requests: Mapping[int, dict[str, Any]], report: Report
+    client: Any,
+    workers: _Workers,
+    work: Callable[[dict[str, Any]], Answer],
+    requests: Mapping[int, dict[str, Any]],
+    report: Report,
 ) -> Iterator[tuple[int, Answer]]:
     """Answers as they come, with no more requests under way than there are threads.
 
@@ -57,6 +67,7 @@ def _answers(
     busy: dict[int, Any] = {}
     try:
         while waiting or busy:
+            workers.keep_alive(done)
             threads = max(sum(client.nthreads().values()), 1)
             while waiting and len(busy) < threads:
                 number, request = waiting.popleft()
@@ -87,11 +98,68 @@ def _answer_of(future: Any) -> Answer:
     return {"type": "dead", "returncode": None, "stderr": [reason]}
 
 
+class _Workers:
+    """Worker processes on this computer, with a thread each; one that has died is started again.
+
+    Dask's own nannies give a worker up that dies while it starts, and a batch would wait for it for ever.
+    """
+
+    def __init__(self, scheduler: str = "", count: int = 0, gpus: int = 0) -> None:
+        self._scheduler, self._gpus = scheduler, gpus
+        self._threads = str(max((os.cpu_count() or 1) // max(count, 1), 1))
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the workers
+        self._processes = {number: self._started(number) for number in range(count)}
+        self._deaths, self._done = 0, 0
+
+    def _started(self, number: int) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "OMP_NUM_THREADS": self._threads}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_FOLDER), os.environ.get("PYTHONPATH")]))
+        if self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = str(number % self._gpus)
+        words = [self._scheduler, "--host", _HERE, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+        words += [
+            "--preload",
+            "FewShotSegLib.jobs.run",
+            "--death-timeout",
+            "60",
+        ]  # none outlives a batch that was killed
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", *words]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=self._log)
+
+    def keep_alive(self, done: int) -> None:
+        """Start workers again that have died; `done` requests have been answered by now."""
+        if done > self._done:
+            self._deaths, self._done = 0, done
+        for number, process in self._processes.items():
+            if process.poll() is not None:
+                self._deaths += 1
+                if self._deaths > _MOST_DEATHS_IN_A_ROW * len(self._processes):
+                    raise RuntimeError(f"The workers of the cluster die as soon as they are started. {self._last()}")
+                self._processes[number] = self._started(number)
+
+    def _last(self) -> str:
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def close(self) -> None:
+        """End all of them."""
+        for process in self._processes.values():
+            process.terminate()
+        for process in self._processes.values():
+            try:
+                process.wait(_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._log.close()
+
+
 @contextlib.contextmanager
-def _client(address: str, processes: int | None, gpus: int) -> Iterator[Any]:
+def _client(address: str, processes: int | None, gpus: int) -> Iterator[tuple[Any, _Workers]]:
     try:
         import dask
-        from distributed import Client
+        from distributed import Client, LocalCluster
     except ModuleNotFoundError:
         raise InputError(
             'Dask is not installed: pip install "FewShotSegLib[dask]", or use several processes instead.'
@@ -103,37 +171,14 @@ def _client(address: str, processes: int | None, gpus: int) -> Iterator[Any]:
             raise InputError(
                 f'No Dask scheduler answers at {address} ({error}); give its address, or "local".'
             ) from None
-        with client:
-            yield client
+        with client, contextlib.closing(_Workers()) as none:
+            yield client, none
         return
-    with dask.config.set({"distributed.scheduler.allowed-failures": _MOST_DEATHS}):
-        cluster = _local_cluster(processes, gpus)
-        try:
-            with Client(cluster) as client:
-                yield client
-        finally:
-            with contextlib.suppress(TimeoutError):  # a worker that is just being started again keeps it waiting
-                cluster.close(timeout=_PATIENCE_S)
-
-
-def _local_cluster(processes: int | None, gpus: int) -> Any:
-    """Workers with a thread each; with GPUs each sees one of them."""
-    from distributed import Nanny, Scheduler, SpecCluster
-
     count = processes or gpus or max((os.cpu_count() or 1) // 2, 1)
-    threads = str(max((os.cpu_count() or 1) // count, 1))
-    workers = {}
-    for number in range(count):
-        environment = {"OMP_NUM_THREADS": threads}
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
-        options = {
-            "host": _HERE,
-            "nthreads": 1,
-            "env": environment,
-            "preload": ["FewShotSegLib.jobs.run"],
-            "silence_logs": logging.ERROR,
-        }
-        workers[number] = {"cls": Nanny, "options": options}
-    scheduler = {"cls": Scheduler, "options": {"host": _HERE, "dashboard": False}}
-    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": _MOST_DEATHS}),
+        LocalCluster(n_workers=0, host=_HERE, dashboard_address=None, silence_logs=logging.ERROR) as cluster,
+        Client(cluster) as client,
+        contextlib.closing(_Workers(cluster.scheduler_address, count, gpus)) as workers,
+    ):
+        yield client, workers

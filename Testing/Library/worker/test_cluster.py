@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -95,6 +96,26 @@ def test_without_the_extra_or_a_scheduler_the_user_is_told(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r"pip install .FewShotSegLib\[dask\]."):
         collected(twice, "local")
+
+
+def test_workers_that_die_are_started_again_until_none_of_them_gets_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def short_lived(self: Any, number: int) -> subprocess.Popen[bytes]:
+        started.append(number)
+        process = subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(3)"], stderr=self._log)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(cluster._Workers, "_started", short_lived)
+    workers = cluster._Workers("tcp://127.0.0.1:1", count=2)
+    for done in range(5):  # each time a request has ended, deaths begin to count anew
+        for _ in range(cluster._MOST_DEATHS_IN_A_ROW):
+            workers.keep_alive(done)
+    assert len(started) == 2 + 2 * 5 * cluster._MOST_DEATHS_IN_A_ROW
+    with pytest.raises(RuntimeError, match="die as soon as they are started"):
+        workers.keep_alive(4)
+    workers.close()
 
 
 def dies_or_answers(values: dict[str, Any]) -> dict[str, Any]:
