@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -98,14 +97,26 @@ def test_without_the_extra_or_a_scheduler_the_user_is_told(monkeypatch: pytest.M
         collected(twice, "local")
 
 
+class Dead:
+    """A process that has ended."""
+
+    def poll(self) -> int:
+        return 3
+
+    def terminate(self) -> None:
+        pass
+
+    def wait(self, timeout: float) -> int:
+        return 3
+
+
 def test_workers_that_die_are_started_again_until_none_of_them_gets_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
 
-    def short_lived(self: Any, number: int) -> subprocess.Popen[bytes]:
+    def short_lived(self: Any, number: int) -> Dead:
         started.append(number)
-        process = subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(3)"], stderr=self._log)
-        process.wait()
-        return process
+        self._log.write(b"ImportError: no such module\n")
+        return Dead()
 
     monkeypatch.setattr(cluster._Workers, "_started", short_lived)
     workers = cluster._Workers("tcp://127.0.0.1:1", count=2)
@@ -113,7 +124,7 @@ def test_workers_that_die_are_started_again_until_none_of_them_gets_anywhere(mon
         for _ in range(cluster._MOST_DEATHS_IN_A_ROW):
             workers.keep_alive(done)
     assert len(started) == 2 + 2 * 5 * cluster._MOST_DEATHS_IN_A_ROW
-    with pytest.raises(RuntimeError, match="die as soon as they are started"):
+    with pytest.raises(RuntimeError, match="die as soon as they are started. ImportError: no such module"):
         workers.keep_alive(4)
     workers.close()
 
