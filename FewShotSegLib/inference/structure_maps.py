@@ -171,7 +171,7 @@ class MapPredictor(Predictor):
         answers[rows] = torch.stack([answers[rows], *logits]).mean(0)
         return answers
 
-    def _decode_both(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
+    def decode_known(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
         """The mean of the answers without and with the map of the structure as a mask prompt. A prompt that brings a
         mask of its own, such as the answer that it corrects, keeps it.
         """
