@@ -115,7 +115,7 @@ def map_pictures(
 ) -> list[Picture]:
     """What maps and decoder learn from: slices of the exemplars and, where samples are synthesized, copies of them."""
     slices = numbered(distinct_slices(exemplars, intensity, image_size, MOST_SLICES).values())
-    return pictures_of(slices, recipe.pictures if recipe.synthesis else 1, seed)
+    return pictures_of(slices, recipe.pictures, seed) if recipe.synthesis else slices
 
 
 def map_samples(inputs: AdaptInputs, recipe: PromptedRecipe, rng: np.random.Generator, count: int) -> list[Sample]:

@@ -146,4 +146,4 @@ def test_the_preview_shows_slices_and_copies_of_them_or_slices_alone(a_tiny_sam:
     plain = map_samples(inputs, replace(recipe, synthesis=False), np.random.default_rng(0), 12)
     assert len({sample.image.tobytes() for sample in plain}) == 2
     with pytest.raises(TypeError, match="not resolved"):
-        map_samples(inputs, RECIPE, np.random.default_rng(0), 1)
+        map_samples(inputs, replace(RECIPE, image_size=None), np.random.default_rng(0), 1)
