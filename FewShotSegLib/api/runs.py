@@ -17,7 +17,7 @@ from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Labelmap, axis_index
 from FewShotSegLib.devices import choose_device
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.inference.load import load_support_predictor, predictor_of
+from FewShotSegLib.inference.load import load_support_predictor, predictor_for
 from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.segment import SegmentOptions
 from FewShotSegLib.inference.volume_network import VolumePredictor
@@ -41,7 +41,7 @@ def adapt(
     exemplars: Sequence[Exemplar] = (),
     *,
     method: str = "lora",
-    base: str = "bundled",
+    base: str = "auto",
     recipe: Mapping[str, Any] | None = None,
     max_seconds: float | None = None,
     auxiliary: PathLike | None = None,
@@ -61,7 +61,7 @@ def adapt(
         "lora" (Feng et al. 2023), "asap" (Yang et al.; also needs `auxiliary`), "uda" (Zhu et al. 2024; needs `source`
         and `target` and no exemplars), "gmiseg" (Xu).
     base
-        Base model: "bundled", "vit_b", ... or a file.
+        Base model: "medical", "bundled", "vit_b", ... or a file. "auto": the one the method does best with.
     recipe
         Options that differ from the defaults of the method, for example `{"rank": 8, "steps": 800}`; nested ones as
         mappings.
@@ -93,7 +93,7 @@ def adapt(
     >>> image = np.where(labels, 120.0, 20.0)
     >>> exemplar = fs.make_exemplar(image, labels, spacing_mm=(1, 1, 5), structures={1: "liver"}, slices=(1,))
     >>> quick = {"steps": 1, "image_size": 64, "validate_every": 0, "guard": "off"}
-    >>> fs.adapt([exemplar], recipe=quick).structures
+    >>> fs.adapt([exemplar], base="bundled", recipe=quick).structures
     {1: 'liver'}
     """
     chosen = method_of(method)
@@ -128,6 +128,7 @@ def segment(
     axis: Axis | None = None,
     largest_component: bool = False,
     min_island_ml: float = 0.0,
+    all_pieces: bool = False,
     seed: int = 0,
     device: str = "auto",
     progress: bool | Report | None = None,
@@ -145,11 +146,14 @@ def segment(
     prompts
         Points, boxes and masks on slices of the image, which are followed to the neighbouring slices.
     base
-        Base model: "bundled", "vit_b", ... or a file. Default: the one the adapter was made for, or "bundled".
+        Base model: "medical", "bundled", "vit_b", ... or a file. Default: the one the adapter was made for, or what
+        does best with prompts ("bundled") or a support set ("medical").
     axis
         Axis across the slices: "k", "j", "i" or 0, 1, 2. Default: that of the adapter, or as acquired.
     largest_component, min_island_ml
         Keep the largest part of each structure only; remove parts below a volume in millilitres.
+    all_pieces
+        Keep pieces that lie apart, also of structures that were in one piece on their exemplars.
     seed
         Of the copies that a support set is learned from.
     device, progress
@@ -181,6 +185,7 @@ def segment(
         axis=None if axis is None else axis_index(axis),
         largest_component=largest_component,
         min_island_ml=min_island_ml,
+        all_pieces=all_pieces,
     )
     with reporting(progress) as report:
         notes = Notes(report)
@@ -202,6 +207,7 @@ def segment_folder(
     probabilities: bool = False,
     largest_component: bool = False,
     min_island_ml: float = 0.0,
+    all_pieces: bool = False,
     format: str = "seg.nrrd",
     seed: int = 0,
     device: str = "auto",
@@ -226,7 +232,7 @@ def segment_folder(
         "local" (a cluster of `processes` workers), or the address of a Dask scheduler (extra `dask`).
     part
         (i, n): only the i-th of n equal parts of the images, for arrays of jobs on a cluster; i counts from 1.
-    axis, largest_component, min_island_ml, seed, device, progress
+    axis, largest_component, min_island_ml, all_pieces, seed, device, progress
         As in `segment`.
     format
         "seg.nrrd", or "dicom-seg" for images that are DICOM series (extra `dicom-seg`).
@@ -261,6 +267,7 @@ def segment_folder(
         probabilities=probabilities,
         largest_component=largest_component,
         min_island_ml=min_island_ml,
+        all_pieces=all_pieces,
         format=format,  # type: ignore[arg-type]
         seed=seed,
         device=device,  # type: ignore[arg-type]
@@ -284,7 +291,7 @@ def _predictor(
     notes: Notes,
 ) -> Predictor | VolumePredictor:
     if not support:
-        return predictor_of(adapter, base, device)
+        return predictor_for(adapter, base, device)
     for sentence in preflight(support):
         notes.warn(sentence)
     return load_support_predictor(support, adapter, base, device, {"seed": seed}, report=notes)

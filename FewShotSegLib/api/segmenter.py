@@ -15,7 +15,7 @@ from FewShotSegLib.data.volume import AXIS_LETTERS, axis_index
 from FewShotSegLib.devices import choose_device
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_reader import SliceReader
-from FewShotSegLib.inference.load import predictor_of
+from FewShotSegLib.inference.load import predictor_for
 from FewShotSegLib.inference.segment import SegmentOptions, propagate
 from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.progress import Report
@@ -51,7 +51,8 @@ class Segmenter:
     adapter
         Adapter or file that knows images like this one; default: the base model alone.
     base
-        Base model: "bundled", "vit_b", ... or a file. Default: the one the adapter was made for, or "bundled".
+        Base model: "bundled", "medical", "vit_b", ... or a file. Default: the one the adapter was made for, or
+        "bundled", which answers clicks fastest; "medical" is better with boxes.
     axis
         Axis across the slices that are shown to the model: "k", "j", "i" or 0, 1, 2. Default: as acquired.
     structure
@@ -93,7 +94,7 @@ class Segmenter:
         self.volume = as_volume(image, spacing_mm)
         self.axis = self.volume.acquisition_axis if axis is None else axis_index(axis)
         self.structure = structure
-        predictor = predictor_of(as_adapter(adapter), base, choose_device(device, lambda sentence: None))
+        predictor = predictor_for(as_adapter(adapter), base, choose_device(device, lambda sentence: None))
         if isinstance(predictor, VolumePredictor):
             raise InputError(
                 "The adapter is a 3-D network, which segments whole volumes and answers no clicks: use segment(), or "

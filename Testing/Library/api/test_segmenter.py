@@ -15,7 +15,7 @@ from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_reader import SliceReader
-from FewShotSegLib.inference.load import predictor_of
+from FewShotSegLib.inference.load import predictor_for
 from FewShotSegLib.progress import Progress
 from Testing.Library.examples import an_adapter
 
@@ -29,7 +29,7 @@ def a_segmenter(a_tiny_base: str, a_labelled_volume: tuple[Volume, np.ndarray]) 
 
 def answer_of_the_predictor(segmenter: Segmenter, base: str, prompt: Prompt) -> np.ndarray:
     """What the parts of the library say, put together by hand."""
-    predictor = predictor_of(None, base, torch.device("cpu"))
+    predictor = predictor_for(None, base, torch.device("cpu"))
     reader = SliceReader(segmenter.volume, IntensitySpec.auto(segmenter.volume), predictor.image_size, prompt.axis)
     frame = reader.frame(prompt.index)
     masks = predictor.answer(predictor.encode([reader.square(prompt.index)])[0], prompt, frame)
@@ -104,7 +104,7 @@ def test_propagation_goes_to_the_slices_that_the_library_reaches(a_segmenter: Se
     heard: list[Progress] = []
     a_segmenter.box((10, 12, 2), (30, 32, 2))
     asked = Prompt(0, 2, box_ijk=np.array([[10.0, 12, 2], [30, 32, 2]]), structure="object")
-    predictor = predictor_of(None, a_tiny_base, torch.device("cpu"))
+    predictor = predictor_for(None, a_tiny_base, torch.device("cpu"))
     for direction in (0, 1):
         options = SegmentOptions(max_propagation=2, directions=(1,) if direction else (1, -1))
         reached = propagate(a_segmenter.volume, predictor, [asked], options=options)
@@ -176,6 +176,6 @@ def test_a_network_for_whole_volumes_answers_no_clicks(
             self.adapter = an_adapter()
 
     monkeypatch.setattr(segmenter, "VolumePredictor", Whole)
-    monkeypatch.setattr(segmenter, "predictor_of", lambda *arguments: Whole())
+    monkeypatch.setattr(segmenter, "predictor_for", lambda *arguments: Whole())
     with pytest.raises(InputError, match="answers no clicks"):
         Segmenter(a_labelled_volume[0])

@@ -124,7 +124,7 @@ def test_workers_that_die_are_started_again_until_none_of_them_gets_anywhere(mon
         for _ in range(cluster._MOST_DEATHS_IN_A_ROW):
             workers.keep_alive(done)
     assert len(started) == 2 + 2 * 5 * cluster._MOST_DEATHS_IN_A_ROW
-    with pytest.raises(RuntimeError, match="die as soon as they are started. ImportError: no such module"):
+    with pytest.raises(RuntimeError, match=r"die as soon as they are started\. ImportError: no such module"):
         workers.keep_alive(4)
     workers.close()
 
