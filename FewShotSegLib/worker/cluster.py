@@ -124,7 +124,8 @@ class _Workers:
             "60",
         ]  # none outlives a batch that was killed
         command = [sys.executable, "-m", "distributed.cli.dask_worker", *words]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=self._log)
+        nothing = subprocess.DEVNULL
+        return subprocess.Popen(command, env=environment, stdin=nothing, stdout=nothing, stderr=self._log)
 
     def keep_alive(self, done: int) -> None:
         """Start workers again that have died; `done` requests have been answered by now."""
