@@ -1,4 +1,4 @@
-"""What has to be in place before slices can be answered for: a device, a base model on it, and an adapter on that."""
+"""Load a predictor: device, base model, adapter."""
 
 from __future__ import annotations
 
