@@ -89,8 +89,8 @@ class Change:
 class Case:
     """A labelled image on the grid.
 
-    image (D, H, W) float32 in [0, 1]; mask (D, H, W) bool of one structure, or uint8 labels of several; known (D, H, W)
-    bool, None for all of it.
+    image (D, H, W) float32 in [0, 1], or uint16 where 65535 stands for 1; mask (D, H, W) bool of one structure, or
+    uint8 labels of several; known (D, H, W) bool, None for all of it.
     """
 
     image: Array
@@ -166,13 +166,11 @@ class PatchSource:
     def draw(self, rng: np.random.Generator) -> Patch:
         """Return a patch, changed as the recipe says."""
         case, centre = self.place(rng)
-        return cut(case, centre, self.patch, draw_change(self.recipe, self.mirrors, rng), self.device)
+        return cut(case, centre, self.patch, self.change(rng), self.device)
 
-    def changed(self, image: Array, mask: Array, rng: np.random.Generator) -> Patch:
-        """Return a patch that was cut elsewhere (`Pool.sample`), changed as the recipe says."""
-        case = Case(image, mask, spacing_mm=self.cases[0].spacing_mm)
-        centre = (np.array(image.shape) - 1) / 2
-        return cut(case, centre, self.patch, draw_change(self.recipe, self.mirrors, rng), self.device)
+    def change(self, rng: np.random.Generator) -> Change:
+        """Draw a change as the recipe says, for a patch of another source too."""
+        return draw_change(self.recipe, self.mirrors, rng)
 
     def place(self, rng: np.random.Generator) -> tuple[Case, Array]:
         """Return a case and the centre (3,) of a patch in it, in voxels."""
@@ -280,6 +278,8 @@ def cut(
         parts = (part_at(layer, corner.astype(int), patch).astype(np.float32) for layer in layers)
         moved = (torch.from_numpy(part).to(device) for part in parts)
     image, mask, unseen = moved
+    if case.image.dtype == np.uint16:
+        image = image / 65535
     labels = mask > 0.5 if case.mask.dtype == np.bool_ else mask.round().long()
     return Patch(_shaded(image, change), labels, unseen < 0.5)
 

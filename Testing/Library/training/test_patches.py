@@ -217,13 +217,21 @@ def test_left_structures_are_never_mirrored_to_the_right(an_rng: np.random.Gener
     assert PatchSource([case], GRID, PatchRecipe(), ["liver"]).mirrors == (False, False, False)
 
 
-def test_a_patch_of_the_pool_is_changed_like_one_of_the_target(an_rng: np.random.Generator) -> None:
-    mask = np.zeros(GRID.patch, bool)
-    mask[1:3, 2:6, 2:6] = True
-    source = PatchSource([noise_case(an_rng)], GRID, PatchRecipe(change_probability=0.0))
-    same = source.changed(mask.astype(np.float32), mask, an_rng)
-    np.testing.assert_array_equal(same.mask, mask)
-    assert same.known.all()
+def test_a_kept_image_of_16_bits_gives_the_patch_of_its_floats(an_rng: np.random.Generator) -> None:
+    case = noise_case(an_rng)
+    kept = Case(np.rint(case.image * 65535).astype(np.uint16), case.mask, case.known, case.spacing_mm)
+    change = Change(angles_deg=(10.0, 0.0, 0.0), scale=1.1, gain=0.9)
+    for given in (Change(), change):
+        one, other = (cut(c, np.array(case.image.shape) / 2, GRID.patch, given) for c in (case, kept))
+        np.testing.assert_allclose(other.image, one.image, atol=2e-5)
+        np.testing.assert_array_equal(other.mask, one.mask)
+
+
+def test_changes_for_other_sources_are_drawn_as_for_its_own(an_rng: np.random.Generator) -> None:
+    source = PatchSource([noise_case(an_rng)], GRID)
+    assert source.change(np.random.default_rng(4)) == draw_change(
+        PatchRecipe(), source.mirrors, np.random.default_rng(4)
+    )
 
 
 @pytest.mark.parametrize(
