@@ -55,9 +55,8 @@ def test_the_tables_have_means_over_seeds_and_organs_in_the_order_of_the_paper()
     assert lines[4] == (
         "| CT only | 10.0 / 10.0 | 11.0 / 10.0 | 12.0 / 10.0 | 13.0 / 10.0 | 11.5 / 10.0 | 11.5 to 11.5 | 5 | 0.5 |  |"
     )
-    assert lines[5] == (
-        "| CycleGAN | 40.0 / 25.0 | 41.0 / 25.0 | 42.0 / 25.0 | 43.0 / 25.0 | 41.5 / 25.0 | 36.5 to 46.5 | 20 | 2.0 |  |"
-    )
+    organs = "40.0 / 25.0 | 41.0 / 25.0 | 42.0 / 25.0 | 43.0 / 25.0"
+    assert lines[5] == f"| CycleGAN | {organs} | 41.5 / 25.0 | 36.5 to 46.5 | 20 | 2.0 |  |"
     (only,) = [line for line in targets.splitlines() if line.startswith("| CT only")]
     assert only.startswith("| CT only | 22.0 / 10.0 | 23.0 / 10.0 |")  # mean of the two targets
 
