@@ -16,6 +16,7 @@ import itertools
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -188,8 +189,14 @@ def _run(target: Target, method: str, network: str, seed: int, fold: int, settin
         "cases": len(scores),
         "seconds": round(seconds, 1),
         "arms": len(chosen["arms"]),
+        "pretraining": _counted(adapter.metrics.get("pretraining_of", {}).get(target.structure)),
         "turns": [(row["turn"], row["name"], row["cosine"]) for row in chosen["turns"] if row["turn"] > 0],
     }
+
+
+def _counted(chosen: dict[str, Any] | None) -> dict[str, int]:
+    """How often each arm was played before the target was learned."""
+    return dict(Counter(row["name"] for row in (chosen or {"turns": []})["turns"] if row["turn"] > 0))
 
 
 def _known(target: Target) -> Known:
