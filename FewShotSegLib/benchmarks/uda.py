@@ -3,8 +3,8 @@
 Labelled: abdominal CT (btcv). Unlabelled: T2 MR (chaos), of which `--held-out` volumes are no targets; targets and held
 back volumes are scored apart, their labels being used for nothing else. Rows are those of the paper's Table 7, and
 every part alone: a network of the CT, of CT made to look like MR by a plain CycleGAN or by ASIT; with self-training,
-with matching (MDM), with both, with the filter (PLF). The last network is the small one in every row. Stages that rows share
-are computed once; an interrupted benchmark goes on.
+with matching (MDM), with both, with the filter (PLF). The last network is the small one in every row. Stages that rows
+share are computed once; an interrupted benchmark goes on.
 """
 
 from __future__ import annotations
