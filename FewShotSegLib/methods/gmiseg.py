@@ -75,6 +75,9 @@ class Recipe(PromptedRecipe):
 
     kind: str = option("loose", "Form of the low-rank update", choices=("lora", "loose"), advanced=True)
     full_decoder: bool = option(True, "Train the whole mask decoder instead of LoRA on it", advanced=True)
+    most_points: int = option(
+        3, "Most points that a click comes with, itself among them (GMISeg: one or more)", min=1, max=16, advanced=True
+    )
     click_prompts: int = option(4, "Clicks and boxes per slice", min=1, max=32, advanced=True)
     token_prompts: int = option(0, "Structure tokens per slice; the method has none", min=0, max=0, advanced=True)
     estimate_folds: int = option(0, "Estimates by leaving out; the method makes none", min=0, max=0, advanced=True)

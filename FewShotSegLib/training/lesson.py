@@ -20,7 +20,9 @@ from .fit import step_rng
 from .losses import cross_entropy
 from .prompted_recipe import PromptedRecipe
 from .queries import (
+    LossWeights,
     PixelLoss,
+    Pointing,
     Query,
     batch_dice,
     click_query,
@@ -67,7 +69,7 @@ class Lesson:
         rng, recipe = step_rng(self.seed, step), self.recipe
         samples, embedding = self._batch(rng)
         correction = rng if rng.random() < recipe.correction_probability else None
-        weights = (recipe.cross_entropy_weight, recipe.dice_weight)
+        weights = weights_of(recipe)
         losses = [
             query_loss(self.network, self.adaptation, embedding, query, weights, correction, self.pixel_loss)
             for query in self._queries(samples, rng)
@@ -79,12 +81,13 @@ class Lesson:
 
     def _queries(self, samples: list[Sample], rng: np.random.Generator) -> list[Query]:
         recipe, queries = self.recipe, []
+        pointing = Pointing(recipe.box_share, recipe.central_share, recipe.most_points)
         if recipe.click_prompts:
-            queries.append(click_query(samples, recipe.click_prompts, rng))
+            queries.append(click_query(samples, recipe.click_prompts, rng, pointing))
         if recipe.token_prompts:
             count = min(recipe.token_prompts, max(2, len(self.adaptation.structures)))
             structures = self.adaptation.structures
-            queries.append(token_query(samples, structures, count, rng, recipe.token_click_probability))
+            queries.append(token_query(samples, structures, count, rng, recipe.token_click_probability, pointing))
         return [on_device(query, self.network.device) for query in queries]
 
     def _batch(self, rng: np.random.Generator) -> tuple[list[Sample], Embedding]:
@@ -127,6 +130,12 @@ class Lesson:
             images, structures = self.held_back[0][0], self.source.structures
             self.picture = answers_picture(self.network, self.adaptation, self.shown, images, structures)
         return float(np.mean(scores))
+
+
+def weights_of(recipe: PromptedRecipe) -> LossWeights:
+    """What the loss is made of."""
+    with_background = recipe.dice == "with background"
+    return LossWeights(recipe.cross_entropy_weight, recipe.dice_weight, recipe.quality_weight, with_background)
 
 
 def joined(embeddings: Sequence[Embedding]) -> Embedding:

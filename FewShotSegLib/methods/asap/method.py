@@ -38,14 +38,14 @@ from FewShotSegLib.sam.presets import smaller_preset
 from FewShotSegLib.synthesis.plan import Sample
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.training.estimate import provenance
-from FewShotSegLib.training.lesson import Lesson
+from FewShotSegLib.training.lesson import Lesson, weights_of
 from FewShotSegLib.training.patches import PatchRecipe
 from FewShotSegLib.training.preview import patch_samples, shown_slice
 from FewShotSegLib.training.prompted import adapt_prompted
 from FewShotSegLib.training.prompted import training_samples as prompted_samples
 from FewShotSegLib.training.prompted_recipe import PromptedRecipe
 from FewShotSegLib.training.prompted_recipe import resolve as resolve_prompted
-from FewShotSegLib.training.queries import click_query, images_of, on_device, query_loss
+from FewShotSegLib.training.queries import Pointing, click_query, images_of, on_device, query_loss
 
 from .bandit import READINGS as READINGS
 from .bandit import BanditRecipe
@@ -343,9 +343,11 @@ class _PromptedArms:
         def auxiliary(arm: int, rng: np.random.Generator) -> torch.Tensor:
             samples = [self._sample(arm, rng) for _ in range(self.recipe.batch_size or 1)]
             embedding = self.network.encode(images_of(samples, self.network, lesson.scale))
-            query = on_device(click_query(samples, max(self.recipe.click_prompts, 1), rng), self.network.device)
-            weights = (self.recipe.cross_entropy_weight, self.recipe.dice_weight)
-            return query_loss(self.network, lesson.adaptation, embedding, query, weights)
+            recipe = self.recipe
+            pointing = Pointing(recipe.box_share, recipe.central_share, recipe.most_points)
+            query = click_query(samples, max(recipe.click_prompts, 1), rng, pointing)
+            query = on_device(query, self.network.device)
+            return query_loss(self.network, lesson.adaptation, embedding, query, weights_of(recipe))
 
         return Turns(
             _scheduler(self.recipe, self.pool, seed),
