@@ -144,6 +144,15 @@ def adapt_networks(lesson: NetworkLesson, recipe: NetworkRecipe, run: RunContext
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """Where a network starts: its weights, what was chosen to get there, and what the scheduler knows by then."""
+
+    weights: dict[str, Any]
+    chosen: dict[str, Any] | None = None
+    scheduler: dict[str, Any] | None = None
+
+
 @dataclass(eq=False)
 class _Learner:
     """One structure: its cases, its estimate, its network. `can_stop`: another network is there to be kept."""
@@ -183,12 +192,12 @@ class _Learner:
             )
             message = f"estimating {number + 1}/{len(folds)}: {self.name}"
             # What is left out must not choose what the fold starts from, either.
-            curves.append(self._fold(kept, held_out, self._start(kept, run.report)[0], part, message))
+            curves.append(self._fold(kept, held_out, self._start(kept, run.report), part, message))
         best_step, estimated = _best(curves)
         rest = run.max_seconds - (fold_seconds or 0) * len(folds) if run.max_seconds else None
         final = replace(run, report=with_share_done(run.report, len(folds) / parts, 1.0), max_seconds=rest)
         schedule = self._schedule(rest, 0, best_step)
-        start, chosen = self._start(shown, run.report)
+        start = self._start(shown, run.report)
         network, fitted, turns = self._run(self._cases(shown), start, schedule, final, "adapting", can_stop=True)
         training = {"steps": fitted.steps, "stopped_by": fitted.stopped_by, "best_step": best_step}
         how = estimate.described(folds) if folds else "not estimable with one annotated slice"
@@ -196,7 +205,7 @@ class _Learner:
             "training": training,
             "estimated_dice": estimated,
             "auxiliary": turns.summary() if turns.has_arms else None,
-            "pretraining": chosen,
+            "pretraining": start.chosen,
             "estimate": how if self.recipe.estimate_folds else "not asked for",
         }
 
@@ -217,7 +226,7 @@ class _Learner:
         )
 
     def _fold(
-        self, kept: Sequence[Exemplar], held_out: Exemplar, start: dict[str, Any], run: RunContext, stage: str
+        self, kept: Sequence[Exemplar], held_out: Exemplar, start: _Start, run: RunContext, stage: str
     ) -> list[tuple[int, float]]:
         """Dice on the exemplar left out, by step."""
         (case,) = self._cases([held_out])
@@ -238,7 +247,7 @@ class _Learner:
     def _run(
         self,
         cases: Sequence[Case],
-        start: dict[str, Any],
+        start: _Start,
         schedule: Schedule,
         run: RunContext,
         stage: str,
@@ -246,11 +255,14 @@ class _Learner:
         validation: Case | None = None,
     ) -> tuple[nn.Module, FitResult, Turns]:
         network = self._network()
-        load_weights(network, start)
+        load_weights(network, start.weights)
         network.train()
         source = PatchSource(cases, self.grid, self.recipe.patches, [self.name], self.device)
         parameters = dict(network.named_parameters())
-        turns = self._turns(network, source, self.lesson.scheduler_for(self.seed), self.seed + 1, self.recipe.turns)
+        scheduler = self.lesson.scheduler_for(self.seed)
+        before = scheduler.go_on(start.scheduler) if start.scheduler is not None else 0
+        recipe = replace(self.recipe.turns, turns_before=before)
+        turns = self._turns(network, source, scheduler, self.seed + 1, recipe)
         amp = patch_precision(self.device, self.grid.patch)
         with turns:
             fitted = fit(
@@ -307,17 +319,15 @@ class _Learner:
 
     # ----------------------------------------------------------------------------------------------------------- start
 
-    def _start(self, exemplars: Sequence[Exemplar], report: Report) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """The weights to start from: those of a file, of a short training on auxiliary data, or fresh ones; and what
-        was chosen in that training.
-        """
+    def _start(self, exemplars: Sequence[Exemplar], report: Report) -> _Start:
+        """The weights of a file, of a short training on auxiliary data, or fresh ones."""
         network = self._network()
         scheduler = self._pretrainer()
         if self.recipe.weights:
             load_weights(network, self.recipe.weights, head=False)
         elif scheduler is not None:
             return self._pretrained(network, scheduler, exemplars, report)
-        return dict(weights_of(network)), None
+        return _Start(dict(weights_of(network)))
 
     def _pretrainer(self) -> Scheduler | None:
         """Who chooses what is learned before the target: lots, or the scheduler of the run; nobody where that trains
@@ -327,7 +337,7 @@ class _Learner:
         if pool is None or not recipe.pretraining_steps or len(pool.quarantined) == len(pool.arms):
             return None
         if recipe.pretraining == "chosen":
-            scheduler = self.lesson.scheduler_for(self.seed + 3)
+            scheduler = self.lesson.scheduler_for(self.seed)
             return None if isinstance(scheduler, Direct) else scheduler
         if recipe.pretraining == "none":
             return None
@@ -338,8 +348,8 @@ class _Learner:
 
     def _pretrained(
         self, network: nn.Module, scheduler: Scheduler, exemplars: Sequence[Exemplar], report: Report
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Weights after some steps on auxiliary data alone; kept, as they may be asked for again.
+    ) -> _Start:
+        """After some steps on auxiliary data alone; kept, as it may be asked for again.
 
         A scheduler that measures sees the target's gradient without following it. Its first look comes after a quarter
         of the steps with arms drawn by lot: of fresh weights all gradients are alike.
@@ -369,10 +379,12 @@ class _Learner:
             raise StopAndKeepBest
         from safetensors.numpy import save
 
-        weights, chosen = dict(weights_of(network)), turns.summary()
+        state = scheduler.state() if self.recipe.pretraining == "chosen" else None
+        start = _Start(dict(weights_of(network)), turns.summary(), state)
+        header = json.dumps({"chosen": start.chosen, "scheduler": start.scheduler})
         with written_whole(path) as part:
-            part.write_bytes(save(weights, metadata={_CHOSEN: json.dumps(chosen)}))
-        return weights, chosen
+            part.write_bytes(save(start.weights, metadata={_CHOSEN: header}))
+        return start
 
     def _pretraining_key(self, scheduler: Scheduler, cases: Sequence[Case]) -> str:
         assert self.pool is not None  # there are arms
@@ -388,18 +400,18 @@ class _Learner:
         )
         steps = (self.recipe.pretraining_steps, self.recipe.batch_size)
         target = [_digest(case) for case in cases] if scheduler.needs_probe else []
-        chooser = (scheduler.described(), repr(self.recipe.turns))
+        chooser = (scheduler.described(), self.recipe.pretraining, repr(self.recipe.turns))
         return sha256_of_json([*given, steps, chooser, target])[:32]
 
 
-def _read_start(network: nn.Module, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Weights of an earlier pretraining, and what was chosen in it."""
+def _read_start(network: nn.Module, path: Path) -> _Start:
+    """What an earlier pretraining has left."""
     from safetensors import safe_open
 
     load_weights(network, path)
     with safe_open(path, "numpy") as file:
-        chosen = json.loads(file.metadata()[_CHOSEN])
-    return dict(weights_of(network)), chosen
+        header = json.loads(file.metadata()[_CHOSEN])
+    return _Start(dict(weights_of(network)), header["chosen"], header["scheduler"])
 
 
 def _digest(case: Case) -> str:

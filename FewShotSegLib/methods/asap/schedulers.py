@@ -67,6 +67,9 @@ class Scheduler(Protocol):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
 
+    def go_on(self, state: Mapping[str, Any]) -> int:
+        """Go on from the state of an earlier run, with a history of its own; return the number of its last turn."""
+
 
 class _BanditScheduler(Bandit):
     """Does what a bandit says: one arm per turn, none where there are no arms."""

@@ -52,6 +52,7 @@ def _nothing() -> Tensor:
 class TurnRecipe:
     """How long a turn is, and what is measured in it.
 
+    `turns_before`: turns that the scheduler has behind it, so that it needs no first look.
     `lots_until`: before this step arms are drawn by lot, and only then the scheduler has its first look. From step
     `alone_from` on the target is trained alone. Without `follow_target` the target's gradient is measured where it is
     needed and not followed: training on auxiliary data alone.
@@ -65,6 +66,7 @@ class TurnRecipe:
     gradients: Gradients = "running mean"
     decay: float = 0.9
     reward_batches: int = 4
+    turns_before: int = 0
     lots_until: int = 0
     follow_target: bool = True
 
@@ -139,6 +141,7 @@ class Turns:
         if step < self.recipe.lots_until:
             return self._by_lot(step, part)
         turn, within = divmod(step - self.recipe.lots_until, self.recipe.steps_per_turn)
+        turn += self.recipe.turns_before
         if not part:
             return self._of_target(step, turn + 1, within), {}
         return self._of_arms(step, turn + 1, within, part)
@@ -224,7 +227,7 @@ class Turns:
         """Take in the turn before, and look at the arms that the scheduler wants to see before it chooses, or before
         it trains with what it chose.
         """
-        if turn > 1 and self.recipe.gradients != "batches":
+        if turn > 1 + self.recipe.turns_before and self.recipe.gradients != "batches":
             arms = self.scheduler.choose(turn - 1)
             if len(arms) == 1 and arms[0] in self.scheduler.probes(turn - 1) and self._losses:
                 measured = getattr(self.alignment.take(), self.scheduler.similarity)

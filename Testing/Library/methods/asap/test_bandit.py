@@ -415,6 +415,17 @@ def test_a_resumed_run_makes_the_same_next_50_choices(name: str, inside_a_turn: 
     assert resumed.history == going_on.history
 
 
+def test_a_bandit_goes_on_in_another_run_with_what_it_knows_and_a_history_of_its_own() -> None:
+    first = bandit_of(Ucb(READINGS["default"]), 3)
+    play(first, range(0, 21), noise_of)
+    second = bandit_of(Ucb(READINGS["default"]), 3, seed=9)
+    assert second.go_on(first.state()) == 20
+    assert second.history == []
+    assert second.probes(0) == ()  # all were looked at
+    assert [arm.n for arm in second.arms] == [arm.n for arm in first.arms]
+    assert play(second, range(21, 40), noise_of) == play(first, range(21, 40), noise_of)
+
+
 def test_a_quarantine_outlives_a_restart() -> None:
     bandit = bandit_of(Uniform(), 2)
     bandit.quarantine(0, "file lost")

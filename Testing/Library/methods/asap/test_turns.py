@@ -236,6 +236,18 @@ def test_before_the_first_look_arms_are_drawn_by_lot_and_after_it_the_scheduler_
     assert [row["turn"] for row in turns.summary()["turns"]] == [0, 0, 0, *range(1, SCHEDULE.steps - 9)]
 
 
+def test_turns_go_on_from_those_of_a_run_before_without_another_look() -> None:
+    point = Point()
+    first = turns_of(point, steps_per_turn=1)
+    trained(point, first, replace(SCHEDULE, steps=10))
+    passes, second = point.passes, turns_of(point, steps_per_turn=1, turns_before=10)
+    assert second.scheduler.go_on(first.scheduler.state()) == 10
+    trained(point, second, replace(SCHEDULE, steps=6))
+    assert point.passes == passes + 2 * 6
+    assert [row["turn"] for row in second.summary()["turns"]] == list(range(11, 17))
+    assert all(row["cosine"] is not None for row in second.summary()["turns"][:-1])
+
+
 def test_a_target_that_is_not_followed_moves_nothing_and_still_decides() -> None:
     point = Point()
     turns = turns_of(point, "asap", ["far"], follow_target=False)
