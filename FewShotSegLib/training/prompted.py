@@ -102,6 +102,7 @@ def adapter_of(base: PromptableNetwork, adaptation: Adaptation, recipe: Prompted
             "lora": to_dict(adaptation.spec.lora),
             "tokens": recipe.tokens,
             "full_decoder": recipe.full_decoder,
+            "locator": adaptation.spec.locator,
         },
         **facts,
     )
