@@ -29,7 +29,7 @@ def adapt(
 def test_the_numbers_of_the_paper_are_the_defaults() -> None:
     recipe = lora.Recipe()
     assert (recipe.rank, recipe.learning_rate) == (4, 1e-3)
-    assert (recipe.cross_entropy_weight, recipe.dice_weight) == (1.0, 0.8)
+    assert (recipe.cross_entropy_weight, recipe.dice_weight, recipe.weight_decay) == (1.0, 0.8, 0.1)
     assert lora.needs_base(recipe)
     assert frozenset({"exemplars"}) == lora.NEEDS
 
