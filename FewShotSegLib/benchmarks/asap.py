@@ -55,9 +55,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "ASAP, start by lot": {"scheduler": "asap", "pretraining": "by lot"},
     "ASAP, single batches compared": {"scheduler": "asap", "gradients": "step"},
     "ASAP, paper's reading": {"scheduler": "asap", "reading": "paper"},
+    "ASAP, the target alone after the start": {"scheduler": "asap", "finish": 1.0},
     "Oracle": {"scheduler": "random"},
+    "Oracle, the target alone after the start": {"scheduler": "random", "finish": 1.0},
 }
-DEFAULT = [name for name in METHODS if not name.startswith("ASAP,")]
+DEFAULT = [name for name in METHODS if "," not in name or name == "Direct, pretrained"]
 SHOTS = 3  # fewer where the data set has no more than one case beside them
 CPU = torch.device("cpu")
 MOST_SLICES = 48  # of a case, spread over all of it
@@ -160,7 +162,7 @@ def _run(target: Target, method: str, network: str, seed: int, fold: int, settin
     known = _known(target)
     shots, tests, rest = _split(known, setting, fold)
     auxiliary = arms_for(target, setting.data, rest)
-    if method == "Oracle":
+    if method.startswith("Oracle"):
         auxiliary = _only(auxiliary, target.oracle)
     recipe = asap.Recipe(
         **METHODS[method],

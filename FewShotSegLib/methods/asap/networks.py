@@ -400,7 +400,8 @@ class _Learner:
         )
         steps = (self.recipe.pretraining_steps, self.recipe.batch_size)
         target = [_digest(case) for case in cases] if scheduler.needs_probe else []
-        chooser = (scheduler.described(), self.recipe.pretraining, repr(self.recipe.turns))
+        turns = repr(replace(self.recipe.turns, alone_from=None))
+        chooser = (scheduler.described(), self.recipe.pretraining, turns)
         return sha256_of_json([*given, steps, chooser, target])[:32]
 
 
