@@ -51,7 +51,7 @@ from FewShotSegLib.synthesis.plan import Sample
 from FewShotSegLib.synthesis.synthesizer import Synthesizer
 from FewShotSegLib.training import prompted_recipe
 from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
-from FewShotSegLib.training.lesson import checkpointing
+from FewShotSegLib.training.lesson import checkpointing, weights_of
 from FewShotSegLib.training.prompted import synthesizer_of
 from FewShotSegLib.training.queries import Query, click_query, images_of, query_loss, token_query
 
@@ -270,7 +270,7 @@ def _step(
     recipe = lora.Recipe(encoder_blocks=preset.encoder_blocks)
     samples, queries = lesson
     images = images_of(samples, network, "sam")
-    weights = (recipe.cross_entropy_weight, recipe.dice_weight)
+    weights = weights_of(recipe)
     generator = torch.Generator().manual_seed(0)
     spec = prompted_recipe.adaptation_spec(recipe, network)
     adaptation = Adaptation(network, spec, sorted(phantom.STRUCTURES), generator=generator)
