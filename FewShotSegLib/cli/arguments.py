@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     work.add_argument(
         "--seed", type=_whole_number, default=0, metavar="N", help="the same seed gives the same result (0)"
     )
+    _add_overwrite(work)
     work.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one"
     )
@@ -130,7 +131,16 @@ def _add_evaluate(commands: Any, common: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--ref", required=True, metavar="DIR|FILE")
     evaluate.add_argument("--structures", type=structures_from, metavar="6=liver,1=spleen", help="default: all")
     evaluate.add_argument("--tolerance-mm", type=float, default=2.0, metavar="MM", help="of the surface Dice (2)")
+    _add_overwrite(evaluate)
     evaluate.add_argument("--out", required=True, metavar="METRICS.csv")
+
+
+def _add_overwrite(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files in the place of outputs also where somebody else has written or changed them",
+    )
 
 
 def _add_models(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -195,6 +205,7 @@ def adapt_job_from(chosen: argparse.Namespace, recipe: dict[str, Any]) -> AdaptJ
         max_seconds=chosen.max_seconds,
         seed=chosen.seed,
         device=chosen.device,
+        overwrite=chosen.overwrite,
     )
 
 
@@ -219,11 +230,19 @@ def segment_job_from(chosen: argparse.Namespace, support_recipe: dict[str, Any])
         min_island_ml=chosen.min_island_ml,
         seed=chosen.seed,
         device=chosen.device,
+        overwrite=chosen.overwrite,
     )
 
 
 def evaluate_job_from(chosen: argparse.Namespace) -> EvaluateJob:
-    return EvaluateJob(chosen.pred, chosen.ref, chosen.out, chosen.structures, chosen.tolerance_mm)
+    return EvaluateJob(
+        chosen.pred,
+        chosen.ref,
+        chosen.out,
+        chosen.structures,
+        chosen.tolerance_mm,
+        overwrite=chosen.overwrite,
+    )
 
 
 def recipe_from(cls: type[Any], words: Sequence[str]) -> dict[str, Any]:

@@ -5,6 +5,9 @@ A job is JSON with a "kind"; what is left out has its default:
     {"kind": "segment", "images": ["patient 7.nrrd"], "adapter": "liver.safetensors", "out": "segmented"}
 
 Relative paths in a job file start at the folder of that file, so a folder with its jobs can be moved as a whole.
+
+Files in the place of outputs are replaced when the record beside them says that they were written by this program and
+nobody has changed them; other files only with `overwrite`.
 """
 
 from __future__ import annotations
@@ -85,6 +88,7 @@ class AdaptJob:
     intensity: dict[str, Any] | None = None
     seed: int = 0
     device: Device = "auto"
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         coerce(self, _NOUN)
@@ -124,6 +128,7 @@ class SegmentJob:
     support: tuple[ExemplarFiles, ...] = ()
     support_recipe: dict[str, Any] = field(default_factory=dict)
     intensity: dict[str, Any] | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         coerce(self, _NOUN)
@@ -159,6 +164,7 @@ class EvaluateJob:
     tolerance_mm: float = 2.0
     seed: int = 0
     device: Device = "auto"
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         coerce(self, _NOUN)

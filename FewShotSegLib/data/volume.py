@@ -106,8 +106,13 @@ def _check_array(array: Array) -> None:
         return
     bad = array.size - int(np.count_nonzero(np.isfinite(array)))
     if bad:
-        voxels = "1 voxel is" if bad == 1 else f"{bad} voxels are"
-        raise InputError(f"{voxels} not a finite number (NaN or Inf); replace them, for example by the lowest value.")
+        raise InputError(not_finite(bad))
+
+
+def not_finite(count: int) -> str:
+    """The sentence about voxels that are NaN or infinite."""
+    voxels = "1 voxel is" if count == 1 else f"{count} voxels are"
+    return f"{voxels} not a finite number (NaN or Inf); replace them, for example by the lowest value."
 
 
 def _checked_affine(affine: Any) -> Array:

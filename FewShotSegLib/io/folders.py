@@ -30,7 +30,7 @@ def images_in(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _is_volume_file(path: Path) -> bool:
-    is_output = stem(path).endswith(PROBABILITY)
+    is_output = stem(path).endswith((PROBABILITY, ".part"))  # .part: what earlier versions left when they were killed
     return path.is_file() and known_suffix(path).lower() in VOLUME_SUFFIXES and not is_output and path.name[0] != "."
 
 

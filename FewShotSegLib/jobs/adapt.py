@@ -18,26 +18,33 @@ from FewShotSegLib.data.job import AdaptJob
 from FewShotSegLib.data.recipe import from_dict
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.io.adapters import save_adapter
-from FewShotSegLib.io.files import written_whole
+from FewShotSegLib.io.files import check_writable, written_whole
 from FewShotSegLib.methods import Method, method
 from FewShotSegLib.sam import registry
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.visualization.charts import choices_chart, gallery_chart
-from FewShotSegLib.visualization.contact_sheet import contact_sheet
+from FewShotSegLib.visualization.contact_sheet import contact_sheet, is_contact_sheet
 
-from .inputs import inputs_of
+from .inputs import files_read, inputs_of
 from .notes import Notes, timed
-from .record import check_writable, checksums, record_of, result_path, write_record
+from .outputs import Outputs
+from .record import record_of, result_path
 from .seeding import stage_rng
 
 
 def adapt_job(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, Any]:
     """Do the job and return its record."""
+    out = Path(job.out)
+    with Outputs(result_path(out.parent, out.stem), inputs=_files_read(job), overwrite=job.overwrite) as outputs:
+        outputs.check(out.name, _picture_name(out))
+        return _adapted(job, device, notes, outputs)
+
+
+def _adapted(job: AdaptJob, device: torch.device, notes: Notes, outputs: Outputs) -> dict[str, Any]:
     timings: dict[str, float] = {}
     out = Path(job.out)
-    check_writable(out)
     chosen = method(job.method)
     recipe = recipe_of(job)
     with timed(timings, "load"):
@@ -46,15 +53,19 @@ def adapt_job(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, An
         notes.warn(sentence)
     with timed(timings, "adapt"):
         adapter = _fitting_adapter(job, inputs, recipe, device, notes)
-    save_adapter(adapter, out)
-    outputs = [out, *_pictures(adapter, out, notes)]
-    _remove_checkpoints(job)
+    save_adapter(adapter, outputs.place(out.name))
+    report = _picture(adapter, out, notes, outputs)
     record = record_of(job, device.type, timings, notes.warnings)
-    record |= {"adapter": card(adapter), "metrics": dict(adapter.metrics), "outputs": checksums(outputs)}
-    if len(outputs) > 1:
-        record["report"] = outputs[1].name
-    write_record(record, result_path(out.parent, out.stem))
+    record |= {"adapter": card(adapter), "metrics": dict(adapter.metrics)} | report
+    record = outputs.finish(record)
+    _remove_checkpoints(job)
     return record
+
+
+def _files_read(job: AdaptJob) -> list[str | Path]:
+    """What must not be written over: everything that the job names, and the file of its base model."""
+    base = [registry.find(job.base)[1]] if method(job.method).needs_base(recipe_of(job)) else []
+    return [*files_read(job), *base]
 
 
 def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
@@ -64,6 +75,8 @@ def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
     exemplars.
     """
     check_writable(sheet)
+    if sheet.is_file() and not job.overwrite and not is_contact_sheet(sheet):
+        raise InputError(f"{sheet} is there already and is no picture of samples; choose another name.")
     chosen = method(job.method)
     recipe = recipe_of(job)
     recipe = chosen.resolve(recipe, family_of(job, recipe), torch.device("cpu"))
@@ -85,19 +98,22 @@ def family_of(job: AdaptJob, recipe: Any) -> str:
     return registry.find(job.base)[0].family if method(job.method).needs_base(recipe) else "compact"
 
 
-def _pictures(adapter: Adapter, out: Path, notes: Notes) -> list[Path]:
-    """How an adapter came to be, as a picture beside it; methods that have nothing to show get none."""
+def _picture(adapter: Adapter, out: Path, notes: Notes, outputs: Outputs) -> dict[str, str]:
+    """How an adapter came to be, as a picture beside it, for its record; methods that have nothing to show get none."""
     auxiliary = adapter.metrics.get("auxiliary") or {"turns": []}
     if any(row["turn"] for row in auxiliary["turns"]):
         chart = choices_chart(auxiliary)
     elif notes.pictures:
         chart = gallery_chart(notes.pictures)
     else:
-        return []
-    path = out.with_name(f"{out.stem}.report.png")
-    with written_whole(path) as part:
+        return {}
+    with written_whole(outputs.place(_picture_name(out))) as part:
         part.write_bytes(chart.light)
-    return [path]
+    return {"report": _picture_name(out)}
+
+
+def _picture_name(out: Path) -> str:
+    return f"{out.stem}.report.png"
 
 
 def _fitting_adapter(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: torch.device, notes: Notes) -> Adapter:
@@ -165,7 +181,7 @@ def _checkpoint(out: Path, recipe: Any, device: torch.device) -> Path:
 
 def _remove_checkpoints(job: AdaptJob) -> None:
     out = Path(job.out)
-    pattern = re.compile(rf"{re.escape(out.stem)}(\.(cpu|\d+GB))?\.checkpoint(\.\d+)?(\.part)?\.pt")
+    pattern = re.compile(rf"{re.escape(out.stem)}(\.(cpu|\d+GB))?\.checkpoint(\.\d+)?\.pt")
     for path in list(out.parent.iterdir()):
         if pattern.fullmatch(path.name):
             path.unlink(missing_ok=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
@@ -87,6 +89,20 @@ def exemplar_of(files: ExemplarFiles) -> Exemplar:
         structures=files.structures,
         resample=files.resample,
     )
+
+
+def files_read(job: Any) -> list[str]:
+    """Every path that a job names, but that of its output."""
+    found: list[str] = []
+    for entry in fields(job):
+        value = getattr(job, entry.name)
+        values = value if isinstance(value, tuple) else (value,)
+        for one in values:
+            if is_dataclass(one):
+                found += files_read(one)
+            elif entry.metadata.get("path") and entry.name != "out" and isinstance(one, str):
+                found.append(one)
+    return found
 
 
 def output_names(images: Sequence[str]) -> list[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -15,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from FewShotSegLib.data.job import Job, to_dict
-from FewShotSegLib.errors import InputError
-from FewShotSegLib.io.files import part_path, sha256_of_file, write_text_whole
+from FewShotSegLib.io.files import sha256_of_file, write_text_whole
 from FewShotSegLib.io.jobs import with_paths_from
 from FewShotSegLib.version import __version__
 
@@ -74,24 +72,18 @@ def checksums(paths: Iterable[Path]) -> dict[str, str]:
     return {path.name: sha256_of_file(path) for path in paths}
 
 
+def known_digests(record: Mapping[str, Any] | None) -> set[str]:
+    """The SHA-256 of everything that this program has written beside a record, as far as the record tells."""
+    record = record or {}
+    outputs, replaced = record.get("outputs"), record.get("replaced")
+    sums = [*outputs.values()] if isinstance(outputs, Mapping) else []
+    sums += replaced if isinstance(replaced, list) else []
+    return {value for value in sums if isinstance(value, str)}
+
+
 def is_complete(record: Mapping[str, Any] | None, folder: Path) -> bool:
     """Whether every output a record names is in the folder, unchanged."""
     outputs = record.get("outputs") if record else None
     if not isinstance(outputs, dict) or not outputs:
         return False
     return all((folder / name).is_file() and sha256_of_file(folder / name) == sha for name, sha in outputs.items())
-
-
-def check_writable(path: Path) -> None:
-    """Raise `InputError` now rather than after minutes of work when `path` cannot be written."""
-    part = part_path(path)
-    existed = part.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.open("ab").close()
-        if not existed:
-            part.unlink()
-    except OSError as error:
-        raise InputError(f"Cannot write {path}: {os.strerror(error.errno or 0)}. Choose another place.") from error
-    if path.is_dir():
-        raise InputError(f"Cannot write {path}: it is a folder. Choose a file name.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from FewShotSegLib.errors import InputError
@@ -195,4 +195,4 @@ def write_model(network: PromptableNetwork, path: Path, card: Mapping[str, Any])
     """
     state = {name: value.detach().half().contiguous().cpu() for name, value in network.state_dict().items()}
     with written_whole(path) as part:
-        save_file(state, part, metadata={"fewshotseg": json.dumps(dict(card), sort_keys=True)})
+        part.write_bytes(save(state, metadata={"fewshotseg": json.dumps(dict(card), sort_keys=True)}))

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.files import sha256_of_file, write_text_whole
+from FewShotSegLib.io.locks import locked
 from FewShotSegLib.io.places import user_folder
 
 ARCHITECTURES = ("compact", "tiny_vit", "vit_b", "vit_l", "vit_h")
@@ -252,8 +253,9 @@ def add(path: str | os.PathLike[str], architecture: str | None = None, name: str
         same = _own_model(path, architecture, name)
     model = replace(same, name=name or same.name, sha256=digest, size_bytes=path.stat().st_size)
     _check_name(model)
-    entries = [(entry, place) for entry, place in _register() if entry.name != model.name]
-    _write_register([*entries, (model, path)])
+    with locked(user_folder() / "models.json.lock"):
+        entries = [(entry, place) for entry, place in _register() if entry.name != model.name]
+        _write_register([*entries, (model, path)])
     return model
 
 

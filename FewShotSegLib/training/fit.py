@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from FewShotSegLib.errors import InputError, StopAndKeepBest
-from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.progress import Progress, Report
+
+from .checkpoint import read_checkpoint, write_checkpoint
 
 MOST_SPOILED = 20
 LossAt = Callable[[int], tuple[Tensor, dict[str, float]]]
@@ -106,17 +107,6 @@ class JointTraining(Companion, Protocol):
 def step_rng(seed: int, step: int) -> np.random.Generator:
     """The generator of one step: the same whether or not the run was interrupted before it."""
     return np.random.default_rng([seed, step])
-
-
-def read_checkpoint(path: Path, identity: str) -> dict[str, Any]:
-    """The state that the run of this `identity` saved, on the CPU; damaged files and other runs' are refused."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"The checkpoint {path} is damaged ({error}); delete it to start this run anew.") from error
-    if not isinstance(state, dict) or state.get("identity") != identity:
-        raise InputError(f"The checkpoint {path} belongs to another run; delete it or choose another output.")
-    return state
 
 
 def fit(
@@ -297,8 +287,7 @@ class _TrainingState:
             "history": self.history,
             "companion": json.dumps(self.companion.state()) if self.companion else "",
         }
-        with written_whole(path) as part:
-            torch.save(state, part)
+        write_checkpoint(state, path)
 
     def restore(self, path: Path) -> None:
         state = read_checkpoint(path, self.identity)

@@ -36,7 +36,16 @@ def contact_sheet(samples: Sequence[Sample], path: Path | str, columns: int = 6)
         axis.set_title(f"{number}: {_caption(sample)}", fontsize=6.5)
     _legend(figure, names, colors)
     with written_whole(Path(path)) as part:
-        FigureCanvasAgg(figure).print_png(part)
+        FigureCanvasAgg(figure).print_png(part, metadata={"Software": _MADE_BY})
+
+
+_MADE_BY = "FewShotSeg contact sheet"
+
+
+def is_contact_sheet(path: Path) -> bool:
+    """Whether a file is a picture that `contact_sheet` has drawn."""
+    with path.open("rb") as stream:
+        return _MADE_BY.encode() in stream.read(4096)
 
 
 def _draw_sample(axis: Any, sample: Sample, colors: Mapping[int, Color]) -> None:

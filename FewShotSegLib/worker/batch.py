@@ -46,7 +46,8 @@ def segment_images(
 ) -> dict[str, Any]:
     """Segment the images of one job, several at a time, and write `volumes.csv` into its folder.
 
-    Returns the record of the whole. An image that fails does not stop the others; the failed ones are named at the end
+    Returns the record of the whole; its "table" is the file, which has a number in its name where somebody has changed
+    the table of an earlier run. An image that fails does not stop the others; the failed ones are named at the end
     in an error or, without `raise_failures`, in the table and in the record only.
     """
     from FewShotSegLib.jobs.inputs import output_names
@@ -58,14 +59,14 @@ def segment_images(
         try:
             result = run(job, report, raise_failures=raise_failures)
         except SomeImagesFailed as error:
-            write_volumes(error.result["images"], Path(job.out) / "volumes.csv")
+            write_volumes(error.result["images"], Path(job.out) / "volumes.csv", overwrite=job.overwrite)
             raise
-        write_volumes(result["images"], Path(job.out) / "volumes.csv")
-        return result
+        table = write_volumes(result["images"], Path(job.out) / "volumes.csv", overwrite=job.overwrite)
+        return {**result, "table": str(table)}
     outcomes = run_jobs([replace(job, images=(image,)) for image in job.images], processes, dask, report)
     records = [record for outcome in outcomes for record in _records(outcome)]
-    write_volumes(records, Path(job.out) / "volumes.csv")
-    result = _combined(job, outcomes, records)
+    table = write_volumes(records, Path(job.out) / "volumes.csv", overwrite=job.overwrite)
+    result = {**_combined(job, outcomes, records), "table": str(table)}
     failed = [outcome for outcome in outcomes if outcome.error]
     if failed and raise_failures:
         _raise(failed, result, len(outcomes))
@@ -105,7 +106,8 @@ def _made_before(job: Job) -> dict[str, Any] | None:
     out = Path(job.out)
     path = result_path(out.parent, out.stem)
     record = read_record(path)
-    if record is None or record.get("job") != to_dict(job) or not is_complete(record, out.parent):
+    same = record is not None and {**record.get("job", {}), "overwrite": job.overwrite} == to_dict(job)
+    if record is None or not same or not is_complete(record, out.parent):
         return None
     sources = [Path(file) for exemplar in job.exemplars for file in (exemplar.image, exemplar.labelmap)]
     made = path.stat().st_mtime

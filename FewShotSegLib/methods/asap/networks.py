@@ -23,7 +23,7 @@ from FewShotSegLib.errors import StopAndKeepBest
 from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.inference.sliding_window import foreground_logit, predict
 from FewShotSegLib.inference.volume_network import grid_to_dict, network_arguments, tensors_of
-from FewShotSegLib.io.files import written_whole
+from FewShotSegLib.io.cache import is_sealed, sealed
 from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import load_weights, weights_of
@@ -308,7 +308,7 @@ class _Learner:
     def _pretrained(self, network: nn.Module, pool: Pool, report: Report) -> dict[str, Any]:
         """Weights after some steps with arms drawn by lot; kept, as every structure and fold starts from them."""
         path = cache_folder() / "networks" / f"{self._pretraining_key(pool)}.safetensors"
-        if path.is_file():
+        if is_sealed(path):
             load_weights(network, path)
             return dict(weights_of(network))
         source = PatchSource(
@@ -345,7 +345,7 @@ class _Learner:
         from safetensors.numpy import save
 
         weights = dict(weights_of(network))
-        with written_whole(path) as part:
+        with sealed(path) as part:
             part.write_bytes(save(weights))
         return weights
 

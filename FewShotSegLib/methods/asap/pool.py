@@ -24,8 +24,9 @@ from FewShotSegLib.data.intensity import IntensitySpec, looks_like_hounsfield
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.grid import Grid, onto_grid
+from FewShotSegLib.io.cache import is_sealed, sealed
 from FewShotSegLib.io.datasets import CaseFiles, DataSet, complete_exemplar
-from FewShotSegLib.io.files import sha256_of_file, write_text_whole, written_whole
+from FewShotSegLib.io.files import sha256_of_file, write_text_whole
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.progress import Progress, Report
 from FewShotSegLib.training.patches import corner_of, part_at
@@ -306,16 +307,18 @@ def _digest(path: Path) -> str:
 def _keep(prepared: _Prepared, stem: Path) -> None:
     """Write three files; the last of them says that the others are whole."""
     for name, array in (("image", prepared.image), ("labels", prepared.labels)):
-        with written_whole(stem.with_name(f"{stem.name}.{name}.npy")) as part:
+        with sealed(stem.with_name(f"{stem.name}.{name}.npy")) as part:
             np.save(part, array, allow_pickle=False)
     card = {"shape": list(prepared.image.shape), "shown": sorted(prepared.shown)}
-    write_text_whole(stem.with_name(f"{stem.name}.json"), json.dumps(card))
+    write_text_whole(stem.with_name(f"{stem.name}.json"), json.dumps(card), private=True)
 
 
 def _read_kept(stem: Path) -> _Prepared | None:
     """What `_keep` wrote, its arrays read as they are used; None where it is not there or damaged."""
     try:
         card = json.loads(stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8"))
+        if not all(is_sealed(stem.with_name(f"{stem.name}.{name}.npy")) for name in ("image", "labels")):
+            return None
         image, labels = (
             np.load(stem.with_name(f"{stem.name}.{name}.npy"), mmap_mode="r", allow_pickle=False)
             for name in ("image", "labels")

@@ -19,8 +19,8 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
 from FewShotSegLib.imaging.grid import Grid, onto_grid
 from FewShotSegLib.inference.volume_network import grid_to_dict, seen_by
+from FewShotSegLib.io.cache import is_sealed, sealed
 from FewShotSegLib.io.datasets import DataSet, complete_exemplar
-from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.progress import Progress, Report, stage_picture
 from FewShotSegLib.synthesis.plan import Sample
@@ -235,7 +235,7 @@ class Stages:
         recipe = self._translation_recipe()
         key = _digest(to_dict(recipe))
         path = self.folder / f"translator-{key}.safetensors"
-        if path.is_file():
+        if is_sealed(path):
             return load_translator(path, self.device)
         checkpoint = path.with_suffix(".ckpt")
         translator = train_translator(
@@ -248,7 +248,8 @@ class Stages:
             checkpoint=checkpoint,
             identity=key,
         )
-        save_translator(translator, path)
+        with sealed(path) as part:
+            save_translator(translator, part)
         checkpoint.unlink(missing_ok=True)
         return translator
 
@@ -290,9 +291,9 @@ class Stages:
         digests = [sha256_of_array(case.image) + sha256_of_array(case.mask) for case in [*cases, *taught]]
         key = _digest(digests, repr(self.training), self.recipe.target_share, seed)
         path = self.folder / f"network-{key}.npz"
-        if path.is_file():
-            with np.load(path) as kept:
-                self._last_trained = {tensor: kept[tensor] for tensor in kept.files}
+        if is_sealed(path):
+            with np.load(path) as weights_file:
+                self._last_trained = {tensor: weights_file[tensor] for tensor in weights_file.files}
             return self._last_trained
         share = self.recipe.target_share if taught else 0.0
         weights = [(1 - share) / len(cases)] * len(cases) + [share / max(len(taught), 1)] * len(taught)
@@ -315,7 +316,7 @@ class Stages:
             half_done = 2 * fitted.steps >= self.training.steps
             raise _Stopped(trained if half_done or self._last_trained is None else self._last_trained)
         self._last_trained = trained
-        with written_whole(path) as part, part.open("wb") as stream:
+        with sealed(path) as part, part.open("wb") as stream:
             np.savez(stream, **trained)  # type: ignore[arg-type]
         checkpoint.unlink(missing_ok=True)
         return trained
