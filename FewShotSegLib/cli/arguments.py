@@ -79,6 +79,7 @@ def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
         "--structures", type=structures_from, metavar="6=liver,1=spleen", help="labels to use, and names"
     )
     adapt.add_argument("--resample", action="store_true", help="bring labelmaps of another grid onto the image")
+    _add_reading(adapt)
     adapt.add_argument("--base", default="bundled", metavar="MODEL", help="bundled, vit_b, ..., or a file")
     adapt.add_argument("--recipe", nargs="+", default=[], metavar="FILE|KEY=VALUE", help="options that differ")
     adapt.add_argument("--warm-start", metavar="ADAPTER", help="an adapter to go on from")
@@ -114,6 +115,7 @@ def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
         "--structures", type=structures_from, metavar="6=liver,1=spleen", help="labels of the support set, and names"
     )
     segment.add_argument("--resample", action="store_true", help="bring its labelmaps of another grid onto its images")
+    _add_reading(segment)
     segment.add_argument("--base", metavar="MODEL", help="default: the one the adapter was made for")
     segment.add_argument("--prompts", metavar="FILE.json", help="points, boxes and masks on slices of the image")
     segment.add_argument("--axis", choices=("k", "j", "i"), help="slice axis; default: the adapter's")
@@ -133,6 +135,23 @@ def _add_evaluate(commands: Any, common: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--tolerance-mm", type=float, default=2.0, metavar="MM", help="of the surface Dice (2)")
     _add_overwrite(evaluate)
     evaluate.add_argument("--out", required=True, metavar="METRICS.csv")
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--same-voxels",
+        action="store_true",
+        help="labelmaps have the voxels of their images, whatever their headers say of the place",
+    )
+    command.add_argument(
+        "--ignore", type=_positive, metavar="LABEL", help='the label for "unknown": slices that hold it are not known'
+    )
+    command.add_argument(
+        "--channel", type=_whole_number, metavar="N", help="the channel of images with several, from 0"
+    )
+    command.add_argument(
+        "--time-index", type=_whole_number, metavar="N", help="the volume of images with several in time, from 0"
+    )
 
 
 def _add_overwrite(command: argparse.ArgumentParser) -> None:
@@ -206,13 +225,26 @@ def adapt_job_from(chosen: argparse.Namespace, recipe: dict[str, Any]) -> AdaptJ
         seed=chosen.seed,
         device=chosen.device,
         overwrite=chosen.overwrite,
+        channel=chosen.channel,
+        time_index=chosen.time_index,
     )
 
 
 def _exemplar(text: str, chosen: argparse.Namespace) -> ExemplarFiles:
     image, labelmap, axis, slices = parse_exemplar(text)
     letter = None if axis is None else "kji"[axis]
-    return ExemplarFiles(str(image), str(labelmap), letter, slices, chosen.structures, chosen.resample)  # type: ignore[arg-type]
+    return ExemplarFiles(
+        str(image),
+        str(labelmap),
+        letter,  # type: ignore[arg-type]
+        slices,
+        chosen.structures,
+        chosen.resample,
+        chosen.same_voxels,
+        chosen.ignore,
+        chosen.channel,
+        chosen.time_index,
+    )
 
 
 def segment_job_from(chosen: argparse.Namespace, support_recipe: dict[str, Any]) -> SegmentJob:
@@ -231,6 +263,8 @@ def segment_job_from(chosen: argparse.Namespace, support_recipe: dict[str, Any])
         seed=chosen.seed,
         device=chosen.device,
         overwrite=chosen.overwrite,
+        channel=chosen.channel,
+        time_index=chosen.time_index,
     )
 
 

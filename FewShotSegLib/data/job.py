@@ -42,6 +42,10 @@ class ExemplarFiles:
     slices: tuple[int, ...] | Literal["all"] | None = None
     structures: dict[int, str] | None = None
     resample: bool = False
+    same_voxels: bool = False
+    ignore: int | None = None
+    channel: int | None = None
+    time_index: int | None = None
 
     def __post_init__(self) -> None:
         coerce(self, _NOUN)
@@ -69,7 +73,8 @@ class AdaptJob:
 
     `base` is the name of a base model or a file. `recipe` holds the options that differ from the method's defaults.
     `warm_start` is an adapter to go on from. After `max_seconds` training stops and keeps the best so far. `intensity`
-    is an `IntensitySpec` as a table; None is the one of `warm_start`, or what suits the first exemplar.
+    is an `IntensitySpec` as a table; None is the one of `warm_start`, or what suits the first exemplar. `channel` and
+    `time_index` are those of the targets; exemplars have their own.
     """
 
     kind: ClassVar[str] = "adapt"
@@ -89,6 +94,8 @@ class AdaptJob:
     seed: int = 0
     device: Device = "auto"
     overwrite: bool = False
+    channel: int | None = None
+    time_index: int | None = None
 
     def __post_init__(self) -> None:
         coerce(self, _NOUN)
@@ -110,7 +117,8 @@ class SegmentJob:
     `intensity` is an `IntensitySpec` as a table for the support set and the images; None: by the kind of image.
 
     `base` None is the base model that the adapter was made for, or the bundled one. `axis` None is that of the adapter
-    or the support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed.
+    or the support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed. `channel`
+    and `time_index` pick one volume of images that hold several.
     """
 
     kind: ClassVar[str] = "segment"
@@ -129,6 +137,8 @@ class SegmentJob:
     support_recipe: dict[str, Any] = field(default_factory=dict)
     intensity: dict[str, Any] | None = None
     overwrite: bool = False
+    channel: int | None = None
+    time_index: int | None = None
 
     def __post_init__(self) -> None:
         coerce(self, _NOUN)

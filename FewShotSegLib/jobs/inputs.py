@@ -76,7 +76,8 @@ def _source(folder: str) -> DataSet:
 def _targets(job: AdaptJob) -> dict[str, Volume]:
     """The unlabelled target volumes of a job by name."""
     paths = [*job.targets, *(images_in(job.target_folder) if job.target_folder else ())]
-    return dict(zip(output_names(paths), map(load_volume, paths), strict=True))
+    volumes = (load_volume(path, channel=job.channel, time_index=job.time_index) for path in paths)
+    return dict(zip(output_names(paths), volumes, strict=True))
 
 
 def exemplar_of(files: ExemplarFiles) -> Exemplar:
@@ -88,6 +89,10 @@ def exemplar_of(files: ExemplarFiles) -> Exemplar:
         slices=files.slices,
         structures=files.structures,
         resample=files.resample,
+        same_voxels=files.same_voxels,
+        ignore=files.ignore,
+        channel=files.channel,
+        time_index=files.time_index,
     )
 
 

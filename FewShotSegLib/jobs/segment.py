@@ -116,7 +116,7 @@ def _segment_image(
     timings: dict[str, float] = {}
     image = job.images[0]
     with timed(timings, "load"):
-        volume = load_volume(image)
+        volume = load_volume(image, channel=job.channel, time_index=job.time_index)
         prompts = load_prompts(job.prompts, volume) if job.prompts else []
     digest = _digest(job, volume, prompts, predictor)
     made = _made_before(job, name, digest, outputs, notes)
