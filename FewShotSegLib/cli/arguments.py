@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from FewShotSegLib.data.intensity import intensity_from
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
 from FewShotSegLib.data.recipe import from_dict, to_dict, with_overrides
-from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.datasets import data_sets_in, files_of
 from FewShotSegLib.io.exemplars import parse_exemplar
+from FewShotSegLib.io.json_files import read_table
 from FewShotSegLib.version import __version__
 
 DEMO_OUT = "demo-output"
@@ -80,6 +80,10 @@ def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
     )
     adapt.add_argument("--resample", action="store_true", help="bring labelmaps of another grid onto the image")
     _add_reading(adapt)
+    _add_intensity(adapt)
+    adapt.add_argument(
+        "--keep-names", action="store_true", help="let the adapter hold the names of the files it was made from"
+    )
     adapt.add_argument("--base", default="bundled", metavar="MODEL", help="bundled, vit_b, ..., or a file")
     adapt.add_argument("--recipe", nargs="+", default=[], metavar="FILE|KEY=VALUE", help="options that differ")
     adapt.add_argument("--warm-start", metavar="ADAPTER", help="an adapter to go on from")
@@ -116,6 +120,7 @@ def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
     )
     segment.add_argument("--resample", action="store_true", help="bring its labelmaps of another grid onto its images")
     _add_reading(segment)
+    _add_intensity(segment)
     segment.add_argument("--base", metavar="MODEL", help="default: the one the adapter was made for")
     segment.add_argument("--prompts", metavar="FILE.json", help="points, boxes and masks on slices of the image")
     segment.add_argument("--axis", choices=("k", "j", "i"), help="slice axis; default: the adapter's")
@@ -152,6 +157,19 @@ def _add_reading(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--time-index", type=_whole_number, metavar="N", help="the volume of images with several in time, from 0"
     )
+
+
+def _add_intensity(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--intensity",
+        metavar="KIND:LOW,HIGH",
+        help="which values become black and white: auto, window:-125,275 (raw units), percentile:0.5,99.5 or minmax",
+    )
+
+
+def _intensity(chosen: argparse.Namespace) -> dict[str, Any] | None:
+    spec = intensity_from(chosen.intensity) if chosen.intensity is not None else None
+    return spec.to_dict() if spec else None
 
 
 def _add_overwrite(command: argparse.ArgumentParser) -> None:
@@ -222,8 +240,10 @@ def adapt_job_from(chosen: argparse.Namespace, recipe: dict[str, Any]) -> AdaptJ
         recipe=recipe,
         warm_start=chosen.warm_start,
         max_seconds=chosen.max_seconds,
+        keep_names=chosen.keep_names,
         seed=chosen.seed,
         device=chosen.device,
+        intensity=_intensity(chosen),
         overwrite=chosen.overwrite,
         channel=chosen.channel,
         time_index=chosen.time_index,
@@ -262,6 +282,7 @@ def segment_job_from(chosen: argparse.Namespace, support_recipe: dict[str, Any])
         min_island_ml=chosen.min_island_ml,
         seed=chosen.seed,
         device=chosen.device,
+        intensity=_intensity(chosen),
         overwrite=chosen.overwrite,
         channel=chosen.channel,
         time_index=chosen.time_index,
@@ -283,23 +304,18 @@ def recipe_from(cls: type[Any], words: Sequence[str]) -> dict[str, Any]:
     """What files and `key=value` words change in a method's recipe, of class `cls`; later words win."""
     recipe = cls()
     for word in words:
-        if "=" in word and not Path(word).is_file():
+        if "=" in word and not _is_file(word):
             recipe = with_overrides(recipe, [word])
         else:
-            recipe = from_dict(cls, _merged(to_dict(recipe), _read_recipe(Path(word))))
+            recipe = from_dict(cls, _merged(to_dict(recipe), read_table(word, f"the recipe {word}")))
     return _differences(to_dict(recipe), to_dict(cls()))
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def _is_file(word: str) -> bool:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"Cannot read the recipe {path}: {error.strerror}.") from None
-    except ValueError as error:
-        raise InputError(f"The recipe {path} is not JSON ({error}).") from None
-    if not isinstance(values, dict):
-        raise InputError(f"The recipe {path} must hold a table of names and values.")
-    return values
+        return Path(word).is_file()
+    except (OSError, ValueError):  # too long for a name, as a list of values may be
+        return False
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

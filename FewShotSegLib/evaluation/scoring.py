@@ -21,7 +21,7 @@ from FewShotSegLib.data.volume import Labelmap, Volume, as_labels, label_values
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.reindex import reindexed
 from FewShotSegLib.io.volumes import load_labelmap
-from FewShotSegLib.progress import Progress, Report, silent
+from FewShotSegLib.progress import Progress, Report, note, silent
 
 from .metrics import Scores, compare
 from .pairing import paired_files
@@ -194,7 +194,7 @@ def evaluate_folder(
     if not_predicted:
         message = f"{len(not_predicted)} references have no prediction and are not scored: {', '.join(not_predicted)}"
         log.warning(message)
-        report(Progress(0, len(pairs), message))
+        report(note(message))
     wanted = dict(structures) if structures is not None else _structures_of([ref for _, ref in pairs.values()])
     rows: list[Row] = []
     for step, (case, (pred, ref)) in enumerate(pairs.items(), start=1):

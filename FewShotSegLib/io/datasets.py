@@ -9,7 +9,6 @@ The last two may have a card.json: {"modality": "MR", "licence": "CC BY 4.0", "s
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from FewShotSegLib.errors import InputError
 from .exemplars import load_exemplar
 from .files import known_suffix
 from .images import PICTURE_SUFFIXES, VOLUME_SUFFIXES
+from .json_files import read_table
 from .names import belonging, parsed, stem
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def _data_sets_at(folder: Path) -> list[DataSet]:
     """The data sets of one folder, without looking deeper; none if it is not one."""
     if (folder / "dataset.json").is_file() and (folder / "labelsTr").is_dir():
         return _nnunet(folder)
-    card = _read_json(folder / "card.json") if (folder / "card.json").is_file() else {}
+    card = read_table(folder / "card.json", str(folder / "card.json")) if (folder / "card.json").is_file() else {}
     if (folder / "images").is_dir() and (folder / "labels").is_dir():
         pairs, notes = _same_names(folder / "images", folder / "labels")
     else:
@@ -197,7 +197,7 @@ def _pairs(
 
 def _nnunet(folder: Path) -> list[DataSet]:
     path = folder / "dataset.json"
-    values = _read_json(path)
+    values = read_table(path, str(path))
     channels = _channels(values, path)
     labels, structures = _labels(values, path)
     ignore = _ignored(values)
@@ -280,13 +280,3 @@ def _label_values(structures: Any, path: Path) -> dict[int, str]:
 
 def _licence(values: Mapping[str, Any]) -> str:
     return str(values.get("licence") or values.get("license") or "")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold a table of names and values, got {type(values).__name__}.")
-    return values

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from FewShotSegLib.data.adapter import Adapter, card, check_base
-from FewShotSegLib.data.job import AdaptJob
+from FewShotSegLib.data.job import AdaptJob, to_dict
 from FewShotSegLib.data.recipe import from_dict
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.io.adapters import save_adapter
@@ -30,7 +30,8 @@ from FewShotSegLib.visualization.contact_sheet import contact_sheet, is_contact_
 from .inputs import files_read, inputs_of
 from .notes import Notes, timed
 from .outputs import Outputs
-from .record import record_of, result_path
+from .privacy import without_names
+from .record import inputs_digest, is_complete, read_record, record_of, result_path
 from .seeding import stage_rng
 
 
@@ -53,13 +54,26 @@ def _adapted(job: AdaptJob, device: torch.device, notes: Notes, outputs: Outputs
         notes.warn(sentence)
     with timed(timings, "adapt"):
         adapter = _fitting_adapter(job, inputs, recipe, device, notes)
+    if not job.keep_names:
+        adapter = without_names(adapter, job)
     save_adapter(adapter, outputs.place(out.name))
     report = _picture(adapter, out, notes, outputs)
     record = record_of(job, device.type, timings, notes.warnings)
-    record |= {"adapter": card(adapter), "metrics": dict(adapter.metrics)} | report
+    record |= {"adapter": card(adapter), "metrics": dict(adapter.metrics), "inputs": inputs_digest(_files_read(job))}
+    record |= report
     record = outputs.finish(record)
     _remove_checkpoints(job)
     return record
+
+
+def made_before(job: AdaptJob) -> dict[str, Any] | None:
+    """The record of an adapter that this very job has made from files whose contents are the same now."""
+    out = Path(job.out)
+    record = read_record(result_path(out.parent, out.stem))
+    if record is None or not isinstance(record.get("job"), dict) or not is_complete(record, out.parent):
+        return None
+    same = {**record["job"], "overwrite": job.overwrite} == to_dict(job)
+    return record if same and record.get("inputs") == inputs_digest(_files_read(job)) is not None else None
 
 
 def _files_read(job: AdaptJob) -> list[str | Path]:

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.digests import sha256_of_array, sha256_of_json
 from FewShotSegLib.data.exemplar import preflight
-from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.intensity import IntensitySpec, unlike
 from FewShotSegLib.data.job import SegmentJob
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import AXES, Volume
-from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.errors import Cancelled, InputError, of_the_system
 from FewShotSegLib.inference.load import load_any_predictor, load_support_predictor
 from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.quality import CUT_OFF, quality
@@ -94,6 +95,10 @@ def _tried(
         with Outputs(path, inputs=files_read(job), overwrite=job.overwrite) as outputs:
             try:
                 return _segment_image(job, name, predictor, notes, outputs), None
+            except OSError as error:
+                refused = InputError(of_the_system(error))
+                outputs.fail(_record_of_failure(job, predictor, notes, refused))
+                raise refused from error
             except Exception as error:
                 if not isinstance(error, Cancelled):
                     outputs.fail(_record_of_failure(job, predictor, notes, error))
@@ -123,6 +128,8 @@ def _segment_image(
     if made is not None:
         return made
     outputs.check(f"{name}.seg.nrrd")
+    if predictor.adapter is not None and not job.intensity and not job.support:
+        notes.warn_if(_unlike(predictor.adapter, volume, name))
     curve = MemoryCurve(gpu_memory_of(predictor.device)) if predictor.device.type == "cuda" else None
     with timed(timings, "segment"), curve or contextlib.nullcontext():
         found = _segmentation(job, volume, prompts, predictor, notes)
@@ -137,6 +144,13 @@ def _segment_image(
     record |= {"image": image, "digest": digest, "axis": "kji"[axis]}
     record["metrics"] = {"structures": structures} | ({"gpu_memory": curve.summary()} if curve else {})
     return outputs.finish(record)
+
+
+def _unlike(adapter: Adapter, volume: Volume, name: str) -> str:
+    """A sentence where an image does not look like those that the adapter was made from."""
+    known = [one.get("is_ct") for one in adapter.provenance.get("exemplars", [])]
+    is_ct = any(known) if any(isinstance(one, bool) for one in known) else None
+    return unlike(adapter.intensity, volume.array, name, is_ct)
 
 
 def _made_before(job: SegmentJob, name: str, digest: str, outputs: Outputs, notes: Notes) -> dict[str, Any] | None:
@@ -164,14 +178,18 @@ def _segmentation(
     if isinstance(predictor, VolumePredictor):
         if prompts:
             raise InputError("The adapter is a 3-D network, which takes no prompts; leave them out.")
+        if job.intensity:
+            raise InputError("The adapter is a 3-D network, which has an intensity of its own; leave it out.")
         return predictor.segment(volume, options=options, report=notes)
+    intensity = IntensitySpec.from_dict(job.intensity) if job.intensity and not job.support else None
+    given: dict[str, Any] = {"intensity": intensity, "prompts": prompts, "report": notes}
     try:
-        return segment(volume, predictor, prompts=prompts, options=options, report=notes)
+        return segment(volume, predictor, options=options, **given)
     except torch.cuda.OutOfMemoryError:
         notes.warn("Out of GPU memory; going on with one slice at a time.")
     torch.cuda.empty_cache()
     try:
-        return segment(volume, predictor, prompts=prompts, options=replace(options, batch_slices=1), report=notes)
+        return segment(volume, predictor, options=replace(options, batch_slices=1), **given)
     except torch.cuda.OutOfMemoryError:
         raise InputError("The GPU has too little free memory for one slice: choose --device cpu.") from None
 
@@ -187,7 +205,7 @@ def _options(job: SegmentJob) -> SegmentOptions:
 
 def _digest(job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predictor: AnyPredictor) -> str:
     """Equal for everything that decides the output."""
-    asked = [_options(job).__dict__, [prompt.to_dict() for prompt in prompts]]
+    asked = [_options(job).__dict__, [prompt.to_dict() for prompt in prompts], job.intensity]
     made_by = [__version__, *predictor.identity]
     return sha256_of_json((asked, made_by, sha256_of_array(volume.array), sha256_of_array(volume.affine)))
 

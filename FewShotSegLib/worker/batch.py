@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from FewShotSegLib.data.job import AdaptJob, Job, SegmentJob, from_dict, to_dict
-from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.errors import Cancelled, InputError, of_the_system
 from FewShotSegLib.io.jobs import with_paths_from
-from FewShotSegLib.jobs.record import is_complete, read_record, result_path
 from FewShotSegLib.jobs.volumes_table import write_volumes
 from FewShotSegLib.progress import Progress, Report, note, part_of, silent
 
@@ -79,10 +78,12 @@ def run_jobs(
     """Run jobs and return what became of each, in order. Cancelling ends the running ones and raises."""
     if processes < 1:
         raise InputError(f"At least one process is needed, got {processes}.")
+    from FewShotSegLib.jobs.adapt import made_before
+
     jobs = [with_paths_from(job, Path.cwd()) for job in jobs]
     outcomes: dict[int, Outcome] = {}
     for number, job in enumerate(jobs):
-        record = _made_before(job)
+        record = made_before(job) if isinstance(job, AdaptJob) else None
         if record is not None:
             outcomes[number] = Outcome(job, {**record, "skipped": True})
             report(note(f"{job.out} is there already, made by the same job; not made again."))
@@ -94,24 +95,6 @@ def run_jobs(
     else:
         outcomes |= _Pool(left, min(processes, max(len(left), 1)), report).run()
     return [outcomes[number] for number in range(len(jobs))]
-
-
-def _made_before(job: Job) -> dict[str, Any] | None:
-    """The record of an adapter that this very job has made from files that have not changed since.
-
-    Images of a segment job are looked at by the pipeline, one by one; an evaluation takes no time.
-    """
-    if not isinstance(job, AdaptJob):
-        return None
-    out = Path(job.out)
-    path = result_path(out.parent, out.stem)
-    record = read_record(path)
-    same = record is not None and {**record.get("job", {}), "overwrite": job.overwrite} == to_dict(job)
-    if record is None or not same or not is_complete(record, out.parent):
-        return None
-    sources = [Path(file) for exemplar in job.exemplars for file in (exemplar.image, exemplar.labelmap)]
-    made = path.stat().st_mtime
-    return record if all(source.exists() and source.stat().st_mtime <= made for source in sources) else None
 
 
 def _one_by_one(jobs: dict[int, Job], report: Report) -> dict[int, Outcome]:
@@ -130,6 +113,8 @@ def _outcome(job: Job, report: Report) -> Outcome:
         raise
     except InputError as error:
         return Outcome(job, getattr(error, "result", None), str(error))
+    except OSError as error:
+        return Outcome(job, None, of_the_system(error))
     except Exception as error:
         return Outcome(job, None, f"{type(error).__name__}: {error}", is_input_error=False)
 

@@ -24,6 +24,7 @@ from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.inference.sliding_window import foreground_logit, predict
 from FewShotSegLib.inference.volume_network import grid_to_dict, network_arguments, tensors_of
 from FewShotSegLib.io.cache import is_sealed, sealed
+from FewShotSegLib.io.files import sha256_of_file
 from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import load_weights, weights_of
@@ -286,11 +287,11 @@ class _Learner:
         return _loss_of(network, patches, self.device)
 
     def _identity(self, cases: Sequence[Case]) -> str:
-        digests = [sha256_of_array(case.image) + sha256_of_array(case.mask) for case in cases]
-        arms = self.pool.names if self.pool else ()
-        return repr(
-            (self.recipe, self.grid, self.value, digests, self.seed, arms, type(self.lesson.scheduler_for(0)).__name__)
-        )
+        parts = [part for case in cases for part in (case.image, case.mask, case.known) if part is not None]
+        parts_digest = list(map(sha256_of_array, parts))
+        files = (self.pool.digest() if self.pool else "", _digest_of(self.recipe.weights))
+        scheduler = type(self.lesson.scheduler_for(0)).__name__
+        return repr((self.recipe, self.grid, self.value, parts_digest, self.seed, files, scheduler))
 
     # ----------------------------------------------------------------------------------------------------------- start
 
@@ -361,7 +362,11 @@ class _Learner:
             self.seed,
         )
         steps = (self.recipe.pretraining_steps, self.recipe.batch_size)
-        return sha256_of_json([*given, steps])[:32]
+        return sha256_of_json([*given, steps, pool.digest()])[:32]
+
+
+def _digest_of(file: str | None) -> str:
+    return sha256_of_file(file) if file else ""
 
 
 def _loss_of(network: nn.Module, patches: Sequence[Patch], device: torch.device) -> Tensor:

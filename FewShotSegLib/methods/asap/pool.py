@@ -114,6 +114,21 @@ class Pool:
         """The arms' names, "data set: structure"."""
         return tuple(arm.name for arm in self.arms)
 
+    def digest(self) -> str:
+        """Equal for pools that give the same: arms, contents of their files, and how these are prepared."""
+        keys = []
+        for arm in self.arms:
+            labels = sorted(self._labels[arm.data_set.name])
+            keys.append([arm.name, arm.labels, [self._key_or_none(case, labels) for case in arm.data_set.cases]])
+        return sha256_of_json(keys)
+
+    def _key_or_none(self, case: CaseFiles, labels: list[str]) -> str | None:
+        """The key of a case, None of one whose files cannot be read: that is said when it is drawn."""
+        try:
+            return self._key(case, labels)
+        except (InputError, OSError):
+            return None
+
     def _chosen(self, data_set: DataSet) -> DataSet:
         # The name is part of the seed, so that another data set beside it changes nothing.
         rng = np.random.default_rng([self.seed, zlib.crc32(data_set.name.encode())])
@@ -260,6 +275,7 @@ class Pool:
             "files": [_digest(case.image), _digest(case.labelmap)],
             "structures": {str(value): name for value, name in (case.structures or {}).items()},
             "time_index": case.time_index,
+            "ignore": case.ignore,
             "resample": case.resample,
             "labels": labels,
             "spacing_mm": self.grid.spacing_mm,

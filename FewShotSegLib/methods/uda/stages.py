@@ -145,6 +145,8 @@ class Stages:
         arrays = {name: sha256_of_array(volume.array) for name, volume in self.targets.items()}
         arrays |= {f"source {name}": sha256_of_array(volume.array) for name, volume in self.sources.volumes.items()}
         arrays |= {f"labels {name}": sha256_of_array(labels) for name, labels in self.sources.labels.items()}
+        volumes = {**self.targets, **{f"source {name}": volume for name, volume in self.sources.volumes.items()}}
+        arrays |= {f"place of {name}": sha256_of_array(volume.affine) for name, volume in volumes.items()}
         space = (self.anatomy.to_dict() if self.anatomy else None, self.target_intensity.to_dict())
         return _digest(arrays, grid_to_dict(self.grid), space, self.structures, self.seed)
 

@@ -98,7 +98,7 @@ def test_a_decathlon_data_set_lists_its_cases_and_stacks_its_channels(tmp_path: 
 @pytest.mark.parametrize(
     ("card", "words"),
     [
-        ("{", "cannot be read as JSON"),
+        ("{", "is not JSON"),
         ([1], "must hold a table"),
         ({"channel_names": {"0": "CT"}}, 'has no "labels"'),
         ({"channel_names": ["CT"], "labels": {"a": 1}}, "the channels must be a table"),
