@@ -54,12 +54,13 @@ def _adapted(job: AdaptJob, device: torch.device, notes: Notes, outputs: Outputs
         notes.warn(sentence)
     with timed(timings, "adapt"):
         adapter = _fitting_adapter(job, inputs, recipe, device, notes)
+    metrics = dict(adapter.metrics)  # the record is for whoever has the files
     if not job.keep_names:
         adapter = without_names(adapter, job)
     save_adapter(adapter, outputs.place(out.name))
     report = _picture(adapter, out, notes, outputs)
     record = record_of(job, device.type, timings, notes.warnings)
-    record |= {"adapter": card(adapter), "metrics": dict(adapter.metrics), "inputs": inputs_digest(_files_read(job))}
+    record |= {"adapter": card(adapter), "metrics": metrics, "inputs": inputs_digest(_files_read(job))}
     record |= report
     record = outputs.finish(record)
     _remove_checkpoints(job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,19 @@ def _aliases(adapter: Adapter, job: AdaptJob) -> dict[str, str]:
     aliases: dict[str, str] = {}
     for number, exemplar in enumerate(adapter.provenance.get("exemplars", []), start=1):
         aliases.update(dict.fromkeys(_names_of(str(exemplar.get("name", ""))), f"exemplar {number}"))
-    paths = dict.fromkeys(path for path in files_read(job) if Path(path).suffix)
-    for number, path in enumerate(paths, start=1):
+    for number, path in enumerate(dict.fromkeys(_files_of(job)), start=1):
         for name in _names_of(path):
             aliases.setdefault(name, f"image {number}")
     return {name: alias for name, alias in aliases.items() if name}
+
+
+def _files_of(job: AdaptJob) -> Iterator[str]:
+    """The files that a job reads, those in its folders among them."""
+    for path in map(Path, files_read(job)):
+        if path.is_dir():
+            yield from (str(file) for file in sorted(path.rglob("*")) if file.is_file())
+        elif path.suffix:
+            yield str(path)
 
 
 def _names_of(path: str) -> list[str]:
