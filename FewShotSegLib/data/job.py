@@ -75,7 +75,8 @@ class AdaptJob:
     Auxiliary data are the `auxiliary` data sets and those in `auxiliary_folder`. `source_folder` and `target_folder`
     hold the labelled and the unlabelled images of an adaptation from one kind of image to another.
 
-    `base` is the name of a base model or a file. `recipe` holds the options that differ from the method's defaults.
+    `base` is the name of a base model or a file; "auto": that of `warm_start`, or the one the method does best with.
+    `recipe` holds the options that differ from the method's defaults.
     `warm_start` is an adapter to go on from. After `max_seconds` training stops and keeps the best so far. `intensity`
     is an `IntensitySpec` as a table; None is the one of `warm_start`, or what suits the first exemplar. `channel` and
     `time_index` are those of the targets; exemplars have their own. With `keep_names` the adapter holds the names of
@@ -91,7 +92,7 @@ class AdaptJob:
     auxiliary_folder: str | None = _path(None)
     source_folder: str | None = _path(None)
     target_folder: str | None = _path(None)
-    base: str = _path("bundled")
+    base: str = _path("auto")
     recipe: dict[str, Any] = field(default_factory=dict)
     warm_start: str | None = _path(None)
     max_seconds: float | None = None
@@ -125,8 +126,9 @@ class SegmentJob:
     the kind of image.
 
     `base` None is the base model that the adapter was made for, or the bundled one. `axis` None is that of the adapter
-    or the support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed. `channel`
-    and `time_index` pick one volume of images that hold several.
+    or the support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed. Of a
+    structure that was in one piece on its exemplars, pieces beside the main ones are removed unless `all_pieces`.
+    `channel` and `time_index` pick one volume of images that hold several.
     """
 
     kind: ClassVar[str] = "segment"
@@ -144,6 +146,7 @@ class SegmentJob:
     support: tuple[ExemplarFiles, ...] = ()
     support_recipe: dict[str, Any] = field(default_factory=dict)
     intensity: dict[str, Any] | None = None
+    all_pieces: bool = False
     overwrite: bool = False
     channel: int | None = None
     time_index: int | None = None

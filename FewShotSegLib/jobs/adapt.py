@@ -17,7 +17,7 @@ from FewShotSegLib.data.adapter import Adapter, card, check_base
 from FewShotSegLib.data.job import AdaptJob, to_dict
 from FewShotSegLib.data.recipe import from_dict
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.io.adapters import save_adapter
+from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.io.files import check_writable, written_whole
 from FewShotSegLib.methods import Method, method
 from FewShotSegLib.sam import registry
@@ -79,7 +79,7 @@ def made_before(job: AdaptJob) -> dict[str, Any] | None:
 
 def _files_read(job: AdaptJob) -> list[str | Path]:
     """What must not be written over: everything that the job names, and the file of its base model."""
-    base = [registry.find(job.base)[1]] if method(job.method).needs_base(recipe_of(job)) else []
+    base = [registry.find(base_of(job))[1]] if method(job.method).needs_base(recipe_of(job)) else []
     return [*files_read(job), *base]
 
 
@@ -104,13 +104,21 @@ def recipe_of(job: AdaptJob) -> Any:
     module = method(job.method)
     recipe = from_dict(module.Recipe, job.recipe)
     if module.needs_base(recipe) and recipe.image_size is None:
-        recipe = replace(recipe, image_size=registry.find(job.base)[0].image_size)
+        recipe = replace(recipe, image_size=registry.find(base_of(job))[0].image_size)
     return recipe
+
+
+def base_of(job: AdaptJob) -> str:
+    """The name or file of the base model that is adapted."""
+    if job.base != registry.AUTO:
+        return job.base
+    start = load_adapter(job.warm_start) if job.warm_start else None
+    return start.base_model if start is not None and start.base_model else registry.base_for(job.method)
 
 
 def family_of(job: AdaptJob, recipe: Any) -> str:
     """The word that methods resolve their presets by: that of the base model, where there is one."""
-    return registry.find(job.base)[0].family if method(job.method).needs_base(recipe) else "compact"
+    return registry.find(base_of(job))[0].family if method(job.method).needs_base(recipe) else "compact"
 
 
 def _picture(adapter: Adapter, out: Path, notes: Notes, outputs: Outputs) -> dict[str, str]:
@@ -154,7 +162,7 @@ def _attempt(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: torch.devi
     checkpoint = _checkpoint(Path(job.out), recipe, device)
     try:
         if chosen.needs_base(recipe):
-            inputs = _with_base(inputs, load_base(job.base, image_size=recipe.image_size, device=str(device)))
+            inputs = _with_base(inputs, load_base(base_of(job), image_size=recipe.image_size, device=str(device)))
         if checkpoint.exists():
             notes.say(f"Going on from {checkpoint.name}.")
         run = RunContext(stage_rng(job.seed, "adapt"), notes, device, job.max_seconds, checkpoint)
