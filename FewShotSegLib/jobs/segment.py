@@ -30,6 +30,7 @@ from FewShotSegLib.inference.segment import Segmentation, SegmentOptions, segmen
 from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.io.files import check_writable
 from FewShotSegLib.io.names import PROBABILITY
+from FewShotSegLib.io.probe import check_reading
 from FewShotSegLib.io.prompts import load_prompts
 from FewShotSegLib.io.volumes import load_volume, save_labelmap, save_volume
 from FewShotSegLib.version import __version__
@@ -62,7 +63,7 @@ def segment_job(job: SegmentJob, device: torch.device, notes: Notes, raise_failu
     for number, (image, name) in enumerate(zip(job.images, names, strict=True)):
         part = replace(job, images=(image,))
         with timed(timings, "segment"):
-            record, error = _tried(part, name, predictor, notes.part(number, len(names), name))
+            record, error = _tried(part, name, predictor, notes.part(number, len(names), name), len(names) > 1)
         records.append(record)
         if error is not None:
             failed[image] = error
@@ -87,13 +88,15 @@ def _predictor(job: SegmentJob, device: torch.device, notes: Notes) -> AnyPredic
 
 
 def _tried(
-    job: SegmentJob, name: str, predictor: AnyPredictor, notes: Notes
+    job: SegmentJob, name: str, predictor: AnyPredictor, notes: Notes, is_one_of_many: bool
 ) -> tuple[dict[str, Any], Exception | None]:
     """The record of one image, and what went wrong with it; the record of a failed image is written too."""
     path = result_path(Path(job.out), name)
     try:
         with Outputs(path, inputs=files_read(job), overwrite=job.overwrite) as outputs:
             try:
+                if is_one_of_many:
+                    check_reading(job.images[0])
                 return _segment_image(job, name, predictor, notes, outputs), None
             except OSError as error:
                 refused = InputError(of_the_system(error))

@@ -13,7 +13,9 @@ from .scene import ROOT, Count, Scene
 
 # Reads many files in a process of its own, which ends with the first that crashes it; a line for each.
 READER = """
-import json, sys, time, logging
+import json, os, sys, time, logging
+answers = os.fdopen(os.dup(1), "w")  # what libraries print goes nowhere
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 from pathlib import Path
 import numpy as np
 from FewShotSegLib.data.digests import sha256_of_array
@@ -34,8 +36,8 @@ for line in sys.stdin:
         answer = ["refused", str(error)]
     except BaseException as error:
         answer = ["defect", type(error).__name__ + ": " + str(error)]
-    sys.stdout.write(json.dumps([*answer, time.monotonic() - started]) + chr(10))
-    sys.stdout.flush()
+    answers.write(json.dumps([*answer, time.monotonic() - started]) + chr(10))
+    answers.flush()
 """
 
 

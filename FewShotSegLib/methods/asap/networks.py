@@ -309,7 +309,7 @@ class _Learner:
     def _pretrained(self, network: nn.Module, pool: Pool, report: Report) -> dict[str, Any]:
         """Weights after some steps with arms drawn by lot; kept, as every structure and fold starts from them."""
         path = cache_folder() / "networks" / f"{self._pretraining_key(pool)}.safetensors"
-        if is_sealed(path):
+        if is_sealed(path, pool.digest()):
             load_weights(network, path)
             return dict(weights_of(network))
         source = PatchSource(
@@ -346,7 +346,7 @@ class _Learner:
         from safetensors.numpy import save
 
         weights = dict(weights_of(network))
-        with sealed(path) as part:
+        with sealed(path, pool.digest()) as part:
             part.write_bytes(save(weights))
         return weights
 
@@ -362,7 +362,7 @@ class _Learner:
             self.seed,
         )
         steps = (self.recipe.pretraining_steps, self.recipe.batch_size)
-        return sha256_of_json([*given, steps, pool.digest()])[:32]
+        return sha256_of_json([*given, steps])[:32]
 
 
 def _digest_of(file: str | None) -> str:

@@ -270,18 +270,19 @@ class Pool:
 
     def _key(self, case: CaseFiles, labels: list[str]) -> str:
         """Digest of all that a prepared case depends on, the files' contents among it."""
-        given = {
+        given: dict[str, Any] = {
             "version": _VERSION,
             "files": [_digest(case.image), _digest(case.labelmap)],
             "structures": {str(value): name for value, name in (case.structures or {}).items()},
             "time_index": case.time_index,
-            "ignore": case.ignore,
             "resample": case.resample,
             "labels": labels,
             "spacing_mm": self.grid.spacing_mm,
             "orientation": self.grid.orientation,
             "intensity": self.intensity.to_dict() if self.intensity else None,
         }
+        if case.ignore is not None:  # keys of earlier versions stay as they are
+            given["ignore"] = case.ignore
         return sha256_of_json(given)[:32]
 
 

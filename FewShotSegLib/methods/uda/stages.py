@@ -145,10 +145,13 @@ class Stages:
         arrays = {name: sha256_of_array(volume.array) for name, volume in self.targets.items()}
         arrays |= {f"source {name}": sha256_of_array(volume.array) for name, volume in self.sources.volumes.items()}
         arrays |= {f"labels {name}": sha256_of_array(labels) for name, labels in self.sources.labels.items()}
-        volumes = {**self.targets, **{f"source {name}": volume for name, volume in self.sources.volumes.items()}}
-        arrays |= {f"place of {name}": sha256_of_array(volume.affine) for name, volume in volumes.items()}
         space = (self.anatomy.to_dict() if self.anatomy else None, self.target_intensity.to_dict())
         return _digest(arrays, grid_to_dict(self.grid), space, self.structures, self.seed)
+
+    def _places(self) -> str:
+        """A digest of where all volumes lie, which decides what comes onto the grid."""
+        volumes = {**self.targets, **{f"source {name}": volume for name, volume in self.sources.volumes.items()}}
+        return _digest({name: sha256_of_array(volume.affine) for name, volume in volumes.items()})
 
     def _source_case(self, name: str) -> Case:
         """A labelled case on the grid, not yet translated."""
@@ -237,7 +240,7 @@ class Stages:
         recipe = self._translation_recipe()
         key = _digest(to_dict(recipe))
         path = self.folder / f"translator-{key}.safetensors"
-        if is_sealed(path):
+        if is_sealed(path, self._places()):
             return load_translator(path, self.device)
         checkpoint = path.with_suffix(".ckpt")
         translator = train_translator(
@@ -248,9 +251,9 @@ class Stages:
             device=self.device,
             report=self.report,
             checkpoint=checkpoint,
-            identity=key,
+            identity=f"{key} {self._places()}",
         )
-        with sealed(path) as part:
+        with sealed(path, self._places()) as part:
             save_translator(translator, part)
         checkpoint.unlink(missing_ok=True)
         return translator
@@ -293,7 +296,7 @@ class Stages:
         digests = [sha256_of_array(case.image) + sha256_of_array(case.mask) for case in [*cases, *taught]]
         key = _digest(digests, repr(self.training), self.recipe.target_share, seed)
         path = self.folder / f"network-{key}.npz"
-        if is_sealed(path):
+        if is_sealed(path, self._places()):
             with np.load(path) as weights_file:
                 self._last_trained = {tensor: weights_file[tensor] for tensor in weights_file.files}
             return self._last_trained
@@ -311,14 +314,14 @@ class Stages:
             report=self.report,
             message=name,
             checkpoint=checkpoint,
-            identity=key,
+            identity=f"{key} {self._places()}",
         )
         if fitted.stopped_by == "user":
             checkpoint.unlink(missing_ok=True)
             half_done = 2 * fitted.steps >= self.training.steps
             raise _Stopped(trained if half_done or self._last_trained is None else self._last_trained)
         self._last_trained = trained
-        with sealed(path) as part, part.open("wb") as stream:
+        with sealed(path, self._places()) as part, part.open("wb") as stream:
             np.savez(stream, **trained)  # type: ignore[arg-type]
         checkpoint.unlink(missing_ok=True)
         return trained
