@@ -6,6 +6,7 @@ CPU; cancelling is giving up and removes the checkpoint.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -78,9 +79,10 @@ def made_before(job: AdaptJob) -> dict[str, Any] | None:
 
 
 def _files_read(job: AdaptJob) -> list[str | Path]:
-    """What must not be written over: everything that the job names, and the file of its base model."""
+    """What the adapter is made from: the files that the job and its recipe name, and the base model."""
     base = [registry.find(base_of(job))[1]] if method(job.method).needs_base(recipe_of(job)) else []
-    return [*files_read(job), *base]
+    named = [*files_read(job), *(value for value in job.recipe.values() if isinstance(value, str))]
+    return [*(path for path in named if os.path.exists(path)), *base]  # noqa: PTH110 - false for what is no path
 
 
 def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
