@@ -245,7 +245,10 @@ def _adapt_promptable(inputs: AdaptInputs, base: PromptableNetwork, recipe: Reci
     pool = _pool(inputs, _slice_grid(first, base.image_size), inputs.intensity_of_exemplars(), recipe)
     _prepare(pool, recipe, run.report)
     arms = _PromptedArms(base, pool, recipe, first.axis) if pool else None
-    return adapt_prompted(inputs, recipe, run, method="asap", beside=arms.beside if arms else None)
+    digest = arms.pool.digest() if arms else ""
+    return adapt_prompted(
+        inputs, recipe, run, method="asap", beside=arms.beside if arms else None, beside_identity=digest
+    )
 
 
 def _pool(inputs: AdaptInputs, grid: Grid, intensity: IntensitySpec, recipe: Recipe) -> Pool | None:
