@@ -56,6 +56,7 @@ def test_a_segmentation_chosen_for_another_volume_is_shown_and_stays_chosen(case
     case.ui.volumeSelector.setCurrentNode(second)
     assert (case.selection.segmentationNode, bool(ofFirst.GetDisplayNode().GetVisibility())) == (None, False)
     case.ui.segmentationSelector.setCurrentNode(ofFirst)
+    case.ui.segmentationSelector.nodeActivated(ofFirst)  # by hand
     assert ofFirst.GetDisplayNode().GetVisibility()
     for volumeNode in (first, second):
         case.ui.volumeSelector.setCurrentNode(volumeNode)
@@ -74,6 +75,15 @@ def test_volumes_of_one_patient_share_their_segmentations(case: Case) -> None:
         case.ui.volumeSelector.setCurrentNode(volumeNode)
         assert case.selection.segmentationNode is ofFirst
         assert ofFirst.GetDisplayNode().GetVisibility()
+
+
+def test_deleting_a_segmentation_shows_none_of_another_patient(case: Case) -> None:
+    (_first, ofFirst, *_), (second, ofSecond, *_) = addCase(0, name="A"), addCase(1, name="B")
+    case.ui.volumeSelector.setCurrentNode(second)
+    assert not ofFirst.GetDisplayNode().GetVisibility()
+    slicer.mrmlScene.RemoveNode(ofSecond)
+    assert case.selection.segmentationNode is None
+    assert not ofFirst.GetDisplayNode().GetVisibility()
 
 
 def test_a_segmentation_that_the_user_has_hidden_stays_hidden(case: Case) -> None:
