@@ -38,6 +38,9 @@ from . import scratch
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _ERROR_LINES = 30
+# Slicer's main thread holds Python's lock also while Qt waits for events: only while a poll sleeps can the threads here
+# take in what has arrived. Without, an answer of 400 kB comes ten polls late.
+_HANDOVER_S = 0.001
 _FOLDER = Path(__file__).resolve().parents[2]  # holds the package; the worker's Python may not have it installed
 
 
@@ -82,13 +85,15 @@ class WorkerClient:
         return self._send(request)
 
     def poll(self) -> list[dict[str, Any]]:
-        """Messages that have arrived, in order; returns at once.
+        """Messages that have arrived, in order; returns at once, or after a millisecond where an answer is waited for.
 
         A worker that ended unasked is reported once: {"type": "dead", "ids": [unanswered requests], "returncode",
         "stderr": its last lines}.
         """
         if self._worker is None:
             return []
+        if self._open:
+            time.sleep(_HANDOVER_S)
         messages = self._worker.arrived()
         for message in messages:
             if message.get("type") in ("result", "error", "superseded"):
@@ -342,7 +347,9 @@ def _end_tree(process: subprocess.Popen[str], *, by_force: bool) -> None:
         return  # its number may belong to somebody else by now
     if os.name == "nt":
         force = ["/F"] if by_force else []
-        subprocess.run(["taskkill", *force, "/T", "/PID", str(process.pid)], check=False, capture_output=True)
+        command = ["taskkill", *force, "/T", "/PID", str(process.pid)]
+        window = subprocess.CREATE_NO_WINDOW  # type: ignore[attr-defined]  # else a console flashes up
+        subprocess.run(command, check=False, capture_output=True, creationflags=window)
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL if by_force else signal.SIGTERM)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ import pytest
 
 from FewShotSegLib.data.job import to_dict
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.worker import client as client_module
 from FewShotSegLib.worker.client import WorkerClient
 from Testing.conftest import discs
 from Testing.Library.worker.conftest import a_long_job, answer_to, ask, wait_for
@@ -113,6 +117,38 @@ def is_zombie(pid: int) -> bool:
     return stat.exists() and stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a script as interpreter")
+def test_a_large_answer_comes_within_few_polls_of_a_thread_that_keeps_pythons_lock(tmp_path: Path) -> None:
+    """Slicer's main thread keeps it while Qt waits for events; only in a poll can other threads do anything."""
+    body = (
+        "import json, sys\n"
+        "for line in sys.stdin:\n"
+        "    answer = {'id': json.loads(line)['id'], 'type': 'result', 'result': 'x' * 400_000}\n"
+        "    print(json.dumps(answer), flush=True)\n"
+    )
+    counts: list[int] = []
+    with WorkerClient(a_python(tmp_path, body)) as client:
+        answer_to(client, client.submit({}))
+        for _ in range(5):
+            client.submit({})
+            counts.append(0)
+            while not client.poll():
+                ctypes.PyDLL(None).usleep(20_000)  # a PyDLL keeps the lock
+                counts[-1] += 1
+    assert sorted(counts)[2] <= 4
+
+
+def test_on_windows_no_console_flashes_up_when_a_worker_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(client_module, "os", SimpleNamespace(name="nt"))
+    monkeypatch.setattr(subprocess, "CREATE_NO_WINDOW", 0x08000000, raising=False)
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: ran.append((command, options)))
+    client_module._end_tree(SimpleNamespace(pid=7, poll=lambda: None), by_force=True)  # type: ignore[arg-type]
+    ((command, options),) = ran
+    assert command == ["taskkill", "/F", "/T", "/PID", "7"]
+    assert options["creationflags"] == 0x08000000
+
+
 def test_an_interpreter_that_is_not_there_is_named() -> None:
     with pytest.raises(InputError, match="Cannot start /no/such/python"):
         WorkerClient("/no/such/python").submit({"op": "hello"})
@@ -127,8 +163,6 @@ def test_a_worker_lets_the_window_go_first() -> None:
 
 
 def test_the_client_does_without_torch() -> None:
-    import subprocess
-
     root = Path(__file__).resolve().parents[3]
     code = (
         "import sys; import FewShotSegLib.worker.client; print([m for m in ('torch', 'SimpleITK') if m in sys.modules])"
