@@ -171,10 +171,19 @@ def context_of(log_odds: Tensor) -> Tensor:
     return torch.from_numpy(np.concatenate(blurred)).to(log_odds.device)
 
 
+@dataclass(frozen=True, eq=False)
 class PixelClassifier:
-    """Softmax regression on appearance, position in waves and powers, and where given the context (n, D)."""
+    """Softmax regression on what is seen of a pixel, appearance and where given the context, and on its place.
 
-    def __init__(self, samples: PixelSamples, context: Tensor | None = None) -> None:
+    of_seen (C, K + 1) and of_place (P, K + 1): coefficients of background and structures, constants last in of_place.
+    """
+
+    of_seen: Tensor
+    of_place: Tensor
+
+    @classmethod
+    def fitted(cls, samples: PixelSamples, context: Tensor | None = None) -> PixelClassifier:
+        """A classifier that learned from pixels, and where given from their context (n, D)."""
         weights = samples.weights / samples.weights.sum()
         seen = samples.appearance if context is None else torch.cat([samples.appearance, context], dim=1)
         mean = weights @ seen
@@ -182,9 +191,10 @@ class PixelClassifier:
         inputs = torch.cat([(seen - mean) / deviation, _place(samples.position)], dim=1)
         solved = softmax_regression(inputs, samples.shares, weights)
         # The standardization goes into the coefficients: maps are large, and several classifiers look at the same.
-        self.of_seen = solved[: seen.shape[1]] / deviation[:, None]
-        self.of_place = solved[seen.shape[1] :].clone()
-        self.of_place[-1] -= mean @ self.of_seen
+        of_seen = solved[: seen.shape[1]] / deviation[:, None]
+        of_place = solved[seen.shape[1] :].clone()
+        of_place[-1] -= mean @ of_seen
+        return cls(of_seen, of_place)
 
     def log_odds(self, maps: PixelMaps, context: Tensor | None = None) -> Tensor:
         """log(p / (1 - p)) of each structure (K, g, g); context (D, g, g)."""

@@ -37,6 +37,7 @@ from FewShotSegLib.sam.network import (
 
 from .embedding_cache import EmbeddingCache
 
+MAPS = "maps."  # how names of tensors begin that belong to maps of structures, not to the network
 MASK_LOGIT = 8.0  # inside a mask that a user gives as a prompt
 
 
@@ -193,13 +194,15 @@ class Predictor:
 
 def restored_adaptation(network: PromptableNetwork, adapter: Adapter) -> Adaptation:
     """The adaptation an adapter was saved from."""
+    facts = adapter.architecture or {}
     spec = AdaptationSpec(
-        from_dict(LoraSpec, adapter.architecture["lora"]) if adapter.architecture else LoraSpec(),
-        adapter.architecture["tokens"] if adapter.architecture else 4,
-        adapter.architecture["full_decoder"] if adapter.architecture else False,
+        from_dict(LoraSpec, facts["lora"]) if facts else LoraSpec(),
+        facts.get("tokens", 4),
+        facts.get("full_decoder", False),
+        facts.get("locator", True),
     )
     adaptation = Adaptation(network, spec, sorted(adapter.structures), generator=torch.Generator().manual_seed(0))
-    adaptation.load(network, adapter.tensors)
+    adaptation.load(network, {name: t for name, t in adapter.tensors.items() if not name.startswith(MAPS)})
     return adaptation
 
 

@@ -30,12 +30,13 @@ from .layers import LoraSpec
 @dataclass(frozen=True)
 class AdaptationSpec:
     """What is trained. `tokens`: structure tokens per structure. `full_decoder`: all of the mask decoder instead of
-    LoRA.
+    LoRA. `locator`: a network that finds structures without clicks; without it something else must bring their masks.
     """
 
     lora: LoraSpec
     tokens: int = 4
     full_decoder: bool = False
+    locator: bool = True
 
 
 class Adaptation:
@@ -90,7 +91,8 @@ class Adaptation:
                 if ".lora" not in name and (self.spec.full_decoder or not in_transformer):
                     parameters.setdefault(f"{part}.{name}", parameter)
         parameters["structure_tokens"] = self.structure_tokens
-        parameters.update({f"locator.{name}": p for name, p in self.locator.named_parameters()})
+        if self.spec.locator:
+            parameters.update({f"locator.{name}": p for name, p in self.locator.named_parameters()})
         return parameters
 
     def remember_clicks(self, network: PromptableNetwork, clicks: Mapping[int, NDArray[np.float32]]) -> None:

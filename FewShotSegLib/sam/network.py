@@ -62,6 +62,9 @@ class PromptBatch:
     def with_masks(self, masks: Tensor, has_mask: Tensor | None = None) -> PromptBatch:
         return replace(self, masks=masks, has_mask=has_mask)
 
+    def with_tokens(self, tokens: Tensor) -> PromptBatch:
+        return replace(self, tokens=tokens)
+
 
 class PromptableNetwork(nn.Module):
     """Image encoder, prompt encoder and mask decoder.

@@ -130,6 +130,6 @@ def test_a_classifier_tells_bright_from_dark_and_left_from_right() -> None:
     image = a_body(4, 4, 56, 56) * 0.5 + 0.4 * (labels > 0)
     maps = pixel_maps(image.astype(np.float32), an_embedding())
     drawn = [drawn_pixels(maps, labels, (1, 2), (64, 64), 600, np.random.default_rng(n)) for n in range(2)]
-    found = PixelClassifier(together(drawn)).log_odds(maps) > 0
+    found = PixelClassifier.fitted(together(drawn)).log_odds(maps) > 0
     truth = shares_of(labels, (1, 2), 32)[1:] > 0.5
     assert (found == truth).float().mean() > 0.98

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
@@ -21,10 +20,8 @@ from FewShotSegLib.evaluation.scoring import evaluate_case
 from FewShotSegLib.imaging.slices import labelled_slices
 from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.segment import SegmentOptions, segment
-from FewShotSegLib.inference.support import BOX, CLICK, MAP, SupportPredictor, SupportRecipe, _best, support_adapter
-from FewShotSegLib.inference.support import _derived_prompts as derived_prompts
-from FewShotSegLib.inference.support import _expected_iou as expected_iou
-from FewShotSegLib.inference.support import _pictures as pictures
+from FewShotSegLib.inference.structure_maps import BOX, CLICK, MAP, derived_prompts
+from FewShotSegLib.inference.support import SupportPredictor, SupportRecipe, support_adapter
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.sam.network import POSITIVE, PromptableNetwork
 from FewShotSegLib.training.context import AdaptInputs, RunContext
@@ -73,7 +70,7 @@ def test_a_support_given_twice_counts_once(a_tiny_sam: PromptableNetwork) -> Non
 def test_a_slice_that_is_its_own_support_gets_its_own_labels_back(a_tiny_sam: PromptableNetwork) -> None:
     case = an_annotated_case(0)
     predictor = a_support(a_tiny_sam, case)
-    predictor.ways = [MAP] * len(predictor.ways)
+    predictor.maps = replace(predictor.maps, ways=(MAP, MAP))
     maps = torch.from_numpy(logits_of(predictor, a_query(predictor, case)))
     truth = case.labelmap[2][1::2, 1::2]  # the grid is half as fine
     for row, value in enumerate((DISC, SQUARE)):
@@ -141,30 +138,7 @@ def test_another_base_model_and_another_method_are_refused(a_tiny_sam: Promptabl
         SupportPredictor(a_tiny_sam, replace(support, method="lora"))
 
 
-# --- copies, subsets, ways
-
-
-def test_copies_are_never_mirrored(a_tiny_sam: PromptableNetwork) -> None:
-    y, x = np.mgrid[:64, :64]
-    image = np.where(x > 40, 100, -100) + np.where(y > 50, 60, 0)
-    labels = ((x > 45) & (y > 20) & (y < 40)).astype(np.uint8)
-    case = Exemplar(Volume(image[None].astype(np.int16), np.eye(4)), labels[None], {1: "left kidney"}, 0, (0,))
-    support = support_adapter([case], a_tiny_sam)
-    found = pictures(support, SupportRecipe(pictures=20))
-    assert len(found) == 20
-    for picture in found:
-        row, column = ndimage.center_of_mass(picture.labels)
-        assert column > 40
-        assert 15 < row < 45
-
-
-def test_small_support_sets_are_filled_up_with_copies(a_tiny_sam: PromptableNetwork) -> None:
-    cases = [an_annotated_case(seed) for seed in range(5)]
-    for count, expected in ((1, 4), (2, 4), (3, 6), (5, 10)):
-        support = support_adapter(cases[:count], a_tiny_sam)
-        found = pictures(support, SupportRecipe(pictures=4))
-        assert len(found) == expected
-        assert sum(picture.original for picture in found) == count
+# --- subsets
 
 
 def test_the_mean_of_equal_answers_is_that_answer(a_tiny_sam: PromptableNetwork) -> None:
@@ -172,15 +146,15 @@ def test_the_mean_of_equal_answers_is_that_answer(a_tiny_sam: PromptableNetwork)
     predictor = a_support(a_tiny_sam, case)
     image = a_query(predictor, an_annotated_case(9))
     alone = logits_of(predictor, image)
-    predictor.classifiers = predictor.classifiers * 4
+    predictor.maps = replace(predictor.maps, classifiers=predictor.maps.classifiers * 4)
     np.testing.assert_allclose(logits_of(predictor, image), alone, atol=1e-5)
 
 
 def test_subsets_are_drawn_from_more_than_six_slices_and_always_the_same(a_tiny_sam: PromptableNetwork) -> None:
     few, many = an_annotated_case(0, (1, 3)), [an_annotated_case(seed) for seed in range(7)]
-    assert len(a_support(a_tiny_sam, few, subsets=3).classifiers) == 1
+    assert len(a_support(a_tiny_sam, few, subsets=3).maps.classifiers) == 1
     first, again = (a_support(a_tiny_sam, *many, subsets=3) for _ in range(2))
-    assert len(first.classifiers) == 3
+    assert len(first.maps.classifiers) == 3
     image = a_query(first, an_annotated_case(9))
     assert np.array_equal(logits_of(first, image), logits_of(again, image))
 
@@ -193,12 +167,6 @@ def test_more_slices_than_wanted_are_thinned_without_losing_a_structure(a_tiny_s
     support = support_adapter([case], a_tiny_sam, recipe=SupportRecipe(most_slices=3))
     assert len(support.tensors["images"]) == 4
     assert SQUARE in support.tensors["labels"]
-
-
-def test_the_way_with_the_largest_overlap_is_taken_for_each_structure() -> None:
-    both = [[10, 40], [30, 20], [20, 20]]  # of three ways, for two structures
-    total = [[100, 100], [100, 100], [100, 100]]
-    assert _best(np.stack([both, total], axis=1).astype(float)) == [1, 0]
 
 
 # --- as a predictor
@@ -218,7 +186,7 @@ def test_a_user_points_and_the_derived_prompts_stand_back(
     monkeypatch.setattr(Predictor, "decode", listening)
     volume, _ = discs(np.random.default_rng(9))
     prompt = Prompt(0, 3, np.array([[50.0, 7.0, 3.0]]), np.array([1]), structure="disc")
-    predictor.ways = [MAP, MAP]  # of the derived ones nothing is asked
+    predictor.maps = replace(predictor.maps, ways=(MAP, MAP))  # of the derived ones nothing is asked
     segment(volume, predictor, prompts=[prompt], options=SegmentOptions(propagate=False))
     assert [batch.coords[0, 0].tolist() for batch in asked] == [[50.0, 7.0], [50.0, 7.0]]
     assert [batch.masks is None for batch in asked] == [True, False]
@@ -239,16 +207,6 @@ def test_nothing_is_drawn_from_the_global_generators(a_tiny_sam: PromptableNetwo
     a_support(a_tiny_sam, an_annotated_case(0))
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
-
-
-def test_the_expected_iou_is_that_of_the_probabilities() -> None:
-    sure = torch.full((4, 4), -30.0)
-    sure[:2] = 30.0
-    unsure = torch.full((4, 4), -30.0)
-    unsure[0], unsure[1] = float(np.log(0.75 / 0.25)), float(np.log(0.25 / 0.75))
-    nothing = torch.full((4, 4), float(np.log(0.1 / 0.9)))
-    found = expected_iou(torch.stack([sure, unsure, nothing]))
-    torch.testing.assert_close(found, torch.tensor([1.0, 0.75 * 4 / (4 + 0.25 * 4), 0.9]))
 
 
 def test_an_adapter_without_tokens_lends_its_eyes(a_tiny_sam: PromptableNetwork) -> None:

@@ -1,0 +1,244 @@
+"""Maps of structures: where each one is on a slice, told by a pixel classifier, and how a mask follows from that.
+
+The map of a structure is handed to the mask decoder as a mask prompt, with a click or a box on its most certain part.
+What the decoder makes of it is averaged with the map: the map knows what, the decoder knows where its edges are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.lora.adaptation import Adaptation
+from FewShotSegLib.sam.clicks import FIRST_PROMPT, centre_click, tight_box
+from FewShotSegLib.sam.network import (
+    BOX_CORNER_HIGH,
+    BOX_CORNER_LOW,
+    MOST_LOGIT,
+    PADDING,
+    POSITIVE,
+    Embedding,
+    PromptableNetwork,
+    PromptBatch,
+)
+
+from .embedding_cache import EmbeddingCache
+from .pixel_classifier import ContextClassifier, PixelClassifier, PixelMaps, pixel_maps
+from .predictor import MAPS, Masks, Predictor, restored_adaptation
+
+MAP, CLICK, BOX = "map", "click", "box"
+WAYS = (CLICK, BOX, MAP)  # from a map to a mask: the decoder with a click or a box, or the map alone
+
+
+@dataclass(frozen=True, eq=False)
+class StructureMaps:
+    """What tells K structures apart on an encoded slice: classifiers whose mean counts, offsets (K,) that are added to
+    their log-odds, and the way in which each structure is answered. Numbers only: it holds no picture of a patient.
+    """
+
+    structures: tuple[int, ...]
+    classifiers: tuple[ContextClassifier, ...]
+    offsets: Tensor
+    ways: tuple[str, ...]
+
+    def log_odds(self, embedding: Embedding, structures: Sequence[int] | None = None) -> Tensor:
+        """log(p / (1 - p)) of the structures asked for (N, g, g), moved to where Dice is largest."""
+        maps = maps_of(embedding)
+        odds = torch.stack([classifier.log_odds(maps) for classifier in self.classifiers]).mean(0)
+        odds = odds + self.offsets[:, None, None]
+        return odds if structures is None else odds[self.rows(structures)]
+
+    def rows(self, structures: Sequence[int]) -> list[int]:
+        """Where in the maps the structures lie."""
+        return [self.structures.index(value) for value in structures]
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """All numbers by name, as an `Adapter` stores them."""
+        found = {f"{MAPS}offsets": self.offsets}
+        for number, classifier in enumerate(self.classifiers):
+            for stage, members in (("first", classifier.firsts), ("second", classifier.seconds)):
+                for fold, member in enumerate(members):
+                    name = f"{MAPS}{number}.{stage}.{fold}"
+                    found[f"{name}.seen"], found[f"{name}.place"] = member.of_seen, member.of_place
+        return {name: tensor.float().cpu().numpy().copy() for name, tensor in found.items()}
+
+    @classmethod
+    def restored(cls, adapter: Adapter, device: torch.device) -> StructureMaps:
+        """The maps that an adapter holds."""
+        ways = tuple((adapter.architecture or {})["maps"]["ways"])
+        members: dict[tuple[int, str], list[PixelClassifier]] = {}
+        for name in adapter.tensors:
+            if name.startswith(MAPS) and name.endswith(".seen"):
+                number, stage, _ = name.removeprefix(MAPS).split(".")[:3]
+                of_seen, of_place = (
+                    torch.from_numpy(np.array(adapter.tensors[f"{name.removesuffix('.seen')}.{part}"])).to(device)
+                    for part in ("seen", "place")
+                )
+                members.setdefault((int(number), stage), []).append(PixelClassifier(of_seen, of_place))
+        count = 1 + max((number for number, _ in members), default=-1)
+        try:
+            classifiers = tuple(ContextClassifier(members[n, "first"], members[n, "second"]) for n in range(count))
+            offsets = torch.from_numpy(np.array(adapter.tensors[f"{MAPS}offsets"])).to(device)
+        except KeyError as error:
+            raise InputError(f"The adapter is not whole: its maps lack {error}; make it again.") from None
+        return cls(tuple(sorted(adapter.structures)), classifiers, offsets, ways)
+
+
+def has_maps(adapter: Adapter) -> bool:
+    """Whether the adapter answers by maps of its structures."""
+    return "maps" in (adapter.architecture or {})
+
+
+@dataclass(frozen=True, eq=False)
+class SeenEmbedding(Embedding):
+    """An embedding that knows its slice, (S, S) in [0, 1]."""
+
+    image: NDArray[np.float32] | None = None
+
+
+class MapPredictor(Predictor):
+    """A predictor that knows structures by their maps. What a user points at takes the place of the click, box and mask
+    that would be derived.
+
+    `looks` is an adapter that the network looks with, such as one of GMISeg. An `adapter` with maps of its own brings a
+    decoder that was trained to use them; it answers beside the base model's, and the mean counts: on real cases better
+    than either (see BENCHMARKS.md).
+    """
+
+    def __init__(
+        self,
+        network: PromptableNetwork,
+        adapter: Adapter | None = None,
+        *,
+        looks: Adapter | None = None,
+        scale: str | None = None,
+        cache: EmbeddingCache | None = None,
+    ) -> None:
+        super().__init__(network, looks, scale=adapter.intensity.scale if adapter else scale, cache=cache)
+        self.adapter = adapter
+        self.trained: Adaptation | None = None
+        self.maps = StructureMaps((), (), torch.zeros(0, device=network.device), ())
+        if adapter is not None and has_maps(adapter):
+            self.trained = restored_adaptation(network, adapter)
+            self.maps = StructureMaps.restored(adapter, network.device)
+
+    @property
+    def identity(self) -> tuple[str, int, str]:
+        """All that decides the answers, the maps with it."""
+        base, size, looks = super().identity
+        return base, size, f"{looks} {self.adapter.digest if self.adapter else ''}"
+
+    def knows(self, structure: int) -> bool:
+        """Whether there is a map of this structure."""
+        return structure in self.maps.structures
+
+    def encode(self, images01: Sequence[NDArray[np.float32]]) -> list[Embedding]:
+        """Embeddings of network squares (S, S) in [0, 1], each with its image."""
+        found = zip(super().encode(images01), images01, strict=True)
+        return [SeenEmbedding(embedding.features, embedding.skips, image) for embedding, image in found]
+
+    def decode_structures(self, embedding: Embedding, structures: Sequence[int]) -> Masks:
+        """Target logits of structures asked for by name alone, on one slice from `encode`."""
+        maps = self.maps.log_odds(embedding, structures)
+        ways = [self.maps.ways[row] for row in self.maps.rows(structures)]
+        logits = self.from_maps(embedding, maps, structures, ways)
+        return Masks(logits.cpu().numpy(), expected_iou(logits).cpu().numpy())
+
+    def from_maps(self, embedding: Embedding, maps: Tensor, structures: Sequence[int], ways: Sequence[str]) -> Tensor:
+        """Logits (N, h, w): maps (N, g, g) of N structures, or their means with what decoders make of them."""
+        coords, labels = derived_prompts(maps, ways, self.image_size)
+        asked = np.flatnonzero(labels[:, 0] == POSITIVE)
+        if not len(asked):
+            return maps
+        device, rows = maps.device, torch.from_numpy(asked)
+        prompts = PromptBatch(torch.from_numpy(coords[asked]).to(device), torch.from_numpy(labels[asked]).to(device))
+        prompts = prompts.with_masks(self._as_prompts(maps[rows]))
+        decoded = [self.decode(embedding, prompts)]
+        if self.trained is not None:
+            decoded.append(self._decode_trained(embedding, prompts, [structures[row] for row in asked.tolist()]))
+        logits = [torch.from_numpy(masks.logits).to(device).clamp(-MOST_LOGIT, MOST_LOGIT) for masks in decoded]
+        answers = F.interpolate(maps[:, None], logits[0].shape[-2:], mode="bilinear")[:, 0]
+        answers[rows] = torch.stack([answers[rows], *logits]).mean(0)
+        return answers
+
+    def _decode_both(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
+        """The mean of the answers without and with the map of the structure as a mask prompt. A prompt that brings a
+        mask of its own, such as the answer that it corrects, keeps it.
+        """
+        answers = [self.decode(embedding, prompts)]
+        if not structures:
+            return answers[0]
+        if prompts.masks is None:
+            prompts = prompts.with_masks(self._as_prompts(self.maps.log_odds(embedding, structures)))
+            answers.append(self.decode(embedding, prompts))
+        if self.trained is not None:
+            answers.append(self._decode_trained(embedding, prompts, structures))
+        share = np.float32(1 / len(answers))
+        return Masks(
+            share * np.sum([masks.logits for masks in answers], axis=0),
+            share * np.sum([masks.iou for masks in answers], axis=0),
+        )
+
+    def _decode_trained(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
+        """What the decoder answers that was trained with maps; only it is told which structure is meant."""
+        assert self.trained is not None
+        with self.trained.applied(self.network):
+            return self.decode(embedding, prompts.with_tokens(self.trained.tokens_of(structures)))
+
+    def _as_prompts(self, maps: Tensor) -> Tensor:
+        return mask_prompts(maps, self.network.mask_input_size)
+
+
+def maps_of(embedding: Embedding) -> PixelMaps:
+    """What each pixel of an encoded slice looks like."""
+    if not isinstance(embedding, SeenEmbedding) or embedding.image is None:
+        raise TypeError("Maps answer embeddings that their own predictor made.")
+    return pixel_maps(embedding.image, embedding)
+
+
+def mask_prompts(maps: Tensor, side: int) -> Tensor:
+    """Maps (N, g, g) as mask prompts (N, 1, side, side)."""
+    return F.interpolate(maps[:, None], (side, side), mode="bilinear").clamp(-MOST_LOGIT, MOST_LOGIT)
+
+
+def derived_prompts(
+    maps: Tensor, ways: Sequence[str], image_size: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Coordinates (N, 3, 2) and labels (N, 3) of a click, and where wanted a box, on the most certain part of each map
+    (N, g, g); padding alone where the decoder is not to be asked, or the map says that the structure is absent.
+    """
+    coords = np.zeros((len(maps), FIRST_PROMPT, 2), np.float32)
+    labels = np.full((len(maps), FIRST_PROMPT), PADDING, np.int64)
+    stride = image_size / maps.shape[-1]
+    for row, (odds, way) in enumerate(zip(maps.cpu().numpy(), ways, strict=True)):
+        parts, count = ndimage.label(odds > 0)
+        if way == MAP or not count:
+            continue
+        probability = 1 / (1 + np.exp(-odds))
+        best = parts == 1 + int(np.argmax(ndimage.sum_labels(probability, parts, range(1, count + 1))))
+        # From pixels of the grid to those of the network; a box reaches to the outer edge of its pixels.
+        coords[row, 0], labels[row, 0] = (np.array(centre_click(best)) + 0.5) * stride - 0.5, POSITIVE
+        if way == BOX:
+            low, high = tight_box(best)
+            coords[row, 1:] = np.stack([low * stride, (high + 1) * stride - 1])
+            labels[row, 1:] = BOX_CORNER_LOW, BOX_CORNER_HIGH
+    return coords, labels
+
+
+def expected_iou(logits: Tensor) -> Tensor:
+    """(N,): the IoU to be expected if the probabilities are right; of an empty mask, that nothing is there."""
+    probability = torch.sigmoid(logits.float())
+    inside = probability > 0.5
+    both = (probability * inside).sum((1, 2))
+    either = inside.sum((1, 2)) + (probability * ~inside).sum((1, 2))
+    return torch.where(inside.any(-1).any(-1), both / either, 1 - probability.amax((1, 2)))
