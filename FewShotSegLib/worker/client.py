@@ -17,7 +17,6 @@ import json
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,7 @@ import numpy as np
 
 from FewShotSegLib.errors import InputError
 
-from . import scratch
+from . import processes, scratch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -229,12 +228,6 @@ class _Process:
     """The process, and the threads that carry lines to and from it."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, gives_way: bool) -> None:
-        options: dict[str, Any] = {"start_new_session": True}  # its children die with it, Ctrl-C does not reach it
-        if os.name == "nt":
-            flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW  # type: ignore[attr-defined]
-            if gives_way:
-                flags |= subprocess.BELOW_NORMAL_PRIORITY_CLASS  # type: ignore[attr-defined]
-            options = {"creationflags": flags}
         try:
             self.popen = subprocess.Popen(
                 command,
@@ -244,7 +237,7 @@ class _Process:
                 stderr=subprocess.PIPE,
                 encoding="utf-8",
                 errors="replace",
-                **options,
+                **processes.options(gives_way=gives_way),
             )
         except OSError as error:
             raise InputError(f"Cannot start {command[0]}: {error.strerror}. Give the path of a Python.") from error
@@ -286,7 +279,7 @@ class _Process:
         self._outgoing.put(None)  # closes its input, which it takes for the end
         for by_force in (False, True):
             if not self._gone_within(patience_s):
-                _end_tree(self.popen, by_force=by_force)
+                processes.end_tree(self.popen, by_force=by_force)
         self.popen.wait()
         for thread in self._threads:
             thread.join(timeout=1.0)
@@ -339,17 +332,3 @@ class _Process:
 def _not_handed_over(number: int, error: OSError) -> dict[str, Any]:
     sentence = f"Cannot hand the volume to the worker: {error.strerror or error}. Make room in the temporary folder."
     return {"id": number, "type": "error", "kind": "input", "message": sentence}
-
-
-def _end_tree(process: subprocess.Popen[str], *, by_force: bool) -> None:
-    """End a running process and its children; ending the process alone leaves the children behind."""
-    if process.poll() is not None:
-        return  # its number may belong to somebody else by now
-    if os.name == "nt":
-        force = ["/F"] if by_force else []
-        command = ["taskkill", *force, "/T", "/PID", str(process.pid)]
-        window = subprocess.CREATE_NO_WINDOW  # type: ignore[attr-defined]  # else a console flashes up
-        subprocess.run(command, check=False, capture_output=True, creationflags=window)
-        return
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL if by_force else signal.SIGTERM)

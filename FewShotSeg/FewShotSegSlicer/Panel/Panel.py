@@ -93,7 +93,7 @@ class Panel:
         slicer.mrmlScene.RemoveObserver(self._observation)
         self.segment.exit()
         self.logic.live.changed.disconnect(self._onMasksChanged)
-        for part in (self.selection, self.segment, self.exemplars, self.result):
+        for part in (self.selection, self.segment, self.exemplars, self.result, self.installation):
             part.close()
 
     def onSceneStartClose(self) -> None:
@@ -116,6 +116,7 @@ class Panel:
     def _poll(self) -> None:
         """Take in what has been answered; again as soon as somebody looks at it."""
         self.logic.poll()
+        self.installation.poll()
         beside = _BESIDE_POLL_MS if self.logic.runs else _IDLE_POLL_MS
         wanted = _POLL_MS if self._widget.parent.isEntered else beside
         if self._timer.interval != wanted:

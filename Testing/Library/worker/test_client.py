@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ import pytest
 
 from FewShotSegLib.data.job import to_dict
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.worker import client as client_module
 from FewShotSegLib.worker.client import WorkerClient
 from Testing.conftest import discs
 from Testing.Library.worker.conftest import a_long_job, answer_to, ask, wait_for
@@ -136,17 +134,6 @@ def test_a_large_answer_comes_within_few_polls_of_a_thread_that_keeps_pythons_lo
                 ctypes.PyDLL(None).usleep(20_000)  # a PyDLL keeps the lock
                 counts[-1] += 1
     assert sorted(counts)[2] <= 4
-
-
-def test_on_windows_no_console_flashes_up_when_a_worker_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[tuple[Any, Any]] = []
-    monkeypatch.setattr(client_module, "os", SimpleNamespace(name="nt"))
-    monkeypatch.setattr(subprocess, "CREATE_NO_WINDOW", 0x08000000, raising=False)
-    monkeypatch.setattr(subprocess, "run", lambda command, **options: ran.append((command, options)))
-    client_module._end_tree(SimpleNamespace(pid=7, poll=lambda: None), by_force=True)  # type: ignore[arg-type]
-    ((command, options),) = ran
-    assert command == ["taskkill", "/F", "/T", "/PID", "7"]
-    assert options["creationflags"] == 0x08000000
 
 
 def test_an_interpreter_that_is_not_there_is_named() -> None:
