@@ -283,7 +283,18 @@ class SegmentSection:
         for box in (ui.lowestSpinBox, ui.highestSpinBox):
             box.setEnabled(ui.intensityCheckBox.checked)
         if not self.status.isFailure:
-            self.status.say(nextStep(self.selection, live, self.tool.mode, self.model.value, self._said))
+            said = nextStep(self.selection, live, self.tool.mode, self.model.value, self._said)
+            self.status.say(said, self._keysOfOthers())
+
+    def _keysOfOthers(self) -> str:
+        """Which keys to use where another module has taken ours."""
+        changed = [(key, used) for key, used in self.tool.keys.items() if used != key and "+" not in key]
+        if not changed:
+            return ""
+        instead = [used or _("the button") for _key, used in changed]
+        return _("Another module has the keys {old}: here use {new}.").format(
+            old=", ".join(key for key, _used in changed), new=", ".join(instead)
+        )
 
     def _otherStructures(self) -> list[tuple[str, str]]:
         node = self.selection.segmentationNode

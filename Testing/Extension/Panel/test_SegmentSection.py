@@ -175,6 +175,20 @@ def test_a_tool_is_chosen_by_button_or_key_and_put_down_by_the_same(
     assert case.panel.segment.tool.mode == "none"
 
 
+def test_the_panel_says_which_keys_to_use_beside_another_module(case: Case) -> None:
+    shortcut = qt.QShortcut(qt.QKeySequence("P"), slicer.util.mainWindow())
+    case.panel.exit()
+    case.panel.enter()
+    case.panel.update()
+    assert "Another module has the keys P: here use Shift+P." in case.ui.clickStatusLabel.text
+    shortcut.setEnabled(False)
+    shortcut.setParent(None)
+    case.panel.exit()
+    case.panel.enter()
+    case.panel.update()
+    assert "Another module" not in case.ui.clickStatusLabel.text
+
+
 def test_leaving_the_module_puts_the_tool_down_and_takes_the_keys_away(
     case: Case, pressKey: Callable[[str], None]
 ) -> None:
