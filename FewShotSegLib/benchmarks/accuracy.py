@@ -35,6 +35,7 @@ from FewShotSegLib.evaluation.scoring import Row, evaluate_case
 from FewShotSegLib.imaging.slice_frame import SliceFrame
 from FewShotSegLib.imaging.slice_reader import SliceReader
 from FewShotSegLib.inference.embedding_cache import EmbeddingCache
+from FewShotSegLib.inference.load import predictor_of
 from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.segment import SegmentOptions, segment
 from FewShotSegLib.io.files import write_text_whole
@@ -59,6 +60,7 @@ COLUMNS = (
     ("U-Net", FREE, "oracle_slices"),
 )
 TRAINED = ["adapted", "adapted, no synthesis", "U-Net"]
+BASE = "base"
 MODELS = [("adapted", FREE), ("adapted", CLICK), ("U-Net", FREE)]
 SMALLEST_CLICKED = 3  # pixels: what a person would still click on
 
@@ -118,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="accuracy", help="prefix of the result files")
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), metavar="NAME", help=", ".join(DATASETS))
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 3, 9, 18], help="numbers of exemplar slices")
-    parser.add_argument("--models", nargs="+", default=TRAINED, choices=TRAINED, help="beside the base model")
+    parser.add_argument(
+        "--models", nargs="+", default=[BASE, *TRAINED], choices=[BASE, *TRAINED], help="what to measure"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each model")
     parser.add_argument("--cases", type=int, default=4, help="most test cases per data set")
     parser.add_argument("--slices", type=int, default=40, help="slices per test case, evenly spread")
@@ -143,8 +147,8 @@ def _cells(dataset: PublicDataSet, shots: int, setting: Setting, done: dict[Any,
         "adapted, no synthesis": (CLICK, FREE),
         "U-Net": (FREE,),
     }
-    for model, prompts in (ways if shots else {"base": (CLICK, BOX, CORRECTED)}).items():
-        if model != "base" and model not in setting.models:
+    for model, prompts in (ways if shots else {BASE: (CLICK, BOX, CORRECTED)}).items():
+        if model not in setting.models:
             continue
         if all((dataset.name, shots, model, prompt) in done for prompt in prompts):
             continue
@@ -174,9 +178,9 @@ def _scorers(
         segmenter, facts = _unet(chosen, dataset, setting)
         return {FREE: lambda: _scored(segmenter, dataset, setting)}, facts
     adapter, facts = None, {}
-    if model != "base":
+    if model != BASE:
         adapter, facts = _adapted(network, chosen, dataset, setting, synthesis=model == "adapted")
-    predictor = Predictor(network, adapter, cache=EmbeddingCache(2**30))
+    predictor = predictor_of(network, adapter, cache=EmbeddingCache(2**30))
     ways: dict[str, Scorer] = {
         CLICK: lambda: _scored(_prompting(predictor, dataset, _click), dataset, setting),
         BOX: lambda: _scored(_prompting(predictor, dataset, _box), dataset, setting),

@@ -11,11 +11,16 @@ SAM.
 
 from __future__ import annotations
 
+import numpy as np
+
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import preflight
 from FewShotSegLib.sam.presets import smaller_preset
+from FewShotSegLib.synthesis.plan import Sample
 from FewShotSegLib.training.context import AdaptInputs, RunContext
-from FewShotSegLib.training.prompted import adapt_prompted, training_samples
+from FewShotSegLib.training.mapped import adapt_with_maps, map_samples
+from FewShotSegLib.training.prompted import adapt_prompted
+from FewShotSegLib.training.prompted import training_samples as synthesized_samples
 from FewShotSegLib.training.prompted_recipe import PromptedRecipe, resolve
 
 __all__ = [
@@ -41,5 +46,15 @@ def needs_base(recipe: PromptedRecipe) -> bool:
 
 
 def adapt(inputs: AdaptInputs, recipe: PromptedRecipe, run: RunContext) -> Adapter:
-    """Train an adapter for the structures of the exemplars on the promptable base; see `adapt_prompted`."""
+    """Train an adapter for the structures of the exemplars on the promptable base: in encoder and decoder
+    (`adapt_prompted`), or beside a frozen encoder (`adapt_with_maps`).
+    """
+    base = inputs.promptable_base
+    if resolve(recipe, base.family, base.device).structure_maps:
+        return adapt_with_maps(inputs, recipe, run, method="lora")
     return adapt_prompted(inputs, recipe, run, method="lora")
+
+
+def training_samples(inputs: AdaptInputs, recipe: PromptedRecipe, rng: np.random.Generator, count: int) -> list[Sample]:
+    """`count` samples of what would be trained on with this resolved recipe."""
+    return (map_samples if recipe.structure_maps else synthesized_samples)(inputs, recipe, rng, count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,15 @@ from .losses import cross_entropy, soft_dice_loss
 KINDS, SHARES = ("click", "box", "both"), (0.7, 0.2, 0.1)
 PixelLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits and targets (..., h, w) -> (...)."""
+
+
+class TellsStructures(Protocol):
+    """What turns prompts of structures into prompts that a network understands: an adaptation, or maps."""
+
+    def structure_prompts(
+        self, network: PromptableNetwork, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]
+    ) -> PromptBatch:
+        """The prompts (N, grouped by image) with what tells their structures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +70,7 @@ def token_query(
 
 def query_loss(
     network: PromptableNetwork,
-    adaptation: Adaptation,
+    adaptation: TellsStructures,
     embedding: Embedding,
     query: Query,
     weights: tuple[float, float],

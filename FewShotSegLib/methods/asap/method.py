@@ -41,7 +41,7 @@ from FewShotSegLib.training.patches import PatchRecipe
 from FewShotSegLib.training.preview import patch_samples, shown_slice
 from FewShotSegLib.training.prompted import adapt_prompted
 from FewShotSegLib.training.prompted import training_samples as prompted_samples
-from FewShotSegLib.training.prompted_recipe import PromptedRecipe
+from FewShotSegLib.training.prompted_recipe import STEPS, PromptedRecipe
 from FewShotSegLib.training.prompted_recipe import resolve as resolve_prompted
 from FewShotSegLib.training.queries import click_query, images_of, on_device, query_loss
 
@@ -121,7 +121,8 @@ def needs_base(recipe: Recipe) -> bool:
 
 def resolve(recipe: Recipe, family: str, device: torch.device) -> Recipe:
     """The recipe with everything the preset decides filled in."""
-    resolved = resolve_prompted(recipe, family, device)
+    # Gradients of the encoder are what arms are valued by: it is never left as it is.
+    resolved = resolve_prompted(replace(recipe, structure_maps=False), family, device)
     if needs_base(recipe):
         return resolved
     return replace(resolved, batch_size=recipe.batch_size or 2, encoder_blocks=0, checkpointing=False, pool_size=0)
@@ -237,7 +238,7 @@ def _network_recipe(recipe: Recipe) -> NetworkRecipe:
     return NetworkRecipe(
         network=recipe.network,
         size=recipe.size,
-        steps=recipe.steps,
+        steps=recipe.steps or STEPS,
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         warmup_steps=recipe.warmup_steps,
@@ -257,7 +258,7 @@ def _turn_recipe(recipe: Recipe) -> TurnRecipe:
         recipe.steps_per_turn,
         min(recipe.measured_steps, recipe.steps_per_turn),
         recipe.probe_batches,
-        alone_from=round((1 - recipe.finish) * recipe.steps),
+        alone_from=round((1 - recipe.finish) * (recipe.steps or STEPS)),
     )
 
 
