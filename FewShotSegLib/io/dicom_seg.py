@@ -22,8 +22,9 @@ from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.version import __version__
 
+from .dicom import header_of, series_files
 from .files import written_whole
-from .images import DICOM_SUFFIXES, series_files
+from .images import DICOM_SUFFIXES
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -122,26 +123,23 @@ def _combined(found: Any, path: Path) -> Any:
 # -------------------------------------------------------------------------------------------------------------- write
 
 
-def check_source(image: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Return the files, in order of slice, of the series that a segmentation will refer to.
+def check_source(image: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Return the files of the series that a segmentation will refer to.
 
     `InputError` where the image is no DICOM series, or an enhanced one with all slices in one file.
     """
     check_available()
     path = Path(image)
     if path.is_file() and path.suffix.lower() in DICOM_SUFFIXES:
-        files: tuple[str, ...] = (str(path),)
+        files: tuple[Path, ...] = (path,)
     elif path.is_dir():
-        files = series_files(path, str(path))
+        files = tuple(series_files(path, str(path)))
     else:
         raise InputError(
             f"{path} is no DICOM series, and a DICOM segmentation refers to one; give the folder of the series, or "
             "choose the format seg.nrrd."
         )
-    import pydicom
-
-    header = pydicom.dcmread(files[0], stop_before_pixels=True)
-    if int(header.get("NumberOfFrames", 1)) > 1:
+    if int(header_of(files[0], str(path)).get("NumberOfFrames") or 1) > 1:
         raise InputError(
             f"{path} is an enhanced DICOM image with all slices in one file, for which no DICOM segmentation is "
             "written yet; choose the format seg.nrrd."
@@ -149,8 +147,8 @@ def check_source(image: str | os.PathLike[str]) -> tuple[str, ...]:
     return files
 
 
-def save_dicom_seg(labelmap: Labelmap, path: str | os.PathLike[str], source: Sequence[str]) -> None:
-    """Write a DICOM segmentation of the series whose files are `source`, in order of slice along k.
+def save_dicom_seg(labelmap: Labelmap, path: str | os.PathLike[str], source: Sequence[Path]) -> None:
+    """Write a DICOM segmentation of the series whose files are `source`, in any order.
 
     The labelmap lies on the voxels of that series, or an `InputError` says so. Patient and study are those of the
     series; each structure has the code of SNOMED CT that DICOM's dictionary gives its name, else that of tissue. The
@@ -161,8 +159,8 @@ def save_dicom_seg(labelmap: Labelmap, path: str | os.PathLike[str], source: Seq
     import pydicom
     from pydicom.uid import generate_uid
 
-    path, images = Path(path), [pydicom.dcmread(file) for file in source]
-    _check_grid(labelmap.volume, images, path)
+    path = Path(path)
+    images = _in_order(labelmap.volume, [pydicom.dcmread(file) for file in source], path)
     names = dict(labelmap.structures)
     if not names:
         raise InputError(f"{path}: a DICOM segmentation needs at least one structure, got none.")
@@ -190,19 +188,22 @@ def save_dicom_seg(labelmap: Labelmap, path: str | os.PathLike[str], source: Seq
         found.save_as(part)
 
 
-def _check_grid(volume: Volume, images: Sequence[Dataset], path: Path) -> None:
-    """Refuse a labelmap that is not listed slice by slice as the series is."""
+def _in_order(volume: Volume, images: Sequence[Dataset], path: Path) -> list[Dataset]:
+    """The images in the order of the labelmap's slices; refused where it does not lie on them."""
     affine = _LPS_FROM_RAS @ volume.affine
     count = (len(images), int(images[0].Rows), int(images[0].Columns))
     if volume.shape != count:
         raise InputError(f"{path}: the labelmap has {volume.shape} voxels (K, J, I), the DICOM series {count}.")
-    for index, image in enumerate(images):
+    along = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
+    ordered = sorted(images, key=lambda image: float(np.array(image.ImagePositionPatient, float) @ along))
+    for index, image in enumerate(ordered):
         place = affine[:3, 3] + index * affine[:3, 2]
         if np.abs(place - np.array(image.ImagePositionPatient, float)).max() > _TOLERANCE_MM:
             raise InputError(
                 f"{path}: slice k={index} of the labelmap is not where the DICOM series has it; segment the series "
                 "itself."
             )
+    return ordered
 
 
 def _descriptions(names: Mapping[int, str]) -> list[Any]:

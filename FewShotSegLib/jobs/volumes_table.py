@@ -9,14 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.io.files import write_text_whole
+from FewShotSegLib.evaluation.tables import as_cell
+from FewShotSegLib.io.files import check_writable, write_text_whole
+
+from .outputs import Outputs, unused
+from .record import versions
 
 COLUMNS = ("image", "structure", "label", "volume_ml", "voxels", "confidence", "flags", "state", "error")
 
 
-def write_volumes(records: Iterable[dict[str, Any]], path: Path) -> None:
-    """Write one line per image and structure, and one for each image that failed."""
-    write_text_whole(path, _as_csv(_HEAD) + "".join(_as_csv(_rows_of(record)) for record in records))
+def write_volumes(records: Iterable[dict[str, Any]], path: Path, *, overwrite: bool = False) -> Path:
+    """Write one line per image and structure, and one for each image that failed; returns the file.
+
+    A table in this place that somebody else has written or changed stays, and the new one gets a number.
+    """
+    text = _as_csv(_HEAD) + "".join(_as_csv(_rows_of(record)) for record in records)
+    with Outputs(path.with_name(f".{path.name}.result.json"), overwrite=overwrite) as outputs:
+        if outputs.changed([path.name]) and not overwrite:
+            path = unused(path)
+        write_text_whole(outputs.place(path.name), text)
+        outputs.finish({"job": {"kind": "table"}, "versions": versions()})
+    return path
 
 
 class RunningTable:
@@ -28,7 +41,7 @@ class RunningTable:
 
     def __init__(self, table: Path) -> None:
         self.path = table.with_name(f"{table.stem}.running.csv")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(self.path)
         self._stream = self.path.open("w", encoding="utf-8", newline="")
         self._write(_as_csv(_HEAD))
 
@@ -59,8 +72,18 @@ def _as_csv(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _rows_of(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    common = {"image": record["image"], "state": "there already" if record.get("skipped") else "segmented"}
+    common = {"image": record["image"], "state": _state(record)}
     if "error" in record:
-        yield {**common, "state": "failed", "error": record["error"]["message"]}
+        yield _cells({**common, "state": "failed", "error": record["error"]["message"]})
     for structure, row in record.get("metrics", {}).get("structures", {}).items():
-        yield {**common, "structure": structure, **row, "flags": "; ".join(row["flags"])}
+        yield _cells({**common, "structure": structure, **row, "flags": "; ".join(row["flags"])})
+
+
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: as_cell(value) for name, value in row.items()}
+
+
+def _state(record: dict[str, Any]) -> str:
+    if record.get("changed"):
+        return "changed since, kept"
+    return "there already" if record.get("skipped") else "segmented"

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from FewShotSegLib.data.job import AdaptJob, Job, SegmentJob, from_dict, to_dict
-from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.errors import Cancelled, InputError, of_the_system
 from FewShotSegLib.io.jobs import with_paths_from
 from FewShotSegLib.jobs.kept import KeptPredictor
-from FewShotSegLib.jobs.record import RECORD_SUFFIX, is_complete, read_record, result_path
+from FewShotSegLib.jobs.record import RECORD_SUFFIX, read_record
 from FewShotSegLib.jobs.volumes_table import RunningTable, write_volumes
 from FewShotSegLib.progress import Progress, Report, note, part_of, silent
 
@@ -81,7 +81,8 @@ def segment_images(
 ) -> dict[str, Any]:
     """Segment the images of one job, several at a time, and write `volumes.csv` into its folder.
 
-    Returns the record of the whole. An image that fails does not stop the others; the failed ones are named at the end
+    Returns the record of the whole; its "table" is the file, which has a number in its name where somebody has changed
+    the table of an earlier run. An image that fails does not stop the others; the failed ones are named at the end
     in an error or, without `raise_failures`, in the table and in the record only. `dask` is "local" or the address of a
     scheduler. `part` takes some of the images only, for which it writes a table of its own.
     """
@@ -95,10 +96,10 @@ def segment_images(
             result, failure = _in_this_process(job, report, raise_failures, rows)
         else:
             result, failure = _spread(job, processes, dask, report, rows)
-        write_volumes(result["images"], table)
+        table = write_volumes(result["images"], table, overwrite=job.overwrite)
     if failure is not None and raise_failures:
         raise failure
-    return result
+    return {**result, "table": str(table)}
 
 
 Ended = tuple[dict[str, Any], Exception | None]  # the record of the whole, and what is to be said of its failures
@@ -162,6 +163,8 @@ def run_jobs(
     """
     if processes < 1:
         raise InputError(f"At least one process is needed, got {processes}.")
+    from FewShotSegLib.jobs.adapt import made_before
+
     jobs = [with_paths_from(job, Path.cwd()) for job in jobs]
     outcomes: dict[int, Outcome] = {}
 
@@ -170,7 +173,7 @@ def run_jobs(
         ended(outcome)
 
     for number, job in enumerate(jobs):
-        record = _made_before(job)
+        record = made_before(job) if isinstance(job, AdaptJob) else None
         if record is not None:
             take(number, Outcome(job, {**record, "skipped": True}))
             report(note(f"{job.out} is there already, made by the same job; not made again."))
@@ -183,23 +186,6 @@ def run_jobs(
     else:
         _Pool(left, processes_used, report, take).run()
     return [outcomes[number] for number in range(len(jobs))]
-
-
-def _made_before(job: Job) -> dict[str, Any] | None:
-    """The record of an adapter that this very job has made from files that have not changed since.
-
-    Images of a segment job are looked at by the pipeline, one by one; an evaluation takes no time.
-    """
-    if not isinstance(job, AdaptJob):
-        return None
-    out = Path(job.out)
-    path = result_path(out.parent, out.stem)
-    record = read_record(path)
-    if record is None or record.get("job") != to_dict(job) or not is_complete(record, out.parent):
-        return None
-    sources = [Path(file) for exemplar in job.exemplars for file in (exemplar.image, exemplar.labelmap)]
-    made = path.stat().st_mtime
-    return record if all(source.exists() and source.stat().st_mtime <= made for source in sources) else None
 
 
 def _one_by_one(jobs: dict[int, Job], report: Report, take: Take) -> None:
@@ -217,6 +203,8 @@ def _outcome(job: Job, report: Report, kept: KeptPredictor[Any]) -> Outcome:
         raise
     except InputError as error:
         return Outcome(job, getattr(error, "result", None), str(error))
+    except OSError as error:
+        return Outcome(job, None, of_the_system(error))
     except Exception as error:
         return Outcome(job, None, f"{type(error).__name__}: {error}", is_input_error=False)
 

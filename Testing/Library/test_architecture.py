@@ -59,6 +59,7 @@ WHOLE_LIBRARY = {
     "test_architecture.py",
     "test_contributing.py",
     "test_docs.py",
+    "test_fuzz.py",
     "test_golden.py",
     "test_package.py",
     "test_stopping.py",

@@ -160,7 +160,7 @@ def test_labels_that_are_not_on_the_series_are_refused(a_series: Path, a_labelma
 def test_only_dicom_series_are_sources(a_series: Path, tmp_path: Path) -> None:
     assert len(check_source(a_series)) == SHAPE[0]
     one = next(a_series.iterdir())
-    assert check_source(one) == (str(one),)
+    assert check_source(one) == (one,)
     with pytest.raises(InputError, match="is no DICOM series"):
         check_source(tmp_path / "ct.nrrd")
     header = pydicom.dcmread(one)
