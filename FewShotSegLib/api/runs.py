@@ -26,6 +26,7 @@ from FewShotSegLib.io.folders import images_in
 from FewShotSegLib.jobs.adapt import fitting_adapter, recipe_of
 from FewShotSegLib.jobs.inputs import inputs_of
 from FewShotSegLib.jobs.notes import Notes
+from FewShotSegLib.jobs.privacy import without_names
 from FewShotSegLib.jobs.seeding import own_randomness
 from FewShotSegLib.jobs.segment import segmentation_of
 from FewShotSegLib.methods import method as method_of
@@ -47,6 +48,7 @@ def adapt(
     auxiliary: PathLike | None = None,
     source: PathLike | None = None,
     target: PathLike | None = None,
+    keep_names: bool = False,
     seed: int = 0,
     device: str = "auto",
     progress: bool | Report | None = None,
@@ -69,6 +71,8 @@ def adapt(
         Training stops then and keeps the best so far. Default: as long as the recipe says.
     auxiliary, source, target
         Folders of labelled data sets, of labelled images of another kind, and of unlabelled images.
+    keep_names
+        Let the adapter hold the names of its exemplars and files. Default: "exemplar 1", "image 1", ... stand for them.
     seed
         The same seed, inputs and device give the same adapter on a CPU, unless `max_seconds` ended training.
     device
@@ -114,7 +118,8 @@ def adapt(
         torch_device = choose_device(device, notes.say)
         inputs = inputs_of(job, chosen, _checked(exemplars))
         with own_randomness(seed, torch_device):
-            return Adapter.of(fitting_adapter(job, inputs, recipe_of(job), torch_device, notes))
+            adapter = fitting_adapter(job, inputs, recipe_of(job), torch_device, notes)
+        return Adapter.of(adapter if keep_names else without_names(adapter, job))
 
 
 def segment(

@@ -18,7 +18,7 @@ _LAYOUT = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {elapsed}<{rema
 
 def is_counted(progress: Progress) -> bool:
     """Whether a report says how far the work is; all others are sentences."""
-    return progress.kind == "step" and progress.total > 0 and bool(progress.step or progress.metrics)
+    return progress.kind == "step" and progress.total > 0
 
 
 def stage_of(message: str) -> str:

@@ -178,7 +178,7 @@ def _client(address: str, processes: int | None, gpus: int) -> Iterator[tuple[An
     count = processes or gpus or max((os.cpu_count() or 1) // 2, 1)
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": _MOST_DEATHS}),
-        LocalCluster(n_workers=0, host=_HERE, dashboard_address=None, silence_logs=logging.ERROR) as cluster,
+        LocalCluster(n_workers=0, host=_HERE, dashboard_address=f"{_HERE}:0", silence_logs=logging.CRITICAL) as cluster,
         Client(cluster) as client,
         contextlib.closing(_Workers(cluster.scheduler_address, count, gpus)) as workers,
     ):

@@ -30,6 +30,7 @@ def test_adapt_makes_the_adapter_of_the_same_job(
     made = adapt([exemplar], base="tiny", recipe=QUICK, device="cpu", progress=a_listener)
     assert made.digest == Adapter.load(tmp_path / "a.safetensors").digest
     assert any(progress.metrics for progress in a_listener.heard)
+    assert made.provenance["exemplars"][0]["name"] == "exemplar 1"
 
 
 def test_cancelling_goes_through_the_progress_function(a_tiny_base: str, a_case: tuple[Path, Path]) -> None:

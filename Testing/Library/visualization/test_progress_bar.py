@@ -29,7 +29,7 @@ def test_a_bar_shows_stage_share_and_loss() -> None:
 
 
 def test_reports_without_a_number_are_sentences() -> None:
-    counted = [Progress(1, 4), Progress(0, 4, metrics={"loss": 1.0}), Progress(0, 4), Progress(1, 0), note("hello")]
+    counted = [Progress(1, 4), Progress(0, 4), Progress(1, 0), note("hello"), warning("odd")]
     assert [is_counted(progress) for progress in counted] == [True, True, False, False, False]
 
 

@@ -21,7 +21,7 @@ def a_scheduler() -> Any:
     """A real one with a worker thread in this process; starting processes would take seconds."""
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as local:
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as local:
         yield local.scheduler_address
 
 
