@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +14,9 @@ from types import ModuleType
 import pytest
 
 import FewShotSegLib
+from FewShotSegLib.cli.arguments import parser
 from FewShotSegLib.methods import METHODS, method
+from FewShotSegLib.worker.batch import Part
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -76,3 +80,26 @@ def test_python_in_the_pages_uses_public_names() -> None:
     for path in DOCS.rglob("*.md"):
         used = set(re.findall(r"\bfs\.(\w+)", path.read_text(encoding="utf-8")))
         assert used <= set(FewShotSegLib.__all__), path.name
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SLURM runs on Linux")
+def test_the_slurm_script_does_the_part_of_its_task(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    stub = tmp_path / "bin" / "fewshotseg"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$OMP_NUM_THREADS" "$@"\n', encoding="utf-8")
+    stub.chmod(0o755)
+    (tmp_path / "patients").mkdir()
+    for name in ("p 1.nrrd", "p2.nrrd"):
+        (tmp_path / "patients" / name).touch()
+    environment = {"PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "4"}
+    command = ["bash", str(ROOT / "examples" / "segment.slurm"), "patients", "a.safetensors", "out"]
+    alone = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert alone.returncode != 0
+    assert "start with sbatch" in alone.stderr
+    environment |= {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
+    words = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    threads, *given = words.splitlines()
+    assert threads == "4"
+    chosen = parser().parse_args(given)
+    assert chosen.images == ["patients/p 1.nrrd", "patients/p2.nrrd"]
+    assert (chosen.part, chosen.adapter, chosen.out) == (Part(3, 8), "a.safetensors", "out")
