@@ -1,6 +1,7 @@
 # make demo [OUT=folder]   a small cohort of synthetic patients, adapted to and segmented; writes a report
 # make test                the test suite: the library, and the Slicer extension on Slicer's own core without a screen
 # make lint                style, types and spelling
+# make docs                the documentation site, in build/site; its notebooks are executed and its links checked
 # make mutants          whether the tests notice when essentials of the methods are cut out; before a release, minutes
 # make campaign [SHARE=0.1] [ONLY=files]   kills, full disks and damaged files, for hours; no part of make test
 # make bench [DATA=folder] [QUICK=1]   speed, and accuracy on your own data
@@ -14,12 +15,13 @@
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint mutants bench campaign graphics
+.PHONY: help demo test lint mutants docs bench campaign graphics
 
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SLICER_STAMP := $(VENV)/.installed-slicer
+DOCS_STAMP := $(VENV)/.installed-docs
 OUT ?= demo-output
 JOBS ?= logical
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
@@ -48,6 +50,9 @@ lint: $(STAMP)
 	@$(PY) -m mypy
 	@$(PY) -m codespell_lib
 
+docs: $(DOCS_STAMP)
+	@OMP_NUM_THREADS=1 $(PY) -m mkdocs build --strict
+
 mutants: $(STAMP)
 	@$(PY) Testing/mutants.py
 
@@ -58,6 +63,10 @@ bench: $(STAMP)
 
 campaign: $(STAMP)
 	@$(PY) -m Testing.Campaign $(if $(SHARE),--share $(SHARE)) $(if $(ONLY),--only $(ONLY))
+
+$(DOCS_STAMP): $(STAMP)
+	@$(PY) -m pip install --quiet -c constraints.txt -e ".[docs]"
+	@touch $@
 
 # The demo and the library do without these.
 $(SLICER_STAMP): $(STAMP)

@@ -319,6 +319,7 @@ class Logic:
         adapter: AdapterLike,
         outputDir: str | Path,
         *,
+        processes: int = 1,
         progress: Callback | None = None,
         onDone: Callback | None = None,
         onError: Callback | None = None,
@@ -330,8 +331,12 @@ class Logic:
 
         NAME.seg.nrrd is written for each volume, and volumes.csv with millilitres, confidence and quality flags of
         every structure. A volume that cannot be segmented is named in the table and does not stop the others; when
-        none can be, that is an error. Repeated, only what is missing or has changed is done. `options` as in `segment`.
+        none can be, that is an error. Repeated, only what is missing or has changed is done. `processes` volumes are
+        segmented at the same time, each in a process of its own. `options` as in `segment`, and `format`: "seg.nrrd" or
+        "dicom-seg" (NAME.seg.dcm for DICOM series; needs the package highdicom).
         """
+        if processes < 1:
+            raise InputError(f"At least one process is needed, got {processes}.")
         run = self._newRun(progress, onDone, onError)
         out, path = Path(outputDir).expanduser(), self.adapterFolder.find(adapter)
         with JobFiles.until(run) as files:
@@ -345,7 +350,7 @@ class Logic:
             def explain(kind: str, message: str) -> str:
                 return f"{message} What was segmented is kept: run it again to go on." if kind == "dead" else message
 
-            run.start({"op": "batch", "job": to_dict(job)}, finish, explain)
+            run.start({"op": "batch", "job": to_dict(job), "processes": processes}, finish, explain)
         return self._started(run, waitForCompletion)
 
     # -------------------------------------------------------------------------------------------- comparing, suggesting

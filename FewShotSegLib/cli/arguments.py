@@ -10,10 +10,12 @@ from typing import Any
 from FewShotSegLib.data.intensity import intensity_from
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
 from FewShotSegLib.data.recipe import from_dict, to_dict, with_overrides
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.datasets import data_sets_in, files_of
 from FewShotSegLib.io.exemplars import parse_exemplar
 from FewShotSegLib.io.json_files import read_table
 from FewShotSegLib.version import __version__
+from FewShotSegLib.worker.batch import WHOLE, Part
 
 DEMO_OUT = "demo-output"
 
@@ -28,23 +30,33 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"fewshotseg {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print progress and result as JSON lines")
+    common.add_argument("--json", action="store_true", help="print progress and results as JSON lines")
     work = argparse.ArgumentParser(add_help=False, parents=[common])
     work.add_argument(
-        "--seed", type=_whole_number, default=0, metavar="N", help="the same seed gives the same result (0)"
+        "--seed",
+        type=_whole_number,
+        default=0,
+        metavar="N",
+        help="random seed; the same seed gives the same result (default: 0)",
     )
     _add_overwrite(work)
     work.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one"
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto (default): a GPU if PyTorch supports it"
     )
     _add_adapt(commands, work)
     _add_segment(commands, work)
+    table = commands.add_parser("table", parents=[common], help="join the tables of a batch that was done in parts")
+    table.add_argument("folder", metavar="DIR", help="the output folder of segment")
     _add_evaluate(commands, common)
     job = commands.add_parser("job", parents=[common], help="run a job file (JSON)")
     job.add_argument("file", metavar="JOB.json")
-    job.add_argument("--keep-best", action="store_true", help="Ctrl-C ends training and keeps the best so far")
+    job.add_argument(
+        "--keep-best", action="store_true", help="on Ctrl-C, stop training and keep the best adapter so far"
+    )
     _add_models(commands, common)
-    show = commands.add_parser("show", parents=[common], help="print what is in an adapter")
+    _add_export(commands, common)
+    commands.add_parser("info", parents=[common], help="versions, devices, models and folders of this installation")
+    show = commands.add_parser("show", parents=[common], help="print the card of an adapter")
     show.add_argument("adapter", metavar="ADAPTER")
     demo = commands.add_parser("demo", parents=[common], help="synthetic patients, three annotated slices, a report")
     demo.add_argument("--out", default=DEMO_OUT, metavar="DIR", help=f"where everything goes ({DEMO_OUT})")
@@ -58,7 +70,7 @@ def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
     adapt = commands.add_parser(
         "adapt",
         parents=[work],
-        help="make an adapter from annotated slices",
+        help="train an adapter from annotated slices",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example: fewshotseg adapt --exemplar "ct.nrrd=ct.seg.nrrd@k:40,52,61" --out organs.safetensors',
     )
@@ -74,11 +86,14 @@ def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
     )
     adapt.add_argument("--source", metavar="DIR", help="folder of labelled images of another kind (method uda)")
     adapt.add_argument("--target", metavar="DIR", help="folder of unlabelled images (method uda)")
-    adapt.add_argument("--auxiliary", metavar="DIR", help="folder of labelled data sets to learn beside, or from")
+    adapt.add_argument("--auxiliary", metavar="DIR", help="folder of auxiliary labelled data sets")
     adapt.add_argument(
-        "--structures", type=structures_from, metavar="6=liver,1=spleen", help="labels to use, and names"
+        "--structures",
+        type=structures_from,
+        metavar="6=liver,1=spleen",
+        help="labels to use, and their names (default: all)",
     )
-    adapt.add_argument("--resample", action="store_true", help="bring labelmaps of another grid onto the image")
+    adapt.add_argument("--resample", action="store_true", help="resample labelmaps onto the grid of the image")
     _add_reading(adapt)
     _add_intensity(adapt)
     adapt.add_argument(
@@ -90,12 +105,14 @@ def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="medical, bundled, vit_b, ..., or a file; auto: what suits the method",
     )
-    adapt.add_argument("--recipe", nargs="+", default=[], metavar="FILE|KEY=VALUE", help="options that differ")
-    adapt.add_argument("--warm-start", metavar="ADAPTER", help="an adapter to go on from")
     adapt.add_argument(
-        "--preview", metavar="SHEET.png", help="only draw twelve of the samples it would train on, to look at first"
+        "--recipe", nargs="+", default=[], metavar="FILE|KEY=VALUE", help="recipe options that differ from the defaults"
     )
-    adapt.add_argument("--max-seconds", type=float, metavar="N", help="stop then and keep the best")
+    adapt.add_argument("--warm-start", metavar="ADAPTER", help="adapter to continue training from")
+    adapt.add_argument(
+        "--preview", metavar="SHEET.png", help="only draw twelve of the training samples into a PNG, for inspection"
+    )
+    adapt.add_argument("--max-seconds", type=float, metavar="N", help="time limit; the best adapter so far is kept")
     adapt.add_argument("--keep-best", action="store_true", help="Ctrl-C ends training and keeps the best so far")
     adapt.add_argument("--out", required=True, metavar="ADAPTER.safetensors")
 
@@ -115,30 +132,57 @@ def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="IMAGE=LABELMAP[@AXIS:K,K,...]",
-        help="an annotated case to segment after, at once and without training; may be repeated",
+        help="annotated case to segment from immediately, without training; may be repeated",
     )
     segment.add_argument(
-        "--support-recipe", nargs="+", default=[], metavar="FILE|KEY=VALUE", help="how the support set is used"
+        "--support-recipe", nargs="+", default=[], metavar="FILE|KEY=VALUE", help="options of the support set"
     )
     segment.add_argument(
-        "--structures", type=structures_from, metavar="6=liver,1=spleen", help="labels of the support set, and names"
+        "--structures",
+        type=structures_from,
+        metavar="6=liver,1=spleen",
+        help="labels of the support set, and their names (default: all)",
     )
-    segment.add_argument("--resample", action="store_true", help="bring its labelmaps of another grid onto its images")
+    segment.add_argument("--resample", action="store_true", help="resample its labelmaps onto the grids of its images")
     _add_reading(segment)
     _add_intensity(segment)
     segment.add_argument("--base", metavar="MODEL", help="default: the one the adapter was made for")
     segment.add_argument("--prompts", metavar="FILE.json", help="points, boxes and masks on slices of the image")
     segment.add_argument("--axis", choices=("k", "j", "i"), help="slice axis; default: the adapter's")
+    segment.add_argument(
+        "--format",
+        choices=("seg.nrrd", "dicom-seg"),
+        default="seg.nrrd",
+        help="of the segmentations; dicom-seg needs DICOM series as images, and the extra dicom-seg (seg.nrrd)",
+    )
     segment.add_argument("--probabilities", action="store_true", help="also write a probability map per structure")
-    segment.add_argument("--largest-component", action="store_true", help="keep the largest part of each structure")
+    segment.add_argument(
+        "--largest-component", action="store_true", help="keep only the largest connected component of each structure"
+    )
     segment.add_argument(
         "--all-pieces",
         action="store_true",
         help="keep pieces that lie apart, also of structures that were in one piece on their exemplars",
     )
-    segment.add_argument("--min-island-ml", type=float, default=0.0, metavar="ML", help="remove smaller parts")
-    segment.add_argument("--processes", type=_positive, default=1, metavar="N", help="images at the same time (1)")
-    segment.add_argument("--dask", metavar="ADDRESS", help="address of a Dask scheduler to send the images to")
+    segment.add_argument(
+        "--min-island-ml", type=float, default=0.0, metavar="ML", help="remove connected components below this volume"
+    )
+    segment.add_argument(
+        "--processes", type=_positive, default=1, metavar="N", help="images segmented in parallel (default: 1)"
+    )
+    segment.add_argument(
+        "--dask",
+        metavar="local|ADDRESS",
+        help="spread the images over a Dask cluster: one of --processes workers here, or that of a scheduler's address "
+        "(extra dask)",
+    )
+    segment.add_argument(
+        "--part",
+        type=part_from,
+        default=WHOLE,
+        metavar="i/n",
+        help="segment only the i-th of n equal parts of the images, for arrays of jobs on a cluster",
+    )
     segment.add_argument("--out", required=True, metavar="DIR")
 
 
@@ -147,7 +191,13 @@ def _add_evaluate(commands: Any, common: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--pred", required=True, metavar="DIR|FILE")
     evaluate.add_argument("--ref", required=True, metavar="DIR|FILE")
     evaluate.add_argument("--structures", type=structures_from, metavar="6=liver,1=spleen", help="default: all")
-    evaluate.add_argument("--tolerance-mm", type=float, default=2.0, metavar="MM", help="of the surface Dice (2)")
+    evaluate.add_argument(
+        "--tolerance-mm",
+        type=float,
+        default=2.0,
+        metavar="MM",
+        help="tolerance of the normalized surface distance (default: 2)",
+    )
     _add_overwrite(evaluate)
     evaluate.add_argument("--out", required=True, metavar="METRICS.csv")
 
@@ -191,17 +241,40 @@ def _add_overwrite(command: argparse.ArgumentParser) -> None:
 
 
 def _add_models(commands: Any, common: argparse.ArgumentParser) -> None:
-    models = commands.add_parser("models", help="base models: list, download, verify, add")
+    models = commands.add_parser("models", help="base models: list, download, verify, add, remove")
     actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", parents=[common], help="what there is and where it lies")
-    download = actions.add_parser("download", parents=[common], help="fetch models; nothing else uses the network")
+    actions.add_parser("list", parents=[common], help="list base models and their files")
+    download = actions.add_parser(
+        "download", parents=[common], help="download models; no other command uses the network"
+    )
     download.add_argument("names", nargs="+", metavar="MODEL")
-    verify = actions.add_parser("verify", parents=[common], help="check files against their published checksums")
+    verify = actions.add_parser("verify", parents=[common], help="verify files against their published checksums")
     verify.add_argument("names", nargs="*", metavar="MODEL")
-    add = actions.add_parser("add", parents=[common], help="register a file of your own")
+    add = actions.add_parser("add", parents=[common], help="register a model file of your own")
     add.add_argument("file", metavar="FILE")
     add.add_argument("--architecture", metavar="NAME", help="vit_b, vit_l, vit_h, tiny_vit or compact")
     add.add_argument("--name", metavar="NAME", help="how to call it; default: the file's name")
+    remove = actions.add_parser("remove", parents=[common], help="delete downloaded models, or unregister your own")
+    remove.add_argument("names", nargs="+", metavar="MODEL")
+
+
+def _add_export(commands: Any, common: argparse.ArgumentParser) -> None:
+    export = commands.add_parser(
+        "export-nnunet",
+        parents=[common],
+        help="write corrected cases as an nnU-Net data set",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: fewshotseg export-nnunet --images patients --labels corrected --id 501 --name Abdomen "
+        "--channel CT --out nnUNet_raw",
+    )
+    export.add_argument("--images", required=True, metavar="DIR", help="folder of volumes")
+    export.add_argument("--labels", required=True, metavar="DIR", help="folder of their corrected segmentations")
+    export.add_argument("--id", required=True, type=_positive, metavar="N", help="number of the data set, 1 to 999")
+    export.add_argument("--name", required=True, metavar="NAME", help="name of the data set")
+    export.add_argument(
+        "--channel", required=True, metavar="KIND", help="kind of image: CT, or another word such as MR"
+    )
+    export.add_argument("--out", required=True, metavar="DIR", help="folder of raw data sets (nnUNet_raw)")
 
 
 def _whole_number(text: str) -> int:
@@ -214,6 +287,21 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 is needed, got {text!r}")
     return int(text)
+
+
+def part_from(text: str) -> Part:
+    """Return the part that "2/8" means, the second of eight.
+
+    >>> part_from("2/8")
+    Part(number=2, count=8)
+    """
+    number, slash, count = text.partition("/")
+    if not slash or not number.strip().isdecimal() or not count.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f'a part is written i/n, such as 2/8, got "{text}"')
+    try:
+        return Part(int(number), int(count))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def structures_from(text: str) -> dict[int, str]:
@@ -290,6 +378,7 @@ def segment_job_from(chosen: argparse.Namespace, support_recipe: dict[str, Any])
         probabilities=chosen.probabilities,
         largest_component=chosen.largest_component,
         min_island_ml=chosen.min_island_ml,
+        format=chosen.format,
         all_pieces=chosen.all_pieces,
         seed=chosen.seed,
         device=chosen.device,

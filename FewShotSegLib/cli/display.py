@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 from FewShotSegLib.progress import Progress
+from FewShotSegLib.visualization.progress_bar import ProgressBar, is_counted, shown_metrics
 from FewShotSegLib.visualization.text_table import table
 
 _BETWEEN_S = 60.0  # seconds between two lines of progress in a log
@@ -26,7 +27,7 @@ class Display:
         self._said = ""
 
     def progress(self, progress: Progress) -> None:
-        if progress.kind != "step" or not progress.total:
+        if not is_counted(progress):
             sentence = _sentence(progress)
             if sentence != self._said:
                 self.line(sentence)
@@ -60,27 +61,13 @@ class Bar(Display):
 
     def __init__(self, out: TextIO, err: TextIO) -> None:
         super().__init__(out, err)
-        self._bar: Any = None
-        self._stage: tuple[str, int] | None = None
+        self._bar = ProgressBar(err)
 
     def progress(self, progress: Progress) -> None:
-        if progress.kind != "step" or not progress.total:
+        if is_counted(progress):
+            self._bar(progress)
+        else:
             self.line(_sentence(progress))
-            return
-        stage = (_stage_of(progress.message), progress.total)
-        if stage != self._stage or self._bar is None:
-            self._start(stage)
-        self._bar.set_description_str(progress.message, refresh=False)
-        self._bar.set_postfix_str(_numbers(progress.metrics).strip(), refresh=False)
-        self._bar.update(progress.step - self._bar.n)
-
-    def _start(self, stage: tuple[str, int]) -> None:
-        from tqdm import tqdm
-
-        self.close()
-        self._stage = stage
-        layout = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining} {postfix}"
-        self._bar = tqdm(total=stage[1], file=self.err, bar_format=layout, dynamic_ncols=True)
 
     def line(self, text: str) -> None:
         self.close()
@@ -91,9 +78,7 @@ class Bar(Display):
         super().lines(lines)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._bar.close()
 
 
 def _sentence(progress: Progress) -> str:
@@ -131,18 +116,9 @@ def display_for(as_json: bool) -> Iterator[Display]:
         display.close()
 
 
-def _stage_of(message: str) -> str:
-    """A message without what changes at every step: its numbers.
-
-    >>> _stage_of("slice 3 of 40") == _stage_of("slice 17 of 40")
-    True
-    """
-    return "".join(letter for letter in message if not letter.isdigit())
-
-
 def _numbers(metrics: Mapping[str, float]) -> str:
-    shown = [f"{name} {metrics[name]:.3g}" for name in ("loss", "score") if name in metrics]
-    return "  " + ", ".join(shown) if shown else ""
+    shown = shown_metrics(metrics)
+    return f"  {shown}" if shown else ""
 
 
 def summary(result: Mapping[str, Any]) -> list[str]:

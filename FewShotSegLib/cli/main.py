@@ -100,8 +100,15 @@ def _segment(chosen: argparse.Namespace) -> None:
     from FewShotSegLib.worker.batch import segment_images
 
     with _watched(chosen) as (control, display):
-        result = segment_images(job, processes=chosen.processes, dask=chosen.dask, report=control)
+        result = segment_images(job, processes=chosen.processes, dask=chosen.dask, part=chosen.part, report=control)
         display.result(result)
+
+
+def _table(chosen: argparse.Namespace) -> None:
+    from FewShotSegLib.worker.batch import table_of_folder
+
+    table, count = table_of_folder(Path(chosen.folder))
+    print(json.dumps({"table": str(table), "images": count}) if chosen.json else f"{table}: {count} images")
 
 
 def _support_recipe(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -175,6 +182,9 @@ def _models(chosen: argparse.Namespace) -> None:
     elif chosen.action == "add":
         model = registry.add(chosen.file, chosen.architecture, chosen.name)
         print(f"{model.name} ({model.architecture}) is registered: use it with --base {model.name}")
+    elif chosen.action == "remove":
+        for name in chosen.names:
+            print(registry.remove(name))
     else:
         with _watched(chosen) as (control, display):
             for name in chosen.names:
@@ -219,6 +229,31 @@ def _show(chosen: argparse.Namespace) -> None:
     print(readable_card(values, count, Path(chosen.adapter).stat().st_size))
 
 
+def _export_nnunet(chosen: argparse.Namespace) -> None:
+    from FewShotSegLib.io.nnunet import export_nnunet
+
+    with _watched(chosen) as (control, display):
+        made = export_nnunet(
+            chosen.images,
+            chosen.labels,
+            chosen.out,
+            number=chosen.id,
+            name=chosen.name,
+            channel=chosen.channel,
+            report=control,
+        )
+        structures = ", ".join(f"{label} = {name}" for label, name in made.structures.items())
+        plural = "case" if made.cases == 1 else "cases"
+        display.lines([f"{made.cases} {plural}: {structures}", str(made.folder)])
+
+
+def _info(chosen: argparse.Namespace) -> None:
+    from .info import readable_info, system_info
+
+    values = system_info()
+    print(json.dumps(values, ensure_ascii=False) if chosen.json else "\n".join(readable_info(values)))
+
+
 def _demo(chosen: argparse.Namespace) -> None:
     with _watched(chosen) as (control, display):
         from FewShotSegLib.demo.run import run_demo
@@ -243,7 +278,10 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "job": _job,
     "models": _models,
+    "export-nnunet": _export_nnunet,
+    "info": _info,
     "show": _show,
+    "table": _table,
     "demo": _demo,
 }
 

@@ -24,6 +24,7 @@ from .intensity import IntensitySpec
 from .schema import coerce, construct, shown, to_json
 
 Device = Literal["auto", "cpu", "cuda"]
+SegmentationFormat = Literal["seg.nrrd", "dicom-seg"]
 Axis = Literal["k", "j", "i"]  # the IJK axis that the slices are stacked along
 
 _NOUN = "job entry"
@@ -128,6 +129,7 @@ class SegmentJob:
     `base` None is the base model that the adapter was made for, or the bundled one. `axis` None is that of the adapter
     or the support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed. Of a
     structure that was in one piece on its exemplars, pieces beside the main ones are removed unless `all_pieces`.
+    `format` dicom-seg writes DICOM segmentations that refer to their series, for images that are DICOM series.
     `channel` and `time_index` pick one volume of images that hold several.
     """
 
@@ -146,6 +148,7 @@ class SegmentJob:
     support: tuple[ExemplarFiles, ...] = ()
     support_recipe: dict[str, Any] = field(default_factory=dict)
     intensity: dict[str, Any] | None = None
+    format: SegmentationFormat = "seg.nrrd"
     all_pieces: bool = False
     overwrite: bool = False
     channel: int | None = None

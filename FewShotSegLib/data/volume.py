@@ -23,6 +23,19 @@ AXES = {"k": 0, "j": 1, "i": 2}  # letter of an IJK axis -> axis of a (K, J, I) 
 AXIS_LETTERS = "kji"  # array axis -> letter
 
 
+def axis_index(axis: Any) -> int:
+    """Return the array axis that slices are stacked along, given as a letter or as the axis itself.
+
+    >>> axis_index("k"), axis_index(2)
+    (0, 2)
+    """
+    if isinstance(axis, str) and axis in AXES:
+        return AXES[axis]
+    if not isinstance(axis, bool) and axis in (0, 1, 2):
+        return int(axis)
+    raise InputError(f"The slice axis is 0 (k), 1 (j) or 2 (i), or its letter, got {axis!r}.")
+
+
 # ---------------------------------------------------------------------------------------------------------- geometry
 
 
@@ -54,6 +67,21 @@ class Volume:
         _check_array(array)
         object.__setattr__(self, "array", array)
         object.__setattr__(self, "affine", _checked_affine(self.affine))
+
+    @classmethod
+    def from_array(cls, array: Any, spacing_mm: Any) -> Volume:
+        """Return a volume of an array (K, J, I) without a place in the patient: voxel size (3,) in mm, I, J, K order.
+
+        It lies as axial slices usually do: i runs to the patient's left, j to the back, k to the head, and the centre
+        of the first voxel is at the origin.
+
+        >>> Volume.from_array(np.zeros((4, 3, 2)), (0.7, 0.7, 5)).affine.diagonal().tolist()
+        [-0.7, -0.7, 5.0, 1.0]
+        """
+        spacing = np.asarray(spacing_mm, dtype=np.float64)
+        if spacing.shape != (3,) or not np.isfinite(spacing).all() or not (spacing > 0).all():
+            raise InputError(f"The spacing must be three positive numbers in mm (I, J, K), got {spacing_mm!r}.")
+        return cls(array, np.diag([-spacing[0], -spacing[1], spacing[2], 1.0]))
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""What has to be in place before slices can be answered for: a device, a base model on it, and an adapter on that."""
+"""Load a predictor: device, base model, adapter."""
 
 from __future__ import annotations
 
@@ -29,10 +29,16 @@ from .volume_network import VolumePredictor, is_volume_network
 
 def load_any_predictor(adapter_path: str | None, base: str | None, device: torch.device) -> Predictor | VolumePredictor:
     """What `load_predictor` loads, or an adapter that is a 3-D network of its own; a base model means nothing to it."""
-    adapter = load_adapter(adapter_path) if adapter_path else None
+    return predictor_for(load_adapter(adapter_path) if adapter_path else None, base, device, adapter_path)
+
+
+def predictor_for(
+    adapter: Adapter | None, base: str | None, device: torch.device, name: str | None = "The adapter"
+) -> Predictor | VolumePredictor:
+    """The predictor of an adapter that is in memory already; `name` is what error messages call it."""
     if adapter is not None and is_volume_network(adapter):
         return VolumePredictor(adapter, device)
-    return _promptable(adapter, adapter_path, base, device)
+    return _promptable(adapter, name, base, device)
 
 
 def load_predictor(adapter_path: str | None, base: str | None, device: torch.device) -> Predictor:
@@ -48,7 +54,7 @@ def load_predictor(adapter_path: str | None, base: str | None, device: torch.dev
 
 def load_support_predictor(
     exemplars: Sequence[Exemplar],
-    adapter_path: str | None,
+    adapter: Adapter | str | None,
     base: str | None,
     device: torch.device,
     recipe: Mapping[str, Any],
@@ -57,16 +63,18 @@ def load_support_predictor(
 ) -> support.SupportPredictor:
     """A support set on a base model (default: "medical"), or on an adapter that knows no structure by name.
 
-    `recipe` holds the options of `SupportRecipe` that differ from its defaults; `intensity` None: by the kind of image.
+    `adapter` is one in memory or a file. `recipe` holds the options of `SupportRecipe` that differ from its defaults;
+    `intensity` None: by the kind of image.
     """
     chosen = from_dict(support.SupportRecipe, recipe)
-    adapter = load_adapter(adapter_path) if adapter_path else None
+    name = adapter if isinstance(adapter, str) else "The adapter"
+    adapter = load_adapter(adapter) if isinstance(adapter, str) else adapter
     if adapter is not None and adapter.structures:
         raise InputError(
-            f"{adapter_path} has learned {', '.join(adapter.structures.values())}: a support set goes with a base "
+            f"{name} has learned {', '.join(adapter.structures.values())}: a support set goes with a base "
             "model alone, or with an adapter of the method gmiseg. Leave one of the two out."
         )
-    network = _network(adapter, adapter_path, base, device, looks=True)
+    network = _network(adapter, name, base, device, looks=True)
     if intensity is not None:
         intensity = replace(intensity, scale=network.scale)
     made = support.support_adapter(exemplars, network, intensity=intensity, recipe=chosen)

@@ -1,4 +1,5 @@
-"""What each pixel of a slice looks like and where it lies, and a classifier of pixels that takes no training.
+"""What each pixel of a slice looks like and where it lies, and a logistic-regression pixel classifier that is fitted in
+about a second.
 
 A promptable model's encoder already tells tissues and organs apart; what it lacks is their names. A softmax regression
 from its features to names is a convex problem, solved far enough in a second for thousands of pixels, and says where

@@ -38,15 +38,13 @@ SUBSET = 6  # slices; the paper: ensembles help from more than six on
 class SupportRecipe:
     """How a support set is used."""
 
-    pictures: int = option(
-        12, "Slices and transformed copies of them to learn from, at least; 1: no copies", min=1, max=256
-    )
-    pixels: int = option(12_000, "Pixels drawn from all of them", min=100, max=1_000_000)
-    most_slices: int = option(64, "Most slices used; of more, an even choice", min=1, max=1024)
+    pictures: int = option(12, "Minimum number of slices and augmented copies to fit; 1: no copies", min=1, max=256)
+    pixels: int = option(12_000, "Number of pixels sampled from them", min=100, max=1_000_000)
+    most_slices: int = option(64, "Maximum number of slices; more are subsampled evenly", min=1, max=1024)
     subsets: int = option(
-        0, "Masks of so many random subsets of six slices are averaged (GMISeg); 0: all slices at once", min=0, max=64
+        0, "Number of random six-slice subsets to average over (GMISeg); 0: all slices at once", min=0, max=64
     )
-    seed: int = option(0, "Seed of copies, pixels and subsets", min=0)
+    seed: int = option(0, "Random seed of augmentation, pixels and subsets", min=0)
 
     def __post_init__(self) -> None:
         check(self)

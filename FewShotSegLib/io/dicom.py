@@ -60,7 +60,7 @@ class DicomVolume:
 def read_series(folder: Path, name: str) -> DicomVolume:
     """Return the largest series of a folder."""
     with quiet():
-        files = _largest_series(folder, name)
+        files = series_files(folder, name)
         if len(files) == 1:
             return read_file(files[0], name)
         frames = [frame for file in files for frame in _frames_of(file, name)]
@@ -89,7 +89,7 @@ def quiet() -> Iterator[None]:
         sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
-def _largest_series(folder: Path, name: str) -> list[Path]:
+def series_files(folder: Path, name: str) -> list[Path]:
     """Return the files of the series with most files; several of that size are refused."""
     import SimpleITK as sitk
 

@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from FewShotSegLib.data.exemplar import Array, Exemplar, Slices, listed
-from FewShotSegLib.data.volume import AXES, AXIS_LETTERS, Labelmap, Volume, checked_structures, label_values
+from FewShotSegLib.data.volume import (
+    AXES,
+    AXIS_LETTERS,
+    Labelmap,
+    Volume,
+    axis_index,
+    checked_structures,
+    label_values,
+)
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.reindex import reindexed, resample_labelmap
 
@@ -25,7 +33,7 @@ def load_exemplar(
     image: str | os.PathLike[str],
     labelmap: str | os.PathLike[str],
     *,
-    axis: int | None = None,
+    axis: int | str | None = None,
     slices: Slices = None,
     structures: Mapping[int, str] | None = None,
     resample: bool = False,
@@ -36,9 +44,9 @@ def load_exemplar(
 ) -> Exemplar:
     """Load an image and its labelmap as an exemplar.
 
-    `axis` is the array axis across the annotated slices (default: as acquired). `slices` None: every slice with a
-    label is annotated. A tuple: those slices, and the ones of them without a label are known to be empty. "all": every
-    slice is known. Labels on other slices are not used.
+    `axis` is the array axis across the annotated slices, or its letter (default: as acquired). `slices` None: every
+    slice with a label is annotated. A tuple: those slices, and the ones of them without a label are known to be empty.
+    "all": every slice is known. Labels on other slices are not used.
 
     `structures` {value: name} keeps the listed structures; voxels of others become background. In a segmentation file
     with names the name decides, and the voxels get the listed value; otherwise the value decides.
@@ -50,15 +58,42 @@ def load_exemplar(
     """
     volume = load_volume(image, channel=channel, time_index=time_index)
     source = load_labelmap(labelmap)
-    axis = volume.acquisition_axis if axis is None else axis
-    if axis not in (0, 1, 2):
-        raise InputError(f"The slice axis is 0 (k), 1 (j) or 2 (i), got {axis!r}.")
-    name = Path(image).name
     placed = _on_grid_of(volume, source, Path(image), Path(labelmap), resample=resample, same_voxels=same_voxels)
-    labels, kept, overlapping = _select(placed, structures, str(labelmap), ignore)
-    unknown = _unknown_slices(placed, ignore, axis)
+    return exemplar_from(
+        volume,
+        placed,
+        axis=volume.acquisition_axis if axis is None else axis_index(axis),
+        slices=slices,
+        structures=structures,
+        ignore=ignore,
+        name=Path(image).name,
+        labels_name=str(labelmap),
+    )
+
+
+def exemplar_from(
+    volume: Volume,
+    labelmap: Labelmap,
+    *,
+    axis: int,
+    slices: Slices = None,
+    structures: Mapping[int, str] | None = None,
+    ignore: int | None = None,
+    name: str = "exemplar",
+    labels_name: str = "The labelmap",
+) -> Exemplar:
+    """Return the exemplar of a volume and a labelmap in memory; the other arguments as in `load_exemplar`."""
+    if not volume.same_geometry(labelmap.volume):
+        raise InputError(
+            f"{name} and its labelmap do not cover the same voxels: {_difference(volume, labelmap.volume)}. Choose the "
+            "labelmap of this image."
+        )
+    labels, kept, overlapping = _select(labelmap, structures, labels_name, ignore)
+    unknown = _unknown_slices(labelmap, ignore, axis)
     if not labels.any() and slices is None:
-        raise InputError(f"{labelmap} holds no label of {listed(kept)}; annotate a slice or choose other structures.")
+        raise InputError(
+            f"{labels_name} holds no label of {listed(kept)}; annotate a slice or choose other structures."
+        )
     annotated, empty = _known_slices(labels, axis, slices, unknown, name)
     labels = _only_on(labels, axis, annotated)
     return Exemplar(volume, labels, kept, axis, annotated, empty, name, overlapping)

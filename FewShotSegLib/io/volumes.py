@@ -14,6 +14,7 @@ import numpy as np
 from FewShotSegLib.data.volume import Array, Labelmap, Volume, as_labels, label_values, log
 from FewShotSegLib.errors import InputError
 
+from .dicom_seg import is_dicom_seg, load_dicom_seg
 from .files import known_suffix
 from .images import affine_of, array_of, image_from, kind_of, picture_affine, read_image, read_volume, write_image
 from .pictures import mask_picture
@@ -49,7 +50,8 @@ def save_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool 
 
 
 def load_labelmap(path: str | os.PathLike[str]) -> Labelmap:
-    """Load a labelmap; segment names come from a segmentation file (.seg.nrrd), otherwise each value is its own name.
+    """Load a labelmap; segment names come from a segmentation file (.seg.nrrd, DICOM SEG), otherwise each value is its
+    own name.
 
     The layers of a segmentation become one labelmap: where segments overlap the higher layer wins, and
     `Labelmap.mask` still has all voxels of each.
@@ -58,6 +60,8 @@ def load_labelmap(path: str | os.PathLike[str]) -> Labelmap:
     """
     path = Path(path)
     name = str(path)
+    if is_dicom_seg(path):
+        return load_dicom_seg(path)
     kind = kind_of(path, name)
     image = read_image(path, name) if kind == "volume" else None
     if image is not None and image.HasMetaDataKey("Segment0_ID"):

@@ -51,10 +51,8 @@ def _adapted(job: AdaptJob, device: torch.device, notes: Notes, outputs: Outputs
     recipe = recipe_of(job)
     with timed(timings, "load"):
         inputs = inputs_of(job, chosen)
-    for sentence in chosen.preflight(inputs.exemplars) if "exemplars" in chosen.NEEDS else ():
-        notes.warn(sentence)
     with timed(timings, "adapt"):
-        adapter = _fitting_adapter(job, inputs, recipe, device, notes)
+        adapter = fitting_adapter(job, inputs, recipe, device, notes)
     metrics = dict(adapter.metrics)  # the record is for whoever has the files
     if not job.keep_names:
         adapter = without_names(adapter, job)
@@ -141,9 +139,11 @@ def _picture_name(out: Path) -> str:
     return f"{out.stem}.report.png"
 
 
-def _fitting_adapter(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: torch.device, notes: Notes) -> Adapter:
-    """Adapt, with the next smaller preset each time the GPU runs out of memory."""
+def fitting_adapter(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: torch.device, notes: Notes) -> Adapter:
+    """Adapt, with the next smaller preset each time the GPU runs out of memory. Checkpoints lie beside `job.out`."""
     chosen, family = method(job.method), family_of(job, recipe)
+    for sentence in chosen.preflight(inputs.exemplars) if "exemplars" in chosen.NEEDS else ():
+        notes.warn(sentence)
     while True:
         resolved = chosen.resolve(recipe, family, device)
         adapter = _attempt(job, inputs, resolved, device, notes)

@@ -29,15 +29,18 @@ _CALLED = {
 }
 
 
-def inputs_of(job: AdaptJob, chosen: Method) -> AdaptInputs:
-    """What the job names for its method, loaded, all but the base model; what the method has no use for is refused."""
-    _check_use(job, chosen)
+def inputs_of(job: AdaptJob, chosen: Method, exemplars: Sequence[Exemplar] = ()) -> AdaptInputs:
+    """What the job names for its method, loaded, all but the base model; what the method has no use for is refused.
+
+    `exemplars` are already in memory and come before those the job names.
+    """
+    _check_use(job, chosen, exemplars)
     auxiliary = [data_set_of(files) for files in job.auxiliary]
     auxiliary += data_sets_in(Path(job.auxiliary_folder)) if job.auxiliary_folder else []
     start = load_adapter(job.warm_start) if job.warm_start else None
     intensity = IntensitySpec.from_dict(job.intensity) if job.intensity is not None else None
     return AdaptInputs(
-        exemplars=[exemplar_of(files) for files in job.exemplars],
+        exemplars=[*exemplars, *(exemplar_of(files) for files in job.exemplars)],
         auxiliary=auxiliary,
         source=_source(job.source_folder) if job.source_folder else None,
         targets=_targets(job),
@@ -46,9 +49,9 @@ def inputs_of(job: AdaptJob, chosen: Method) -> AdaptInputs:
     )
 
 
-def _check_use(job: AdaptJob, chosen: Method) -> None:
+def _check_use(job: AdaptJob, chosen: Method, exemplars: Sequence[Exemplar]) -> None:
     given = {
-        "exemplars": job.exemplars,
+        "exemplars": job.exemplars or exemplars,
         "auxiliary": job.auxiliary or job.auxiliary_folder,
         "source": job.source_folder,
         "targets": job.targets or job.target_folder,

@@ -53,8 +53,11 @@ def _threads() -> int | None:
     return int(torch.get_num_threads()) if torch is not None else None
 
 
+RECORD_SUFFIX = ".result.json"
+
+
 def result_path(out: Path, stem: str) -> Path:
-    return out / f"{stem}.result.json"
+    return out / f"{stem}{RECORD_SUFFIX}"
 
 
 def write_record(record: Mapping[str, Any], path: Path) -> None:

@@ -10,16 +10,25 @@ from FewShotSegLib.progress import Report, silent
 
 from .adapt import adapt_job
 from .evaluate import evaluate_job
+from .kept import KeptPredictor
 from .notes import Notes
 from .seeding import own_randomness
-from .segment import segment_job
+from .segment import RecordTaken, segment_job
 
 
-def run(job: Job, report: Report = silent, *, raise_failures: bool = True) -> dict[str, Any]:
+def run(
+    job: Job,
+    report: Report = silent,
+    *,
+    raise_failures: bool = True,
+    ended: RecordTaken | None = None,
+    kept: KeptPredictor[Any] | None = None,
+) -> dict[str, Any]:
     """Do the job and return its record, which also lies beside the outputs as `<name>.result.json`.
 
     `report` may raise `Cancelled` or, in training, `StopAndKeepBest`. An image that cannot be segmented does not stop
-    the others; at the end it is raised, or, without `raise_failures`, only named in its record.
+    the others; at the end it is raised, or, without `raise_failures`, only named in its record. `ended` is called with
+    the record of each image when that has ended; `kept` holds a predictor from job to job.
     """
     notes = Notes(report)
     if isinstance(job, EvaluateJob):
@@ -28,4 +37,8 @@ def run(job: Job, report: Report = silent, *, raise_failures: bool = True) -> di
     with own_randomness(job.seed, device):
         if isinstance(job, AdaptJob):
             return adapt_job(job, device, notes)
-        return segment_job(job, device, notes, raise_failures)
+        return segment_job(job, device, notes, raise_failures, ended or _ignored, kept or KeptPredictor())
+
+
+def _ignored(record: dict[str, Any]) -> None:
+    pass

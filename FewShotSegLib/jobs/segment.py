@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.quality import CUT_OFF, quality
 from FewShotSegLib.inference.segment import Segmentation, SegmentOptions, segment, slice_axis
 from FewShotSegLib.inference.volume_network import VolumePredictor
-from FewShotSegLib.io.files import check_writable
+from FewShotSegLib.io.dicom_seg import SUFFIX as DICOM_SEG_SUFFIX
+from FewShotSegLib.io.dicom_seg import check_available, check_source, save_dicom_seg
+from FewShotSegLib.io.files import check_writable, known_suffix
 from FewShotSegLib.io.names import PROBABILITY
 from FewShotSegLib.io.probe import check_reading
 from FewShotSegLib.io.prompts import load_prompts
@@ -36,12 +38,14 @@ from FewShotSegLib.io.volumes import load_volume, save_labelmap, save_volume
 from FewShotSegLib.version import __version__
 
 from .inputs import exemplar_of, files_read, output_names
+from .kept import KeptPredictor
 from .memory_curve import MemoryCurve, gpu_memory_of
 from .notes import Notes, timed
 from .outputs import Outputs
 from .record import is_complete, read_record, record_of, result_path
 
 AnyPredictor = Predictor | VolumePredictor
+RecordTaken = Callable[[dict[str, Any]], None]
 
 
 class SomeImagesFailed(InputError):  # noqa: N818 - named as what happened
@@ -52,19 +56,30 @@ class SomeImagesFailed(InputError):  # noqa: N818 - named as what happened
         self.result = result
 
 
-def segment_job(job: SegmentJob, device: torch.device, notes: Notes, raise_failures: bool) -> dict[str, Any]:
+def segment_job(
+    job: SegmentJob,
+    device: torch.device,
+    notes: Notes,
+    raise_failures: bool,
+    ended: RecordTaken,
+    kept: KeptPredictor[AnyPredictor],
+) -> dict[str, Any]:
+    """Do the job and return its record; `ended` gets the record of each image when that has ended."""
     timings: dict[str, float] = {}
     out = Path(job.out)
     names = output_names(job.images)
     check_writable(result_path(out, names[0]))
+    if job.format == "dicom-seg":
+        check_available()
     with timed(timings, "load"):
-        predictor = _predictor(job, device, notes)
+        predictor = kept.get(job, str(device), lambda: _predictor(job, device, notes))
     records, failed = [], {}
     for number, (image, name) in enumerate(zip(job.images, names, strict=True)):
         part = replace(job, images=(image,))
         with timed(timings, "segment"):
             record, error = _tried(part, name, predictor, notes.part(number, len(names), name), len(names) > 1)
         records.append(record)
+        ended(record)
         if error is not None:
             failed[image] = error
             notes.warn(f"{image} failed: {error}")
@@ -123,6 +138,7 @@ def _segment_image(
 ) -> dict[str, Any]:
     timings: dict[str, float] = {}
     image = job.images[0]
+    series = check_source(image) if job.format == "dicom-seg" else ()
     with timed(timings, "load"):
         volume = load_volume(image, channel=job.channel, time_index=job.time_index)
         prompts = load_prompts(job.prompts, volume) if job.prompts else []
@@ -130,14 +146,14 @@ def _segment_image(
     made = _made_before(job, name, digest, outputs, notes)
     if made is not None:
         return made
-    outputs.check(f"{name}.seg.nrrd")
+    outputs.check(_file_of(name, job))
     if predictor.adapter is not None and not job.intensity and not job.support:
         notes.warn_if(_unlike(predictor.adapter, volume, name))
     curve = MemoryCurve(gpu_memory_of(predictor.device)) if predictor.device.type == "cuda" else None
     with timed(timings, "segment"), curve or contextlib.nullcontext():
-        found = _segmentation(job, volume, prompts, predictor, notes)
+        found = segmentation_of(volume, prompts, predictor, _options(job), notes, _intensity(job))
     with timed(timings, "save"):
-        _save(found, name, volume, outputs)
+        _save(found, _file_of(name, job), volume, series, outputs)
     axis = slice_axis(volume, predictor.adapter, prompts, _options(job))
     structures = quality(found, axis)
     for structure, row in structures.items():
@@ -174,17 +190,26 @@ def _made_before(job: SegmentJob, name: str, digest: str, outputs: Outputs, note
     return {**known, "skipped": True, "changed": changed, "warnings": notes.warnings}
 
 
-def _segmentation(
-    job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predictor: AnyPredictor, notes: Notes
+def _intensity(job: SegmentJob) -> IntensitySpec | None:
+    """What was chosen for the images; with a support set it is that of the set, and known by then."""
+    return IntensitySpec.from_dict(job.intensity) if job.intensity and not job.support else None
+
+
+def segmentation_of(
+    volume: Volume,
+    prompts: Sequence[Prompt],
+    predictor: AnyPredictor,
+    options: SegmentOptions,
+    notes: Notes,
+    intensity: IntensitySpec | None = None,
 ) -> Segmentation:
-    options = _options(job)
+    """Segment a volume, slice by slice where the GPU has too little memory for several at a time."""
     if isinstance(predictor, VolumePredictor):
         if prompts:
             raise InputError("The adapter is a 3-D network, which takes no prompts; leave them out.")
-        if job.intensity:
+        if intensity is not None:
             raise InputError("The adapter is a 3-D network, which has an intensity of its own; leave it out.")
         return predictor.segment(volume, options=options, report=notes)
-    intensity = IntensitySpec.from_dict(job.intensity) if job.intensity and not job.support else None
     given: dict[str, Any] = {"intensity": intensity, "prompts": prompts, "report": notes}
     try:
         return segment(volume, predictor, options=options, **given)
@@ -209,17 +234,25 @@ def _options(job: SegmentJob) -> SegmentOptions:
 
 def _digest(job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predictor: AnyPredictor) -> str:
     """Equal for everything that decides the output."""
-    asked = [_options(job).__dict__, [prompt.to_dict() for prompt in prompts], job.intensity]
+    asked: list[Any] = [_options(job).__dict__, [prompt.to_dict() for prompt in prompts], job.intensity]
+    asked += [job.format] if job.format != "seg.nrrd" else []  # what was made before there was a choice stays valid
     made_by = [__version__, *predictor.identity]
     return sha256_of_json((asked, made_by, sha256_of_array(volume.array), sha256_of_array(volume.affine)))
 
 
-def _save(found: Segmentation, name: str, volume: Volume, outputs: Outputs) -> None:
-    names = _file_names(found.labelmap.structures)
+def _file_of(name: str, job: SegmentJob) -> str:
+    return name + (DICOM_SEG_SUFFIX if job.format == "dicom-seg" else ".seg.nrrd")
+
+
+def _save(found: Segmentation, file: str, volume: Volume, series: Sequence[Path], outputs: Outputs) -> None:
+    names, name = _file_names(found.labelmap.structures), file.removesuffix(known_suffix(Path(file)))
     for value, probability in found.probabilities.items():
         path = outputs.place(f"{name}.{names[value]}{PROBABILITY}.nrrd")
         save_volume(volume.like(probability.astype(np.float32)), path)
-    save_labelmap(found.labelmap, outputs.place(f"{name}.seg.nrrd"))
+    if series:
+        save_dicom_seg(found.labelmap, outputs.place(file), series)
+    else:
+        save_labelmap(found.labelmap, outputs.place(file))
 
 
 _LONGEST_NAME = 60  # letters of a structure in a file name

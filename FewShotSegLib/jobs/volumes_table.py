@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.tables import as_cell
-from FewShotSegLib.io.files import write_text_whole
+from FewShotSegLib.io.files import check_writable, write_text_whole
 
 from .outputs import Outputs, unused
 from .record import versions
@@ -22,7 +23,7 @@ def write_volumes(records: Iterable[dict[str, Any]], path: Path, *, overwrite: b
 
     A table in this place that somebody else has written or changed stays, and the new one gets a number.
     """
-    text = _table(records)
+    text = _as_csv(_HEAD) + "".join(_as_csv(_rows_of(record)) for record in records)
     with Outputs(path.with_name(f".{path.name}.result.json"), overwrite=overwrite) as outputs:
         if outputs.changed([path.name]) and not overwrite:
             path = unused(path)
@@ -31,17 +32,51 @@ def write_volumes(records: Iterable[dict[str, Any]], path: Path, *, overwrite: b
     return path
 
 
-def _table(records: Iterable[dict[str, Any]]) -> str:
+class RunningTable:
+    """The rows of a batch that is under way, written as its images end.
+
+    They stand in `NAME.running.csv` beside the table to come, and are removed once that is there: a batch that was
+    killed leaves what was known by then.
+    """
+
+    def __init__(self, table: Path) -> None:
+        self.path = table.with_name(f"{table.stem}.running.csv")
+        check_writable(self.path)
+        self._stream = self.path.open("w", encoding="utf-8", newline="")
+        self._write(_as_csv(_HEAD))
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Write the rows of an image."""
+        self._write(_as_csv(_rows_of(record)))
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+    def __enter__(self) -> RunningTable:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._stream.close()
+        if kind is None or issubclass(kind, InputError):
+            self.path.unlink(missing_ok=True)
+
+
+_HEAD = [{name: name for name in COLUMNS}]
+
+
+def _as_csv(rows: Iterable[dict[str, Any]]) -> str:
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        common = {"image": record["image"], "state": _state(record)}
-        if "error" in record:
-            writer.writerow(_cells({**common, "state": "failed", "error": record["error"]["message"]}))
-        for structure, row in record.get("metrics", {}).get("structures", {}).items():
-            writer.writerow(_cells({**common, "structure": structure, **row, "flags": "; ".join(row["flags"])}))
+    csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n").writerows(rows)
     return stream.getvalue()
+
+
+def _rows_of(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    common = {"image": record["image"], "state": _state(record)}
+    if "error" in record:
+        yield _cells({**common, "state": "failed", "error": record["error"]["message"]})
+    for structure, row in record.get("metrics", {}).get("structures", {}).items():
+        yield _cells({**common, "structure": structure, **row, "flags": "; ".join(row["flags"])})
 
 
 def _cells(row: dict[str, Any]) -> dict[str, Any]:

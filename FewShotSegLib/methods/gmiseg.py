@@ -76,7 +76,7 @@ def _changes() -> SynthesisRecipe:
 class Recipe(PromptedRecipe):
     """Options of structure tokens count for nothing: there are none."""
 
-    kind: str = option("loose", "Form of the low-rank update", choices=("lora", "loose"), advanced=True)
+    kind: str = option("loose", "Type of low-rank update", choices=("lora", "loose"), advanced=True)
     full_decoder: bool = option(True, "Train the whole mask decoder instead of LoRA on it", advanced=True)
     most_points: int = option(
         3, "Most points that a click comes with, itself among them (GMISeg: one or more)", min=1, max=16, advanced=True
@@ -91,8 +91,8 @@ class Recipe(PromptedRecipe):
     slices_per_plane: int = option(
         1, "Slices used of each volume along each plane (GMISeg: the middle one)", min=1, max=1000
     )
-    max_cases: int = option(30, "Most cases used of an auxiliary data set", min=1, max=10_000, advanced=True)
-    synthesizer: SynthesisRecipe = field(default_factory=_changes, metadata={"help": "How samples are drawn"})
+    max_cases: int = option(30, "Maximum number of cases per auxiliary data set", min=1, max=10_000, advanced=True)
+    synthesizer: SynthesisRecipe = field(default_factory=_changes, metadata={"help": "Synthesis of training samples"})
 
 
 def needs_base(recipe: Recipe) -> bool:

@@ -281,6 +281,29 @@ def add(path: str | os.PathLike[str], architecture: str | None = None, name: str
     return model
 
 
+def remove(name: str) -> str:
+    """Delete a downloaded model, or take a file of the user's own off the list; returns a sentence on what was done.
+
+    The user's own files stay where they are, and the models that come with FewShotSeg stay too.
+    """
+    model = {model.name: model for model in models()}.get(name)
+    if model is None:
+        raise InputError(f"No base model is called {name}; known models: {', '.join(m.name for m in models())}.")
+    entries = _register()
+    kept = [(entry, place) for entry, place in entries if entry.name != name]
+    if len(kept) < len(entries):
+        _write_register(kept)
+        return f"{name} is no longer registered; its file stays where it is."
+    downloaded = download_folder() / model.filename
+    if model.downloadable and downloaded.is_file():
+        downloaded.unlink()
+        return f"{downloaded} was deleted."
+    place = location(model)
+    if place is None:
+        raise InputError(f"The base model {name} is not on this computer: there is nothing to remove.")
+    raise InputError(f"{place} was not downloaded by FewShotSeg and is not removed; delete the file yourself.")
+
+
 def _own_model(path: Path, architecture: str | None, name: str | None) -> BaseModel:
     architecture = architecture or _architecture_of(path)
     if architecture not in ARCHITECTURES:

@@ -50,38 +50,49 @@ class Placement:
 
 @dataclass(frozen=True)
 class SynthesisRecipe:
-    """How samples are drawn. The paper names the transforms but publishes no ranges; these are ours."""
+    """Synthesis of training samples. The paper names the transforms but publishes no ranges; these are ours."""
 
-    scale: tuple[float, float] = option((0.8, 1.2), "Smallest and largest size factor", min=0.1, max=10.0)
-    rotation_deg: float = option(15.0, "Largest rotation either way; 180 for tumours", min=0.0, max=180.0)
-    shift: float = option(0.05, "Largest shift either way, as a share of the field of view", min=0.0, max=0.5)
-    # Above 0.05 the field could fold; see `displacement`.
-    elastic: float = option(0.01, "Largest smooth deformation, as a share of the field of view", min=0.0, max=0.05)
-    flip: Literal["never", "horizontal", "vertical", "both"] = option(
-        "never", "Mirroring; never done where a structure is named left or right"
+    scale: tuple[float, float] = option((0.8, 1.2), "Range of the scaling factor", min=0.1, max=10.0)
+    rotation_deg: float = option(
+        15.0, "Maximum rotation in degrees, in both directions; 180 suits tumours", min=0.0, max=180.0
     )
-    gain: tuple[float, float] = option((0.9, 1.1), "Smallest and largest factor on intensities", min=0.0, max=10.0)
-    bias: float = option(0.1, "Largest offset of intensities either way, on a scale of 0 to 1", min=0.0, max=1.0)
+    shift: float = option(0.05, "Maximum translation, as a fraction of the field of view", min=0.0, max=0.5)
+    # Above 0.05 the field could fold; see `displacement`.
+    elastic: float = option(0.01, "Maximum elastic displacement, as a fraction of the field of view", min=0.0, max=0.05)
+    flip: Literal["never", "horizontal", "vertical", "both"] = option(
+        "never", "Flipping; never applied where a structure is named left or right"
+    )
+    gain: tuple[float, float] = option((0.9, 1.1), "Range of the intensity gain", min=0.0, max=10.0)
+    bias: float = option(0.1, "Maximum intensity offset, on a scale of 0 to 1", min=0.0, max=1.0)
     # 1 is the paper's. Of a 400 HU window +-0.1 is 40 HU, more than what tells a liver from a spleen.
     structure_intensity: float = option(
-        0.3, "Share of gain and bias that each structure draws for itself", min=0.0, max=1.0, advanced=True
+        0.3, "Fraction of gain and offset that is drawn per structure", min=0.0, max=1.0, advanced=True
     )
-    blur_sigma_px: float = option(1.0, "Largest blur", min=0.0, max=10.0)
-    noise_sd: float = option(0.02, "Largest noise, on a scale of 0 to 1", min=0.0, max=1.0)
+    blur_sigma_px: float = option(1.0, "Maximum Gaussian blur (sigma in pixels)", min=0.0, max=10.0)
+    noise_sd: float = option(0.02, "Maximum standard deviation of the noise, on a scale of 0 to 1", min=0.0, max=1.0)
     composite: Literal["mask", "paper"] = option("mask", "What is pasted: the label's pixels, or those above 0 (Eq. 1)")
-    interpolation: Literal["linear", "nearest"] = option("linear", "How pixels are transformed", advanced=True)
-    rim: float = option(0.03, "Widest rim of own surroundings, as a share of the field of view", min=0.0, max=0.2)
-    feather_px: float = option(1.5, "Width over which the rim fades out", min=0.0, max=20.0, advanced=True)
+    interpolation: Literal["linear", "nearest"] = option("linear", "Interpolation of transformed images", advanced=True)
+    rim: float = option(
+        0.03,
+        "Maximum margin of original context pasted with a structure, as a fraction of the field of view",
+        min=0.0,
+        max=0.2,
+    )
+    feather_px: float = option(
+        1.5, "Width over which that margin is blended (pixels)", min=0.0, max=20.0, advanced=True
+    )
     background: Literal["auto", "known_empty", "inpaint", "mixed", "neighbour"] = option(
         "auto", "What structures are pasted on; auto: slices known to be empty, or inpainted where there are none"
     )
-    original_probability: float = option(0.5, "Share of samples that are whole annotated slices", min=0.0, max=1.0)
+    original_probability: float = option(0.5, "Fraction of samples that are whole annotated slices", min=0.0, max=1.0)
     empty_probability: float = option(
-        0.1, "Share of samples without any structure, if there are such", min=0.0, max=1.0
+        0.1, "Fraction of samples without any structure, where such slices exist", min=0.0, max=1.0
     )
-    keep_structure_probability: float = option(0.9, "Chance that a structure is pasted", min=0.0, max=1.0)
-    min_visible: float = option(0.5, "Share of each pasted structure that must stay visible", min=0.0, max=0.9)
-    max_tries: int = option(10, "Draws before structures are left in their own places", min=1, max=1000, advanced=True)
+    keep_structure_probability: float = option(0.9, "Probability that a structure is pasted", min=0.0, max=1.0)
+    min_visible: float = option(0.5, "Minimum visible fraction of each pasted structure", min=0.0, max=0.9)
+    max_tries: int = option(
+        10, "Attempts before structures keep their original positions", min=1, max=1000, advanced=True
+    )
 
     def __post_init__(self) -> None:
         check(self)

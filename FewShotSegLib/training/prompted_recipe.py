@@ -23,24 +23,34 @@ R = TypeVar("R", bound="PromptedRecipe")
 class PromptedRecipe:
     """Defaults for the bundled model on a CPU; `preset` adjusts SAM ViT models to the memory there is."""
 
-    preset: str = option("auto", "Size of the work, by free GPU memory", choices=("auto", "cpu", "8GB", "12GB", "24GB"))
+    preset: str = option(
+        "auto",
+        "Image size, batch size and trained blocks, chosen by free GPU memory",
+        choices=("auto", "cpu", "8GB", "12GB", "24GB"),
+    )
     steps: int | None = option(
-        None, "Most optimization steps; none: 400, or 40 of the mask decoder with structure maps", min=1, max=100_000
+        None,
+        "Maximum optimization steps; default: 400, or 40 of the mask decoder with structure maps",
+        min=1,
+        max=100_000,
     )
     learning_rate: float = option(1e-3, "Peak learning rate (Cheap Lunch: 1e-3)", min=1e-6, max=0.1, advanced=True)
     synthesis: bool = option(
         True, "Train on synthesized samples; off: on the exemplar slices as they are", advanced=True
     )
     estimate_folds: int = option(
-        2, "Exemplars left out in turn to estimate Dice; 0: no estimate", min=0, max=10, advanced=True
+        2, "Leave-one-out folds over the exemplars for the Dice estimate; 0: no estimate", min=0, max=10, advanced=True
     )
     guard: str = option(
-        "warn", "If the adapter is worse than the base model", choices=("warn", "refuse", "off"), advanced=True
+        "warn",
+        "What to do if the adapter is worse than the base model",
+        choices=("warn", "refuse", "off"),
+        advanced=True,
     )
     structure_maps: bool | None = option(
         None,
         "Leave the encoder as it is: solve for maps of the structures and train the mask decoder to use them; "
-        "none: as the preset says",
+        "default: set by the preset",
         advanced=True,
     )
     pictures: int = option(
@@ -51,17 +61,22 @@ class PromptedRecipe:
         advanced=True,
     )
     rank: int = option(4, "LoRA rank (Cheap Lunch: 4)", min=1, max=256, advanced=True)
-    alpha: float | None = option(None, "LoRA scale is alpha / rank; none: alpha = rank", advanced=True)
-    kind: str = option("lora", "Form of the low-rank update", choices=tuple(KINDS), advanced=True)
+    alpha: float | None = option(None, "LoRA scaling is alpha / rank; default: alpha = rank", advanced=True)
+    kind: str = option("lora", "Type of low-rank update", choices=tuple(KINDS), advanced=True)
     encoder_blocks: int | None = option(
-        None, "Last encoder blocks that get LoRA; -1 all, 0 none, none: as the preset says", min=-1, advanced=True
+        None,
+        "Number of final encoder blocks with LoRA; -1: all, 0: none; default: set by the preset",
+        min=-1,
+        advanced=True,
     )
     mlp: bool = option(False, "LoRA on the encoder's MLPs too", advanced=True)
     full_decoder: bool = option(False, "Train the whole mask decoder instead of LoRA on it", advanced=True)
     tokens: int = option(4, "Tokens learned per structure", min=1, max=64, advanced=True)
-    image_size: int | None = option(None, "Pixels of the network's square; none: as the preset says", advanced=True)
-    batch_size: int | None = option(None, "Slices per step; none: as the preset says", min=1, max=256, advanced=True)
-    accumulate: int = option(1, "Batches per optimizer step", min=1, max=64, advanced=True)
+    image_size: int | None = option(
+        None, "Input size of the network (pixels); default: set by the preset", advanced=True
+    )
+    batch_size: int | None = option(None, "Slices per step; default: set by the preset", min=1, max=256, advanced=True)
+    accumulate: int = option(1, "Gradient accumulation: batches per optimizer step", min=1, max=64, advanced=True)
     click_prompts: int = option(2, "Clicks and boxes per slice", min=0, max=32, advanced=True)
     box_share: float = option(
         0.3,
@@ -78,10 +93,10 @@ class PromptedRecipe:
     )
     token_prompts: int = option(4, "Structure tokens per slice", min=0, max=64, advanced=True)
     token_click_probability: float = option(
-        0.35, "Share of tokens that come with a click", min=0.0, max=1.0, advanced=True
+        0.35, "Fraction of token prompts that also get a click", min=0.0, max=1.0, advanced=True
     )
     correction_probability: float = option(
-        0.25, "Share of steps with a corrective click", min=0.0, max=1.0, advanced=True
+        0.25, "Fraction of steps with a corrective click", min=0.0, max=1.0, advanced=True
     )
     cross_entropy_weight: float = option(1.0, "Weight of cross-entropy (Cheap Lunch: 1)", min=0.0, advanced=True)
     dice_weight: float = option(0.8, "Weight of the Dice loss (Cheap Lunch: 0.8)", min=0.0, advanced=True)
@@ -95,17 +110,24 @@ class PromptedRecipe:
         1.0, "Weight of the error of the predicted IoU (Cheap Lunch: 0)", min=0.0, max=10.0, advanced=True
     )
     weight_decay: float = option(0.1, "AdamW weight decay (SAMed: 0.1)", min=0.0, max=1.0, advanced=True)
-    warmup_steps: int = option(20, "Steps until the peak learning rate", min=0, max=10_000, advanced=True)
-    validate_every: int = option(40, "Steps between looks at held-back samples", min=0, advanced=True)
-    patience: int = option(0, "Looks without gain before stopping; 0: never", min=0, advanced=True)
+    warmup_steps: int = option(20, "Warm-up steps to the peak learning rate", min=0, max=10_000, advanced=True)
+    validate_every: int = option(40, "Validation interval (steps)", min=0, advanced=True)
+    patience: int = option(
+        0, "Early-stopping patience (validations without improvement); 0: never", min=0, advanced=True
+    )
     pool_size: int | None = option(
-        None, "Samples drawn once and reused; 0: endless; none: as the preset says", min=0, advanced=True
+        None,
+        "Number of synthesized samples that are reused; 0: a new one each time; default: set by the preset",
+        min=0,
+        advanced=True,
     )
     checkpointing: bool | None = option(
-        None, "Recompute activations to save memory; none: as the preset says", advanced=True
+        None, "Gradient checkpointing: recompute activations to save memory; default: set by the preset", advanced=True
     )
     checkpoint_seconds: float = option(20.0, "Seconds between checkpoints; 0: after every step", min=0.0, advanced=True)
-    synthesizer: SynthesisRecipe = field(default_factory=SynthesisRecipe, metadata={"help": "How samples are drawn"})
+    synthesizer: SynthesisRecipe = field(
+        default_factory=SynthesisRecipe, metadata={"help": "Synthesis of training samples"}
+    )
 
     def __post_init__(self) -> None:
         check(self)

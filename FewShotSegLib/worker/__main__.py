@@ -5,10 +5,11 @@ One request per line on the input, {"id": 1, "op": ...}:
     hello                               versions of this process
     methods                             the methods of adaptation and the options of their recipes, for a form
     folder   path, holds                what a folder holds, for a line in a form: its "data sets" or its "volumes"
-    job      job                        run a job; sends {"type": "progress", ...} (`Progress.to_dict`),
-                                        now and then with a "picture": shape (H, W, 3) and bytes in base64
-    batch    job                        the same for a segment job of many images: volumes.csv is written, and an image
-                                        that fails is named in its record, not in an error
+    job      job, keep                  run a job; with "keep" its model stays loaded for the next one; sends
+                                        {"type": "progress", ...} (`Progress.to_dict`), now and then with a "picture":
+                                        shape (H, W, 3) and bytes in base64
+    batch    job, processes             the same for a segment job of many images, several at a time: volumes.csv is
+                                        written, and an image that fails is named in its record, not in an error
     measure  job                        what an adapt job will take, from its first steps; nothing is kept
     preview  job, sheet, count          draw samples that an adapt job would train on into the PNG `sheet`
     suggest  volume, adapter, axis, known     the slice to annotate next; `known` are the annotated ones
@@ -52,6 +53,7 @@ from typing import Any, TextIO, TypeVar
 from FewShotSegLib.data.json_text import MOST_BYTES, parsed_table
 from FewShotSegLib.data.schema import shown
 from FewShotSegLib.errors import Cancelled, InputError, of_the_system
+from FewShotSegLib.jobs.kept import KeptPredictor
 from FewShotSegLib.progress import Control, Progress, Report
 
 Work = Callable[[dict[str, Any]], dict[str, Any]]
@@ -283,11 +285,14 @@ def _describe_folder(request: Mapping[str, Any]) -> dict[str, Any]:
     return {"data_sets": found}
 
 
+_kept: KeptPredictor[Any] = KeptPredictor()  # between the jobs of a batch; who does a single one frees its memory
+
+
 def _run_job(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
     from FewShotSegLib.data.job import from_dict
     from FewShotSegLib.jobs.run import run
 
-    return run(from_dict(request.get("job", {})), report)
+    return run(from_dict(request.get("job", {})), report, kept=_kept if request.get("keep") else None)
 
 
 def _run_batch(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -295,7 +300,8 @@ def _run_batch(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
 
     from .batch import segment_images
 
-    return segment_images(_job_of(SegmentJob, request), report=report, raise_failures=False)
+    job, processes = _job_of(SegmentJob, request), request.get("processes", 1)
+    return segment_images(job, processes=processes, report=report, raise_failures=False)
 
 
 def _measure(request: Mapping[str, Any], report: Report) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from typing import Any
 from FewShotSegLib.data.job import AdaptJob, Job, SegmentJob, from_dict, to_dict
 from FewShotSegLib.errors import Cancelled, InputError, of_the_system
 from FewShotSegLib.io.jobs import with_paths_from
-from FewShotSegLib.jobs.volumes_table import write_volumes
+from FewShotSegLib.jobs.kept import KeptPredictor
+from FewShotSegLib.jobs.record import RECORD_SUFFIX, read_record
+from FewShotSegLib.jobs.volumes_table import RunningTable, write_volumes
 from FewShotSegLib.progress import Progress, Report, note, part_of, silent
 
 from .client import WorkerClient
+from .cluster import answers_of
 
 _PARTS = 1000  # of a job, in the progress of the batch
 _WAIT_S = 0.05
@@ -35,11 +39,43 @@ class Outcome:
     is_input_error: bool = True
 
 
+Take = Callable[[int, Outcome], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of `count` equal parts of a batch, for machines that each do one; `number` counts from 1."""
+
+    number: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise InputError(f"A part is written i/n with i from 1 to n, got {self.number}/{self.count}.")
+
+    def of(self, images: Sequence[str]) -> tuple[str, ...]:
+        """Return the images of this part: every n-th one, so that all parts together have each of them once.
+
+        >>> Part(2, 3).of(["a", "b", "c", "d", "e"])
+        ('b', 'e')
+        """
+        return tuple(images[self.number - 1 :: self.count])
+
+    @property
+    def table(self) -> str:
+        """The name of the table of this part."""
+        return "volumes.csv" if self.count == 1 else f"volumes.{self.number}-of-{self.count}.csv"
+
+
+WHOLE = Part()
+
+
 def segment_images(
     job: SegmentJob,
     *,
     processes: int = 1,
     dask: str | None = None,
+    part: Part = WHOLE,
     report: Report = silent,
     raise_failures: bool = True,
 ) -> dict[str, Any]:
@@ -47,68 +83,122 @@ def segment_images(
 
     Returns the record of the whole; its "table" is the file, which has a number in its name where somebody has changed
     the table of an earlier run. An image that fails does not stop the others; the failed ones are named at the end
-    in an error or, without `raise_failures`, in the table and in the record only.
+    in an error or, without `raise_failures`, in the table and in the record only. `dask` is "local" or the address of a
+    scheduler. `part` takes some of the images only, for which it writes a table of its own.
     """
     from FewShotSegLib.jobs.inputs import output_names
+
+    output_names(job.images)
+    job = _part_of_job(job, part)
+    table = Path(job.out) / part.table
+    with RunningTable(table) as rows:
+        if processes == 1 and dask is None:
+            result, failure = _in_this_process(job, report, raise_failures, rows)
+        else:
+            result, failure = _spread(job, processes, dask, report, rows)
+        table = write_volumes(result["images"], table, overwrite=job.overwrite)
+    if failure is not None and raise_failures:
+        raise failure
+    return {**result, "table": str(table)}
+
+
+Ended = tuple[dict[str, Any], Exception | None]  # the record of the whole, and what is to be said of its failures
+
+
+def _in_this_process(job: SegmentJob, report: Report, raise_failures: bool, rows: RunningTable) -> Ended:
     from FewShotSegLib.jobs.run import run
     from FewShotSegLib.jobs.segment import SomeImagesFailed
 
-    output_names(job.images)
-    if processes == 1 and dask is None:
-        try:
-            result = run(job, report, raise_failures=raise_failures)
-        except SomeImagesFailed as error:
-            write_volumes(error.result["images"], Path(job.out) / "volumes.csv", overwrite=job.overwrite)
-            raise
-        table = write_volumes(result["images"], Path(job.out) / "volumes.csv", overwrite=job.overwrite)
-        return {**result, "table": str(table)}
-    outcomes = run_jobs([replace(job, images=(image,)) for image in job.images], processes, dask, report)
-    records = [record for outcome in outcomes for record in _records(outcome)]
-    table = write_volumes(records, Path(job.out) / "volumes.csv", overwrite=job.overwrite)
-    result = {**_combined(job, outcomes, records), "table": str(table)}
-    failed = [outcome for outcome in outcomes if outcome.error]
-    if failed and raise_failures:
-        _raise(failed, result, len(outcomes))
-    return result
+    try:
+        return run(job, report, raise_failures=raise_failures, ended=rows.add), None
+    except SomeImagesFailed as error:
+        return error.result, error
+
+
+def _spread(job: SegmentJob, processes: int, dask: str | None, report: Report, rows: RunningTable) -> Ended:
+    def ended(outcome: Outcome) -> None:
+        for record in _records(outcome):
+            rows.add(record)
+
+    single = [replace(job, images=(image,)) for image in job.images]
+    outcomes = run_jobs(single, processes, dask, report, ended=ended)
+    result = _combined(job, outcomes, [record for outcome in outcomes for record in _records(outcome)])
+    return result, _failure(outcomes, result)
+
+
+def _part_of_job(job: SegmentJob, part: Part) -> SegmentJob:
+    images = part.of(job.images)
+    if not images:
+        raise InputError(
+            f"Part {part.number}/{part.count} has no image: there are {len(job.images)} in all. Choose fewer parts."
+        )
+    return replace(job, images=images)
+
+
+def table_of_folder(folder: Path) -> tuple[Path, int]:
+    """Write `volumes.csv` of all images whose records lie in a folder, whichever part or machine made them.
+
+    Returns the table and the number of images.
+    """
+    found = (read_record(path) for path in sorted(folder.glob(f"*{RECORD_SUFFIX}")))
+    records = [record for record in found if record is not None and "image" in record]
+    if not records:
+        raise InputError(f"{folder} holds no record of a segmented image; give the output folder of segment.")
+    table = folder / WHOLE.table
+    write_volumes(records, table)
+    return table, len(records)
 
 
 def run_jobs(
-    jobs: Sequence[Job], processes: int = 1, dask: str | None = None, report: Report = silent
+    jobs: Sequence[Job],
+    processes: int = 1,
+    dask: str | None = None,
+    report: Report = silent,
+    *,
+    ended: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Run jobs and return what became of each, in order. Cancelling ends the running ones and raises."""
+    """Run jobs and return what became of each, in order. Cancelling ends the running ones and raises.
+
+    `ended` hears of each job when it has ended, in whatever order that happens.
+    """
     if processes < 1:
         raise InputError(f"At least one process is needed, got {processes}.")
     from FewShotSegLib.jobs.adapt import made_before
 
     jobs = [with_paths_from(job, Path.cwd()) for job in jobs]
     outcomes: dict[int, Outcome] = {}
+
+    def take(number: int, outcome: Outcome) -> None:
+        outcomes[number] = outcome
+        ended(outcome)
+
     for number, job in enumerate(jobs):
         record = made_before(job) if isinstance(job, AdaptJob) else None
         if record is not None:
-            outcomes[number] = Outcome(job, {**record, "skipped": True})
+            take(number, Outcome(job, {**record, "skipped": True}))
             report(note(f"{job.out} is there already, made by the same job; not made again."))
     left = {number: job for number, job in enumerate(jobs) if number not in outcomes}
+    processes_used = min(processes, max(len(left), 1))
     if dask is not None:
-        outcomes |= _on_dask(left, dask, report)
-    elif processes == 1:
-        outcomes |= _one_by_one(left, report)
+        _on_dask(left, dask, processes if processes > 1 else None, report, take)
+    elif processes_used == 1:
+        _one_by_one(left, report, take)
     else:
-        outcomes |= _Pool(left, min(processes, max(len(left), 1)), report).run()
+        _Pool(left, processes_used, report, take).run()
     return [outcomes[number] for number in range(len(jobs))]
 
 
-def _one_by_one(jobs: dict[int, Job], report: Report) -> dict[int, Outcome]:
-    outcomes = {}
+def _one_by_one(jobs: dict[int, Job], report: Report, take: Take) -> None:
+    kept: KeptPredictor[Any] = KeptPredictor()
     for done, (number, job) in enumerate(jobs.items()):
-        outcomes[number] = _outcome(job, part_of(report, done, len(jobs), f"job {done + 1} of {len(jobs)}"))
-    return outcomes
+        take(number, _outcome(job, part_of(report, done, len(jobs), f"job {done + 1} of {len(jobs)}"), kept))
 
 
-def _outcome(job: Job, report: Report) -> Outcome:
+def _outcome(job: Job, report: Report, kept: KeptPredictor[Any]) -> Outcome:
     from FewShotSegLib.jobs.run import run
 
     try:
-        return Outcome(job, run(job, report))
+        return Outcome(job, run(job, report, kept=kept))
     except Cancelled:
         raise
     except InputError as error:
@@ -122,19 +212,19 @@ def _outcome(job: Job, report: Report) -> Outcome:
 class _Pool:
     """Worker processes that take the next job when they have done one."""
 
-    def __init__(self, jobs: dict[int, Job], processes: int, report: Report) -> None:
-        self.waiting = list(jobs.items())
-        self.jobs, self.report = jobs, report
+    def __init__(self, jobs: dict[int, Job], processes: int, report: Report, take: Take) -> None:
+        self.waiting = deque(jobs.items())
+        self.jobs, self.report, self.take = jobs, report, take
         # Together they use the cores once.
         threads = str(max((os.cpu_count() or 1) // processes, 1))
         self.clients = [WorkerClient(environment={"OMP_NUM_THREADS": threads}) for _ in range(processes)]
         self.busy: dict[WorkerClient, tuple[int, int]] = {}  # request id, job number
         self.fractions: dict[int, float] = {}
-        self.outcomes: dict[int, Outcome] = {}
+        self.ended = 0
 
-    def run(self) -> dict[int, Outcome]:
+    def run(self) -> None:
         try:
-            while len(self.outcomes) < len(self.jobs):
+            while self.ended < len(self.jobs):
                 for client in self.clients:
                     self._give(client)
                     for message in client.poll():
@@ -144,12 +234,11 @@ class _Pool:
         finally:
             for client in self.clients:
                 client.close()
-        return self.outcomes
 
     def _give(self, client: WorkerClient) -> None:
         if client not in self.busy and self.waiting:
-            number, job = self.waiting.pop(0)
-            self.busy[client] = client.submit({"op": "job", "job": to_dict(job)}), number
+            number, job = self.waiting.popleft()
+            self.busy[client] = client.submit({"op": "job", "job": to_dict(job), "keep": True}), number
 
     def _take(self, client: WorkerClient, message: dict[str, Any]) -> None:
         request, number = self.busy.get(client, (0, 0))
@@ -161,11 +250,12 @@ class _Pool:
             return
         self.fractions[number] = 1.0
         del self.busy[client]
-        self.outcomes[number] = _outcome_from(self.jobs[number], message)
+        self.ended += 1
+        self.take(number, _outcome_from(self.jobs[number], message))
 
     def _tell(self) -> None:
         step = int(_PARTS * sum(self.fractions.values()))
-        self.report(Progress(step, _PARTS * len(self.jobs), f"{len(self.outcomes)} of {len(self.jobs)} jobs done"))
+        self.report(Progress(step, _PARTS * len(self.jobs), f"{self.ended} of {len(self.jobs)} jobs done"))
 
 
 def _outcome_from(job: Job, message: dict[str, Any]) -> Outcome:
@@ -173,34 +263,34 @@ def _outcome_from(job: Job, message: dict[str, Any]) -> Outcome:
         return Outcome(job, message["result"])
     if message["type"] == "dead":
         last = " ".join(message["stderr"][-1:])
-        return Outcome(job, None, f"The worker process ended with code {message['returncode']}. {last}", False)
+        code = message["returncode"]
+        ended = "The worker process ended." if code is None else f"The worker process ended with code {code}."
+        return Outcome(job, None, f"{ended} {last}", False)
     return Outcome(job, message.get("result"), message["message"], message["kind"] == "input")
 
 
-def _on_dask(jobs: dict[int, Job], address: str, report: Report) -> dict[int, Outcome]:
-    """Run on the cluster whose scheduler is at `address`; its workers need this library and the same paths."""
-    try:
-        from dask.distributed import Client
-    except ModuleNotFoundError:
-        raise InputError(
-            'Dask is not installed: pip install "dask[distributed]", or use several processes instead.'
-        ) from None
-    with Client(address) as cluster:
-        futures = {n: cluster.submit(run_as_json, to_dict(job), pure=False) for n, job in jobs.items()}
-        try:
-            while not all(future.done() for future in futures.values()):
-                done = sum(future.done() for future in futures.values())
-                report(Progress(done, len(jobs), f"{done} of {len(jobs)} jobs done"))
-                time.sleep(_WAIT_S)
-        except BaseException:
-            cluster.cancel(list(futures.values()))
-            raise
-        return {number: _outcome_from(jobs[number], future.result()) for number, future in futures.items()}
+def _on_dask(jobs: dict[int, Job], address: str, processes: int | None, report: Report, take: Take) -> None:
+    """Run on a Dask cluster; its workers need this library and the same paths."""
+    requests = {number: to_dict(job) for number, job in jobs.items()}
+    gpus = _gpus(jobs.values())
+    for number, answer in answers_of(run_as_json, requests, address, processes=processes, gpus=gpus, report=report):
+        take(number, _outcome_from(jobs[number], answer))
+
+
+def _gpus(jobs: Iterable[Job]) -> int:
+    if all(job.device == "cpu" for job in jobs):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+_KEPT: KeptPredictor[Any] = KeptPredictor()  # of this process, where it is a worker of a cluster
 
 
 def run_as_json(values: dict[str, Any]) -> dict[str, Any]:
     """Run a job given as JSON and answer as a worker does; what runs on the cluster."""
-    outcome = _outcome(from_dict(values), silent)
+    outcome = _outcome(from_dict(values), silent, _KEPT)
     if not outcome.error:
         return {"type": "result", "result": outcome.result}
     kind = "input" if outcome.is_input_error else "defect"
@@ -232,10 +322,14 @@ def _combined(job: SegmentJob, outcomes: Sequence[Outcome], records: list[dict[s
     return {**whole, "images": records, "outputs": outputs}
 
 
-def _raise(failed: Sequence[Outcome], result: dict[str, Any], count: int) -> None:
+def _failure(outcomes: Sequence[Outcome], result: dict[str, Any]) -> Exception | None:
     from FewShotSegLib.jobs.segment import SomeImagesFailed
 
+    failed = [outcome for outcome in outcomes if outcome.error]
+    if not failed:
+        return None
     sentences = "; ".join(f"{outcome.job.images[0]}: {outcome.error}" for outcome in failed)  # type: ignore[union-attr]
+    sentence = f"{len(failed)} of {len(outcomes)} images were not segmented. {sentences}"
     if any(not outcome.is_input_error for outcome in failed):
-        raise RuntimeError(f"{len(failed)} of {count} images were not segmented. {sentences}")
-    raise SomeImagesFailed(f"{len(failed)} of {count} images were not segmented. {sentences}", result)
+        return RuntimeError(sentence)
+    return SomeImagesFailed(sentence, result)

@@ -768,6 +768,8 @@ def test_volumes_of_the_scene_and_sequences_are_called_by_their_names(
         logic.processBatch(segmentation, adapter, tmp_path / "out")
     with pytest.raises(InputError, match="nowhere"):
         logic.processBatch("nowhere", adapter, tmp_path / "out")
+    with pytest.raises(InputError, match="At least one process"):
+        logic.processBatch("nowhere", adapter, tmp_path / "out", processes=0)
 
 
 def test_results_say_where_they_come_from(logic: Logic, adapter: str, images: list[Path], tmp_path: Path) -> None:

@@ -6,9 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import FewShotSegLib
+from FewShotSegLib.data.volume import Labelmap
+from FewShotSegLib.io.volumes import save_labelmap, save_volume
+from FewShotSegLib.sam import registry
+from Testing.conftest import DISC, SQUARE, discs
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +43,64 @@ def test_the_data_modules_load_without_torch_and_simpleitk():
 @pytest.mark.parametrize("name", sorted(set(FewShotSegLib.__all__) - {"__version__"}))
 def test_every_public_name_is_there(name):
     assert getattr(FewShotSegLib, name) is not None
-    assert name in dir(FewShotSegLib)
+
+
+def test_only_public_names_are_listed():
+    assert set(dir(FewShotSegLib)) == set(FewShotSegLib.__all__)
+
+
+def test_type_checkers_may_read_the_package():
+    assert (ROOT / "FewShotSegLib" / "py.typed").is_file()
+
+
+def public_objects():
+    return [getattr(FewShotSegLib, name) for name in FewShotSegLib.__all__ if name not in ("__version__", "Job")]
+
+
+@pytest.mark.parametrize("thing", public_objects(), ids=lambda thing: thing.__name__)
+def test_every_public_name_is_documented(thing):
+    assert thing.__doc__
+    assert not thing.__doc__.startswith(f"{thing.__name__}(")  # what dataclasses write where nobody wrote anything
+
+
+def test_the_functions_of_the_api_have_an_example_each():
+    api = [thing for thing in public_objects() if thing.__module__.startswith("FewShotSegLib.api")]
+    assert [thing.__name__ for thing in api if ">>> " not in thing.__doc__] == ["Evaluation", "load_adapter"]
+
+
+def ten_lines() -> str:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.partition("## Ten lines of Python")[2].partition("```python\n")[2].partition("```")[0]
+
+
+def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch, a_tiny_base):
+    """As they are written, with smaller patients and base model, and a second of training instead of five minutes."""
+    import matplotlib.pyplot as plt
+
+    monkeypatch.chdir(tmp_path)
+    for purpose in ("FOR_CLICKS", "FOR_EXEMPLARS"):
+        monkeypatch.setattr(registry, purpose, a_tiny_base)
+    plt.switch_backend("Agg")
+    for path, count in (("ct", 4), ("other", 3), ("patients/p1", 2)):
+        volume, labels = discs(np.random.default_rng(len(path)), (count, 64, 64))
+        Path(path).parent.mkdir(exist_ok=True)
+        save_volume(volume, f"{path}.nrrd")
+        if path == "ct":
+            save_labelmap(Labelmap(volume.like(labels), {DISC: "disc", SQUARE: "square"}), "ct.seg.nrrd")
+    save_labelmap(Labelmap(volume.like(labels), {DISC: "disc", SQUARE: "square"}), "reference/p1.seg.nrrd")
+    code = ten_lines()
+    assert len([line for line in code.splitlines() if line]) == 10
+    smaller = {"max_seconds=300": "max_seconds=1", "210, 160": "20, 22", "40, 52, 61": "0, 1, 3", "52": "1"}
+    for written, tried in smaller.items():
+        assert written in code
+        code = code.replace(written, tried)
+    names: dict = {}
+    exec(code, names)
+    assert names["mask"].array.shape == (4, 64, 64)
+    assert names["labelmap"].structures == {DISC: "disc", SQUARE: "square"}
+    assert {row.case for row in names["scores"].rows} == {"p1"}
+    assert plt.gca().get_title() == "k = 1"
+    plt.close("all")
 
 
 def test_the_list_of_public_names_is_the_table_of_their_homes():

@@ -28,8 +28,9 @@ def segmentOptions(
     device: str = "auto",
     seed: int = 0,
     window: tuple[float, float] | None = None,
+    format: str = "seg.nrrd",
 ) -> dict[str, Any]:
-    """Return the options of `Logic.segment` under the names they have in a SegmentJob."""
+    """Return the options of `Logic.segment` and `Logic.processBatch` under the names they have in a SegmentJob."""
     return {
         "axis": None if axis is None else AXIS_LETTERS[axis],
         "largest_component": largestComponent,
@@ -38,6 +39,7 @@ def segmentOptions(
         "device": device,
         "seed": seed,
         "intensity": windowAsIntensity(window),
+        "format": format,
     }
 
 

@@ -1,6 +1,6 @@
 """Which auxiliary data set to train with next: a bandit whose arms are the data sets.
 
-Every turn one arm is played, that is trained with together with the target. What it paid is known from what training
+Every turn one arm is played, that is trained with together with the target. Its reward reuses quantities that training
 computes anyway: its loss, and the cosine between its gradient and the target's. The policies are those of ASAP (Yang
 et al., "Adapting foundation models for few-shot medical image segmentation tasks: actively and sequentially") and of
 FLAD (Albalak et al., "Improving few-shot generalization by exploring and exploiting auxiliary data", NeurIPS 2023).

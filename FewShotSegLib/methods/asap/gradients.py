@@ -1,4 +1,4 @@
-"""How alike two losses pull a network: their mean gradients, and the similarity of these.
+"""Gradient similarity of two losses: their mean gradients, and the cosine between them.
 
 Two ways to the same numbers. `probe` looks without training: nothing of the network, its buffers, `.grad` or the
 random state is different afterwards. `Alignment` reads along while a training step runs the two backward passes it

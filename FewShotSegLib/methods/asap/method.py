@@ -103,10 +103,10 @@ class Recipe(PromptedRecipe):
     )
     bandit: BanditRecipe = field(default_factory=BanditRecipe, metadata={"help": "How an arm is valued"})
     weight_decay: float = option(1e-7, "AdamW weight decay (ASAP: 1e-7)", min=0.0, max=1.0, advanced=True)
-    steps_per_turn: int = option(1, "Steps with the same auxiliary data", min=1, max=1000, advanced=True)
+    steps_per_turn: int = option(1, "Steps per turn, on one auxiliary data set", min=1, max=1000, advanced=True)
     finish: float = option(
         0.3,
-        "Share of the steps, at the end, that train on the exemplars alone (ASAP: 0)",
+        "Fraction of final steps on the exemplars only (ASAP: 0)",
         min=0.0,
         max=1.0,
         advanced=True,
@@ -116,7 +116,9 @@ class Recipe(PromptedRecipe):
         4, "Batches of each whose mean gradients are compared, where means of batches are", min=1, advanced=True
     )
     probe_batches: int = option(2, "Batches of each arm that are looked at before training", min=1, advanced=True)
-    max_cases: int = option(30, "Most cases used of an auxiliary data set (ASAP: 30)", min=1, max=10_000, advanced=True)
+    max_cases: int = option(
+        30, "Maximum number of cases per auxiliary data set (ASAP: 30)", min=1, max=10_000, advanced=True
+    )
     exclude: str = option("", 'Arms to leave out, "data set: structure", separated by ;', advanced=True)
     size: str = option("small", "Size of a 3-D network", choices=("small", "paper"), advanced=True)
     patch: tuple[int, int, int] = option((16, 96, 96), "Patch of a 3-D network: slices, rows, columns", advanced=True)

@@ -82,7 +82,9 @@ class Recipe:
     steps: int | None = option(None, "Training steps of each network; none: as the preset says", min=1, advanced=True)
     patch: tuple[int, int, int] | None = option(None, "Patch; none: as the preset says", advanced=True)
     spacing_mm: tuple[float, float, float] | None = option(
-        None, "Voxel size (i, j, k) of all work; none: the targets', in plane as the preset says", advanced=True
+        None,
+        "Working voxel size (i, j, k) in mm; default: that of the targets, in plane set by the preset",
+        advanced=True,
     )
     size: str = option("as preset", "Size of the network", choices=("as preset", "small", "paper"), advanced=True)
     teacher_size: str = option(
@@ -105,20 +107,20 @@ class Recipe:
     optimizer: str = option("adamw", "sgd: momentum 0.99, as the paper", choices=("adamw", "sgd"), advanced=True)
     learning_rate: float = option(2e-3, "Peak learning rate (with sgd: 0.01)", min=1e-6, max=0.1, advanced=True)
     target_share: float = option(
-        0.5, "Share of training patches from pseudo-labelled targets", min=0.0, max=1.0, advanced=True
+        0.5, "Fraction of training patches from pseudo-labelled targets", min=0.0, max=1.0, advanced=True
     )
     drift_limit: float = option(
-        0.5, "Least agreement of edges before and after translation", min=-1.0, max=1.0, advanced=True
+        0.5, "Minimum edge agreement before and after translation", min=-1.0, max=1.0, advanced=True
     )
-    translation_steps: int | None = option(None, "Steps of the translation; none: as the preset says", min=1)
+    translation_steps: int | None = option(None, "Steps of the translation; default: set by the preset", min=1)
     adversarial: str = option(
         "lsgan",
         "Adversarial loss: squares (CycleGAN's code) or logarithms (eq. 1)",
         choices=("lsgan", "log"),
         advanced=True,
     )
-    cycle_weight: float = option(10.0, "Weight of coming back to the same slice", min=0.0, advanced=True)
-    identity_weight: float = option(5.0, "Weight of leaving slices alone", min=0.0, advanced=True)
+    cycle_weight: float = option(10.0, "Weight of the cycle-consistency loss", min=0.0, advanced=True)
+    identity_weight: float = option(5.0, "Weight of the identity loss", min=0.0, advanced=True)
     domain_of: str = option(
         "",
         "Regular expression whose group finds the domain, such as the sequence, in a target's file name; then the "

@@ -159,7 +159,7 @@ class RegistrationRecipe:
         choices=("l2", "l2_gradient", "mi"),
     )
     resolution_mm: float = option(2.0, "Voxel size of the finest of three levels", min=0.1, max=20.0, advanced=True)
-    iterations: int = option(200, "Most steps of the optimizer at each level", min=1, max=10000, advanced=True)
+    iterations: int = option(200, "Maximum optimizer iterations per level", min=1, max=10000, advanced=True)
     determinant: tuple[float, float] = option(
         (0.5, 2.0), "Change of volume that is still plausible", min=0.01, max=100.0, advanced=True
     )

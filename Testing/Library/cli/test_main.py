@@ -113,6 +113,25 @@ def test_models_are_listed_added_and_verified(
     assert "vit_b" in {model["name"] for model in json.loads(capsys.readouterr().out)}
 
 
+def test_models_are_removed(a_tiny_base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "models" / "tiny.safetensors"
+    assert main(["models", "remove", "tiny"]) == 0
+    assert "stays where it is" in capsys.readouterr().out
+    assert file.is_file()
+    assert main(["models", "remove", "tiny"]) == 2
+    assert "No base model is called tiny" in capsys.readouterr().err
+
+
+def test_corrected_cases_are_exported_for_nnunet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, labelmap = write_discs(tmp_path / "cases", "p1", 1)
+    (tmp_path / "labels").mkdir()
+    labelmap.rename(tmp_path / "labels" / labelmap.name)
+    words = ["--images", str(image.parent), "--labels", str(tmp_path / "labels"), "--out", str(tmp_path / "raw")]
+    assert main(["export-nnunet", *words, "--id", "501", "--name", "Discs", "--channel", "CT"]) == 0
+    assert capsys.readouterr().out.startswith("1 case: 1 = disc, 2 = square\n")
+    assert (tmp_path / "raw" / "Dataset501_Discs" / "labelsTr" / "p1.nii.gz").is_file()
+
+
 def test_a_benchmark_gets_the_words_behind_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     import types
 

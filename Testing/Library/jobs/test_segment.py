@@ -24,7 +24,8 @@ from FewShotSegLib.jobs import segment
 from FewShotSegLib.jobs.run import run
 from FewShotSegLib.sam import registry
 from FewShotSegLib.sam.loading import load_base
-from Testing.conftest import QUICK, Listener, save_tiny_compact, write_discs
+from Testing.conftest import QUICK, Listener, discs, save_tiny_compact, write_discs
+from Testing.Library.io.dicom_series import write_series
 from Testing.Library.jobs.conftest import files_in
 
 
@@ -350,3 +351,30 @@ def test_what_to_look_at_first_is_a_warning_of_the_record(
     record = run(replace(a_segment_job, images=a_segment_job.images[:1]))
     assert record["images"][0]["warnings"] == ["p1: disc is empty.", "p1: square has a low confidence."]
     assert record["images"][0]["metrics"]["structures"]["square"]["flags"] == flags["square"]
+
+
+def test_a_dicom_series_gets_a_dicom_segmentation_that_evaluates_like_the_other(
+    an_adapter_file: Path, tmp_path: Path
+) -> None:
+    from FewShotSegLib.evaluation.scoring import evaluate_folder
+
+    series = write_series(tmp_path / "patient 1", discs(np.random.default_rng(1))[0])
+    job = SegmentJob((str(series),), str(tmp_path / "nrrd"), str(an_adapter_file), device="cpu")
+    run(job)
+    as_dicom = replace(job, out=str(tmp_path / "dicom"), format="dicom-seg")
+    run(as_dicom)
+    assert [path.name for path in (tmp_path / "dicom").glob("*.dcm")] == ["patient 1.seg.dcm"]
+    rows = evaluate_folder(tmp_path / "dicom", tmp_path / "nrrd")
+    assert [(row.structure, row.dsc, row.hd95_mm) for row in rows if row.scope == "all_slices"] == [
+        ("disc", 1.0, 0.0),
+        ("square", 1.0, 0.0),
+    ]
+    assert run(as_dicom)["images"][0]["skipped"]
+    other = replace(as_dicom, format="seg.nrrd")
+    assert not run(other)["images"][0].get("skipped")
+
+
+def test_an_image_that_is_no_dicom_series_gets_no_dicom_segmentation(a_segment_job: SegmentJob) -> None:
+    job = replace(a_segment_job, images=a_segment_job.images[:1], format="dicom-seg")
+    with pytest.raises(InputError, match="is no DICOM series"):
+        run(job)

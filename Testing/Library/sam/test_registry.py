@@ -215,3 +215,27 @@ def test_a_damaged_list_of_models_is_named(home: Path) -> None:
     a_file(home, "models.json", b'{"models": [{"path"')
     with pytest.raises(InputError, match=r"models\.json, cannot be read .*: mend or delete it"):
         models()
+
+
+# --- removing
+
+
+def test_a_downloaded_model_is_deleted_and_the_bundled_one_stays(home: Path) -> None:
+    path = a_file(home / "Models", "sam_vit_b_01ec64.pth")
+    assert registry.remove("vit_b") == f"{path} was deleted."
+    assert not path.exists()
+    with pytest.raises(InputError, match="nothing to remove"):
+        registry.remove("vit_b")
+    with pytest.raises(InputError, match="was not downloaded"):
+        registry.remove("bundled")
+    assert find("bundled")[1].is_file()
+    with pytest.raises(InputError, match="No base model is called vit_x; known models: bundled"):
+        registry.remove("vit_x")
+
+
+def test_a_file_of_the_users_own_is_unregistered_and_stays(tmp_path: Path) -> None:
+    path = a_file(tmp_path, "my_vit_b.pth")
+    add(path, name="mine")
+    assert "no longer registered" in registry.remove("mine")
+    assert path.is_file()
+    assert "mine" not in {model.name for model in models()}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
-import sys
-import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.jobs.segment import SomeImagesFailed
 from FewShotSegLib.jobs.volumes_table import COLUMNS
-from FewShotSegLib.worker.batch import _outcome_from, run_jobs, segment_images
+from FewShotSegLib.worker import batch
+from FewShotSegLib.worker.batch import Part, _outcome_from, run_jobs, segment_images, table_of_folder
 from Testing.conftest import QUICK, Listener, write_discs
 
 
@@ -65,10 +65,9 @@ def test_failures_are_in_the_table_and_named_at_the_end(a_job: SegmentJob) -> No
     assert len(rows_of(a_job)) == 5
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_failures_can_be_left_to_the_table(a_job: SegmentJob, processes: int) -> None:
+def test_failures_can_be_left_to_the_table(a_job: SegmentJob) -> None:
     Path(a_job.images[1]).write_bytes(b"nothing")
-    result = segment_images(a_job, processes=processes, raise_failures=False)
+    result = segment_images(a_job, raise_failures=False)
     assert ["error" in record for record in result["images"]] == [False, True, False]
     assert [row["state"] for row in rows_of(a_job)] == ["segmented"] * 2 + ["failed"] + ["segmented"] * 2
     assert any("p2.nrrd failed" in warning for warning in result["warnings"])
@@ -89,8 +88,6 @@ def test_several_processes_give_the_same_files_and_a_failure_stays_alone(
 
 
 def test_cancelling_a_batch_ends_its_processes(a_job: SegmentJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    from FewShotSegLib.worker import batch
-
     clients = []
 
     class Watched(batch.WorkerClient):
@@ -158,54 +155,108 @@ def test_a_defect_in_one_job_is_told_apart_from_bad_input(a_job: SegmentJob, mon
     assert "ZeroDivisionError" in outcome.error
 
 
-def test_without_dask_the_user_is_told_how_to_get_it(a_job: SegmentJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "dask.distributed", None)
-    with pytest.raises(InputError, match=r"pip install .dask\[distributed\]."):
-        segment_images(a_job, dask="tcp://somewhere:8786")
+def as_on_a_cluster(monkeypatch: pytest.MonkeyPatch, dies: int | None = None) -> dict[str, Any]:
+    """Do what a cluster does, JSON in and JSON out and the last first; the worker of request `dies` is killed."""
+    asked: dict[str, Any] = {}
+
+    def answers(work: Any, requests: dict[int, Any], address: str, **options: Any) -> Any:
+        asked.update(options, address=address)
+        for number in reversed(requests):
+            values = json.loads(json.dumps(requests[number]))
+            dead = {"type": "dead", "returncode": None, "stderr": ["Its workers died 3 times."]}
+            yield number, dead if number == dies else json.loads(json.dumps(work(values)))
+
+    monkeypatch.setattr(batch, "answers_of", answers)
+    return asked
 
 
-class FakeFuture:
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def done(self) -> bool:
-        return True
-
-    def result(self) -> Any:
-        return self.value
-
-
-class FakeCluster:
-    """Stands in for dask.distributed.Client: runs what it is given at once, JSON in and JSON out."""
-
-    addresses: list[str] = []  # noqa: RUF012 - one list for all of them, to look into
-
-    def __init__(self, address: str) -> None:
-        self.addresses.append(address)
-
-    def __enter__(self) -> FakeCluster:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def submit(self, function: Any, values: dict[str, Any], *, pure: bool) -> FakeFuture:
-        import json
-
-        assert not pure
-        return FakeFuture(json.loads(json.dumps(function(json.loads(json.dumps(values))))))
-
-
-def test_a_dask_cluster_does_the_same(a_job: SegmentJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("dask.distributed")
-    module.Client = FakeCluster  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "dask", types.ModuleType("dask"))
-    monkeypatch.setitem(sys.modules, "dask.distributed", module)
+def test_a_cluster_does_the_same_in_any_order(a_job: SegmentJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = as_on_a_cluster(monkeypatch)
     Path(a_job.images[2]).write_bytes(b"nothing")
     with pytest.raises(SomeImagesFailed, match=r"p3\.nrrd"):
         segment_images(a_job, dask="tcp://scheduler:8786")
-    assert FakeCluster.addresses == ["tcp://scheduler:8786"]
+    assert asked["address"] == "tcp://scheduler:8786"
+    assert (asked["processes"], asked["gpus"]) == (None, 0)
     assert [row["state"] for row in rows_of(a_job)] == ["segmented"] * 4 + ["failed"]
+
+
+def test_a_worker_of_a_cluster_that_was_killed_takes_only_its_own_image_along(
+    a_job: SegmentJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_on_a_cluster(monkeypatch, dies=1)
+    result = segment_images(a_job, dask="local", processes=2, raise_failures=False)
+    assert ["error" in record for record in result["images"]] == [False, True, False]
+    assert [row["state"] for row in rows_of(a_job)] == ["segmented"] * 2 + ["failed"] + ["segmented"] * 2
+    assert "Its workers died 3 times" in rows_of(a_job)[2]["error"]
+
+
+def test_rows_are_written_as_images_end_and_stay_when_the_batch_is_killed(
+    a_job: SegmentJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_on_a_cluster(monkeypatch)
+    running = Path(a_job.out) / "volumes.running.csv"
+    seen: list[int] = []
+    add = batch.RunningTable.add
+
+    def killed_at_the_third(self: Any, record: dict[str, Any]) -> None:
+        seen.append(len(running.read_text(encoding="utf-8").splitlines()))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        add(self, record)
+
+    monkeypatch.setattr(batch.RunningTable, "add", killed_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        segment_images(a_job, dask="local")
+    assert seen == [1, 3, 5]
+    assert not (Path(a_job.out) / "volumes.csv").exists()
+    monkeypatch.setattr(batch.RunningTable, "add", add)
+    segment_images(a_job, dask="local")
+    assert not running.exists()
+    assert len(rows_of(a_job)) == 6
+
+
+def test_parts_do_every_image_once_and_their_tables_are_joined(a_job: SegmentJob) -> None:
+    for number in (1, 2):
+        segment_images(a_job, part=Part(number, 2))
+    assert {path.name for path in Path(a_job.out).glob("*.csv")} == {"volumes.1-of-2.csv", "volumes.2-of-2.csv"}
+    table, count = table_of_folder(Path(a_job.out))
+    assert (table.name, count) == ("volumes.csv", 3)
+    joined = rows_of(a_job)
+    segment_images(a_job)
+    assert [{**row, "state": ""} for row in joined] == [{**row, "state": ""} for row in rows_of(a_job)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_parts_share_all_images_without_overlap(count: int) -> None:
+    images = [str(number) for number in range(10)]
+    shares = [Part(number + 1, count).of(images) for number in range(count)]
+    assert sorted(image for share in shares for image in share) == images
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_parts_and_tables_that_make_no_sense_are_refused(a_job: SegmentJob, tmp_path: Path) -> None:
+    for number, count in ((0, 2), (3, 2), (1, 0)):
+        with pytest.raises(InputError, match="from 1 to n"):
+            Part(number, count)
+    with pytest.raises(InputError, match="Part 4/4 has no image: there are 3"):
+        segment_images(a_job, part=Part(4, 4))
+    with pytest.raises(InputError, match="no record of a segmented image"):
+        table_of_folder(tmp_path)
+
+
+def test_a_model_is_loaded_once_for_all_images_of_a_process(a_job: SegmentJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    from FewShotSegLib.jobs import segment
+
+    loaded: list[str | None] = []
+    load = segment.load_any_predictor
+
+    def counted(adapter: str | None, *others: Any) -> Any:
+        loaded.append(adapter)
+        return load(adapter, *others)
+
+    monkeypatch.setattr(segment, "load_any_predictor", counted)
+    run_jobs([replace(a_job, images=(image,)) for image in a_job.images])
+    assert len(loaded) == 1
 
 
 def test_less_than_one_process_is_refused(a_job: SegmentJob) -> None:
@@ -226,6 +277,11 @@ def test_less_than_one_process_is_refused(a_job: SegmentJob) -> None:
         (
             {"type": "dead", "returncode": -9, "stderr": ["loading", "Killed"]},
             "The worker process ended with code -9. Killed",
+            False,
+        ),
+        (
+            {"type": "dead", "returncode": None, "stderr": ["Its workers died 3 times."]},
+            "The worker process ended. Its workers died 3 times.",
             False,
         ),
         ({"type": "dead", "returncode": 1, "stderr": []}, "The worker process ended with code 1. ", False),

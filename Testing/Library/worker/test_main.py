@@ -193,6 +193,7 @@ def test_a_batch_names_what_failed_in_its_record_and_writes_the_table(
     assert ["error" in record for record in answer["result"]["images"]] == [False, True]
     assert (tmp_path / "out" / "volumes.csv").exists()
     assert "another kind of job" in ask(a_client, op="batch", job=to_dict(a_long_job(tmp_path, where)))["message"]
+    assert "At least one process" in ask(a_client, op="batch", job=to_dict(job), processes=0)["message"]
 
 
 def test_what_a_job_will_take_is_measured(a_client: WorkerClient, where: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The Python API: what `import FewShotSegLib` offers beside the data classes, a module per concern."""

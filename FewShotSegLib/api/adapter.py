@@ -1,0 +1,48 @@
+"""Adapters that know how to save and load themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from FewShotSegLib.data import adapter as data
+from FewShotSegLib.io.adapters import load_adapter as load_data
+from FewShotSegLib.io.adapters import save_adapter
+
+
+class Adapter(data.Adapter):
+    """What was learned from exemplars: a few megabytes of weights, and the card that says where they belong.
+
+    `structures` {label: name}, `metrics` and `provenance` say what was learned and how; `adapt` makes adapters,
+    `segment`, `segment_folder` and `Segmenter` use them.
+
+    Examples
+    --------
+    >>> import FewShotSegLib as fs
+    >>> adapter = fs.Adapter.load("organs.safetensors")  # doctest: +SKIP
+    >>> adapter.structures  # doctest: +SKIP
+    {1: 'liver', 4: 'spleen'}
+    """
+
+    @classmethod
+    def of(cls, adapter: data.Adapter) -> Adapter:
+        """Return the same content as an adapter of the API."""
+        return cls(**{field.name: getattr(adapter, field.name) for field in dataclasses.fields(adapter)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Adapter:
+        """Load a `.safetensors` file; a truncated, changed or foreign one is an `InputError`."""
+        return cls.of(load_data(path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a `.safetensors` file, whole or not at all; equal content gives equal bytes."""
+        save_adapter(self, path)
+
+    def __repr__(self) -> str:
+        learned = ", ".join(self.structures.values()) or "no structure by name"
+        return f"Adapter({self.method} on {self.base_model or 'a 3-D network of its own'}: {learned})"
+
+
+def load_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """Load an adapter; the same as `Adapter.load`."""
+    return Adapter.load(path)

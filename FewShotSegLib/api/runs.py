@@ -1,0 +1,323 @@
+"""Adapting and segmenting from Python, with objects in memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from FewShotSegLib.data.adapter import Adapter as PlainAdapter
+from FewShotSegLib.data.exemplar import Exemplar, preflight
+from FewShotSegLib.data.job import AdaptJob, SegmentJob
+from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.volume import Labelmap, axis_index
+from FewShotSegLib.devices import choose_device
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.inference.load import load_support_predictor, predictor_for
+from FewShotSegLib.inference.predictor import Predictor
+from FewShotSegLib.inference.segment import SegmentOptions
+from FewShotSegLib.inference.volume_network import VolumePredictor
+from FewShotSegLib.io.adapters import save_adapter
+from FewShotSegLib.io.folders import images_in
+from FewShotSegLib.jobs.adapt import fitting_adapter, recipe_of
+from FewShotSegLib.jobs.inputs import inputs_of
+from FewShotSegLib.jobs.notes import Notes
+from FewShotSegLib.jobs.privacy import without_names
+from FewShotSegLib.jobs.seeding import own_randomness
+from FewShotSegLib.jobs.segment import segmentation_of
+from FewShotSegLib.methods import method as method_of
+from FewShotSegLib.progress import Report
+from FewShotSegLib.visualization.progress_bar import reporting
+from FewShotSegLib.worker.batch import Part, segment_images
+
+from .adapter import Adapter
+from .inputs import AdapterLike, Axis, PathLike, VolumeLike, as_adapter, as_volume
+
+
+def adapt(
+    exemplars: Sequence[Exemplar] = (),
+    *,
+    method: str = "lora",
+    base: str = "auto",
+    recipe: Mapping[str, Any] | None = None,
+    max_seconds: float | None = None,
+    auxiliary: PathLike | None = None,
+    source: PathLike | None = None,
+    target: PathLike | None = None,
+    keep_names: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool | Report | None = None,
+) -> Adapter:
+    """Learn the structures of annotated cases and return an adapter; `Adapter.save` keeps it.
+
+    Parameters
+    ----------
+    exemplars
+        Annotated cases, from `load_exemplar` (files) or `make_exemplar` (arrays); one slice is enough.
+    method
+        "lora" (Feng et al. 2023), "asap" (Yang et al.; also needs `auxiliary`), "uda" (Zhu et al. 2024; needs `source`
+        and `target` and no exemplars), "gmiseg" (Xu).
+    base
+        Base model: "medical", "bundled", "vit_b", ... or a file. "auto": the one the method does best with.
+    recipe
+        Options that differ from the defaults of the method, for example `{"rank": 8, "steps": 800}`; nested ones as
+        mappings.
+    max_seconds
+        Training stops then and keeps the best so far. Default: as long as the recipe says.
+    auxiliary, source, target
+        Folders of labelled data sets, of labelled images of another kind, and of unlabelled images.
+    keep_names
+        Let the adapter hold the names of its exemplars and files. Default: "exemplar 1", "image 1", ... stand for them.
+    seed
+        The same seed, inputs and device give the same adapter on a CPU, unless `max_seconds` ended training.
+    device
+        "auto" (a GPU where there is one), "cpu" or "cuda".
+    progress
+        None: a bar in a terminal or notebook. True, False: a bar or none. A function gets every `Progress`; it may
+        raise `Cancelled`, or `StopAndKeepBest` once `can_stop` is set.
+
+    Raises
+    ------
+    InputError
+        Something that you can fix, such as a structure that no exemplar shows; the message says how.
+    Cancelled
+        Raised by `progress`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import FewShotSegLib as fs
+    >>> labels = np.zeros((4, 64, 64), np.uint8)
+    >>> labels[1:3, 16:40, 16:40] = 1
+    >>> image = np.where(labels, 120.0, 20.0)
+    >>> exemplar = fs.make_exemplar(image, labels, spacing_mm=(1, 1, 5), structures={1: "liver"}, slices=(1,))
+    >>> quick = {"steps": 1, "image_size": 64, "validate_every": 0, "guard": "off"}
+    >>> fs.adapt([exemplar], base="bundled", recipe=quick).structures
+    {1: 'liver'}
+    """
+    chosen = method_of(method)
+    with reporting(progress) as report, tempfile.TemporaryDirectory(prefix="fewshotseg-") as scratch:
+        notes = Notes(report)
+        job = AdaptJob(
+            out=str(Path(scratch) / "adapter.safetensors"),  # for checkpoints, which hold weights and no images
+            method=method,
+            base=base,
+            recipe=dict(recipe or {}),
+            max_seconds=max_seconds,
+            auxiliary_folder=_text(auxiliary),
+            source_folder=_text(source),
+            target_folder=_text(target),
+            seed=seed,
+            device=device,  # type: ignore[arg-type]
+        )
+        torch_device = choose_device(device, notes.say)
+        inputs = inputs_of(job, chosen, _checked(exemplars))
+        with own_randomness(seed, torch_device):
+            adapter = fitting_adapter(job, inputs, recipe_of(job), torch_device, notes)
+        return Adapter.of(adapter if keep_names else without_names(adapter, job))
+
+
+def segment(
+    image: VolumeLike,
+    adapter: AdapterLike | None = None,
+    *,
+    support: Sequence[Exemplar] = (),
+    prompts: Sequence[Prompt] = (),
+    base: str | None = None,
+    spacing_mm: Any = None,
+    axis: Axis | None = None,
+    largest_component: bool = False,
+    min_island_ml: float = 0.0,
+    all_pieces: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool | Report | None = None,
+) -> Labelmap:
+    """Segment a whole volume with an adapter, after a support set, or from prompts, and return a labelmap on its grid.
+
+    Parameters
+    ----------
+    image
+        Volume, file or array (K, J, I); an array comes with `spacing_mm` (3,), in mm, I, J, K order.
+    adapter
+        Adapter or file.
+    support
+        Annotated cases to segment after, without training; see `load_exemplar` and `make_exemplar`.
+    prompts
+        Points, boxes and masks on slices of the image, which are followed to the neighbouring slices.
+    base
+        Base model: "medical", "bundled", "vit_b", ... or a file. Default: the one the adapter was made for, or what
+        does best with prompts ("bundled") or a support set ("medical").
+    axis
+        Axis across the slices: "k", "j", "i" or 0, 1, 2. Default: that of the adapter, or as acquired.
+    largest_component, min_island_ml
+        Keep the largest part of each structure only; remove parts below a volume in millilitres.
+    all_pieces
+        Keep pieces that lie apart, also of structures that were in one piece on their exemplars.
+    seed
+        Of the copies that a support set is learned from.
+    device, progress
+        As in `adapt`.
+
+    Returns
+    -------
+    Labelmap
+        `volume.array` (K, J, I) unsigned, 0 is background; `structures` {label: name}.
+
+    Raises
+    ------
+    InputError
+        Neither adapter nor support set nor prompts; a file that cannot be read; an adapter of another base model.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import FewShotSegLib as fs
+    >>> image = np.full((3, 64, 64), 40.0)
+    >>> image[:, 20:40, 20:40] = 120.0
+    >>> inside = fs.Prompt(axis=0, index=1, points_ijk=[[30, 30, 1]], point_labels=[1], structure="liver")
+    >>> fs.segment(image, prompts=[inside], spacing_mm=(1, 1, 5)).structures
+    {1: 'liver'}
+    """
+    volume = as_volume(image, spacing_mm)
+    known = as_adapter(adapter)
+    options = SegmentOptions(
+        axis=None if axis is None else axis_index(axis),
+        largest_component=largest_component,
+        min_island_ml=min_island_ml,
+        all_pieces=all_pieces,
+    )
+    with reporting(progress) as report:
+        notes = Notes(report)
+        torch_device = choose_device(device, notes.say)
+        with own_randomness(seed, torch_device):
+            predictor = _predictor(known, _checked(support), base, torch_device, seed, notes)
+            return segmentation_of(volume, prompts, predictor, options, notes).labelmap
+
+
+def segment_folder(
+    images: PathLike | Sequence[PathLike],
+    out: PathLike,
+    adapter: AdapterLike,
+    *,
+    processes: int = 1,
+    dask: str | None = None,
+    part: tuple[int, int] = (1, 1),
+    axis: Axis | None = None,
+    probabilities: bool = False,
+    largest_component: bool = False,
+    min_island_ml: float = 0.0,
+    all_pieces: bool = False,
+    format: str = "seg.nrrd",
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool | Report | None = None,
+) -> list[dict[str, Any]]:
+    """Segment the volumes of a folder into another one; what is there already, from the same inputs, is not made again.
+
+    `NAME.seg.nrrd` and `NAME.result.json` are written for each volume, and `volumes.csv` with a row per structure:
+    millilitres, confidence and quality flags.
+
+    Parameters
+    ----------
+    images
+        Folder of volumes (files, and folders of DICOM files), or a list of them.
+    out
+        Folder for the segmentations; made where it is missing.
+    adapter
+        Adapter or file; an adapter in memory is written to `out/adapter.safetensors`.
+    processes
+        Images at the same time, each in a process of its own. Together they use the cores once.
+    dask
+        "local" (a cluster of `processes` workers), or the address of a Dask scheduler (extra `dask`).
+    part
+        (i, n): only the i-th of n equal parts of the images, for arrays of jobs on a cluster; i counts from 1.
+    axis, largest_component, min_island_ml, all_pieces, seed, device, progress
+        As in `segment`.
+    format
+        "seg.nrrd", or "dicom-seg" for images that are DICOM series (extra `dicom-seg`).
+    probabilities
+        Also write a probability map for each structure.
+
+    Returns
+    -------
+    list of dict
+        A record for each image: "image", "outputs" {file: SHA-256}, "metrics", "timings_s" and "warnings"; or "image"
+        and "error". An image that cannot be segmented does not stop the others.
+
+    Raises
+    ------
+    InputError
+        The folder holds no volume, two images have the same name, or no image at all could be segmented.
+
+    Examples
+    --------
+    >>> import FewShotSegLib as fs
+    >>> records = fs.segment_folder("patients", "segmented", "organs.safetensors", processes=4)  # doctest: +SKIP
+    >>> [record["image"] for record in records if "error" in record]  # doctest: +SKIP
+    []
+    """
+    paths = images_in(images) if isinstance(images, str | os.PathLike) else [os.fspath(path) for path in images]
+    letter = None if axis is None else "kji"[axis_index(axis)]
+    job = SegmentJob(
+        images=tuple(paths),
+        out=os.fspath(out),
+        adapter=_file_of(adapter, Path(out)),
+        axis=letter,  # type: ignore[arg-type]
+        probabilities=probabilities,
+        largest_component=largest_component,
+        min_island_ml=min_island_ml,
+        all_pieces=all_pieces,
+        format=format,  # type: ignore[arg-type]
+        seed=seed,
+        device=device,  # type: ignore[arg-type]
+    )
+    with reporting(progress) as report:
+        records = segment_images(
+            job, processes=processes, dask=dask, part=Part(*part), report=report, raise_failures=False
+        )["images"]
+    failed = [record for record in records if "error" in record]
+    if failed and len(failed) == len(records):
+        raise InputError(f"No image could be segmented. {failed[0]['image']}: {failed[0]['error']['message']}")
+    return records
+
+
+def _predictor(
+    adapter: PlainAdapter | None,
+    support: Sequence[Exemplar],
+    base: str | None,
+    device: torch.device,
+    seed: int,
+    notes: Notes,
+) -> Predictor | VolumePredictor:
+    if not support:
+        return predictor_for(adapter, base, device)
+    for sentence in preflight(support):
+        notes.warn(sentence)
+    return load_support_predictor(support, adapter, base, device, {"seed": seed}, report=notes)
+
+
+def _file_of(adapter: AdapterLike, out: Path) -> str:
+    if not isinstance(adapter, PlainAdapter):
+        return os.fspath(adapter)
+    path = out / "adapter.safetensors"
+    save_adapter(adapter, path)
+    return str(path)
+
+
+def _checked(exemplars: Sequence[Exemplar]) -> list[Exemplar]:
+    for exemplar in exemplars:
+        if not isinstance(exemplar, Exemplar):
+            raise InputError(
+                f"Exemplars come from load_exemplar (files) or make_exemplar (arrays), got {type(exemplar).__name__}."
+            )
+    return list(exemplars)
+
+
+def _text(path: PathLike | None) -> str | None:
+    return None if path is None else os.fspath(path)

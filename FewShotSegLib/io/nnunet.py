@@ -1,0 +1,137 @@
+"""Corrected cases as a data set of nnU-Net, for the day there are enough of them to train from scratch.
+
+OUT/DatasetNNN_NAME/dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from FewShotSegLib.data.volume import Labelmap, Volume
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.imaging.reindex import reindexed
+from FewShotSegLib.progress import Progress, Report, silent
+
+from .dicom_seg import SUFFIX as DICOM_SEG_SUFFIX
+from .files import known_suffix, write_text_whole
+from .folders import images_in
+from .images import SAVE_SUFFIXES
+from .names import belonging, parsed, stem
+from .volumes import load_labelmap, load_volume, save_volume
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_CASE = re.compile(r"[^A-Za-z0-9_.-]+")  # what nnU-Net and the shells it is called from would stumble over
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where the data set lies, and how many cases it has of which structures {label: name}."""
+
+    folder: Path
+    cases: int
+    structures: Mapping[int, str]
+
+
+def export_nnunet(
+    images: str | os.PathLike[str],
+    labels: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    number: int,
+    name: str,
+    channel: str,
+    report: Report = silent,
+) -> Exported:
+    """Write the cases of two folders as the nnU-Net data set `number`, below the folder `out` (nnUNet_raw).
+
+    `labels` holds segmentations that were looked at and corrected; each is paired with the image of its name, and an
+    image without a segmentation is left out. Structures are joined by name and numbered 1, 2, ... by name. `channel`
+    names the kind of image as nnU-Net normalizes by it: "CT", or any other word. The data set appears when it is whole.
+    """
+    _check(number, name, channel)
+    target = Path(out) / f"Dataset{number:03d}_{name}"
+    if target.exists():
+        raise InputError(f"{target} exists already; choose another number or name, or remove it.")
+    pairs = _pairs(images_in(images), Path(labels))
+    found = {case: load_labelmap(label).structures for case, (_, label) in pairs.items()}
+    structures = dict(enumerate(sorted({n for names in found.values() for n in names.values()}), start=1))
+    if not structures:
+        raise InputError(f"The segmentations in {labels} hold no structure; correct and save at least one.")
+    part = target.with_name(f"{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        for step, (case, (image, label)) in enumerate(pairs.items(), start=1):
+            volume = load_volume(image)
+            save_volume(volume, part / "imagesTr" / f"{case}_0000.nii.gz")
+            joined = _joined(load_labelmap(label), volume, structures, label)
+            save_volume(joined, part / "labelsTr" / f"{case}.nii.gz")
+            report(Progress(step, len(pairs), case))
+        write_text_whole(part / "dataset.json", _card(channel, structures, len(pairs)))
+        part.rename(target)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return Exported(target, len(pairs), structures)
+
+
+def _check(number: int, name: str, channel: str) -> None:
+    if not 1 <= number <= 999:
+        raise InputError(f"The number of an nnU-Net data set lies between 1 and 999, got {number}.")
+    if not _NAME.fullmatch(name):
+        raise InputError(f'The name of an nnU-Net data set has letters, digits, _ and - only, got "{name}".')
+    if not channel.strip():
+        raise InputError('The channel is named by the kind of image, such as "CT" or "MR", got nothing.')
+
+
+def _pairs(images: list[str], labels: Path) -> dict[str, tuple[str, Path]]:
+    """{case: (image, segmentation)} in order of name."""
+    if not labels.is_dir():
+        raise InputError(f"The folder of segmentations {labels} does not exist; check the path.")
+    allowed = {*SAVE_SUFFIXES, DICOM_SEG_SUFFIX}
+    files = [path for path in sorted(labels.iterdir()) if path.is_file() and known_suffix(path).lower() in allowed]
+    known = {parsed(Path(image)).case or stem(Path(image)): image for image in images}
+    pairs: dict[str, tuple[str, Path]] = {}
+    for label in files:
+        if parsed(label).role in ("image", "probability") or label.name.startswith("."):
+            continue
+        partners = belonging(parsed(label).case or stem(label), known)
+        if len(partners) != 1:
+            what = "no image" if not partners else f"{len(partners)} images"
+            raise InputError(f"{label} has {what} of its name; give both the same name.")
+        case = _CASE.sub("_", partners[0])
+        if case in pairs:
+            raise InputError(f"{pairs[case][1].name} and {label.name} belong to the same image; keep one of them.")
+        pairs[case] = known[partners[0]], label
+    if not pairs:
+        raise InputError(f"{labels} holds no segmentation; files are {' '.join(sorted(allowed))}.")
+    return pairs
+
+
+def _joined(labelmap: Labelmap, volume: Volume, structures: Mapping[int, str], path: Path) -> Volume:
+    """The labels on the voxels of the image, with the numbers of the data set."""
+    placed = labelmap.volume if labelmap.volume.same_geometry(volume) else reindexed(labelmap.volume, volume, crop=True)
+    if placed is None:
+        raise InputError(f"{path} does not cover the voxels of its image; bring it onto the grid of the image first.")
+    number_of = {name: number for number, name in structures.items()}
+    joined = np.zeros(volume.shape, np.uint8 if len(structures) < 256 else np.uint16)
+    for value, name in labelmap.structures.items():
+        joined[placed.array == value] = number_of[name]
+    return volume.like(joined)
+
+
+def _card(channel: str, structures: Mapping[int, str], count: int) -> str:
+    content = {
+        "channel_names": {"0": channel},
+        "labels": {"background": 0, **{name: number for number, name in structures.items()}},
+        "numTraining": count,
+        "file_ending": ".nii.gz",
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,105 @@
+"""Generated pages say what the code says; the site itself is built, and its notebooks run, by `make docs`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import FewShotSegLib
+from FewShotSegLib.cli.arguments import parser
+from FewShotSegLib.methods import METHODS, method
+from FewShotSegLib.worker.batch import Part
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def site_pages() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("site_pages", DOCS / "site_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_option_of_every_recipe_is_in_the_reference(site_pages: ModuleType) -> None:
+    page = site_pages.recipe_reference()
+    for name in METHODS:
+        section = page.partition(f"## {name}\n")[2].partition("\n## ")[0]
+        for field in fields(method(name).Recipe):
+            assert re.search(rf"\| `{field.name}[`.]", section), f"{name} {field.name}"
+    assert "| `rank` | `4` | int from 1 to 256 | LoRA rank" in page
+    assert "\n| `pictures` | `12` |" in page
+
+
+def test_every_command_and_option_is_in_the_reference(site_pages: ModuleType) -> None:
+    page = site_pages.command_line_reference()
+    for words in ("adapt", "segment", "table", "evaluate", "models remove", "export-nnunet", "info", "demo"):
+        assert f"## fewshotseg {words}\n" in page
+    assert "--part i/n" in page
+
+
+def test_every_page_is_in_the_navigation_and_every_entry_has_a_page(site_pages: ModuleType) -> None:
+    listed = set(re.findall(r": ([\w/-]+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M))
+    there = {path.relative_to(DOCS).as_posix() for kind in ("*.md", "*.ipynb") for path in DOCS.rglob(kind)}
+    assert listed - there == {"benchmarks.md", "changes.md", "reference/command-line.md", "reference/recipes.md"}
+    assert there - listed == set()
+
+
+def test_the_api_reference_has_every_public_function_and_class() -> None:
+    page = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^::: [\w.]*?\.?(\w+)$", page, re.M))
+    missing = set(FewShotSegLib.__all__) - named
+    left_out = {"__version__", "Job", "ExemplarFiles", "load_adapter", "save_adapter", "load_prompts"}
+    assert missing == left_out | {"Cancelled", "InputError", "StopAndKeepBest"}  # those are on the page of `errors`
+    assert "errors" in named
+
+
+def test_notebooks_are_kept_without_their_outputs_and_use_public_names() -> None:
+    notebooks = sorted((DOCS / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) == 3
+    for path in notebooks:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code), path.name
+        used = set(re.findall(r"\bfs\.(\w+)", "".join("".join(cell["source"]) for cell in code)))
+        assert used <= set(FewShotSegLib.__all__)
+
+
+def test_python_in_the_pages_uses_public_names() -> None:
+    for path in DOCS.rglob("*.md"):
+        used = set(re.findall(r"\bfs\.(\w+)", path.read_text(encoding="utf-8")))
+        assert used <= set(FewShotSegLib.__all__), path.name
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SLURM runs on Linux")
+def test_the_slurm_script_does_the_part_of_its_task(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    stub = tmp_path / "bin" / "fewshotseg"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$OMP_NUM_THREADS" "$@"\n', encoding="utf-8")
+    stub.chmod(0o755)
+    (tmp_path / "patients").mkdir()
+    for name in ("p 1.nrrd", "p2.nrrd"):
+        (tmp_path / "patients" / name).touch()
+    environment = {"PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "4"}
+    command = ["bash", str(ROOT / "examples" / "segment.slurm"), "patients", "a.safetensors", "out"]
+    alone = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert alone.returncode != 0
+    assert "start with sbatch" in alone.stderr
+    environment |= {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
+    words = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    threads, *given = words.splitlines()
+    assert threads == "4"
+    chosen = parser().parse_args(given)
+    assert chosen.images == ["patients/p 1.nrrd", "patients/p2.nrrd"]
+    assert (chosen.part, chosen.adapter, chosen.out) == (Part(3, 8), "a.safetensors", "out")
