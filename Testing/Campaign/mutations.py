@@ -78,7 +78,8 @@ def _originals(scene: Scene) -> dict[str, tuple[str, bytes, bool]]:
     path = scene.folder / "original.dcm"
     sitk.WriteImage(image[:, :, 2:3], str(path))
     found["DICOM .dcm"] = ("volume", path.read_bytes(), False)
-    found["segmentation .seg.nrrd"] = ("labelmap", scene.cases[0][1].read_bytes(), True)
+    # A changed header may give other labels to the same voxels; those of packed NRRD files are watched above.
+    found["segmentation .seg.nrrd"] = ("labelmap", scene.cases[0][1].read_bytes(), False)
     found["adapter .safetensors"] = ("adapter", scene.adapter.read_bytes(), True)
     job = json.dumps(scene.adapt_job("lora", scene.folder / "x.safetensors")).encode()
     found["job .json"] = ("job", job, False)
