@@ -55,6 +55,13 @@ def to_dict(recipe: Any) -> dict[str, Any]:
     return dict(to_json(recipe))
 
 
+def with_preset(recipe: R, values: Mapping[str, Any]) -> R:
+    """Return the recipe with the values of a preset for every option that still has its default."""
+    default = type(recipe)()
+    chosen = {name: value for name, value in values.items() if getattr(recipe, name) == getattr(default, name)}
+    return dataclasses.replace(recipe, **chosen)  # type: ignore[type-var]
+
+
 def from_dict(cls: type[R], values: Mapping[str, Any]) -> R:
     """Return a recipe of class `cls`; missing keys keep their defaults, unknown ones are refused."""
     return construct(cls, values, _NOUN)

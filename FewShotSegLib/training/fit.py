@@ -89,13 +89,19 @@ class FitResult:
 
 
 class Companion(Protocol):
-    """What learns beside the parameters, such as a choice of data; its state is JSON and part of every checkpoint."""
+    """What learns beside the parameters, such as a choice of data; its state is part of every checkpoint."""
 
     def state(self) -> dict[str, Any]:
-        """All that its next steps depend on."""
+        """All that its next steps depend on and that JSON can hold."""
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What JSON cannot hold: tensors by name, none where there are none."""
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from these, too."""
 
 
 class JointTraining(Companion, Protocol):
@@ -318,6 +324,7 @@ class _TrainingState:
             "seconds": self.seconds,
             "history": self.history,
             "companion": json.dumps(self.companion.state()) if self.companion else "",
+            "companion_tensors": self.companion.tensors() if self.companion else {},
         }
         write_checkpoint(state, path)
 
@@ -335,3 +342,4 @@ class _TrainingState:
         self.history = state["history"]
         if self.companion:
             self.companion.load_state(json.loads(state["companion"]))
+            self.companion.load_tensors(state["companion_tensors"])

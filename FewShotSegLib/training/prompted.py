@@ -25,7 +25,7 @@ from FewShotSegLib.progress import Progress, Report, note, warning, with_share_d
 from FewShotSegLib.sam.clicks import random_click
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.synthesis.plan import Sample
-from FewShotSegLib.synthesis.synthesizer import Synthesizer
+from FewShotSegLib.synthesis.synthesizer import AnnotatedSlices, Synthesizer
 
 from . import estimate
 from .context import AdaptInputs, RunContext
@@ -119,8 +119,10 @@ def adapter_of(
         "tokens": recipe.tokens,
         "full_decoder": recipe.full_decoder,
     }
+    if not adaptation.spec.locator:
+        architecture["locator"] = False
     if maps is not None:
-        architecture.update(locator=False, maps={"ways": list(maps.ways)})
+        architecture.update(maps={"ways": list(maps.ways)})
     return Adapter(
         tensors={**adaptation.tensors(base), **(maps.tensors() if maps is not None else {})},
         recipe=to_dict(recipe),
@@ -154,7 +156,7 @@ def synthesizer_of(
     empty = [s for exemplar in exemplars for s in background_slices(exemplar, intensity, image_size, limit=16)]
     synthesis = recipe.synthesizer
     if not recipe.synthesis:
-        synthesis = replace(synthesis, original_probability=1.0, empty_probability=0.0)
+        return AnnotatedSlices(slices, synthesis, structures)
     near = []
     if synthesis.background == "neighbour":
         near = [s for exemplar in exemplars for s in neighbour_slices(exemplar, intensity, image_size)]

@@ -171,7 +171,10 @@ print(json.dumps([slicer.util.getModule("FewShotSeg").title, FewShotSegLib.__fil
 
 
 def test_the_module_test_is_registered(buildFolder: Path) -> None:
-    assert "py_FewShotSeg.py" in run("ctest", "-N", "--test-dir", buildFolder)
+    (test,) = json.loads(run("ctest", "--show-only=json-v1", "--test-dir", buildFolder))["tests"]
+    assert test["name"] == "py_FewShotSeg.py"
+    (environment,) = (one["value"] for one in test["properties"] if one["name"] == "ENVIRONMENT")
+    assert f"FEWSHOTSEG_TESTS={ROOT / 'Testing' / 'Extension'}" in environment
 
 
 # ------------------------------------------------------------------------------------------------------- metadata
