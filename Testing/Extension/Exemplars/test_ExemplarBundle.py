@@ -111,7 +111,7 @@ def test_a_bundle_cannot_name_files_outside_of_it(store: ExemplarStore, bundle: 
         for name, content in contents.items():
             archive.writestr(name, content)
     slicer.mrmlScene.Clear(0)
-    with pytest.raises(InputError, match=r"passwd does not exist"):
+    with pytest.raises(InputError, match=r"passwd"):
         store.importBundle(tmp_path / "bad.zip")
 
 
