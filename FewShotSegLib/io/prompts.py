@@ -41,7 +41,7 @@ def save_prompts(prompts: Iterable[Prompt], path: str | os.PathLike[str]) -> Non
 
 
 def _read_entries(path: Path) -> list[Any]:
-    content = read_json(path, f"the prompts {path}")
+    content = read_json(path, f"the prompt file {path}")
     entries = content.get("prompts") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise InputError(f'{path} must hold {{"prompts": [...]}} with at least one prompt.')

@@ -54,7 +54,9 @@ class CompactArchitecture:
             raise wrong from None
         numbers = {entry.name: getattr(found, entry.name) for entry in fields(cls) if entry.name != "widths"}
         limits = {"depth": 64, "heads": 64, "mask_tokens": 64}
-        sizes = [(value, limits.get(name, 8192)) for name, value in numbers.items() if value is not None]
+        if numbers["working_size"] is None:
+            del numbers["working_size"]
+        sizes = [(value, limits.get(name, 8192)) for name, value in numbers.items()]
         sizes += [(width, 8192) for width in found.widths]
         fit = all(
             isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most for value, most in sizes

@@ -41,9 +41,10 @@ _own: _Own | None = None
 
 
 def process_folder() -> Path:
-    """Return the folder of this process, which goes with it; only this user can read it."""
+    """Return the folder of this process, which goes with it; only this user can read it. Abandoned ones are removed."""
     global _own
     if _own is None or not _own.folder.is_dir():  # somebody tidied up
+        remove_abandoned()
         _own = _Own()
     return _own.folder
 

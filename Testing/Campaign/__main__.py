@@ -14,7 +14,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .kills import clock_jumps, crowded_register, full_disks, killed_jobs, killed_workers, two_writers
@@ -68,7 +68,7 @@ def main() -> int:
     sizes = [2000 * 2**power for power in range(0, 10, 1 if chosen.share >= 1 else 3)]
     with tempfile.TemporaryDirectory(prefix="fewshotseg-campaign-") as folder:
         scene = Scene(Path(folder))
-        parts: dict[str, Callable[[], list[Count]]] = {
+        parts: dict[str, Callable[[], Iterable[Count]]] = {
             "kills": lambda: killed_jobs(scene, some(100), rng),
             "workers": lambda: [killed_workers(scene, some(100), rng)],
             "disk": lambda: [full_disks(scene, sizes)],
@@ -79,9 +79,9 @@ def main() -> int:
         }
         rows: list[Count] = []
         for name, part in parts.items():
-            if chosen.only in ("", name):
-                rows += part()
-                sys.stdout.write(table(rows[-1:]).splitlines()[-1] + "\n")
+            for row in part() if chosen.only in ("", name) else ():
+                rows.append(row)
+                sys.stdout.write(table([row]).splitlines()[-1] + "\n")
                 sys.stdout.flush()
     sys.stdout.write("\n" + table(rows) + "\n")
     return int(any(row.lost for row in rows))

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,15 @@ from .scene import ROOT, Count, Scene, contents, hidden
 METHODS = ("lora", "asap", "gmiseg", "uda")
 
 
-def killed_jobs(scene: Scene, count: int, rng: random.Random) -> list[Count]:
+def killed_jobs(scene: Scene, count: int, rng: random.Random) -> Iterator[Count]:
     """kill -9 at random moments of adapt and segment, then the same job again: the same bytes, nothing left over."""
-    rows = []
     for method in (*METHODS, "segment"):
         row = Count(f"kill -9 of {'adapt ' + method if method != 'segment' else method}")
         folder = scene.folder / "kills" / method
         wanted, seconds = _undisturbed(scene, method, folder / "whole")
         for number in range(count):
             row.note(*_killed_once(scene, method, folder / str(number), wanted, rng.uniform(0.3, seconds)))
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _job(scene: Scene, method: str, out: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from .scene import ROOT, Count, Scene
@@ -41,9 +42,8 @@ for line in sys.stdin:
 """
 
 
-def mutated_files(scene: Scene, count: int, rng: random.Random) -> list[Count]:
+def mutated_files(scene: Scene, count: int, rng: random.Random) -> Iterator[Count]:
     """A row for each kind of file."""
-    rows = []
     originals = _originals(scene)
     for name, (kind, content, exact) in originals.items():
         row = Count(f"changed {name}")
@@ -56,8 +56,7 @@ def mutated_files(scene: Scene, count: int, rng: random.Random) -> list[Count]:
             path.unlink()
             row.note(*_judged(answer, whole, exact))
         reader.close()
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _originals(scene: Scene) -> dict[str, tuple[str, bytes, bool]]:
@@ -78,7 +77,8 @@ def _originals(scene: Scene) -> dict[str, tuple[str, bytes, bool]]:
     path = scene.folder / "original.dcm"
     sitk.WriteImage(image[:, :, 2:3], str(path))
     found["DICOM .dcm"] = ("volume", path.read_bytes(), False)
-    found["segmentation .seg.nrrd"] = ("labelmap", scene.cases[0][1].read_bytes(), True)
+    # A changed header may give other labels to the same voxels; those of packed NRRD files are watched above.
+    found["segmentation .seg.nrrd"] = ("labelmap", scene.cases[0][1].read_bytes(), False)
     found["adapter .safetensors"] = ("adapter", scene.adapter.read_bytes(), True)
     job = json.dumps(scene.adapt_job("lora", scene.folder / "x.safetensors")).encode()
     found["job .json"] = ("job", job, False)

@@ -101,7 +101,7 @@ def _bundled(card: Mapping[str, Any], exemplar: Exemplar, volumeNode: Any) -> Bu
         structures=exemplar.structures if slices else {},
         labels=np.moveaxis(exemplar.labelmap, exemplar.axis, 0)[list(slices)],
     )
-    return BundledExemplar(volumeNode, drawn, {name: card.get(name, "") for name in ("name", "date", "note")})
+    return BundledExemplar(volumeNode, drawn, {name: card[name] for name in ("name", "date", "note")})
 
 
 def _checkCard(card: Any, exemplars: Sequence[Exemplar], where: str) -> None:
@@ -119,7 +119,7 @@ def _checkCard(card: Any, exemplars: Sequence[Exemplar], where: str) -> None:
             raise wrong
     if not card["slices"] and not card["emptySlices"]:
         raise wrong
-    if not all(isinstance(card.get(name, ""), str) for name in ("name", "date", "note", "volumeName")):
+    if not all(isinstance(card.get(name), str) for name in ("name", "date", "note", "volumeName")):
         raise wrong
     if not card.get("name") or not card.get("volumeName"):
         raise wrong

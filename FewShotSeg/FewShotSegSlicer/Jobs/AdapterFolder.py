@@ -27,7 +27,7 @@ class AdapterFolder:
         self.changed = Signal()
         """(): an adapter was added, removed or renamed, or another folder chosen."""
         self._folder = folder
-        self._cards: dict[Path, tuple[int, dict[str, Any]]] = {}
+        self._cards: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}
         self._undecided: set[Path] = set()
         self._promised: set[Path] = set()
 
@@ -47,7 +47,7 @@ class AdapterFolder:
         out.
         """
         stamps = {path: path.stat().st_mtime_ns for path in self.folder.glob(f"*{SUFFIX}") if path.is_file()}
-        found = [(path, self._card(path, stamp)) for path, stamp in stamps.items()]
+        found = [(path, self._card(path)) for path in stamps]
         found.sort(key=lambda entry: -stamps[entry[0]])
         return [self._described(path, card) for path, card in found if card is not None]
 
@@ -124,7 +124,10 @@ class AdapterFolder:
             self._undecided.add(target)
         return target
 
-    def _card(self, path: Path, stamp: int) -> dict[str, Any] | None:
+    def _card(self, path: Path) -> dict[str, Any] | None:
+        status = path.stat()
+        # Copies may bring their old time of modification along.
+        stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_size)
         known = self._cards.get(path)
         if known is not None and known[0] == stamp:
             return known[1] or None

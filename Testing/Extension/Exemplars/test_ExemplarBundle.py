@@ -111,7 +111,7 @@ def test_a_bundle_cannot_name_files_outside_of_it(store: ExemplarStore, bundle: 
         for name, content in contents.items():
             archive.writestr(name, content)
     slicer.mrmlScene.Clear(0)
-    with pytest.raises(InputError, match=r"passwd does not exist"):
+    with pytest.raises(InputError, match=r"passwd"):
         store.importBundle(tmp_path / "bad.zip")
 
 
@@ -151,6 +151,7 @@ def withCards(change: Any) -> Any:
     "change",
     [
         withCards(lambda card: card.pop("slices")),
+        withCards(lambda card: card.pop("note")),
         withCards(lambda card: card.pop("exemplar")),
         withCards(lambda card: card.update(exemplar=99)),
         withCards(lambda card: card.update(slices=[4000])),
@@ -169,12 +170,6 @@ def test_a_bundle_that_cannot_be_used_as_a_whole_changes_nothing(
         store.importBundle(changedBundle(bundle, change))
     assert store.list() == ()
     assert not slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
-
-
-def test_a_card_without_a_note_is_one_without_a_note(store: ExemplarStore, bundle: Path) -> None:
-    slicer.mrmlScene.Clear(0)
-    store.importBundle(changedBundle(bundle, withCards(lambda card: card.pop("note"))))
-    assert len(store.list()) == 3
 
 
 def test_a_bundle_brings_no_other_file_of_this_computer(store: ExemplarStore, bundle: Path, tmp_path: Path) -> None:
