@@ -137,7 +137,7 @@ class Logic:
         after Slicer was started anew; see `interrupted`. `settings`:
 
         - recipe: {option: value} where it differs from the method's defaults; see `methods`
-        - base: name or file of the base model ("bundled")
+        - base: name or file of the base model ("auto": what suits the method)
         - warmStart: adapter to go on from, of the same structures
         - targets: unlabelled volumes, for methods that need them: nodes, files or folders
         - auxiliary: folders of other annotated data, for methods that need them

@@ -36,6 +36,7 @@ from FewShotSegLib.evaluation.scoring import Row, evaluate_case
 from FewShotSegLib.imaging.slice_frame import SliceFrame
 from FewShotSegLib.imaging.slice_reader import SliceReader
 from FewShotSegLib.inference.embedding_cache import EmbeddingCache
+from FewShotSegLib.inference.load import predictor_of
 from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.segment import SegmentOptions, segment
 from FewShotSegLib.io.files import write_text_whole
@@ -69,12 +70,13 @@ WAYS: dict[str, tuple[str, ...]] = {
     UNET: (FREE,),
     ATTENTION: (FREE,),
 }
+BASE = "base"
 TRAINED = list(WAYS)
-MEASURED = ["adapted", "adapted, no synthesis", UNET]
+MEASURED = [BASE, "adapted", "adapted, no synthesis", UNET]
 # Rows of the tables in the layout of the paper's Tables 1 to 6.
 PAPER_ROWS = (
-    ("base", CLICK),
-    ("base", RANDOM),
+    (BASE, CLICK),
+    (BASE, RANDOM),
     *((model, way) for model, ways in WAYS.items() for way in ways if way != CORRECTED),
 )
 MODELS = [("adapted", FREE), ("adapted", CLICK), ("U-Net", FREE)]
@@ -140,11 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         "--shots", nargs="+", type=_shots, default=[1, 3, 9, 18], help="numbers of exemplar slices, or all"
     )
     parser.add_argument(
-        "--models",
-        nargs="+",
-        default=["adapted", "adapted, no synthesis", UNET],
-        choices=TRAINED,
-        help="beside the base model",
+        "--models", nargs="+", default=MEASURED, choices=[BASE, *TRAINED], help="what to measure", metavar="NAME"
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each model")
     parser.add_argument("--cases", type=int, default=4, help="most test cases per data set")
@@ -169,8 +167,8 @@ def _cells(dataset: PublicDataSet, shots: int, setting: Setting, done: dict[Any,
     """One result per model and way of prompting, those already done left out; the base model is that of 0 shots."""
     chosen = exemplars(dataset, setting.data, shots) if shots else []
     network = load_base(setting.base, image_size=setting.image_size)
-    for model, prompts in (WAYS if shots else {"base": (CLICK, RANDOM, BOX, CORRECTED)}).items():
-        if model != "base" and model not in setting.models:
+    for model, prompts in (WAYS if shots else {BASE: (CLICK, RANDOM, BOX, CORRECTED)}).items():
+        if model not in setting.models:
             continue
         if all((dataset.name, shots, model, prompt) in done for prompt in prompts):
             continue
@@ -200,9 +198,9 @@ def _scorers(
         segmenter, facts = _unet(chosen, dataset, setting, attention=model == ATTENTION)
         return {FREE: lambda: _scored(segmenter, dataset, setting)}, facts
     adapter, facts = None, {}
-    if model != "base":
+    if model != BASE:
         adapter, facts = _adapted(network, chosen, dataset, setting, model)
-    predictor = Predictor(network, adapter, cache=EmbeddingCache(2**30))
+    predictor = predictor_of(network, adapter, cache=EmbeddingCache(2**30))
     ways: dict[str, Scorer] = {
         CLICK: lambda: _scored(_prompting(predictor, dataset, _click), dataset, setting),
         RANDOM: lambda: _scored(_prompting(predictor, dataset, _random), dataset, setting),

@@ -47,6 +47,7 @@ from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.scoring import evaluate_case
 from FewShotSegLib.inference.embedding_cache import EmbeddingCache
+from FewShotSegLib.inference.load import predictor_of
 from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.segment import SegmentOptions, segment
 from FewShotSegLib.inference.support import SUBSET, SupportPredictor, SupportRecipe, support_adapter
@@ -266,7 +267,7 @@ def _made(
         inputs = AdaptInputs(network, given, intensity=replace(dataset.intensity, scale=network.scale))
         run = RunContext(np.random.default_rng(seed), max_seconds=setting.seconds)
         adapter = lora.adapt(inputs, recipe, run)
-        return _free(Predictor(network, adapter)), {"steps": adapter.metrics["steps"]}
+        return _free(predictor_of(network, adapter)), {"steps": adapter.metrics["steps"]}
     recipe_of_support = SupportRecipe(seed=seed, subsets=SUBSETS if model == ENSEMBLE else 0)
     intensity = replace(dataset.intensity, scale=network.scale)
     support = support_adapter(given, network, intensity=intensity, recipe=recipe_of_support)
@@ -352,7 +353,7 @@ def _forgetting(chosen: argparse.Namespace, setting: Setting, record: Path) -> I
 
 def _clicked_dice(network: PromptableNetwork, adapter: Any, dataset: PublicDataSet, setting: Setting) -> float:
     """Mean Dice over structures, one click in the middle of each structure on each slice that shows it."""
-    predictor, rows = Predictor(network, adapter), []
+    predictor, rows = predictor_of(network, adapter), []
     options = SegmentOptions(axis=0, propagate=False)
     for case, volume, reference in unseen_cases(dataset, setting.data, setting.cases, setting.slices):
         prompts = [

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("adapter", metavar="ADAPTER")
     demo = commands.add_parser("demo", parents=[common], help="synthetic patients, three annotated slices, a report")
     demo.add_argument("--out", default=DEMO_OUT, metavar="DIR", help=f"where everything goes ({DEMO_OUT})")
-    demo.add_argument("--base", default="bundled", metavar="MODEL", help="the base model to adapt (bundled)")
+    demo.add_argument("--base", default="auto", metavar="MODEL", help="the base model to adapt (medical)")
     demo.add_argument("--seed", type=_whole_number, default=0, metavar="N")
     commands.add_parser("benchmark", help="accuracy | speed: measure on this computer; see benchmark accuracy --help")
     return top
@@ -78,7 +78,12 @@ def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
         "--structures", type=structures_from, metavar="6=liver,1=spleen", help="labels to use, and names"
     )
     adapt.add_argument("--resample", action="store_true", help="bring labelmaps of another grid onto the image")
-    adapt.add_argument("--base", default="bundled", metavar="MODEL", help="bundled, vit_b, ..., or a file")
+    adapt.add_argument(
+        "--base",
+        default="auto",
+        metavar="MODEL",
+        help="medical, bundled, vit_b, ..., or a file; auto: what suits the method",
+    )
     adapt.add_argument("--recipe", nargs="+", default=[], metavar="FILE|KEY=VALUE", help="options that differ")
     adapt.add_argument("--warm-start", metavar="ADAPTER", help="an adapter to go on from")
     adapt.add_argument(
@@ -118,6 +123,11 @@ def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
     segment.add_argument("--axis", choices=("k", "j", "i"), help="slice axis; default: the adapter's")
     segment.add_argument("--probabilities", action="store_true", help="also write a probability map per structure")
     segment.add_argument("--largest-component", action="store_true", help="keep the largest part of each structure")
+    segment.add_argument(
+        "--all-pieces",
+        action="store_true",
+        help="keep pieces that lie apart, also of structures that were in one piece on their exemplars",
+    )
     segment.add_argument("--min-island-ml", type=float, default=0.0, metavar="ML", help="remove smaller parts")
     segment.add_argument("--processes", type=_positive, default=1, metavar="N", help="images at the same time (1)")
     segment.add_argument("--dask", metavar="ADDRESS", help="address of a Dask scheduler to send the images to")
@@ -217,6 +227,7 @@ def segment_job_from(chosen: argparse.Namespace, support_recipe: dict[str, Any])
         probabilities=chosen.probabilities,
         largest_component=chosen.largest_component,
         min_island_ml=chosen.min_island_ml,
+        all_pieces=chosen.all_pieces,
         seed=chosen.seed,
         device=chosen.device,
     )

@@ -64,7 +64,8 @@ class AdaptJob:
     Auxiliary data are the `auxiliary` data sets and those in `auxiliary_folder`. `source_folder` and `target_folder`
     hold the labelled and the unlabelled images of an adaptation from one kind of image to another.
 
-    `base` is the name of a base model or a file. `recipe` holds the options that differ from the method's defaults.
+    `base` is the name of a base model or a file; "auto": that of `warm_start`, or the one the method does best with.
+    `recipe` holds the options that differ from the method's defaults.
     `warm_start` is an adapter to go on from. After `max_seconds` training stops and keeps the best so far. `intensity`
     is an `IntensitySpec` as a table; None is the one of `warm_start`, or what suits the first exemplar.
     """
@@ -78,7 +79,7 @@ class AdaptJob:
     auxiliary_folder: str | None = _path(None)
     source_folder: str | None = _path(None)
     target_folder: str | None = _path(None)
-    base: str = _path("bundled")
+    base: str = _path("auto")
     recipe: dict[str, Any] = field(default_factory=dict)
     warm_start: str | None = _path(None)
     max_seconds: float | None = None
@@ -106,7 +107,8 @@ class SegmentJob:
     `intensity` is an `IntensitySpec` as a table for the support set and the images; None: by the kind of image.
 
     `base` None is the base model that the adapter was made for, or the bundled one. `axis` None is that of the adapter
-    or the support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed.
+    or the support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed. Of a
+    structure that was in one piece on its exemplars, pieces beside the main ones are removed unless `all_pieces`.
     """
 
     kind: ClassVar[str] = "segment"
@@ -124,6 +126,7 @@ class SegmentJob:
     support: tuple[ExemplarFiles, ...] = ()
     support_recipe: dict[str, Any] = field(default_factory=dict)
     intensity: dict[str, Any] | None = None
+    all_pieces: bool = False
 
     def __post_init__(self) -> None:
         coerce(self, _NOUN)

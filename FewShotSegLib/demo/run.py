@@ -20,9 +20,10 @@ from FewShotSegLib.evaluation.scoring import Row
 from FewShotSegLib.io.jobs import save_job
 from FewShotSegLib.io.prompts import save_prompts
 from FewShotSegLib.io.volumes import save_labelmap, save_volume
-from FewShotSegLib.jobs.adapt import preview
+from FewShotSegLib.jobs.adapt import base_of, preview
 from FewShotSegLib.jobs.run import run
 from FewShotSegLib.progress import Progress, Report, note, silent
+from FewShotSegLib.sam import registry
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.visualization.text_table import table
 
@@ -30,12 +31,13 @@ from .page import BASE, CLICKED, FOLDERS, FREE, DemoReport, Patient, mean_dice, 
 from .phantom import cohort
 
 # No time limit: it would let the clock into the learning rate, and two demos should end alike.
-RECIPE: dict[str, Any] = {
+RECIPE: dict[str, Any] = {"estimate_folds": 0}
+# Of a base model whose encoder is trained.
+ENCODER_RECIPE: dict[str, Any] = {
     "steps": 420,
     "batch_size": 2,
     "click_prompts": 2,
     "token_prompts": 5,
-    "estimate_folds": 0,
     "validate_every": 70,
 }
 # Where along the labelled part of a patient slices are annotated: two of the first patient, one of the second.
@@ -47,7 +49,7 @@ def run_demo(
     out: Path,
     *,
     seed: int = 0,
-    base: str = "bundled",
+    base: str = "auto",
     report: Report = silent,
     recipe: dict[str, Any] | None = None,
     patient: dict[str, Any] | None = None,
@@ -57,7 +59,8 @@ def run_demo(
     `recipe` changes options of the demo's own; `patient` holds options of `phantom.patient`.
     """
     started = time.monotonic()
-    recipe = RECIPE | (recipe or {})
+    family = registry.find(base_of(AdaptJob("adapter.safetensors", base=base)))[0].family
+    recipe = RECIPE | (ENCODER_RECIPE if family == "compact" else {}) | (recipe or {})
     report(note("Making synthetic patients."))
     patients = _patients(out, seed, patient or {})
     known = [p for p in patients if p.annotated]
@@ -66,6 +69,7 @@ def run_demo(
     adapter = out / "adapter.safetensors"
     history: list[Progress] = []
     job = AdaptJob(str(adapter), exemplars=_files(known), base=base, recipe=recipe, seed=seed)
+    base = base_of(job)
     save_job(job, out / "jobs" / "adapt.json")
     preview(job, sheet)
     record = run(job, _remembering(report, history))

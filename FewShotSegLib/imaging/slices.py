@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import ndimage
 
 from .slice_frame import SliceFrame, labels_to_network
 from .slice_reader import SliceReader
@@ -36,6 +37,23 @@ class LabelledSlice:
 def labelled_slices(exemplar: Exemplar, intensity: IntensitySpec, image_size: int) -> list[LabelledSlice]:
     """Return the exemplar's annotated slices, in its order."""
     return _slices(exemplar, intensity, image_size, exemplar.annotated_slices, annotated=True)
+
+
+def in_one_piece(slices: Sequence[LabelledSlice], structures: Mapping[int, str]) -> list[str]:
+    """The names of structures that are one piece, or a few of like size, on the slices that show them: taken over all
+    slices, pieces of less than 30 % of the largest one hold no more than 5 % of their area. Lesions are not.
+    """
+    found = []
+    for value, name in structures.items():
+        small = whole = 0.0
+        for piece in slices:
+            parts, _ = ndimage.label(piece.labels == value, np.ones((3, 3)))
+            areas = np.bincount(parts.ravel())[1:]
+            if len(areas):
+                small, whole = small + areas[areas < 0.3 * areas.max()].sum(), whole + areas.sum()
+        if whole and small <= 0.05 * whole:
+            found.append(name)
+    return found
 
 
 def background_slices(

@@ -21,7 +21,9 @@ from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.presets import affordable_size
 
 from . import support
+from .embedding_cache import EmbeddingCache
 from .predictor import Predictor
+from .structure_maps import MapPredictor, has_maps
 from .volume_network import VolumePredictor, is_volume_network
 
 
@@ -53,7 +55,7 @@ def load_support_predictor(
     intensity: IntensitySpec | None = None,
     report: Report = silent,
 ) -> support.SupportPredictor:
-    """A support set on a base model (default: the bundled one), or on an adapter that knows no structure by name.
+    """A support set on a base model (default: "medical"), or on an adapter that knows no structure by name.
 
     `recipe` holds the options of `SupportRecipe` that differ from its defaults; `intensity` None: by the kind of image.
     """
@@ -75,7 +77,16 @@ def _promptable(adapter: Adapter | None, adapter_path: str | None, base: str | N
     network = _network(adapter, adapter_path, base, device)
     if adapter is not None and adapter.method == support.METHOD:
         return support.SupportPredictor(network, adapter)
-    return Predictor(network, adapter)
+    return predictor_of(network, adapter)
+
+
+def predictor_of(
+    network: PromptableNetwork, adapter: Adapter | None, *, cache: EmbeddingCache | None = None
+) -> Predictor:
+    """What answers with the base model, or with an adapter of it."""
+    if adapter is not None and has_maps(adapter):
+        return MapPredictor(network, adapter, cache=cache)
+    return Predictor(network, adapter, cache=cache)
 
 
 def _network(
@@ -85,7 +96,7 @@ def _network(
     or what methods of adaptation would choose if it `looks` at a support set.
     """
     if adapter is None:
-        name = base or "bundled"
+        name = base or (registry.FOR_EXEMPLARS if looks else registry.FOR_CLICKS)
         size = affordable_size(name, device) if looks else None
         return load_base(name, image_size=size, device=str(device))
     name = base or adapter.base_model

@@ -92,9 +92,9 @@ def fitted_classifier(
     return ContextClassifier(firsts, seconds), odds
 
 
-def tried(pictures: Sequence[Picture], sources: Sequence[int]) -> list[int]:
-    """The numbers of up to `MOST_TRIED` slices, evenly spread, that ways are compared on."""
-    places = set(np.linspace(0, len(sources) - 1, MOST_TRIED).round().astype(int).tolist())
+def tried(pictures: Sequence[Picture], sources: Sequence[int], most: int = MOST_TRIED) -> list[int]:
+    """The numbers of up to `most` slices, evenly spread, that ways are compared on."""
+    places = set(np.linspace(0, len(sources) - 1, most).round().astype(int).tolist())
     return [
         n for n, p in enumerate(pictures) if p.original and p.source in sources and sources.index(p.source) in places
     ]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from FewShotSegLib.data.digests import sha256_of_array
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.imaging.slices import LabelledSlice, background_slices, labelled_slices
 
 GAMMA, GAIN, BIAS, BLUR = 0.4, 0.1, 0.05, 0.7  # how far copies differ in brightness (0 to 1) and sharpness
 
@@ -23,6 +28,45 @@ class Picture:
     content: tuple[int, int]
     source: int
     original: bool
+
+
+def distinct_slices(
+    exemplars: Sequence[Exemplar], intensity: IntensitySpec, image_size: int, most: int
+) -> dict[str, LabelledSlice]:
+    """{digest: slice} of the exemplars' annotated slices and as many empty ones, `most` annotated ones in all; ordered
+    by digest, so that neither the order of the exemplars matters nor a slice that comes twice.
+    """
+    share = max(most // len(exemplars), 1)
+    pieces: dict[str, LabelledSlice] = {}
+    for exemplar in exemplars:
+        some = replace(exemplar, annotated_slices=_spread(exemplar, share))
+        shown = labelled_slices(some, intensity, image_size)
+        empty = background_slices(some, intensity, image_size, limit=max(len(shown), 1))
+        for piece in (*shown, *empty):
+            pieces[sha256_of_array(np.stack([piece.image, piece.labels]))] = piece
+    return {digest: pieces[digest] for digest in sorted(pieces)}
+
+
+def _spread(exemplar: Exemplar, most: int) -> tuple[int, ...]:
+    """Up to `most` annotated slices, evenly spread, and the largest one of each structure that these would miss."""
+    indices = exemplar.annotated_slices
+    if len(indices) <= most:
+        return indices
+    chosen = {indices[i] for i in np.linspace(0, len(indices) - 1, most).round().astype(int)}
+    areas = {index: np.bincount(exemplar.labels_on(index).ravel(), minlength=2) for index in indices}
+    for value in exemplar.annotated_structures():
+        area = {index: counts[value] if value < len(counts) else 0 for index, counts in areas.items()}
+        if not any(area[index] for index in chosen):
+            chosen.add(max(indices, key=lambda index: area[index]))
+    return tuple(sorted(chosen))
+
+
+def numbered(slices: Iterable[LabelledSlice]) -> list[Picture]:
+    """Slices as pictures, in their order."""
+    return [
+        Picture(piece.image, piece.labels.astype(np.int32), piece.frame.content, number, True)
+        for number, piece in enumerate(slices)
+    ]
 
 
 def pictures_of(slices: Sequence[Picture], at_least: int, seed: int) -> list[Picture]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,17 +155,19 @@ class Predictor:
         whole = self.user_prompt(prompt, frame)
         first = whole.coords.shape[1] - max(len(prompt.points_ijk) - 1, 0)
         given = replace(whole, coords=whole.coords[:, :first], labels=whole.labels[:, :first])
-        masks = self._decode_both(embedding, given, structures)
+        masks = self.decode_known(embedding, given, structures)
         for end in range(first + 1, whole.coords.shape[1] + 1):
             previous = torch.from_numpy(masks.logits)[:, None].to(self.network.device)
             side = (self.network.mask_input_size,) * 2
             previous = F.interpolate(previous, side, mode="bilinear").clamp(-MOST_LOGIT, MOST_LOGIT)
             given = PromptBatch(whole.coords[:, :end], whole.labels[:, :end], previous)
-            masks = self._decode_both(embedding, given, structures)
+            masks = self.decode_known(embedding, given, structures)
         return masks
 
-    def _decode_both(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
-        """The mean of the answers with and without structure tokens."""
+    def decode_known(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
+        """Target logits of N prompts on one slice, on N structures that the adapter knows, or on unknown ones (none
+        given): the mean of the answers with and without structure tokens.
+        """
         plain = self.decode(embedding, prompts)
         if not structures or self.adaptation is None:
             return plain
@@ -202,8 +205,13 @@ def restored_adaptation(network: PromptableNetwork, adapter: Adapter) -> Adaptat
         facts.get("locator", True),
     )
     adaptation = Adaptation(network, spec, sorted(adapter.structures), generator=torch.Generator().manual_seed(0))
-    adaptation.load(network, {name: t for name, t in adapter.tensors.items() if not name.startswith(MAPS)})
+    adaptation.load(network, network_tensors(adapter))
     return adaptation
+
+
+def network_tensors(adapter: Adapter) -> dict[str, NDArray[Any]]:
+    """The tensors of an adapter that belong to its network."""
+    return {name: tensor for name, tensor in adapter.tensors.items() if not name.startswith(MAPS)}
 
 
 def _coords_and_labels(

@@ -33,7 +33,7 @@ def quality(found: Segmentation, axis: int) -> dict[str, dict[str, Any]]:
             "volume_ml": round(count * voxel_ml, 4),
             "voxels": count,
             "confidence": None if confidence is None else round(confidence, 4),
-            "flags": _flags(mask, count, confidence),
+            "flags": _flags(mask, count, confidence, axis),
         }
     return rows
 
@@ -44,10 +44,11 @@ def _confidence(mask: Mask, per_slice: dict[int, float], axis: int) -> float | N
     return float(np.mean(values)) if values else None
 
 
-def _flags(mask: Mask, count: int, confidence: float | None) -> list[str]:
+def _flags(mask: Mask, count: int, confidence: float | None, axis: int) -> list[str]:
     if not count:
         return [EMPTY]
     flags = [UNSURE] if confidence is not None and confidence < LOW_CONFIDENCE else []
-    # The only slice of a flat image is no border.
-    at_border = [mask.take((0, -1), axis=axis).any() for axis in range(3) if mask.shape[axis] > 1]
+    # First and last slices often cut through organs that go on, which is no fault of the segmentation; a structure that
+    # leaves the image sideways is cut off, or leaked.
+    at_border = [mask.take((0, -1), axis=side).any() for side in range(3) if side != axis and mask.shape[side] > 1]
     return [*flags, CUT_OFF] if any(at_border) else flags

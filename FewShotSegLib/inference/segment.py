@@ -9,7 +9,7 @@ Where structures overlap the higher logit wins; this is the only place where tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,9 @@ from .predictor import Predictor
 
 Logits = NDArray[np.float32]
 
+MAIN_SHARE = 0.3  # of the weight of the heaviest piece, from which a piece is kept: two kidneys are two pieces
+CERTAINTY_STEPS = 16.0  # per logit, of what is kept in 8 bits
+
 
 @dataclass(frozen=True)
 class SegmentOptions:
@@ -44,6 +47,7 @@ class SegmentOptions:
     probabilities: bool = False
     largest_component: bool = False
     min_island_ml: float = 0.0
+    all_pieces: bool = False  # keep what lies apart of structures that are in one piece where they were learned
     batch_slices: int = 4
 
 
@@ -86,7 +90,8 @@ def segment(
             job.prompted(value, wanted)
         if adapter is not None:
             job.prompt_free([value for value in adapter.structures if value not in by_structure])
-        labels = job.labels(sorted(structures))
+        whole = [] if adapter is None or options.all_pieces else in_one_piece(adapter)
+        labels = job.labels(sorted(structures), whole)
     labels = cleaned(labels, volume.spacing_mm, options)
     return Segmentation(Labelmap(volume.like(labels), structures), job.probabilities, job.confidence)
 
@@ -144,6 +149,7 @@ class _Slices:
         self.confidence: dict[int, dict[int, float]] = {}
         self.probabilities: dict[int, NDArray[np.float16]] = {}
         self.free: list[int] = []
+        self.certainty: NDArray[np.uint8] | None = None
 
     def prompt_free(self, structures: Sequence[int]) -> None:
         self.free = list(structures)
@@ -200,14 +206,22 @@ class _Slices:
         point[0, rows], point[0, columns] = row, column
         return Prompt(self.axis, index, points_ijk=point, point_labels=np.array([1]), mask=mask)
 
-    def labels(self, structures: Sequence[int]) -> NDArray[Any]:
-        """Labels (K, J, I): per voxel the structure with the highest positive logit."""
+    def labels(self, structures: Sequence[int], whole: Collection[int] = ()) -> NDArray[Any]:
+        """Labels (K, J, I): per voxel the structure with the highest positive logit. Of structures that are `whole` and
+        that no prompt pointed at, only the main pieces.
+        """
+        whole = [value for value in whole if value in self.free]
         labels = np.zeros(self.volume.shape, np.uint8 if max(structures, default=0) < 256 else np.uint16)
+        if whole:
+            self.certainty = np.zeros(self.volume.shape, np.uint8)
         if self.options.probabilities:
             self.probabilities = {v: np.zeros(self.volume.shape, np.float16) for v in structures}
         for index, found in self._per_slice():
             self._write(labels, index, found)
             self.report(Progress(index + 1, self.count, f"slice {index + 1} of {self.count}"))
+        if self.certainty is not None:
+            for value in whole:
+                keep_main_pieces(labels, self.certainty, value)
         return labels
 
     def _per_slice(self) -> Iterator[tuple[int, dict[int, Logits]]]:
@@ -237,9 +251,30 @@ class _Slices:
             values = np.array([0, *found], labels.dtype)
             stack = np.stack([np.zeros(next(iter(found.values())).shape, np.float32), *found.values()])
             labels[tuple(at)] = values[np.argmax(stack, axis=0)]
+            if self.certainty is not None:
+                self.certainty[tuple(at)] = np.clip(stack.max(axis=0) * CERTAINTY_STEPS, 0, 255)
         for value, logits in found.items():
             if self.options.probabilities:
                 self.probabilities[value][tuple(at)] = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
+
+
+def keep_main_pieces(labels: NDArray[Any], certainty: NDArray[np.uint8], value: int) -> None:
+    """Remove from labels (K, J, I) the pieces of a structure that weigh little beside its heaviest one. The weight of a
+    piece is the sum of its logits (K, J, I, in steps): the certain piece counts, not the large one.
+    """
+    window = ndimage.find_objects((labels == value).astype(np.uint8))
+    if not window:
+        return
+    pieces, count = ndimage.label(labels[window[0]] == value, np.ones((3, 3, 3)))
+    weights = ndimage.sum_labels(certainty[window[0]], pieces, range(1, count + 1))
+    light = 1 + np.flatnonzero(weights < MAIN_SHARE * weights.max())
+    labels[window[0]][np.isin(pieces, light)] = 0
+
+
+def in_one_piece(adapter: Adapter) -> list[int]:
+    """The structures that were in one piece, or a few of like size, on the slices that they were learned from."""
+    names = set(adapter.metrics.get("in_one_piece", ()))
+    return [value for value, name in adapter.structures.items() if name in names]
 
 
 def cleaned(labels: NDArray[Any], spacing_mm: NDArray[Any], options: SegmentOptions) -> NDArray[Any]:

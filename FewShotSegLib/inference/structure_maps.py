@@ -76,22 +76,22 @@ class StructureMaps:
     def restored(cls, adapter: Adapter, device: torch.device) -> StructureMaps:
         """The maps that an adapter holds."""
         ways = tuple((adapter.architecture or {})["maps"]["ways"])
+
+        def numbers(name: str) -> Tensor:
+            if f"{MAPS}{name}" not in adapter.tensors:
+                raise InputError(f"The adapter is not whole: its maps lack {name}; make it again.")
+            return torch.from_numpy(np.array(adapter.tensors[f"{MAPS}{name}"])).to(device)
+
         members: dict[tuple[int, str], list[PixelClassifier]] = {}
         for name in adapter.tensors:
             if name.startswith(MAPS) and name.endswith(".seen"):
-                number, stage, _ = name.removeprefix(MAPS).split(".")[:3]
-                of_seen, of_place = (
-                    torch.from_numpy(np.array(adapter.tensors[f"{name.removesuffix('.seen')}.{part}"])).to(device)
-                    for part in ("seen", "place")
-                )
-                members.setdefault((int(number), stage), []).append(PixelClassifier(of_seen, of_place))
+                member = name.removeprefix(MAPS).removesuffix(".seen")
+                number, stage, _ = member.split(".")
+                classifier = PixelClassifier(numbers(f"{member}.seen"), numbers(f"{member}.place"))
+                members.setdefault((int(number), stage), []).append(classifier)
         count = 1 + max((number for number, _ in members), default=-1)
-        try:
-            classifiers = tuple(ContextClassifier(members[n, "first"], members[n, "second"]) for n in range(count))
-            offsets = torch.from_numpy(np.array(adapter.tensors[f"{MAPS}offsets"])).to(device)
-        except KeyError as error:
-            raise InputError(f"The adapter is not whole: its maps lack {error}; make it again.") from None
-        return cls(tuple(sorted(adapter.structures)), classifiers, offsets, ways)
+        classifiers = tuple(ContextClassifier(members[n, "first"], members[n, "second"]) for n in range(count))
+        return cls(tuple(sorted(adapter.structures)), classifiers, numbers("offsets"), ways)
 
 
 def has_maps(adapter: Adapter) -> bool:
@@ -171,7 +171,7 @@ class MapPredictor(Predictor):
         answers[rows] = torch.stack([answers[rows], *logits]).mean(0)
         return answers
 
-    def _decode_both(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
+    def decode_known(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
         """The mean of the answers without and with the map of the structure as a mask prompt. A prompt that brings a
         mask of its own, such as the answer that it corrects, keeps it.
         """

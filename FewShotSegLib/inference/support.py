@@ -16,18 +16,17 @@ import torch
 import torch.nn.functional as F
 
 from FewShotSegLib.data.adapter import Adapter, check_base
-from FewShotSegLib.data.digests import sha256_of_array
 from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import check, from_dict, option, to_dict
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.imaging.slices import LabelledSlice, background_slices, labelled_slices
+from FewShotSegLib.imaging.slices import in_one_piece
 from FewShotSegLib.progress import Report, silent
 from FewShotSegLib.sam.network import Embedding, PromptableNetwork
 
 from .embedding_cache import EmbeddingCache
 from .map_fitting import decided, fitted_classifier, samples_of, tried
-from .pictures import Picture, pictures_of
+from .pictures import Picture, distinct_slices, pictures_of
 from .predictor import Masks
 from .structure_maps import MapPredictor, expected_iou
 
@@ -68,15 +67,7 @@ def support_adapter(
     recipe = recipe or SupportRecipe()
     structures = check_exemplars(exemplars)
     intensity = intensity or replace(IntensitySpec.auto(exemplars[0].volume), scale=base.scale)
-    most = max(recipe.most_slices // len(exemplars), 1)
-    pieces: dict[str, LabelledSlice] = {}
-    for exemplar in exemplars:
-        some = replace(exemplar, annotated_slices=_spread(exemplar, most))
-        shown = labelled_slices(some, intensity, base.image_size)
-        empty = background_slices(some, intensity, base.image_size, limit=max(len(shown), 1))
-        for piece in (*shown, *empty):
-            pieces[sha256_of_array(np.stack([piece.image, piece.labels]))] = piece
-    chosen = [pieces[digest] for digest in sorted(pieces)]
+    chosen = list(distinct_slices(exemplars, intensity, base.image_size, recipe.most_slices).values())
     return Adapter(
         tensors={
             "images": np.stack([piece.image for piece in chosen]),
@@ -93,21 +84,8 @@ def support_adapter(
         seed=recipe.seed,
         axis=exemplars[0].axis,
         provenance={"slices": [piece.source for piece in chosen]},
+        metrics={"in_one_piece": in_one_piece(chosen, structures)},
     )
-
-
-def _spread(exemplar: Exemplar, most: int) -> tuple[int, ...]:
-    """Up to `most` annotated slices, evenly spread, and the largest one of each structure that these would miss."""
-    indices = exemplar.annotated_slices
-    if len(indices) <= most:
-        return indices
-    chosen = {indices[i] for i in np.linspace(0, len(indices) - 1, most).round().astype(int)}
-    areas = {index: np.bincount(exemplar.labels_on(index).ravel(), minlength=2) for index in indices}
-    for value in exemplar.annotated_structures():
-        area = {index: counts[value] if value < len(counts) else 0 for index, counts in areas.items()}
-        if not any(area[index] for index in chosen):
-            chosen.add(max(indices, key=lambda index: area[index]))
-    return tuple(sorted(chosen))
 
 
 class SupportPredictor(MapPredictor):

@@ -17,7 +17,7 @@ from FewShotSegLib.data.adapter import Adapter, card, check_base
 from FewShotSegLib.data.job import AdaptJob
 from FewShotSegLib.data.recipe import from_dict
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.io.adapters import save_adapter
+from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.methods import Method, method
 from FewShotSegLib.sam import registry
@@ -76,13 +76,21 @@ def recipe_of(job: AdaptJob) -> Any:
     module = method(job.method)
     recipe = from_dict(module.Recipe, job.recipe)
     if module.needs_base(recipe) and recipe.image_size is None:
-        recipe = replace(recipe, image_size=registry.find(job.base)[0].image_size)
+        recipe = replace(recipe, image_size=registry.find(base_of(job))[0].image_size)
     return recipe
+
+
+def base_of(job: AdaptJob) -> str:
+    """The name or file of the base model that is adapted."""
+    if job.base != registry.AUTO:
+        return job.base
+    start = load_adapter(job.warm_start) if job.warm_start else None
+    return start.base_model if start is not None and start.base_model else registry.base_for(job.method)
 
 
 def family_of(job: AdaptJob, recipe: Any) -> str:
     """The word that methods resolve their presets by: that of the base model, where there is one."""
-    return registry.find(job.base)[0].family if method(job.method).needs_base(recipe) else "compact"
+    return registry.find(base_of(job))[0].family if method(job.method).needs_base(recipe) else "compact"
 
 
 def _pictures(adapter: Adapter, out: Path, notes: Notes) -> list[Path]:
@@ -123,7 +131,7 @@ def _attempt(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: torch.devi
     checkpoint = _checkpoint(Path(job.out), recipe, device)
     try:
         if chosen.needs_base(recipe):
-            inputs = _with_base(inputs, load_base(job.base, image_size=recipe.image_size, device=str(device)))
+            inputs = _with_base(inputs, load_base(base_of(job), image_size=recipe.image_size, device=str(device)))
         if checkpoint.exists():
             notes.say(f"Going on from {checkpoint.name}.")
         run = RunContext(stage_rng(job.seed, "adapt"), notes, device, job.max_seconds, checkpoint)

@@ -19,7 +19,7 @@ from FewShotSegLib.methods import method
 from FewShotSegLib.progress import Progress, Report, note, silent
 from FewShotSegLib.sam import registry
 
-from .adapt import recipe_of
+from .adapt import base_of, recipe_of
 from .run import run
 
 
@@ -89,7 +89,7 @@ def _preset(job: AdaptJob, device: torch.device) -> str | None:
     recipe = recipe_of(job)
     if not module.needs_base(recipe):
         return None
-    model, _ = registry.find(job.base)
+    model, _ = registry.find(base_of(job))
     return getattr(module.resolve(recipe, model.family, device), "preset", None)
 
 

@@ -154,6 +154,7 @@ def _options(job: SegmentJob) -> SegmentOptions:
         probabilities=job.probabilities,
         largest_component=job.largest_component,
         min_island_ml=job.min_island_ml,
+        all_pieces=job.all_pieces,
     )
 
 

@@ -17,15 +17,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import preflight
 from FewShotSegLib.data.recipe import option, with_preset
 from FewShotSegLib.sam.presets import ALL_BLOCKS, smaller_preset
-from FewShotSegLib.synthesis.plan import SynthesisRecipe
+from FewShotSegLib.synthesis.plan import Sample, SynthesisRecipe
 from FewShotSegLib.training.context import AdaptInputs, RunContext
-from FewShotSegLib.training.prompted import adapt_prompted, training_samples
+from FewShotSegLib.training.mapped import adapt_with_maps, map_samples
+from FewShotSegLib.training.prompted import adapt_prompted
+from FewShotSegLib.training.prompted import training_samples as synthesized_samples
 from FewShotSegLib.training.prompted_recipe import PromptedRecipe
 from FewShotSegLib.training.prompted_recipe import resolve as resolve_prompted
 
@@ -58,6 +61,7 @@ ORGANS = SynthesisRecipe(
 # A tumour may lie anywhere and any way round.
 TUMOUR = replace(ORGANS, rotation_deg=180.0, flip="both", shift=0.25)
 _PAPER: dict[str, Any] = {
+    "structure_maps": False,
     "encoder_blocks": ALL_BLOCKS,
     "click_prompts": 1,
     "token_prompts": 0,
@@ -97,6 +101,16 @@ def resolve(recipe: PromptedRecipe, family: str, device: torch.device) -> Prompt
 
 
 def adapt(inputs: AdaptInputs, recipe: PromptedRecipe, run: RunContext) -> Adapter:
-    """Train an adapter for the structures of the exemplars on the promptable base; see `adapt_prompted`."""
+    """Train an adapter for the structures of the exemplars on the promptable base: in encoder and decoder
+    (`adapt_prompted`), or beside a frozen encoder (`adapt_with_maps`).
+    """
     base = inputs.promptable_base
-    return adapt_prompted(inputs, resolve(recipe, base.family, base.device), run, method="lora")
+    recipe = resolve(recipe, base.family, base.device)
+    if recipe.structure_maps:
+        return adapt_with_maps(inputs, recipe, run, method="lora")
+    return adapt_prompted(inputs, recipe, run, method="lora")
+
+
+def training_samples(inputs: AdaptInputs, recipe: PromptedRecipe, rng: np.random.Generator, count: int) -> list[Sample]:
+    """`count` samples of what would be trained on with this resolved recipe."""
+    return (map_samples if recipe.structure_maps else synthesized_samples)(inputs, recipe, rng, count)

@@ -21,6 +21,7 @@ class Preset:
     checkpointing: bool
     pool_size: int = 0
     free_gib: float = 0.0
+    structure_maps: bool = False
 
 
 # SAM ViT models, from the largest need to the smallest; figures from micro-sam's and peft-sam's memory tables.
@@ -32,6 +33,18 @@ PRESETS = {
     "cpu": Preset(0, 512, 2, False, pool_size=64),
 }
 COMPACT = Preset(ALL_BLOCKS, 160, 4, False)
+# Its encoder knows medical images: maps on the features as they are beat LoRA in the encoder, on a GPU too.
+TINY_VIT_GPU = Preset(ALL_BLOCKS, 256, 4, False, structure_maps=True)
+TINY_VIT_CPU = Preset(0, 256, 2, False, pool_size=64, structure_maps=True)
+
+
+def preset_of(family: str, name: str, device: torch.device) -> Preset:
+    """What fits a family of base models (see `BaseModel.family`); the name counts for SAM's ViT models."""
+    if family == "compact":
+        return COMPACT
+    if family == "tiny_vit":
+        return TINY_VIT_GPU if device.type == "cuda" else TINY_VIT_CPU
+    return PRESETS[name]
 
 
 def best_preset(device: torch.device) -> str:
@@ -57,4 +70,4 @@ def affordable_size(name: str, device: torch.device) -> int | None:
     SAM at 1024 pixels would take minutes on a CPU before the first answer.
     """
     model, _ = registry.find(name)
-    return None if model.architecture == "compact" else PRESETS[best_preset(device)].image_size
+    return PRESETS[best_preset(device)].image_size if model.family == "sam" else None

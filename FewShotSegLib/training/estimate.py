@@ -7,7 +7,8 @@ so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,53 +59,82 @@ def described(folds: Sequence[Fold]) -> str:
     return f"left-out exemplars {how}"
 
 
+Answer = Callable[[LabelledSlice], NDArray[np.bool_]]
+"""A slice -> masks (K, h, w) of all structures, without clicks."""
+ClickedAnswer = Callable[[LabelledSlice, PromptBatch, Sequence[int]], NDArray[np.bool_]]
+"""A slice, N clicks and what each is on (-1: background) -> masks (N, h, w)."""
+
+
 def held_out_dice(
     network: PromptableNetwork, adaptation: Adaptation, exemplar: Exemplar, intensity: IntensitySpec
 ) -> dict[int, float]:
     """Dice per structure, without clicks, over the annotated slices of an exemplar the adaptation has not seen."""
-    slices = _spread(labelled_slices(exemplar, intensity, network.image_size))
     structures = adaptation.structures
-    overlap, total = np.zeros(len(structures)), np.zeros(len(structures))
+    coords = torch.zeros(len(structures), FIRST_PROMPT, 2, device=network.device)
+    labels = torch.full((len(structures), FIRST_PROMPT), PADDING, device=network.device)
+
+    def answer(piece: LabelledSlice) -> NDArray[np.bool_]:
+        embedding = _encoded(network, piece, intensity)
+        asked = adaptation.structure_prompts(network, embedding, PromptBatch(coords, labels), structures)
+        return _answers(network, embedding, asked)
+
     with adaptation.applied(network), torch.inference_mode():
-        coords = torch.zeros(len(structures), FIRST_PROMPT, 2, device=network.device)
-        labels = torch.full((len(structures), FIRST_PROMPT), PADDING, device=network.device)
-        for piece in slices:
-            embedding = _encoded(network, piece, intensity)
-            asked = adaptation.structure_prompts(network, embedding, PromptBatch(coords, labels), structures)
-            answers = _answers(network, embedding, asked)
-            truth = np.stack([_at(piece.labels == v, answers.shape[-1]) for v in structures])
-            overlap += (answers & truth).sum((1, 2))
-            total += answers.sum((1, 2)) + truth.sum((1, 2))
+        return dice_of_slices(labelled_slices(exemplar, intensity, network.image_size), structures, answer)
+
+
+def dice_of_slices(
+    pieces: Sequence[LabelledSlice], structures: Sequence[int], answer: Answer, most: int = MOST_SLICES
+) -> dict[int, float]:
+    """Dice per structure over up to `most` slices taken together; none of a structure in neither truth nor answers."""
+    overlap, total = np.zeros(len(structures)), np.zeros(len(structures))
+    for piece in _spread(pieces, most):
+        answers = answer(piece)
+        truth = np.stack([_at(piece.labels == v, answers.shape[-1]) for v in structures])
+        overlap += (answers & truth).sum((1, 2))
+        total += answers.sum((1, 2)) + truth.sum((1, 2))
     return {v: float(2 * o / t) for v, o, t in zip(structures, overlap, total, strict=True) if t > 0}
 
 
 def compare_with_base(
     network: PromptableNetwork,
-    adaptation: Adaptation,
+    adapted: ClickedAnswer,
     exemplars: Sequence[Exemplar],
     intensity: IntensitySpec,
     *,
     rng: np.random.Generator,
+    most: int = MOST_SLICES,
 ) -> dict[str, Any]:
-    """Base against adapted model on the exemplars' own slices, clicked in the middle and anywhere.
+    """Base against adapted model on up to `most` of the exemplars' own slices, clicked in the middle and anywhere.
 
     Returns Dice of both, `click_sensitivity` (1 - IoU of the adapted answers to clicks on different things), and
     `warnings`: sentences, none when all is well. These are checks for damage, not estimates of accuracy.
     """
     pieces = [p for e in exemplars for p in labelled_slices(e, intensity, network.image_size) if p.labels.any()]
-    pieces = _spread(pieces)
+    pieces = _spread(pieces, most)
     asked = [_clicks(piece, rng) for piece in pieces]
-    base = [_clicked(network, p, intensity, a[0]) for p, a in zip(pieces, asked, strict=True)]
-    with adaptation.applied(network):
-        adapted = [_clicked(network, p, intensity, a[0]) for p, a in zip(pieces, asked, strict=True)]
+    plain = clicked_answers(network, intensity)
+    bases = [plain(p, *a) for p, a in zip(pieces, asked, strict=True)]
+    answers = [adapted(p, *a) for p, a in zip(pieces, asked, strict=True)]
     truths = [
-        np.stack([_at(p.labels == v, b.shape[-1]) for v in a[1]]) for p, a, b in zip(pieces, asked, base, strict=True)
+        np.stack([_at(p.labels == v, b.shape[-1]) for v in a[1]]) for p, a, b in zip(pieces, asked, bases, strict=True)
     ]
-    base_dice = float(np.mean([_dice(b, t) for b, t in zip(base, truths, strict=True)]))
-    adapted_dice = float(np.mean([_dice(b, t) for b, t in zip(adapted, truths, strict=True)]))
-    sensitivity = float(np.mean([_sensitivity(answers, a[1]) for answers, a in zip(adapted, asked, strict=True)]))
+    base_dice = float(np.mean([_dice(b, t) for b, t in zip(bases, truths, strict=True)]))
+    adapted_dice = float(np.mean([_dice(b, t) for b, t in zip(answers, truths, strict=True)]))
+    sensitivity = float(np.mean([_sensitivity(found, a[1]) for found, a in zip(answers, asked, strict=True)]))
     verdict = {"base_dice": base_dice, "adapted_dice": adapted_dice, "click_sensitivity": sensitivity}
     return {**verdict, "warnings": _warnings(base_dice, adapted_dice, sensitivity)}
+
+
+def clicked_answers(
+    network: PromptableNetwork, intensity: IntensitySpec, adaptation: Adaptation | None = None
+) -> ClickedAnswer:
+    """Answers of a network to clicks alone, or of the network with an adaptation."""
+
+    def answer(piece: LabelledSlice, prompts: PromptBatch, values: Sequence[int]) -> NDArray[np.bool_]:
+        with adaptation.applied(network) if adaptation else contextlib.nullcontext():
+            return _clicked(network, piece, intensity, prompts)
+
+    return answer
 
 
 def provenance(exemplar: Exemplar) -> dict[str, Any]:
@@ -138,9 +168,9 @@ def _warnings(base_dice: float, adapted_dice: float, sensitivity: float) -> list
     return warnings
 
 
-def _spread(pieces: Sequence[LabelledSlice]) -> list[LabelledSlice]:
-    """At most MOST_SLICES of them, from the first to the last."""
-    keep = np.linspace(0, len(pieces) - 1, min(MOST_SLICES, len(pieces))).round().astype(int)
+def _spread(pieces: Sequence[LabelledSlice], most: int) -> list[LabelledSlice]:
+    """At most `most` of them, from the first to the last."""
+    keep = np.linspace(0, len(pieces) - 1, min(most, len(pieces))).round().astype(int)
     return [pieces[i] for i in keep]
 
 

@@ -18,7 +18,8 @@ from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.devices import training_precision
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.imaging.slices import background_slices, labelled_slices, neighbour_slices
+from FewShotSegLib.imaging.slices import background_slices, in_one_piece, labelled_slices, neighbour_slices
+from FewShotSegLib.inference.structure_maps import StructureMaps
 from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.progress import Progress, Report, note, warning, with_share_done
 from FewShotSegLib.sam.clicks import random_click
@@ -51,31 +52,37 @@ def adapt_prompted(
     recipe = resolve(recipe, base.family, base.device)
     structures = check_exemplars(exemplars)
     if inputs.start is not None:
-        _check_same_structures(inputs.start, structures)
+        check_same_structures(inputs.start, structures)
     intensity = inputs.intensity or replace(inputs.intensity_of_exemplars(), scale=base.scale)
     seed = run.new_seed()
     trainer = _Trainer(base, structures, intensity, seed, inputs.start, beside)
     folds = estimate.leave_out(exemplars, recipe.estimate_folds)
     # Estimating may take a third of the time; the final run gets the rest.
     fold_seconds = run.max_seconds / 3 / len(folds) if run.max_seconds and folds else None
-    fold_recipe = replace(recipe, steps=max(recipe.steps // 3, 1))
-    all_steps = len(folds) * fold_recipe.steps + recipe.steps
+    steps = recipe.steps or 1
+    fold_steps = max(steps // 3, 1)
+    fold_recipe = replace(recipe, steps=fold_steps)
+    all_steps = len(folds) * fold_steps + steps
     scores: list[dict[int, float]] = []
     for number, (kept, held_out) in enumerate(folds):
-        done = number * fold_recipe.steps / all_steps, (number + 1) * fold_recipe.steps / all_steps
+        done = number * fold_steps / all_steps, (number + 1) * fold_steps / all_steps
         part = replace(run, report=with_share_done(run.report, *done), max_seconds=fold_seconds, checkpoint=None)
         adaptation, _, _ = trainer.train(kept, fold_recipe, part, f"estimating {number + 1}/{len(folds)}")
         scores.append(estimate.held_out_dice(base, adaptation, held_out, intensity))
     rest = run.max_seconds - (fold_seconds or 0) * len(folds) if run.max_seconds else None
-    part = replace(run, report=with_share_done(run.report, 1 - recipe.steps / all_steps, 1.0), max_seconds=rest)
+    part = replace(run, report=with_share_done(run.report, 1 - steps / all_steps, 1.0), max_seconds=rest)
     adaptation, fitted, joint = trainer.train(exemplars, recipe, part, "adapting", can_stop=True)
-    metrics = _metrics(fitted, scores, folds, structures, recipe.estimate_folds)
+    metrics = metrics_of(fitted, scores, folds, structures, recipe.estimate_folds)
+    shown = [piece for exemplar in exemplars for piece in labelled_slices(exemplar, intensity, base.image_size)]
+    metrics["in_one_piece"] = in_one_piece(shown, structures)
     if joint is not None:
         metrics["auxiliary"] = joint.summary()
     if recipe.guard != "off":
-        verdict = estimate.compare_with_base(base, adaptation, exemplars, intensity, rng=step_rng(seed, 2**31 - 1))
+        adapted = estimate.clicked_answers(base, intensity, adaptation)
+        rng = step_rng(seed, 2**31 - 1)
+        verdict = estimate.compare_with_base(base, adapted, exemplars, intensity, rng=rng)
         metrics["guard"] = verdict
-        _speak(verdict, recipe, run.report)
+        speak(verdict, recipe, run.report)
     return adapter_of(
         base,
         adaptation,
@@ -90,20 +97,32 @@ def adapt_prompted(
     )
 
 
-def adapter_of(base: PromptableNetwork, adaptation: Adaptation, recipe: PromptedRecipe, **facts: Any) -> Adapter:
-    """The adapter of a trained adaptation; `facts` are the fields of `Adapter` that these three do not tell."""
+def adapter_of(
+    base: PromptableNetwork,
+    adaptation: Adaptation,
+    recipe: PromptedRecipe,
+    *,
+    maps: StructureMaps | None = None,
+    **facts: Any,
+) -> Adapter:
+    """The adapter of a trained adaptation, and of the maps that go with it; `facts` are the fields of `Adapter` that
+    these do not tell.
+    """
+    architecture: dict[str, Any] = {
+        "lora": to_dict(adaptation.spec.lora),
+        "tokens": recipe.tokens,
+        "full_decoder": recipe.full_decoder,
+        "locator": adaptation.spec.locator,
+    }
+    if maps is not None:
+        architecture.update(locator=False, maps={"ways": list(maps.ways)})
     return Adapter(
-        tensors=adaptation.tensors(base),
+        tensors={**adaptation.tensors(base), **(maps.tensors() if maps is not None else {})},
         recipe=to_dict(recipe),
         base_model=base.name,
         base_sha256=base.sha256,
         image_size=base.image_size,
-        architecture={
-            "lora": to_dict(adaptation.spec.lora),
-            "tokens": recipe.tokens,
-            "full_decoder": recipe.full_decoder,
-            "locator": adaptation.spec.locator,
-        },
+        architecture=architecture,
         **facts,
     )
 
@@ -183,7 +202,7 @@ def learn(
     """Train the adaptation of `lesson` in place; it ends as the best state that was seen."""
     network, adaptation, recipe = lesson.network, lesson.adaptation, lesson.recipe
     schedule = Schedule(
-        steps=recipe.steps,
+        steps=recipe.steps or 1,
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         warmup_steps=recipe.warmup_steps,
@@ -239,9 +258,10 @@ def _identity(
     return repr((network.name, network.sha256, network.image_size, digests, *given))
 
 
-def _metrics(
+def metrics_of(
     fitted: FitResult, scores: list[dict[int, float]], folds: Sequence[Any], structures: dict[int, str], asked: int
 ) -> dict[str, Any]:
+    """What training and estimate came to, as JSON types for the card of the adapter."""
     metrics: dict[str, Any] = {
         "steps": fitted.steps,
         "stopped_by": fitted.stopped_by,
@@ -266,7 +286,8 @@ def _with_picture(report: Report, lesson: Lesson) -> Report:
     return told
 
 
-def _check_same_structures(start: Adapter, structures: dict[int, str]) -> None:
+def check_same_structures(start: Adapter, structures: dict[int, str]) -> None:
+    """Refuse to go on from an adapter of other structures."""
     if dict(start.structures) != structures:
         had, has = (", ".join(f"{v} = {name}" for v, name in s.items()) for s in (start.structures, structures))
         raise InputError(
@@ -275,7 +296,8 @@ def _check_same_structures(start: Adapter, structures: dict[int, str]) -> None:
         )
 
 
-def _speak(verdict: dict[str, Any], recipe: PromptedRecipe, report: Report) -> None:
+def speak(verdict: dict[str, Any], recipe: PromptedRecipe, report: Report) -> None:
+    """Say what the comparison with the base model warns of, or refuse the adapter where the recipe says so."""
     if not verdict["warnings"]:
         return
     sentence = " ".join(verdict["warnings"])

@@ -12,9 +12,10 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.lora.adaptation import AdaptationSpec
 from FewShotSegLib.lora.layers import KINDS, LoraSpec
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.sam.presets import ALL_BLOCKS, COMPACT, PRESETS, best_preset
+from FewShotSegLib.sam.presets import ALL_BLOCKS, PRESETS, best_preset, preset_of
 from FewShotSegLib.synthesis.plan import SynthesisRecipe
 
+STEPS, MAP_STEPS = 400, 40
 R = TypeVar("R", bound="PromptedRecipe")
 
 
@@ -23,7 +24,9 @@ class PromptedRecipe:
     """Defaults for the bundled model on a CPU; `preset` adjusts SAM ViT models to the memory there is."""
 
     preset: str = option("auto", "Size of the work, by free GPU memory", choices=("auto", "cpu", "8GB", "12GB", "24GB"))
-    steps: int = option(400, "Most optimization steps", min=1, max=100_000)
+    steps: int | None = option(
+        None, "Most optimization steps; none: 400, or 40 of the mask decoder with structure maps", min=1, max=100_000
+    )
     learning_rate: float = option(1e-3, "Peak learning rate (Cheap Lunch: 1e-3)", min=1e-6, max=0.1, advanced=True)
     synthesis: bool = option(
         True, "Train on synthesized samples; off: on the exemplar slices as they are", advanced=True
@@ -33,6 +36,19 @@ class PromptedRecipe:
     )
     guard: str = option(
         "warn", "If the adapter is worse than the base model", choices=("warn", "refuse", "off"), advanced=True
+    )
+    structure_maps: bool | None = option(
+        None,
+        "Leave the encoder as it is: solve for maps of the structures and train the mask decoder to use them; "
+        "none: as the preset says",
+        advanced=True,
+    )
+    pictures: int = option(
+        12,
+        "With structure maps: slices and transformed copies of them to learn from, at least",
+        min=1,
+        max=256,
+        advanced=True,
     )
     rank: int = option(4, "LoRA rank (Cheap Lunch: 4)", min=1, max=256, advanced=True)
     alpha: float | None = option(None, "LoRA scale is alpha / rank; none: alpha = rank", advanced=True)
@@ -100,10 +116,13 @@ class PromptedRecipe:
 def resolve(recipe: R, family: str, device: torch.device) -> R:
     """The recipe with everything the preset decides filled in; what the user set stays."""
     name = recipe.preset if recipe.preset in PRESETS else best_preset(device)
-    preset = COMPACT if family == "compact" else PRESETS[name]
+    preset = preset_of(family, name, device)
+    maps = preset.structure_maps if recipe.structure_maps is None else recipe.structure_maps
     return replace(
         recipe,
         preset=name if recipe.preset == "auto" else recipe.preset,
+        structure_maps=maps,
+        steps=recipe.steps or (MAP_STEPS if maps else STEPS),
         encoder_blocks=preset.encoder_blocks if recipe.encoder_blocks is None else recipe.encoder_blocks,
         image_size=recipe.image_size or preset.image_size,
         batch_size=recipe.batch_size or preset.batch_size,

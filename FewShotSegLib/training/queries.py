@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -54,6 +55,15 @@ class LossWeights:
     with_background: bool = False
 
 
+class TellsStructures(Protocol):
+    """What turns prompts of structures into prompts that a network understands: an adaptation, or maps."""
+
+    def structure_prompts(
+        self, network: PromptableNetwork, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]
+    ) -> PromptBatch:
+        """The prompts (N, grouped by image) with what tells their structures."""
+
+
 @dataclass(frozen=True, eq=False)
 class Query:
     """P prompts for each of B images, grouped by image; N = B P.
@@ -98,7 +108,7 @@ def token_query(
 
 def query_loss(
     network: PromptableNetwork,
-    adaptation: Adaptation,
+    adaptation: TellsStructures,
     embedding: Embedding,
     query: Query,
     weights: LossWeights,

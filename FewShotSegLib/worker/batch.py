@@ -193,7 +193,7 @@ def _outcome_from(job: Job, message: dict[str, Any]) -> Outcome:
 def _on_dask(jobs: dict[int, Job], address: str, report: Report) -> dict[int, Outcome]:
     """Run on the cluster whose scheduler is at `address`; its workers need this library and the same paths."""
     try:
-        from dask.distributed import Client  # type: ignore[import-not-found]
+        from dask.distributed import Client
     except ModuleNotFoundError:
         raise InputError(
             'Dask is not installed: pip install "dask[distributed]", or use several processes instead.'

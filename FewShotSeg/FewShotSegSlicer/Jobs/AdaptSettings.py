@@ -32,7 +32,7 @@ class AdaptSettings:
     exemplars: Sequence[tuple[Any, ...]] | None = None
     method: str = "lora"
     recipe: Mapping[str, Any] | None = None
-    base: str = "bundled"
+    base: str = "auto"
     warmStart: Any = None
     targets: Sequence[Any] = ()
     auxiliary: Sequence[Any] = ()
@@ -62,7 +62,7 @@ class AdaptSettings:
             auxiliary_folder=_absolute(self.auxiliaryFolder),
             source_folder=_absolute(self.sourceFolder),
             target_folder=_absolute(self.targetFolder),
-            base=start["base_model"] if start and self.base == "bundled" else self.base,
+            base=start["base_model"] if start and self.base == "auto" else self.base,
             recipe=dict(self.recipe or {}),
             warm_start=start["path"] if start else None,
             max_seconds=self.maxSeconds,

@@ -168,7 +168,8 @@ class AdaptSection:
 
     def showModels(self) -> None:
         """Offer the models to start from that there are now."""
-        self.startModel.offer(self.selection.models(_("go on from {name}")))
+        automatic = (_("Automatic"), (None, None))  # what does best with the method
+        self.startModel.offer([automatic, *self.selection.models(_("go on from {name}"))])
 
     def startFrom(self, path: str) -> None:
         """Go on from an adapter, with the exemplars there are now."""

@@ -43,7 +43,7 @@ from FewShotSegLib.training.patches import PatchRecipe
 from FewShotSegLib.training.preview import patch_samples, shown_slice
 from FewShotSegLib.training.prompted import adapt_prompted
 from FewShotSegLib.training.prompted import training_samples as prompted_samples
-from FewShotSegLib.training.prompted_recipe import PromptedRecipe
+from FewShotSegLib.training.prompted_recipe import STEPS, PromptedRecipe
 from FewShotSegLib.training.prompted_recipe import resolve as resolve_prompted
 from FewShotSegLib.training.queries import Pointing, click_query, images_of, on_device, query_loss
 
@@ -159,13 +159,13 @@ def needs_base(recipe: Recipe) -> bool:
 
 def resolve(recipe: Recipe, family: str, device: torch.device) -> Recipe:
     """The recipe with everything the preset decides filled in."""
+    # Gradients of the encoder are what arms are valued by: it is never left as it is.
+    recipe = replace(recipe, structure_maps=False)
     if recipe.preset == "paper":
         if needs_base(recipe):
             raise InputError("preset=paper is of the paper's 3-D networks; choose network=unet, swinunet or mambaunet.")
         recipe = with_preset(recipe, PAPER)
-        resolved = replace(resolve_prompted(replace(recipe, preset="auto"), family, device), preset="paper")
-    else:
-        resolved = resolve_prompted(recipe, family, device)
+    resolved = resolve_prompted(recipe, family, device)
     if needs_base(recipe):
         return resolved
     return replace(resolved, batch_size=recipe.batch_size or 2, encoder_blocks=0, checkpointing=False, pool_size=0)
@@ -283,7 +283,7 @@ def _network_recipe(recipe: Recipe) -> NetworkRecipe:
     return NetworkRecipe(
         network=recipe.network,
         size=recipe.size,
-        steps=recipe.steps,
+        steps=recipe.steps or STEPS,
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         warmup_steps=recipe.warmup_steps,
@@ -307,7 +307,7 @@ def _turn_recipe(recipe: Recipe) -> TurnRecipe:
         recipe.steps_per_turn,
         min(recipe.measured_steps, recipe.steps_per_turn),
         recipe.probe_batches,
-        alone_from=round((1 - recipe.finish) * recipe.steps),
+        alone_from=round((1 - recipe.finish) * (recipe.steps or STEPS)),
         gradients=cast(Gradients, gradients),  # one of its choices
         reward_batches=recipe.reward_batches,
     )

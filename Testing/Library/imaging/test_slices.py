@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.imaging.slice_frame import mask_from_network
-from FewShotSegLib.imaging.slices import background_slices, labelled_slices, neighbour_slices
+from FewShotSegLib.imaging.slices import background_slices, in_one_piece, labelled_slices, neighbour_slices
 
 
 def a_volume(shape=(20, 40, 60), spacing_mm=(0.8, 0.8, 5.0), directions=None, dtype=np.float32) -> Volume:
@@ -70,3 +72,15 @@ def test_a_constant_slice_becomes_zeros(kind):
     exemplar = Exemplar(Volume(array, np.eye(4)), labels, {1: "liver"}, 0, (1,))
     image = labelled_slices(exemplar, IntensitySpec(kind, 0.5, 99.5), 32)[0].image
     assert not image.any()
+
+
+def test_what_is_scattered_is_told_from_what_is_in_one_piece_or_two_of_like_size(an_exemplar) -> None:
+    piece = labelled_slices(an_exemplar, WINDOW, 64)[0]
+    labels = np.zeros((64, 64), np.int32)
+    labels[4:20, 4:20] = 1
+    labels[30:40, 4:14], labels[30:40, 30:38] = 2, 2  # kidneys
+    for at in range(5):
+        labels[50 + at, 8 * at : 8 * at + at + 1] = 3  # lesions
+    labels[4:20, 40:56], labels[20, 60] = 4, 4  # a speck beside it
+    names = {1: "liver", 2: "kidneys", 3: "lesions", 4: "spleen", 5: "absent"}
+    assert in_one_piece([replace(piece, labels=labels)], names) == ["liver", "kidneys", "spleen"]

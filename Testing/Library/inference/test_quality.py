@@ -52,12 +52,18 @@ def test_a_structure_that_was_not_found_is_flagged_as_empty_and_nothing_else() -
     assert rows["liver"]["flags"] == []
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("side", [0, 1, 2])
 @pytest.mark.parametrize("end", [0, -1])
-def test_a_structure_at_any_border_is_flagged_as_cut_off(axis: int, end: int) -> None:
-    labels = a_block()
-    np.moveaxis(labels, axis, 0)[end].flat[5] = 3
-    assert quality(found(labels, {3: "liver"}), 0)["liver"]["flags"] == [CUT_OFF]
+def test_a_structure_that_leaves_the_image_within_its_slices_is_flagged_and_one_on_the_end_slices_is_not(
+    side: int, end: int
+) -> None:
+    labels = np.zeros((6, 8, 10), np.uint8)
+    middle = [3, 4, 5]
+    middle[side] = end
+    labels[tuple(middle)] = 3
+    for axis in range(3):
+        flags = quality(found(labels, {3: "liver"}), axis)["liver"]["flags"]
+        assert flags == ([] if axis == side else [CUT_OFF])
 
 
 def test_the_only_slice_of_an_image_is_no_border() -> None:

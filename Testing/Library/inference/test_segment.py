@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
@@ -18,7 +19,7 @@ from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.imaging.slice_frame import SliceFrame, mask_from_network
 from FewShotSegLib.inference.predictor import Masks, Predictor
-from FewShotSegLib.inference.segment import SegmentOptions, cleaned, propagate, segment
+from FewShotSegLib.inference.segment import SegmentOptions, cleaned, keep_main_pieces, propagate, segment
 from FewShotSegLib.io.volumes import load_volume, save_labelmap, save_volume
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.sam.network import PromptableNetwork
@@ -53,7 +54,7 @@ class Fake:
     def adapter(self) -> Any:
         if self.structures is None:
             return None
-        return SimpleNamespace(structures=self.structures, intensity=UNIT, axis=self.adapter_axis)
+        return SimpleNamespace(structures=self.structures, intensity=UNIT, axis=self.adapter_axis, metrics={})
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -500,3 +501,33 @@ def test_a_network_answers_a_click_on_a_volume_and_gives_the_same_labels_twice(a
     clear = np.abs(probability - np.float16(0.5)) > 0.001  # half precision
     np.testing.assert_array_equal((first.labelmap.volume.array == 1)[clear], (probability > 0.5)[clear])
     assert clear.mean() > 0.5
+
+
+# --- pieces ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_light_piece_is_removed_and_a_second_heavy_one_stays() -> None:
+    labels, certainty = np.zeros((4, 20, 20), np.uint8), np.zeros((4, 20, 20), np.uint8)
+    labels[1:3, 2:6, 2:6], certainty[1:3, 2:6, 2:6] = 1, 60
+    labels[1:3, 2:6, 12:15], certainty[1:3, 2:6, 12:15] = 1, 50  # the other kidney
+    labels[0:2, 10:19, 0:9], certainty[0:2, 10:19, 0:9] = 1, 2  # large, and doubtful
+    labels[3, 19, 19], certainty[3, 19, 19] = 2, 1  # of another structure
+    keep_main_pieces(labels, certainty, 1)
+    assert (labels == 1).sum() == 2 * 4 * 4 + 2 * 4 * 3
+    assert labels[3, 19, 19] == 2
+
+
+@pytest.mark.parametrize(("whole", "all_pieces", "pieces"), [((), False, 2), (("a",), False, 1), (("a",), True, 2)])
+def test_pieces_are_removed_of_what_was_in_one_piece_unless_told_otherwise(
+    whole: tuple[str, ...], all_pieces: bool, pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.zeros((2, SIZE, SIZE), np.float32)
+    image[:, 2:9, 2:9] = 1.0
+    image[0, -3:-1, -3:-1] = 1.0
+    fake = Fake({1: "a"})
+    adapter = fake.adapter
+    adapter.metrics = {"in_one_piece": list(whole)}
+    monkeypatch.setattr(Fake, "adapter", adapter)
+    options = SegmentOptions(axis=0, all_pieces=all_pieces)
+    found = segment(Volume(image, np.eye(4)), fake, intensity=UNIT, options=options)  # type: ignore[arg-type]
+    assert ndimage.label(found.labelmap.volume.array == 1)[1] == pieces

@@ -129,7 +129,7 @@ def test_out_of_gpu_memory_steps_down_one_preset_and_says_so(
 
     monkeypatch.setattr(lora, "adapt", short_of_memory)
     # Any resolution that depends on the preset.
-    monkeypatch.setattr(prompted_recipe, "COMPACT", presets.PRESETS["12GB"])
+    monkeypatch.setattr(prompted_recipe, "preset_of", lambda family, name, device: presets.PRESETS["12GB"])
     monkeypatch.setattr(lora, "resolve", resolve_like_sam)
     record = run(replace(an_adapt_job, recipe={**QUICK, "preset": "12GB"}), a_listener)
     assert [preset for preset, _ in tried] == ["12GB", "8GB"]

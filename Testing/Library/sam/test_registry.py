@@ -32,14 +32,14 @@ def test_the_bundled_model_is_the_one_in_the_table_and_small_enough_to_ship() ->
 def test_the_table_names_every_model_once_with_licence_and_full_checksum() -> None:
     table = models()
     names = [model.name for model in table]
-    assert names == ["bundled", "bundled-384", "litemedsam", "vit_b", "vit_l", "vit_h", "medsam"]
+    assert names == ["bundled", "bundled-384", "medical", "litemedsam", "vit_b", "vit_l", "vit_h", "medsam"]
     for model in table:
         assert model.licence
         assert model.architecture in registry.ARCHITECTURES
         assert model.sha256 is not None
         assert len(bytes.fromhex(model.sha256)) == 32
         assert model.size_bytes
-        assert model.downloadable is not model.name.startswith("bundled")
+        assert model.downloadable is not (model.name.startswith("bundled") or model.name == "medical")
         assert model.url is None or model.url.startswith("https://")
     # The official file names carry the first digits of their checksum's published short form.
     assert {m.filename for m in table if m.name.startswith("vit_")} == {
@@ -92,7 +92,7 @@ def test_a_model_that_is_not_here_comes_with_the_three_ways_to_get_it(home: Path
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    known = "bundled, bundled-384, litemedsam, vit_b, vit_l, vit_h, medsam"
+    known = "bundled, bundled-384, medical, litemedsam, vit_b, vit_l, vit_h, medsam"
     with pytest.raises(InputError, match=f"called vit_x; known models: {known}"):
         find("vit_x")
 

@@ -18,7 +18,14 @@ from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.sam.network import PADDING, Embedding, PromptBatch
 from FewShotSegLib.training import estimate
-from FewShotSegLib.training.estimate import compare_with_base, described, held_out_dice, leave_out, provenance
+from FewShotSegLib.training.estimate import (
+    clicked_answers,
+    compare_with_base,
+    described,
+    held_out_dice,
+    leave_out,
+    provenance,
+)
 
 SIZE = 32
 UNIT = IntensitySpec("window", 0, 1)
@@ -172,7 +179,12 @@ class _Restoring:
 
 def verdict(base: Any, adapted: Any, *exemplars: Exemplar, seed: int = 0) -> dict[str, Any]:
     chosen = exemplars or (an_exemplar(),)
-    return compare_with_base(Network(base), Learned(adapted), chosen, UNIT, rng=np.random.default_rng(seed))  # type: ignore[arg-type]
+    return compared(Network(base), adapted, chosen, seed)
+
+
+def compared(network: Network, adapted: Any, chosen: Sequence[Exemplar], seed: int = 0) -> dict[str, Any]:
+    answers = clicked_answers(network, UNIT, Learned(adapted))  # type: ignore[arg-type]
+    return compare_with_base(network, answers, chosen, UNIT, rng=np.random.default_rng(seed))  # type: ignore[arg-type]
 
 
 # --- comparing ------------------------------------------------------------------------------------------------------
@@ -217,13 +229,13 @@ def test_only_answers_to_clicks_on_different_things_are_compared() -> None:
 
 def test_the_base_is_compared_before_and_the_network_given_back_after() -> None:
     network = Network(where_clicked)
-    compare_with_base(network, Learned(nothing), [an_exemplar()], UNIT, rng=np.random.default_rng(0))  # type: ignore[arg-type]
+    compared(network, nothing, [an_exemplar()])
     assert network.answer is where_clicked
 
 
 def test_many_slices_are_sampled_from_first_to_last() -> None:
     network, exemplar = Network(where_clicked), an_exemplar(range(40), count=40)
-    compare_with_base(network, Learned(where_clicked), [exemplar], UNIT, rng=np.random.default_rng(0))  # type: ignore[arg-type]
+    compared(network, where_clicked, [exemplar])
     assert network.encoded == 2 * estimate.MOST_SLICES
 
 

@@ -1,0 +1,149 @@
+"""Adapting with a frozen encoder: what is learned, what is left alone, and what an adapter of it answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.errors import Cancelled, InputError, StopAndKeepBest
+from FewShotSegLib.inference.load import predictor_of
+from FewShotSegLib.inference.segment import segment
+from FewShotSegLib.inference.structure_maps import MapPredictor
+from FewShotSegLib.io.adapters import load_adapter, save_adapter
+from FewShotSegLib.methods import lora
+from FewShotSegLib.progress import Progress
+from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.training.context import AdaptInputs, RunContext
+from FewShotSegLib.training.mapped import map_samples
+from Testing.conftest import DISC, QUICK, SQUARE, Listener, discs
+
+RECIPE = lora.Recipe(
+    **{**QUICK, "steps": 3, "structure_maps": True, "pictures": 4, "guard": "off", "estimate_folds": 0}
+)
+
+
+def cases(count: int = 2) -> list[Exemplar]:
+    found = []
+    for seed in range(count):
+        volume, labels = discs(np.random.default_rng(seed))
+        known = np.zeros_like(labels)
+        known[2] = labels[2]
+        found.append(Exemplar(volume, known, {DISC: "disc", SQUARE: "square"}, 0, (2,), name=f"case {seed}"))
+    return found
+
+
+def adapted(network: PromptableNetwork, exemplars: list[Exemplar], report=None, start=None, **options) -> Adapter:
+    run = RunContext(np.random.default_rng(0), report or Listener())
+    return lora.adapt(AdaptInputs(network, exemplars, start=start), replace(RECIPE, **options), run)
+
+
+def dice(found: np.ndarray, truth: np.ndarray) -> float:
+    return 2 * float((found & truth).sum()) / float(found.sum() + truth.sum())
+
+
+def test_an_unseen_case_is_segmented_without_clicks_and_the_base_is_untouched(a_tiny_sam: PromptableNetwork) -> None:
+    before = {name: value.clone() for name, value in a_tiny_sam.state_dict().items()}
+    adapter = adapted(a_tiny_sam, cases(4))
+    volume, labels = discs(np.random.default_rng(42))
+    found = segment(volume, predictor_of(a_tiny_sam, adapter)).labelmap
+    for value in (DISC, SQUARE):
+        assert dice(found.volume.array == value, labels == value) > 0.75
+    assert all(torch.equal(value, before[name]) for name, value in a_tiny_sam.state_dict().items())
+
+
+def test_an_adapter_holds_numbers_and_no_picture(a_tiny_sam: PromptableNetwork) -> None:
+    adapter = adapted(a_tiny_sam, cases())
+    image = cases()[0].volume.array
+    assert max(tensor.size for name, tensor in adapter.tensors.items() if name.startswith("maps.")) < 5000
+    assert not any(tensor.shape[-2:] == image.shape[-2:] for tensor in adapter.tensors.values() if tensor.ndim > 1)
+    assert adapter.architecture is not None
+    assert adapter.architecture["maps"]["ways"]
+    assert not any(name.startswith("locator.") for name in adapter.tensors)
+
+
+def test_it_answers_the_same_from_a_file(a_tiny_sam: PromptableNetwork, tmp_path: Path) -> None:
+    adapter = adapted(a_tiny_sam, cases())
+    save_adapter(adapter, tmp_path / "organs.safetensors")
+    image = np.random.default_rng(0).uniform(0, 1, (64, 64)).astype(np.float32)
+    first, second = (predictor_of(a_tiny_sam, one) for one in (adapter, load_adapter(tmp_path / "organs.safetensors")))
+    answers = [p.decode_structures(p.encode([image])[0], [DISC, SQUARE]).logits for p in (first, second)]
+    assert np.array_equal(*answers)
+    assert first.identity == second.identity
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_other_ones(a_tiny_sam: PromptableNetwork) -> None:
+    first, again = (adapted(a_tiny_sam, cases()) for _ in range(2))
+    assert first.digest == again.digest
+
+
+def test_the_trained_decoder_answers_beside_the_bases(a_tiny_sam: PromptableNetwork) -> None:
+    adapter = adapted(a_tiny_sam, cases(), steps=6)
+    predictor = predictor_of(a_tiny_sam, adapter)
+    assert isinstance(predictor, MapPredictor)
+    image = cases()[0].volume.array[2].astype(np.float32)
+    embedding = predictor.encode([(image - image.min()) / np.ptp(image)])[0]
+    maps = predictor.maps.log_odds(embedding)
+    both = predictor.from_maps(embedding, maps, [DISC, SQUARE], ["click", "click"])
+    predictor.trained = None
+    alone = predictor.from_maps(embedding, maps, [DISC, SQUARE], ["click", "click"])
+    assert not torch.allclose(both, alone)
+
+
+def test_left_out_exemplars_are_estimated_and_a_hurried_run_says_that_it_did_not(
+    a_tiny_sam: PromptableNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = adapted(a_tiny_sam, cases(3), estimate_folds=2).metrics
+    assert set(metrics["estimated_dice"]) == {"disc", "square"}
+    assert "left-out exemplars" in metrics["estimate"]
+    assert metrics["in_one_piece"] == ["disc", "square"]
+    run = RunContext(np.random.default_rng(0), max_seconds=1e-3)
+    hurried = lora.adapt(AdaptInputs(a_tiny_sam, cases()), replace(RECIPE, estimate_folds=2), run)
+    assert hurried.metrics["estimated_dice"] is None
+    assert hurried.metrics["estimate"] == "left out: the time was too short"
+
+
+def test_the_guard_compares_clicks_with_the_base(a_tiny_sam: PromptableNetwork) -> None:
+    guard = adapted(a_tiny_sam, cases(), guard="warn").metrics["guard"]
+    assert {"base_dice", "adapted_dice", "click_sensitivity", "warnings"} == set(guard)
+    assert guard["adapted_dice"] > guard["base_dice"]  # of an untrained network
+
+
+def test_stopping_keeps_what_there_is_and_cancelling_raises(a_tiny_sam: PromptableNetwork) -> None:
+    def at_the_first_step(error: Exception):
+        def report(progress: Progress) -> None:
+            if progress.can_stop:
+                raise error
+
+        return report
+
+    stopped = adapted(a_tiny_sam, cases(), at_the_first_step(StopAndKeepBest()), steps=50)
+    assert (stopped.metrics["steps"], stopped.metrics["stopped_by"]) == (1, "user")
+    with pytest.raises(Cancelled):
+        adapted(a_tiny_sam, cases(), at_the_first_step(Cancelled()), steps=50)
+
+
+def test_going_on_needs_the_same_structures(a_tiny_sam: PromptableNetwork) -> None:
+    first = adapted(a_tiny_sam, cases())
+    more = adapted(a_tiny_sam, cases(), start=first)
+    assert more.digest != first.digest
+    other = [replace(case, structures={DISC: "liver", SQUARE: "spleen"}) for case in cases()]
+    with pytest.raises(InputError, match="has learned 1 = disc"):
+        adapted(a_tiny_sam, other, start=first)
+
+
+def test_the_preview_shows_slices_and_copies_of_them_or_slices_alone(a_tiny_sam: PromptableNetwork) -> None:
+    inputs = AdaptInputs(exemplars=cases())
+    recipe = replace(RECIPE, image_size=64)
+    drawn = map_samples(inputs, recipe, np.random.default_rng(0), 12)
+    assert len(drawn) == 12
+    assert len({sample.image.tobytes() for sample in drawn}) == 4
+    plain = map_samples(inputs, replace(recipe, synthesis=False), np.random.default_rng(0), 12)
+    assert len({sample.image.tobytes() for sample in plain}) == 2
+    with pytest.raises(TypeError, match="not resolved"):
+        map_samples(inputs, replace(RECIPE, image_size=None), np.random.default_rng(0), 1)
