@@ -58,6 +58,8 @@ class FewShotSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel.setup()
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        if self.parent.isEntered:  # taken anew while it is shown: Slicer does not enter it again
+            self.enter()
 
     def enter(self) -> None:
         self.panel.enter()

@@ -1,33 +1,28 @@
-"""The Python packages that FewShotSeg adds to Slicer: which are missing, how large they are, and installing them.
+"""The Python packages that FewShotSeg adds to Slicer: which are missing, how large they are, what installs them.
 
 A package counts as installed when its metadata says so. Nothing is imported to find out, so the answer is the same in
-a Slicer that has just started. Only the worker processes import what is installed here: end them afterwards
-(`Workers.close`), and Slicer need not be restarted.
+a Slicer that has just started. Only the worker processes import what `Installation` installs, never Slicer itself: end
+them afterwards (`Workers.close`), and Slicer need not be restarted.
 
 Nothing is installed before the user has agreed, and what is there already keeps its version.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.metadata
-import logging
 import os
+import platform
 import shutil
-import subprocess
 import sys
 import sysconfig
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import slicer
 from slicer.i18n import tr as _
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.worker import scratch
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -45,9 +40,9 @@ _DOWNLOAD = {  # with what they need in turn
     "matplotlib": "25 MB",
 }
 _DISK_GB, _DISK_GB_WITH_TORCH = 0.3, 2.0  # at least
-_ASKED_FOR = "safetensors"  # a small one, to see whether pip reaches its index
-_TIMEOUT_S = 10
-log = logging.getLogger(__name__)
+_TORCH_CHOOSER = "light-the-torch>=0.5"
+# Few retries: without a network the user should know within seconds.
+_PIP_OPTIONS = ("--disable-pip-version-check", "--no-input", "--retries", "2", "--timeout", "15")
 
 
 def missing() -> tuple[str, ...]:
@@ -59,12 +54,14 @@ def summary() -> str:
     """Return what is missing, how large it is and where it goes, or where everything is, for people to read."""
     unmet = _unmet()
     if not unmet:
-        return _("All Python packages are installed in {folder}.").format(folder=_folder())
+        return _("All Python packages are installed in {folder}.").format(folder=folder())
+    if why := obstacle():
+        return why
     packages = "\n".join(f"- {requirement} ({_DOWNLOAD[requirement.name]})" for requirement in unmet)
     return _(
         "FewShotSeg computes with Python packages that are not installed yet:\n{packages}\n"
         "They are downloaded from the Python package index and go into {folder}, where {free:.0f} GB are free."
-    ).format(packages=packages, folder=_folder(), free=_freeGb())
+    ).format(packages=packages, folder=folder(), free=_freeGb())
 
 
 def requireInstalled() -> None:
@@ -78,35 +75,57 @@ def requireInstalled() -> None:
         )
 
 
-def install() -> bool:
-    """Ask the user and install what is missing; returns whether everything is there, False when the user declined.
-
-    Blocks, with Slicer's progress dialog where there is one. InputError says in a sentence why it did not work; what
-    was installed until then stays, and the next call goes on from there.
-    """
+def permission() -> bool:
+    """Ask the user whether what is missing may be installed; `InputError` says in a sentence why it cannot be."""
     unmet = _unmet()
-    if not unmet:
-        return True
+    if why := obstacle():
+        raise InputError(why)
     _refuseToReplace(unmet)
     if not slicer.util.confirmOkCancelDisplay(_question(unmet), _("FewShotSeg - Install Python packages")):
         return False
     _requirePlace(unmet)
-    with slicer.util.WaitCursor():
-        _requireIndex()
-        try:
-            _installWithPyTorchExtension(unmet)
-            _installWithPip(_unmet())
-        except subprocess.CalledProcessError as error:
-            log.warning("Installing Python packages failed", exc_info=error)
-    left = missing()
-    if left:
-        raise InputError(
-            _(
-                "These packages could not be installed: {names}. The Python console shows what pip said; "
-                "press Install again to go on."
-            ).format(names=", ".join(left))
-        )
     return True
+
+
+def obstacle() -> str:
+    """Return why what is missing cannot be installed in this Slicer at all, "" where it can."""
+    torch = _torchOf(_unmet())
+    isIntelMac = sys.platform == "darwin" and platform.machine() == "x86_64"  # so is Slicer on Apple's own processors
+    if not isIntelMac or torch is None:
+        return ""
+    return _(
+        "This Slicer is made for Macs with Intel processors, and {torch} is not: nothing can be computed in it. Masks "
+        "can be shown and corrected here, and adapting and segmenting work on the command line (fewshotseg) with a "
+        "Python for Apple processors; its results open in this Slicer. A Slicer for Apple processors has no such limit."
+    ).format(torch=torch)
+
+
+def commands(python: str) -> list[list[str]]:
+    """Return the commands that install what is missing, one after the other. None of them runs in Slicer itself.
+
+    Where the extension PyTorch is installed, torch is chosen by light-the-torch, as that extension does it: the build
+    that fits the graphics card.
+    """
+    unmet, pip = _unmet(), [python, "-m", "pip", "install", *_PIP_OPTIONS]
+    torch = _torchOf(unmet)
+    others = [str(requirement) for requirement in unmet if requirement is not torch]
+    if torch is None:
+        return [[*pip, *others]]
+    if not hasTorchExtension():
+        return [[*pip, str(torch), *others]]
+    chosen = [python, "-m", "light_the_torch", "install", *_PIP_OPTIONS, str(torch)]
+    return [[*pip, _TORCH_CHOOSER], chosen, *([[*pip, *others]] if others else [])]
+
+
+def kept() -> str:
+    """Return constraints for pip, a line each: the versions that other modules rely on, as they are now."""
+    present = {name: version for name in _KEPT if (version := _version(name)) is not None}
+    return "".join(f"{name}=={version}\n" for name, version in present.items())
+
+
+def hasTorchExtension() -> bool:
+    """Whether the extension PyTorch is there; found out without importing it, for it imports torch."""
+    return hasattr(slicer.modules, "pytorchutils")
 
 
 # ------------------------------------------------------------------------------------------------- what there is
@@ -136,12 +155,13 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Return where Slicer keeps its Python packages."""
     return Path(sysconfig.get_path("purelib"))
 
 
 def _freeGb() -> float:
-    return shutil.disk_usage(_folder()).free / 1e9
+    return shutil.disk_usage(folder()).free / 1e9
 
 
 # --------------------------------------------------------------------------------------------------- before pip
@@ -161,7 +181,7 @@ def _refuseToReplace(unmet: list[Requirement]) -> None:
 
 def _question(unmet: list[Requirement]) -> str:
     parts = [summary(), _("What is installed already keeps its version. No image leaves this computer.")]
-    if _torchOf(unmet) and _torchLogic() is None:
+    if _torchOf(unmet) and not hasTorchExtension():
         parts.append(
             _(
                 "The extension PyTorch, which chooses the build that fits your graphics card, is not installed, so "
@@ -173,104 +193,22 @@ def _question(unmet: list[Requirement]) -> str:
 
 
 def _requirePlace(unmet: list[Requirement]) -> None:
-    folder, free = _folder(), _freeGb()
+    place, free = folder(), _freeGb()
     needed = _DISK_GB_WITH_TORCH if _torchOf(unmet) else _DISK_GB
     if free < needed:
         raise InputError(
             _(
                 "Only {free:.1f} GB are free in {folder}, and {needed:.1f} GB are needed: make room and try again."
-            ).format(free=free, folder=folder, needed=needed)
+            ).format(free=free, folder=place, needed=needed)
         )
-    if not os.access(folder, os.W_OK):
+    if not os.access(place, os.W_OK):
         raise InputError(
             _(
                 "You may not write to {folder}, where Slicer keeps its Python packages: start Slicer once as an "
                 "administrator and install there, or install Slicer in a folder of your own."
-            ).format(folder=folder)
-        )
-
-
-def _requireIndex() -> None:
-    """Ask pip itself, so that its proxies and mirrors count; left to itself it would try for minutes."""
-    python = shutil.which("PythonSlicer") or sys.executable
-    options = ["--dry-run", "--no-deps", "--ignore-installed", "--retries", "0", "--timeout", str(_TIMEOUT_S)]
-    command = [python, "-m", "pip", "--disable-pip-version-check", "install", *options, _ASKED_FOR]
-    process = slicer.util.launchConsoleProcess(command, useStartupEnvironment=False)
-    try:
-        output, _errors = process.communicate(timeout=3 * _TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, _errors = process.communicate()
-    if process.returncode != 0:
-        log.warning("pip finds no package index:\n%s", output)
-        raise InputError(
-            _(
-                "The Python package index cannot be reached: connect this computer to the internet, or tell pip about "
-                "your proxy or mirror, and press Install again."
-            )
-        )
-
-
-# --------------------------------------------------------------------------------------------------------- with pip
-
-
-def _installWithPyTorchExtension(unmet: list[Requirement]) -> None:
-    """Leave torch to the extension made for it, if that is there."""
-    torch, logic = _torchOf(unmet), _torchLogic()
-    if torch is None or logic is None:
-        return
-    with _keepingVersions():
-        logic.installTorch(askConfirmation=False, torchVersionRequirement=str(torch.specifier))
-    if _torchOf(_unmet()):
-        raise InputError(
-            _(
-                "The extension PyTorch did not install {torch}: its module PyTorch Utils offers other builds; choose "
-                "one there, and press Install again."
-            ).format(torch=torch)
+            ).format(folder=place)
         )
 
 
 def _torchOf(unmet: list[Requirement]) -> Requirement | None:
     return next((requirement for requirement in unmet if requirement.name == "torch"), None)
-
-
-def _torchLogic() -> Any:
-    try:
-        import PyTorchUtils
-    except ImportError:
-        return None
-    return PyTorchUtils.PyTorchUtilsLogic()
-
-
-def _installWithPip(unmet: list[Requirement]) -> None:
-    if not unmet:
-        return
-    names = [str(requirement) for requirement in unmet]
-    with _keepingVersions():
-        try:
-            from slicer.packaging import pip_ensure
-        except ImportError:  # before Slicer 5.12
-            slicer.util.showStatusMessage(_("Installing {names}...").format(names=", ".join(names)))
-            slicer.util.pip_install(names)
-        else:
-            pip_ensure(names, requester="FewShotSeg", prompt_install=False)  # asked already, saying more
-
-
-@contextlib.contextmanager
-def _keepingVersions() -> Iterator[None]:
-    """Let every pip that is started meanwhile keep the versions that are there, or fail.
-
-    By the environment, for the extension PyTorch starts pip itself; as a URL, for pip splits the variable at spaces.
-    """
-    present = {name: version for name in _KEPT if (version := _version(name)) is not None}
-    before = os.environ.get("PIP_CONSTRAINT")
-    with tempfile.TemporaryDirectory(dir=scratch.process_folder()) as folder:
-        file = Path(folder) / "keep.txt"
-        file.write_text("".join(f"{name}=={version}\n" for name, version in present.items()), encoding="utf-8")
-        os.environ["PIP_CONSTRAINT"] = " ".join(filter(None, [before, file.as_uri()]))
-        try:
-            yield
-        finally:
-            del os.environ["PIP_CONSTRAINT"]
-            if before is not None:
-                os.environ["PIP_CONSTRAINT"] = before

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from pathlib import Path
 
 import slicer
 
 from .Scene import SamplePatients
 
-_TESTS = Path(__file__).resolve().parents[2] / "Testing" / "Extension"
+_FOLDER = "FEWSHOTSEG_TESTS"  # set by ctest, which loads the module from a build tree without the tests
+_IN_CHECKOUT = Path(__file__).resolve().parents[2] / "Testing" / "Extension"
 
 
 def run() -> None:
     """Run what can be run here; raises AssertionError when something fails."""
-    if not _TESTS.is_dir():  # installed, without the tests
+    tests = Path(os.environ.get(_FOLDER) or _IN_CHECKOUT)
+    if not tests.is_dir():  # installed, without the tests
         look()
     elif importlib.util.find_spec("pytest") is None:
         logging.warning('Only a short test is run: Testing/Extension needs slicer.util.pip_install("pytest").')
         look()
     else:
-        _runTests()
+        _runTests(tests)
 
 
 def look() -> None:
@@ -36,8 +39,8 @@ def look() -> None:
     assert "liver" in names, names
 
 
-def _runTests() -> None:
+def _runTests(tests: Path) -> None:
     import pytest
 
-    failed = pytest.main([str(_TESTS), f"--rootdir={_TESTS.parents[1]}", "-q", "-p", "no:cacheprovider"])
+    failed = pytest.main([str(tests), f"--rootdir={tests.parents[1]}", "-q", "-p", "no:cacheprovider"])
     assert not failed, f"Testing/Extension ended with {failed!r}; the Python console shows which tests failed."

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import slicer
+import slicer.util
+from slicer.i18n import tr as _
+
+_SHOWN_MS = 10_000
 log = logging.getLogger(__name__)
 
 Listener = Callable[..., Any]
@@ -14,7 +20,7 @@ Listener = Callable[..., Any]
 class Signal:
     """Calls its listeners in the order they were connected.
 
-    A listener that fails is logged and does not stop the others, nor the one who tells.
+    A listener that fails does not stop the others, nor the one who tells; see `guarded`.
 
     >>> heard = []
     >>> changed = Signal()
@@ -44,10 +50,15 @@ class Signal:
 
 
 def guarded(function: Listener | None, *arguments: Any) -> None:
-    """Call `function`, if there is one; what it raises is logged: it is no concern of the caller."""
+    """Call `function`, if there is one. What it raises is no concern of the caller, but not hidden either: it is logged
+    with its traceback, and said in a line on the error stream and in Slicer's status line.
+    """
     if function is None:
         return
     try:
         function(*arguments)
-    except Exception:
+    except Exception as error:
         log.exception("A listener failed: %r", function)
+        sentence = f"{type(error).__name__}: {error}"
+        sys.stderr.write(f"FewShotSeg: {function!r} failed: {sentence}\n")
+        slicer.util.showStatusMessage(_("FewShotSeg has a defect: {error}").format(error=sentence), _SHOWN_MS)

@@ -142,7 +142,11 @@ def _parser() -> argparse.ArgumentParser:
         "--shots", nargs="+", type=_shots, default=[1, 3, 9, 18], help="numbers of exemplar slices, or all"
     )
     parser.add_argument(
-        "--models", nargs="+", default=MEASURED, choices=[BASE, *TRAINED], help="what to measure", metavar="NAME"
+        "--models",
+        nargs="+",
+        default=MEASURED,
+        choices=[BASE, *TRAINED],
+        help="what to measure",
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each model")
     parser.add_argument("--cases", type=int, default=4, help="most test cases per data set")

@@ -43,8 +43,9 @@ class SliceReader:
 
     def square(self, index: int) -> NDArray[np.float32]:
         """The slice as (S, S) float32 in [0, 1]; padding is 0."""
+        frame = self.frame(index)  # first, for it knows which slices there are
         image = self.intensity.apply(self.volume.array.take(index, self.axis), self.value_range)
-        return np.asarray(to_network(image, self.frame(index)))
+        return np.asarray(to_network(image, frame))
 
 
 def check_square(square: NDArray[Any], image_size: int) -> None:

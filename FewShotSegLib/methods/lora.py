@@ -105,10 +105,8 @@ def adapt(inputs: AdaptInputs, recipe: PromptedRecipe, run: RunContext) -> Adapt
     (`adapt_prompted`), or beside a frozen encoder (`adapt_with_maps`).
     """
     base = inputs.promptable_base
-    recipe = resolve(recipe, base.family, base.device)
-    if recipe.structure_maps:
-        return adapt_with_maps(inputs, recipe, run, method="lora")
-    return adapt_prompted(inputs, recipe, run, method="lora")
+    resolved = resolve(recipe, base.family, base.device)
+    return (adapt_with_maps if resolved.structure_maps else adapt_prompted)(inputs, resolved, run, method="lora")
 
 
 def training_samples(inputs: AdaptInputs, recipe: PromptedRecipe, rng: np.random.Generator, count: int) -> list[Sample]:

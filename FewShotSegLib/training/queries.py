@@ -25,6 +25,15 @@ PixelLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits and targets (..., h, w) -> (...)."""
 
 
+class TellsStructures(Protocol):
+    """What turns prompts of structures into prompts that a network understands: an adaptation, or maps."""
+
+    def structure_prompts(
+        self, network: PromptableNetwork, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]
+    ) -> PromptBatch:
+        """The prompts (N, grouped by image) with what tells their structures."""
+
+
 @dataclass(frozen=True)
 class Pointing:
     """How training prompts point: the share of them with a box, a third of those with a click too, the share of clicks
@@ -53,15 +62,6 @@ class LossWeights:
     dice: float = 0.8
     quality: float = 1.0
     with_background: bool = False
-
-
-class TellsStructures(Protocol):
-    """What turns prompts of structures into prompts that a network understands: an adaptation, or maps."""
-
-    def structure_prompts(
-        self, network: PromptableNetwork, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]
-    ) -> PromptBatch:
-        """The prompts (N, grouped by image) with what tells their structures."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,6 @@ import json
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -33,11 +32,20 @@ import numpy as np
 
 from FewShotSegLib.errors import InputError
 
-from . import scratch
+from . import processes, scratch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _ERROR_LINES = 30
+# Not `-m`: that looks for every module in the current folder first, which may be a folder of data that somebody sent.
+# PYTHONSAFEPATH says so to Python 3.11 and later, taking "" away to the others.
+_START = (
+    "import sys; sys.path[:] = [path for path in sys.path if path]; import runpy; "
+    "runpy.run_module('FewShotSegLib.worker', run_name='__main__', alter_sys=True)"
+)
+# Slicer's main thread holds Python's lock also while Qt waits for events: only while a poll sleeps can the threads here
+# take in what has arrived. Without, an answer of 400 kB comes ten polls late.
+_HANDOVER_S = 0.001
 _FOLDER = Path(__file__).resolve().parents[2]  # holds the package; the worker's Python may not have it installed
 
 
@@ -51,14 +59,7 @@ class WorkerClient:
     def __init__(
         self, python: str | None = None, environment: Mapping[str, str] | None = None, niceness: int = 0
     ) -> None:
-        self._command = [
-            python or sys.executable,
-            "-u",
-            "-m",
-            "FewShotSegLib.worker",
-            "--niceness",
-            str(niceness),
-        ]
+        self._command = [python or sys.executable, "-u", "-c", _START, "--niceness", str(niceness)]
         self._niceness = niceness
         self._environment = dict(environment or {})
         self._worker: _Process | None = None
@@ -82,13 +83,15 @@ class WorkerClient:
         return self._send(request)
 
     def poll(self) -> list[dict[str, Any]]:
-        """Messages that have arrived, in order; returns at once.
+        """Messages that have arrived, in order; returns at once, or after a millisecond where an answer is waited for.
 
         A worker that ended unasked is reported once: {"type": "dead", "ids": [unanswered requests], "returncode",
         "stderr": its last lines}.
         """
         if self._worker is None:
             return []
+        if self._open:
+            time.sleep(_HANDOVER_S)
         messages = self._worker.arrived()
         for message in messages:
             if message.get("type") in ("result", "error", "superseded"):
@@ -142,8 +145,8 @@ class WorkerClient:
         self.close()
 
     def _start(self) -> None:
-        paths = [str(_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
-        changes = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1"}
+        paths = [str(_FOLDER), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        changes = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1", "PYTHONSAFEPATH": "1"}
         self._worker = _Process(
             self._command, {**os.environ, **changes, **self._environment}, gives_way=self._niceness > 0
         )
@@ -224,12 +227,6 @@ class _Process:
     """The process, and the threads that carry lines to and from it."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, gives_way: bool) -> None:
-        options: dict[str, Any] = {"start_new_session": True}  # its children die with it, Ctrl-C does not reach it
-        if os.name == "nt":
-            flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW  # type: ignore[attr-defined]
-            if gives_way:
-                flags |= subprocess.BELOW_NORMAL_PRIORITY_CLASS  # type: ignore[attr-defined]
-            options = {"creationflags": flags}
         try:
             self.popen = subprocess.Popen(
                 command,
@@ -239,7 +236,7 @@ class _Process:
                 stderr=subprocess.PIPE,
                 encoding="utf-8",
                 errors="replace",
-                **options,
+                **processes.options(gives_way=gives_way),
             )
         except OSError as error:
             raise InputError(f"Cannot start {command[0]}: {error.strerror}. Give the path of a Python.") from error
@@ -281,7 +278,7 @@ class _Process:
         self._outgoing.put(None)  # closes its input, which it takes for the end
         for by_force in (False, True):
             if not self._gone_within(patience_s):
-                _end_tree(self.popen, by_force=by_force)
+                processes.end_tree(self.popen, by_force=by_force)
         self.popen.wait()
         for thread in self._threads:
             thread.join(timeout=1.0)
@@ -334,15 +331,3 @@ class _Process:
 def _not_handed_over(number: int, error: OSError) -> dict[str, Any]:
     sentence = f"Cannot hand the volume to the worker: {error.strerror or error}. Make room in the temporary folder."
     return {"id": number, "type": "error", "kind": "input", "message": sentence}
-
-
-def _end_tree(process: subprocess.Popen[str], *, by_force: bool) -> None:
-    """End a running process and its children; ending the process alone leaves the children behind."""
-    if process.poll() is not None:
-        return  # its number may belong to somebody else by now
-    if os.name == "nt":
-        force = ["/F"] if by_force else []
-        subprocess.run(["taskkill", *force, "/T", "/PID", str(process.pid)], check=False, capture_output=True)
-        return
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL if by_force else signal.SIGTERM)

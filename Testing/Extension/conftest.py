@@ -37,6 +37,11 @@ else:
     if REASON is None:
         start()
 
+if IN_SLICER or REASON:
+    pause = time.sleep
+else:  # as Slicer's own loop: other threads have to wait meanwhile
+    from Testing.SlicerHost.EventLoop import wait as pause
+
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Where there is neither Slicer nor the host, read only test_host.py, which says why and skips."""
@@ -201,7 +206,7 @@ def runUntil(slicerHost: Any) -> Callable[..., None]:
             if time.monotonic() > deadline:
                 pytest.fail(f"Not true within {timeout_s:g} s: {getattr(condition, '__qualname__', condition)}")
             slicerHost.processEvents()
-            time.sleep(0.002)
+            pause(0.002)
 
     return run
 

@@ -75,6 +75,15 @@ def test_reloading_takes_every_file_anew_and_ends_the_workers_of_before(
     assert type(after.logic).__mro__[1] is sys.modules["FewShotSegSlicer.Logic"].Logic
 
 
+def test_a_reloaded_panel_takes_clicks_and_keys_at_once(sameModulesAfterwards: None, panel: Any, pressKey: Any) -> None:
+    """Slicer's own reload sets the module up and does not enter it."""
+    panel.onReload()
+    after = slicer.util.getModuleWidget("FewShotSeg").panel
+    assert after.segment.tool._isInstalled
+    pressKey("N")
+    assert after.segment.tool.mode == "negative"
+
+
 def test_the_panel_hears_of_a_scene_that_closes(panel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
     monkeypatch.setattr(panel.panel, "onSceneStartClose", lambda: heard.append("start"))

@@ -60,6 +60,15 @@ def test_in_a_checkout_the_tests_of_this_folder_and_those_below_are_run(monkeypa
     assert len(list(Path(folder).glob("*/test_*.py"))) > 40
 
 
+def test_from_a_build_tree_the_tests_are_run_that_ctest_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = FakePytest(0)
+    monkeypatch.setitem(sys.modules, "pytest", fake)
+    monkeypatch.setattr(SelfTest, "_IN_CHECKOUT", tmp_path / "lib" / "Testing" / "Extension")
+    monkeypatch.setenv("FEWSHOTSEG_TESTS", str(FOLDER))
+    SelfTest.run()
+    assert [Path(arguments[0]) for arguments in fake.asked] == [FOLDER]
+
+
 def test_a_failed_test_fails_the_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytest", FakePytest(1))
     with pytest.raises(AssertionError, match="Testing/Extension ended with 1"):
@@ -74,7 +83,7 @@ def test_without_tests_or_without_pytest_there_is_the_short_look(
     monkeypatch.setattr(SelfTest, "look", lambda: looked.append(True))
     monkeypatch.setitem(sys.modules, "pytest", fake)
     if lacks == "tests":
-        monkeypatch.setattr(SelfTest, "_TESTS", tmp_path / "installed")
+        monkeypatch.setattr(SelfTest, "_IN_CHECKOUT", tmp_path / "installed")
     else:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     SelfTest.run()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 
 import pytest
+import slicer
+import slicer.util
 
 from FewShotSegSlicer.Signal import Signal
 
@@ -34,14 +36,19 @@ def test_a_disconnected_listener_hears_nothing_and_disconnecting_a_stranger_is_f
     assert heard == []
 
 
-def test_a_failing_listener_is_logged_and_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    heard, changed = [], Signal()
+def test_a_failing_listener_is_told_of_everywhere_and_does_not_stop_the_others(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, changed, shown = [], Signal(), list[str]()
+    monkeypatch.setattr(slicer.util, "showStatusMessage", lambda text, duration=0: shown.append(text))
     changed.connect(lambda: 1 / 0)
     changed.connect(lambda: heard.append("called"))
     with caplog.at_level(logging.ERROR):
         changed()
     assert heard == ["called"]
     assert "ZeroDivisionError" in caplog.text
+    assert "ZeroDivisionError: division by zero" in capsys.readouterr().err
+    assert shown == ["FewShotSeg has a defect: ZeroDivisionError: division by zero"]
 
 
 def test_a_listener_may_disconnect_itself_and_those_that_follow() -> None:

@@ -18,7 +18,7 @@ TESTS = Path(__file__).resolve().parent
 LEVELS = (
     ("Signal", "Dependencies"),
     ("Scene", "Workers"),
-    ("Prompting", "Exemplars"),
+    ("Prompting", "Exemplars", "Installation"),
     ("Jobs",),
     ("Logic",),
     ("Panel", "SelfTest"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import shutil
+import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import numpy as np
@@ -23,6 +26,9 @@ import vtk
 
 if not type(slicer.app).__module__.startswith("Testing."):
     pytest.skip("In Slicer there is no host to test.", allow_module_level=True)
+
+from Testing.SlicerHost import EventLoop
+from Testing.SlicerHost.Overloads import removed
 
 AFFINE = np.array([[-1.5, 0, 0, 96], [0, -1.5, 0, 96], [0, 0, 2.5, -75], [0, 0, 0, 1.0]])
 VIEWS = ("Red", "Yellow", "Green")
@@ -308,6 +314,45 @@ def test_disconnect_undoes_connect(slicerHost):
     assert got == []
 
 
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: qt.QPainter().setBrush(qt.Qt.NoBrush), "setBrush"),
+        (lambda: qt.QPainter().drawText(qt.QPointF(), "text", 0, 0), "drawText"),
+        (lambda: qt.QBrush(qt.Qt.red, qt.Qt.SolidPattern), "QBrush"),
+        (lambda: qt.QColor(1, 2, 3).getRgb(), "getRgb"),
+        (lambda: qt.QImage(bytes(4), 1, 1, qt.QImage.Format_RGB32), "QImage"),
+        (lambda: qt.QPixmap(["1 1 1 1", "a c #000000", "a"]), "QPixmap"),
+        (lambda: qt.QListWidgetItem(qt.QListWidgetItem("row")), "QListWidgetItem"),
+        (lambda: qt.QGridLayout().addWidget(qt.QLabel()), "addWidget"),
+        (lambda: qt.QRect().getRect(), "getRect"),
+        (lambda: qt.QLabel().topLevelWidget(), "topLevelWidget"),
+    ],
+)
+def test_an_overload_that_pythonqt_has_not_is_refused(call, name, slicerHost):
+    with pytest.raises(ValueError, match=f"^Called {name} with wrong arguments: "):
+        call()
+
+
+def test_overloads_that_pythonqt_has_work_beside_those_it_has_not(slicerHost):
+    assert qt.QColor("red").name() == "#ff0000"
+    assert qt.QListWidgetItem("row").text() == "row"
+    layout = qt.QGridLayout()
+    layout.addWidget(qt.QLabel(), 0, 1)
+    assert layout.columnCount() == 2
+    pixmap = qt.QPixmap(4, 4)
+    painter = qt.QPainter()
+    assert painter.begin(pixmap)
+    painter.setBrush(qt.QBrush())
+    painter.setBrush(qt.QColor(1, 2, 3))
+    painter.drawText(1, 1, 2, 2, qt.Qt.AlignRight, "a")
+    painter.end()
+
+
+def test_the_table_of_missing_overloads_names_functions_of_qt(slicerHost):
+    assert all(callable(getattr(kind, "__init__" if name == "new" else name)) for kind, name, _types in removed())
+
+
 @pytest.mark.parametrize("name", ["Signal", "Slot", "Property", "PySide6"])
 def test_qt_has_nothing_of_pyside(name, slicerHost):
     assert not hasattr(qt, name)
@@ -334,6 +379,42 @@ def test_exceptions_in_slots_and_observers_reach_the_excepthook(slicerHost, monk
     subject.AddObserver("ModifiedEvent", fail)
     subject.Modified()
     assert heard == ["told 0", "told 1", "told 2"]
+
+
+def test_other_threads_wait_while_the_event_loop_waits_and_go_on_while_python_sleeps(slicerHost):
+    steps, isOver = [], threading.Event()
+
+    def count():
+        while not isOver.wait(0.001):
+            steps.append(1)
+
+    thread = threading.Thread(target=count)
+    timer = qt.QTimer()
+    timer.setInterval(100)
+    timer.start()
+    thread.start()
+    before = len(steps)
+    EventLoop.wait(0.1)
+    EventLoop.turn()
+    held = len(steps) - before
+    time.sleep(0.1)
+    isOver.set()
+    thread.join()
+    assert held <= 3
+    assert len(steps) - before - held > 20
+
+
+def test_the_launcher_passes_exit_codes_on_and_says_when_its_python_was_killed(slicerHost):
+    launcher = shutil.which("PythonSlicer")
+
+    def ends(program):
+        found = subprocess.run([launcher, "-S", "-c", program], capture_output=True, text=True, check=False)
+        return found.returncode, found.stderr
+
+    assert ends("raise SystemExit(3)")[0] == 3
+    code, said = ends("import os; os.kill(os.getpid(), 9)")
+    assert code == 1
+    assert said.endswith("exit abnormally - Report the problem.\n")
 
 
 # ------------------------------------------------------------------ forms and widgets
@@ -377,6 +458,29 @@ def test_a_node_selector_follows_the_scene(volume, scene):
     assert heard == [volume, True, None, False]
     with pytest.raises(AttributeError):
         selector.currentNodeChanged.connect(heard.append)
+
+
+@pytest.mark.parametrize(("isNone", "left"), [(True, "ABC"), (False, "ABC"), (True, "BCD"), (False, "BCD")])
+def test_a_node_selector_goes_to_the_neighbour_of_a_removed_node(isNone, left, scene):
+    selector = slicer.qMRMLNodeComboBox()
+    selector.nodeTypes, selector.noneEnabled = ["vtkMRMLScalarVolumeNode"], isNone
+    nodes = {name: scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name) for name in "ABCD"}
+    selector.setMRMLScene(scene)
+    (gone,) = set("ABCD") - set(left)
+    selector.setCurrentNode(nodes[gone])
+    scene.RemoveNode(nodes[gone])
+    expected = {("D", True): "C", ("D", False): "C", ("A", True): None, ("A", False): "B"}[gone, isNone]
+    assert selector.currentNode() is (nodes[expected] if expected else None)
+
+
+def test_a_node_selector_tells_of_a_renamed_node_again(volume, scene):
+    selector, heard = slicer.qMRMLNodeComboBox(), []
+    selector.nodeTypes = ["vtkMRMLScalarVolumeNode"]
+    selector.setMRMLScene(scene)
+    selector.connect("currentNodeChanged(vtkMRMLNode*)", heard.append)
+    volume.SetName("renamed")
+    volume.Modified()
+    assert heard == [volume]
 
 
 def test_a_segment_selector_offers_the_segments_of_its_node(segmentation, scene):
@@ -483,6 +587,7 @@ def test_reloading_a_module_cleans_up_and_sets_up_from_the_new_source(toy):
     toy.write_text(toy.read_text() + "version = 2\n")
     slicer.util.reloadScriptedModule("Toy")
     assert before.log == ["setup", "enter", "cleanup"]
+    assert sys.modules["Toy"].log == ["setup"], "Slicer does not enter a module that it takes anew"
     assert sys.modules["Toy"].version == 2
     assert slicer.util.getModuleWidget("Toy") is not old
     assert slicer.modules.ToyWidget is slicer.util.getModuleWidget("Toy")

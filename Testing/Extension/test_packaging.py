@@ -171,7 +171,10 @@ print(json.dumps([slicer.util.getModule("FewShotSeg").title, FewShotSegLib.__fil
 
 
 def test_the_module_test_is_registered(buildFolder: Path) -> None:
-    assert "py_FewShotSeg.py" in run("ctest", "-N", "--test-dir", buildFolder)
+    (test,) = json.loads(run("ctest", "--show-only=json-v1", "--test-dir", buildFolder))["tests"]
+    assert test["name"] == "py_FewShotSeg.py"
+    (environment,) = (one["value"] for one in test["properties"] if one["name"] == "ENVIRONMENT")
+    assert f"FEWSHOTSEG_TESTS={ROOT / 'Testing' / 'Extension'}" in environment
 
 
 # ------------------------------------------------------------------------------------------------------- metadata
@@ -216,7 +219,7 @@ def test_requirements_in_slicer_are_those_of_the_library() -> None:
     inSlicer = {line for line in lines if not line.startswith("#")}
     toml = pytest.importorskip("tomllib")
     project = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    comesAlong = {"numpy", "scipy", "SimpleITK>=2.3"}  # with Slicer
+    comesAlong = {"numpy", "scipy", "SimpleITK>=2.3", "pillow"}  # with Slicer and matplotlib
     assert inSlicer == set(project["dependencies"]) - comesAlong - {"tqdm"}  # tqdm: the command line's
 
 

@@ -12,6 +12,7 @@ import slicer
 from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtCore import Property, QObject, Signal
 
+from . import EventLoop
 from .FileIO import CoreIOManager
 from .MrmlWidgets import qSlicerWidget
 from .SliceView import LayoutManager
@@ -91,13 +92,11 @@ class qSlicerScriptedLoadableModuleWidget(qSlicerWidget):
         return self._module
 
     def reload(self) -> None:
-        """Make the Python widget from the module in sys.modules, and set it up."""
+        """Make the Python widget from the module in sys.modules, and set it up; as in Slicer it is not entered."""
         name = self._module.name
         self._self = getattr(sys.modules[name], name + "Widget")(self)
         setattr(slicer.modules, name + "Widget", self._self)
         self._self.setup()
-        if self._entered:
-            self._self.enter()
 
     def enter(self) -> None:
         if not self._entered:
@@ -264,7 +263,7 @@ class qSlicerApplication(QObject):
         return True
 
     def processEvents(self, *arguments: Any) -> None:
-        QtWidgets.QApplication.processEvents(*arguments)
+        EventLoop.processEvents()
 
     def pauseRender(self) -> None:
         self._layoutManager.setRenderPaused(True)

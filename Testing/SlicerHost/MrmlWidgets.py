@@ -59,7 +59,7 @@ class Observer:
     def __init__(self) -> None:
         self._tags: list[tuple[Any, int]] = []
 
-    def add(self, subject: Any, events: list[int], function: Any) -> None:
+    def add(self, subject: Any, events: list[Any], function: Any) -> None:
         self._tags += [(subject, subject.AddObserver(event, function)) for event in events]
 
     def clear(self) -> None:
@@ -70,6 +70,8 @@ class Observer:
 
 @listed
 class qMRMLNodeComboBox(QtWidgets.QWidget):
+    """As Slicer's, it goes to the neighbour of a node that is removed, and tells of a node anew when it was renamed."""
+
     _currentNodeChanged_vtkMRMLNode = Signal(object)
     _currentNodeChanged_bool = Signal(bool)
     currentNodeIDChanged = Signal(str)
@@ -80,10 +82,11 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
     def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
         super().__init__(parent)
         self._scene: Any = None
-        self._observer = Observer()
+        self._observer, self._renames = Observer(), Observer()
         self._nodeTypes: list[str] = []
         self._noneEnabled = False
         self._ids: list[str] = []  # of the items; "" is the item "None"
+        self._names: dict[str, str] = {}
         self._current = ""
         self._attributes: dict[tuple[str, str], str | None] = {}
         self._box = QtWidgets.QComboBox()
@@ -130,26 +133,44 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
         ]
 
     def _refresh(self) -> None:
-        nodes = self._nodes()
+        nodes, before = self._nodes(), self._ids
         self._ids = [""] * self._noneEnabled + [node.GetID() for node in nodes]
         self._box.clear()
         self._box.addItems([self.noneDisplay] * self._noneEnabled + [node.GetName() or "" for node in nodes])
         if self.addEnabled:
             names = (kind.removeprefix("vtkMRML").removesuffix("Node") for kind in self._nodeTypes)
             self._box.addItems([f"Create new {name}" for name in names])
-        fallback = self._ids[0] if self._ids else ""
-        self._select(self._current if self._current in self._ids else fallback)
+        self._names = {node.GetID(): node.GetName() for node in nodes}
+        self._renames.clear()
+        for node in nodes:
+            self._renames.add(node, ["ModifiedEvent"], self._onModified)
+        self._select(self._current if self._current in self._ids else self._neighbour(before))
+
+    def _neighbour(self, before: list[str]) -> str:
+        """What is chosen when the chosen node goes: the row above it, and without None in the list never nothing."""
+        row = max(before.index(self._current) - 1, 0) if self._current in before else 0
+        return self._ids[min(row, len(self._ids) - 1)] if self._ids else ""
+
+    def _onModified(self, node: Any, event: str) -> None:
+        if self._names.get(node.GetID()) not in (None, node.GetName()):
+            self._refresh()
+            if node.GetID() == self._current:
+                self._tell()
 
     def _select(self, nodeId: str) -> None:
         nodeId = nodeId if nodeId in self._ids else ""
         self._box.setCurrentIndex(self._ids.index(nodeId) if nodeId in self._ids else -1)
         if nodeId != self._current:
             self._current = nodeId
-            self._currentNodeChanged_vtkMRMLNode.emit(self.currentNode())
-            self._currentNodeChanged_bool.emit(bool(nodeId))
-            self.currentNodeIDChanged.emit(nodeId)
+            self._tell()
+
+    def _tell(self) -> None:
+        self._currentNodeChanged_vtkMRMLNode.emit(self.currentNode())
+        self._currentNodeChanged_bool.emit(bool(self._current))
+        self.currentNodeIDChanged.emit(self._current)
 
     def _onActivated(self, index: int) -> None:
+        """By the user."""
         if index < len(self._ids):
             self._select(self._ids[index])
             self.nodeActivated.emit(self.currentNode())

@@ -18,6 +18,7 @@ from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtCore import QObject
 from shiboken6 import Shiboken
 
+from .Overloads import refuseRemoved
 from .WidgetTable import WIDGETS, Api
 
 _getRaw = QObject.__getattribute__
@@ -43,6 +44,7 @@ def install() -> types.ModuleType:
     for source, functions in _MODAL.items():
         for function in functions:
             setattr(source, function, staticmethod(_refuseToWait(f"{source.__name__}.{function}")))
+    refuseRemoved()
     return qt
 
 

@@ -42,6 +42,7 @@ class qMRMLSliceView(QtWidgets.QWidget):
         self._picture = QtGui.QImage()
         self._pixels: Any = None
         self._paused, self._missed = 0, False
+        self._pixelRatio = self.devicePixelRatioF()
         self._createWindow()
         self._createLogic(name, applicationLogic, scene)
         self._timer = QtCore.QTimer(self)
@@ -112,6 +113,11 @@ class qMRMLSliceView(QtWidgets.QWidget):
         height = self._window.GetSize()[1]
         return (float(xy[0]), float(height - 1 - xy[1]), 0.0)
 
+    def _setPixelRatio(self, ratio: float) -> None:
+        """As if the view were moved to a screen with so many pixels for one of Qt."""
+        self._pixelRatio = ratio
+        self._resize(self.size)
+
     def convertRASToXYZ(self, ras: Any) -> tuple[float, ...]:
         xyFromRas = vtk.vtkMatrix4x4()
         vtk.vtkMatrix4x4.Invert(self._node.GetXYToRAS(), xyFromRas)
@@ -153,11 +159,15 @@ class qMRMLSliceView(QtWidgets.QWidget):
         self._pixels = np.ascontiguousarray(vtk_to_numpy(rgba).reshape(height, width, 4)[::-1])
         self._pixels[..., 3] = 255
         self._picture = QtGui.QImage(self._pixels.data, width, height, 4 * width, QtGui.QImage.Format_RGBA8888)
+        self._picture.setDevicePixelRatio(self._pixelRatio)
         self.update()
 
     # ---- Qt
     def resizeEvent(self, event: QtGui.QResizeEvent) -> None:
-        width, height = event.size().toTuple()
+        self._resize(event.size())
+
+    def _resize(self, size: QtCore.QSize) -> None:
+        width, height = (round(self._pixelRatio * side) for side in size.toTuple())
         self._window.SetSize(width, height)
         self._interactor.UpdateSize(width, height)
         self._logic.ResizeSliceNode(width, height)
@@ -171,8 +181,8 @@ class qMRMLSliceView(QtWidgets.QWidget):
     def _send(self, event: QtGui.QSinglePointEvent, name: str) -> None:
         modifiers, point = event.modifiers(), event.position()
         control, shift = (bool(modifiers & m) for m in (QtCore.Qt.ControlModifier, QtCore.Qt.ShiftModifier))
-        y = self._window.GetSize()[1] - 1 - int(point.y())
-        self._interactor.SetEventInformation(int(point.x()), y, control, shift, "\0", 0, None)
+        x, y = (int(self._pixelRatio * part) for part in (point.x(), point.y()))
+        self._interactor.SetEventInformation(x, self._window.GetSize()[1] - 1 - y, control, shift, "\0", 0, None)
         self._interactor.InvokeEvent(name)
 
     def enterEvent(self, event: QtGui.QEnterEvent) -> None:

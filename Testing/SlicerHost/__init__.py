@@ -52,6 +52,8 @@ def start() -> Any:
     """Start the host in this process, with its settings and files in a new temporary folder; returns slicer.app."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ["SLICER_HOST_PYTHON"] = sys.executable
+    os.environ["PATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PATH", "")])  # for PythonSlicer
     folder = Path(tempfile.mkdtemp(prefix="SlicerHost-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     import slicer

@@ -13,6 +13,7 @@ from slicer.i18n import tr as _
 from FewShotSegSlicer.Logic import Logic
 
 from .Chooser import Chooser
+from .NodeChooser import NodeChooser
 from .Selection import Selection
 from .Status import Status, allow, unless
 
@@ -33,7 +34,7 @@ class BatchSection:
         for edit in (ui.batchFolderEdit, ui.batchOutputEdit):
             edit.filters = ctk.ctkPathLineEdit.Dirs
             edit.connect("currentPathChanged(QString)", self.update)
-        ui.sequenceSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.update)
+        self.sequence = NodeChooser(ui.sequenceSelector, self.update)
         actions = {
             ui.chooseFilesButton: self.chooseFiles,
             ui.runBatchButton: self.start,

@@ -54,9 +54,11 @@ class LossPlot:
         pixmap.fill(qt.QColor(0, 0, 0, 0))
         painter = qt.QPainter()
         painter.begin(pixmap)
-        painter.setRenderHint(qt.QPainter.Antialiasing)
-        self._paintOn(painter, pixmap.width(), pixmap.height())
-        painter.end()
+        try:
+            painter.setRenderHint(qt.QPainter.Antialiasing)
+            self._paintOn(painter, pixmap.width(), pixmap.height())
+        finally:
+            painter.end()  # Qt ends the process when a pixmap goes before its painter
         self._label.setPixmap(pixmap)
 
     def _paintOn(self, painter: Any, width: int, height: int) -> None:
@@ -113,7 +115,7 @@ class LossPlot:
         x, y = places[-1]
         painter.setBrush(qt.QColor(*color))
         painter.drawEllipse(round(x) - 1, round(y) - 1, 3, 3)  # a first value alone is no line yet
-        painter.setBrush(qt.Qt.NoBrush)
+        painter.setBrush(qt.QBrush())  # PythonQt has no setBrush(NoBrush)
 
 
 def _pen(color: Sequence[int], width: int) -> Any:

@@ -17,8 +17,9 @@ from .Selection import Selection
 from .SetupSection import SetupSection
 from .Status import busyCursor
 
-_POLL_MS = 30
-_SLOW_POLL_MS = 300  # while another module is shown
+_POLL_MS = 10  # an answer is shown at the next one
+_BESIDE_POLL_MS = 50  # while another module is shown: a job that is not listened to would come to a stop
+_IDLE_POLL_MS = 300
 
 
 class Panel:
@@ -54,7 +55,7 @@ class Panel:
         selection.lookForModels()
         self.recall()
         self._timer = qt.QTimer()
-        self._timer.setInterval(_SLOW_POLL_MS)
+        self._timer.setInterval(_IDLE_POLL_MS)
         self._timer.connect("timeout()", self._poll)
         self._timer.start()
         scene = slicer.mrmlScene
@@ -77,13 +78,13 @@ class Panel:
         """The module is shown from now on."""
         self._lookForPackages()
         self.recall()
-        self._timer.setInterval(_POLL_MS)
+        self._poll()
         self.segment.enter()
         self.selection.lookForModels()
 
     def exit(self) -> None:
         """Another module is shown."""
-        self._timer.setInterval(_SLOW_POLL_MS)
+        self._poll()
         self.segment.exit()
 
     def cleanup(self) -> None:
@@ -92,7 +93,7 @@ class Panel:
         slicer.mrmlScene.RemoveObserver(self._observation)
         self.segment.exit()
         self.logic.live.changed.disconnect(self._onMasksChanged)
-        for part in (self.selection, self.segment, self.exemplars, self.result):
+        for part in (self.selection, self.segment, self.exemplars, self.result, self.installation):
             part.close()
 
     def onSceneStartClose(self) -> None:
@@ -113,7 +114,13 @@ class Panel:
         self.update()
 
     def _poll(self) -> None:
+        """Take in what has been answered; again as soon as somebody looks at it."""
         self.logic.poll()
+        self.installation.poll()
+        beside = _BESIDE_POLL_MS if self.logic.runs else _IDLE_POLL_MS
+        wanted = _POLL_MS if self._widget.parent.isEntered else beside
+        if self._timer.interval != wanted:
+            self._timer.setInterval(wanted)
 
     # --------------------------------------------------------------------------------------- what concerns all sections
 

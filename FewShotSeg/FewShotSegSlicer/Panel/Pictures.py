@@ -18,7 +18,6 @@ from FewShotSegSlicer.Scene.Geometry import Array
 ADDED, REMOVED, KEPT = (46, 204, 113), (231, 76, 60), (241, 196, 15)
 _WIDEST = 380  # pixels; the module panel is seldom wider than 400
 _BESIDE = 34  # pixels beside a picture: margins, and a scroll bar that may come with it
-_dialogs: list[Any] = []  # that are open: without a reference they would close again
 
 
 def pixmapOf(rgb: Array) -> Any:
@@ -50,14 +49,14 @@ def showIn(label: Any, pixmap: Any, width: int, height: int) -> None:
 
 
 def showInDialog(path: str | Path, title: str, width: int = 1200, height: int = 800) -> None:
-    """Show a picture file in a window of its own."""
+    """Show a picture file in a window of its own, which goes when it is closed; till then it belongs to Slicer's."""
     window = qt.QDialog(slicer.util.mainWindow())
+    window.setAttribute(qt.Qt.WA_DeleteOnClose)
     window.setWindowTitle(title)
     label = qt.QLabel(window)
     showIn(label, qt.QPixmap(str(path)), width, height)
     qt.QVBoxLayout(window).addWidget(label)
     window.show()
-    _dialogs[:] = [*(known for known in _dialogs if known.visible), window]
 
 
 def overlaid(image: Array, mask: Array, other: Array | None = None) -> Array:

@@ -16,6 +16,7 @@ from FewShotSegSlicer.Signal import Signal
 
 from . import AdapterCard
 from .Chooser import Chooser
+from .NodeChooser import NodeChooser
 from .Pictures import overlaid, pixmapOf, showIn, showInDialog, sideBySide, widthIn
 from .Selection import Selection
 from .Status import Status, allow, unless
@@ -56,7 +57,7 @@ class ResultSection:
         ui.adapterList.connect("currentRowChanged(int)", self._onChoice)
         ui.adapterNameEdit.connect("editingFinished()", self._rename)
         ui.flickerCheckBox.connect("toggled(bool)", self._showPictures)
-        ui.applyVolumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.update)
+        self.applyVolume = NodeChooser(ui.applyVolumeSelector, self.update)
         self._forgetComparison()
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from FewShotSegSlicer.Scene import OwnSegmentations, Segmentations, SliceViews
 
 from .Chooser import Chooser
 from .NextStep import nextStep
+from .NodeChooser import NodeChooser
 from .Selection import Selection
 from .Status import Status, allow, announce, unless
 
@@ -48,8 +49,8 @@ class SegmentSection:
 
     def _connect(self) -> None:
         ui, live = self.ui, self.live
-        ui.volumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onVolume)
-        ui.segmentationSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onNodes)
+        self.volume = NodeChooser(ui.volumeSelector, self._onVolume)
+        self.segmentation = NodeChooser(ui.segmentationSelector, self._onNodes, self._onWanted)
         ui.structureTable.connect("selectionChanged(QItemSelection,QItemSelection)", self._onStructure)
         ui.structureNameEdit.connect("returnPressed()", self.addStructure)
         ui.structureNameEdit.connect("textChanged(QString)", self.update)
@@ -158,10 +159,13 @@ class SegmentSection:
         if volumeNode is not None and OwnSegmentations.showOnly(volumeNode):
             announce(_("Masks of other volumes are hidden; the module Data can show them."))
 
+    def _onWanted(self, node: Any) -> None:
+        """The user has chosen this segmentation by hand, and so wants to see it."""
+        if node is not None:
+            OwnSegmentations.want(node)
+
     def _onNodes(self, _node: Any = None) -> None:
         volumeNode, node = self.selection.volumeNode, self.selection.segmentationNode
-        if node is not None and self._isEntered():
-            OwnSegmentations.want(node)
         if node is not None and node.GetDisplayNode() is None:  # the selector has just made it
             node.CreateDefaultDisplayNodes()
             if volumeNode is not None:
@@ -279,7 +283,18 @@ class SegmentSection:
         for box in (ui.lowestSpinBox, ui.highestSpinBox):
             box.setEnabled(ui.intensityCheckBox.checked)
         if not self.status.isFailure:
-            self.status.say(nextStep(self.selection, live, self.tool.mode, self.model.value, self._said))
+            said = nextStep(self.selection, live, self.tool.mode, self.model.value, self._said)
+            self.status.say(said, self._keysOfOthers())
+
+    def _keysOfOthers(self) -> str:
+        """Which keys to use where another module has taken ours."""
+        changed = [(key, used) for key, used in self.tool.keys.items() if used != key and "+" not in key]
+        if not changed:
+            return ""
+        instead = [used or _("the button") for _key, used in changed]
+        return _("Another module has the keys {old}: here use {new}.").format(
+            old=", ".join(key for key, _used in changed), new=", ".join(instead)
+        )
 
     def _otherStructures(self) -> list[tuple[str, str]]:
         node = self.selection.segmentationNode

@@ -10,6 +10,7 @@ from slicer.i18n import tr as _
 
 from FewShotSegLib.sam import registry
 from FewShotSegSlicer import Dependencies
+from FewShotSegSlicer.Installation import Installation, InstallProgress
 from FewShotSegSlicer.Logic import Logic
 from FewShotSegSlicer.Signal import Signal
 
@@ -19,7 +20,7 @@ from .Status import Status, allow, announce, unless
 
 
 class SetupSection:
-    """Says what is missing and installs it; offers a device and a folder; takes base models from files."""
+    """Says what is missing and has it installed; offers a device and a folder; takes base models from files."""
 
     def __init__(self, ui: Any, logic: Logic, selection: Selection) -> None:
         self.installed = Signal()
@@ -31,7 +32,9 @@ class SetupSection:
         ui.adapterFolderEdit.filters = ctk.ctkPathLineEdit.Dirs
         ui.adapterFolderEdit.setCurrentPath(str(logic.adapterFolder.folder))
         ui.adapterFolderEdit.connect("currentPathChanged(QString)", self._onFolder)
-        ui.installButton.connect("clicked(bool)", lambda _on: self.install())
+        self.installation = Installation(onProgress=self._onProgress, onDone=self._onInstalled, onError=self._onFailed)
+        ui.installButton.connect("clicked(bool)", lambda _on: self._try(self.install))
+        ui.cancelInstallButton.connect("clicked(bool)", lambda _on: self.installation.cancel())
         ui.addModelButton.connect("clicked(bool)", lambda _on: self._try(self.addModel))
         ui.setupNoticeButton.connect("clicked(bool)", lambda _on: self.show())
 
@@ -40,10 +43,34 @@ class SetupSection:
         self.ui.setupSection.collapsed = False
         self.ui.installButton.setFocus()
 
+    def close(self) -> None:
+        """End what is being installed."""
+        self.installation.close()
+
+    def poll(self) -> None:
+        """Look how far the installation is; returns at once."""
+        self.installation.poll()
+
     def install(self) -> None:
-        with self.status.trying():
-            if Dependencies.install():
-                self.installed()
+        """Begin to install what is missing, after the user has agreed."""
+        if Dependencies.permission():
+            self.installation.start()
+        self.update()
+
+    def _onProgress(self, progress: InstallProgress) -> None:
+        self.status.say(progress.sentence)
+        bar = self.ui.installProgressBar
+        bar.setRange(0, 0 if progress.fraction is None else 1000)  # without an end it only moves
+        bar.setValue(round(1000 * (progress.fraction or 0.0)))
+
+    def _onInstalled(self) -> None:
+        self.installed()
+        self.update()
+
+    def _onFailed(self, sentence: str) -> None:
+        self.selection.lookForPackages()
+        self.status.fail(sentence)
+        self.update()
 
     def addModel(self) -> None:
         path = qt.QFileDialog.getOpenFileName(
@@ -67,12 +94,20 @@ class SetupSection:
 
     def refresh(self) -> None:
         """Look what is installed."""
+        if self.installation.isRunning:
+            return
         with self.status.trying():
             self.status.say(*Dependencies.summary().splitlines())
 
     def update(self) -> None:
         """Enable what can be done now, and say on top what is missing."""
-        ui, missing = self.ui, self.selection.missing
-        allow(ui.installButton, unless(missing, _("everything is installed")))
+        ui, missing, isRunning = self.ui, self.selection.missing, self.installation.isRunning
+        allow(
+            ui.installButton,
+            unless(missing, _("everything is installed")),
+            unless(not isRunning, _("it is under way")),
+            Dependencies.obstacle() if missing else "",
+        )
+        ui.installFrame.setVisible(isRunning)
         ui.setupNotice.setVisible(bool(missing))
         ui.setupNoticeLabel.setText(_("Some Python packages are missing. They are installed once, with a button."))

@@ -23,7 +23,7 @@ from .PromptView import Mode, PromptView
 HOTKEYS = {
     "P": "points inside",
     "N": "points outside",
-    "B": "box",
+    "D": "box",  # dragged; B and F go through the slices in Slicer's views
     "Esc": "no tool",
     "A": "accept the mask",  # not Return: it belongs to the field that is typed in
     "Del": "remove the point under the mouse, or the last one",
@@ -50,6 +50,8 @@ class PromptTool:
         self._views: list[PromptView] = []
         self._target: Any = None
         self._shortcuts: list[Any] = []
+        self.keys: dict[str, str] = {}
+        """The key that does what one of `HOTKEYS` should do, "" for none; another one where that belongs to others."""
         self._isInstalled = False
 
     @property
@@ -125,16 +127,22 @@ class PromptTool:
     # -------------------------------------------------------------------------------------------------------- hotkeys
 
     def installHotkeys(self, parent: Any) -> None:
-        """Make the hotkeys work in a window, until `removeHotkeys`."""
+        """Make the hotkeys work in a window, until `removeHotkeys`.
+
+        Of a key that two have, Qt tells neither: what another module has taken is left to it, and Shift with the same
+        key is taken instead, if that is free.
+        """
         import qt
 
         self.removeHotkeys()
-        actions = self._actions()
-        for keys in HOTKEYS:
-            shortcut = qt.QShortcut(parent)
-            shortcut.setKey(qt.QKeySequence(keys))
-            shortcut.connect("activated()", self._guarded(actions[keys]))
-            self._shortcuts.append(shortcut)
+        taken, actions = keysIn(parent), self._actions()
+        self.keys = {key: next((k for k in _choices(key) if k not in taken), "") for key in HOTKEYS}
+        for wanted, key in self.keys.items():
+            if key:
+                shortcut = qt.QShortcut(parent)
+                shortcut.setKey(qt.QKeySequence(key))
+                shortcut.connect("activated()", self._guarded(actions[wanted]))
+                self._shortcuts.append(shortcut)
 
     def removeHotkeys(self) -> None:
         """Take the hotkeys away."""
@@ -150,7 +158,7 @@ class PromptTool:
         return {
             "P": lambda: self._toggle("positive"),
             "N": lambda: self._toggle("negative"),
-            "B": lambda: self._toggle("box"),
+            "D": lambda: self._toggle("box"),
             "Esc": lambda: self._toggle("none"),
             "A": live.accept,
             "Del": self.removePoint,
@@ -183,3 +191,17 @@ class PromptTool:
         """Remove the prompts of the slice that was worked on."""
         if self.live.activeSlice is not None:
             self.live.clear(*self.live.activeSlice)
+
+
+def keysIn(window: Any) -> set[str]:
+    """Return the keys that somebody listens to in a window now, as Qt writes them."""
+    import qt
+
+    shortcuts = [one.key for one in window.findChildren(qt.QShortcut) if one.enabled]
+    actions = [one.shortcut for one in window.findChildren(qt.QAction) if one.enabled and one.visible]
+    return {key.toString() for key in (*shortcuts, *actions)}
+
+
+def _choices(key: str) -> tuple[str, ...]:
+    """The key itself, and what it is replaced with; what has Ctrl in it has a key without anyway."""
+    return (key,) if "+" in key else (key, f"Shift+{key}")

@@ -21,6 +21,7 @@ Mode = Literal["none", "positive", "negative", "box"]
 """What a click in a view does; "none": what it does in Slicer."""
 Position = tuple[int, int]  # pixels from the lower left corner of the view
 
+# In pixels of Qt; on a HiDPI screen each is several pixels of the view.
 CORNER_PX = 8  # a press that near to a corner of the box takes hold of it
 SMALLEST_DRAG_PX = 4
 _FIRST = 10.0  # priority of our observers: before the view's own at 0, and the Segment Editor's at 1
@@ -113,6 +114,10 @@ class PromptView:
         r, a, s, _ = self._sliceNode.GetXYToRAS().MultiplyPoint((*position, 0.0, 1.0))
         return r, a, s
 
+    def _pixelRatio(self) -> float:
+        """Pixels of the view for one of Qt: 2 on many HiDPI screens. VTK's positions are in those of the view."""
+        return self._view.renderWindow().GetSize()[0] / max(self._view.width, 1)
+
     def _xy(self, point_ras: Sequence[float]) -> tuple[float, float]:
         xyFromRas = vtk.vtkMatrix4x4()
         vtk.vtkMatrix4x4.Invert(self._sliceNode.GetXYToRAS(), xyFromRas)
@@ -149,14 +154,15 @@ class PromptView:
         corners = target.boxCorners(self.where[0], box)
         distances = [np.hypot(*np.subtract(self._xy(corner), position)) for corner in corners]
         nearest = int(np.argmin(distances))
-        if distances[nearest] <= CORNER_PX:
+        if distances[nearest] <= CORNER_PX * self._pixelRatio():
             self._anchor = corners[(nearest + 2) % 4]
 
     def _move(self) -> bool:
         if self._anchor is None or self.where is None:
             return False
         position = self._interactor.GetEventPosition()
-        if max(abs(a - b) for a, b in zip(position, self._started, strict=True)) >= SMALLEST_DRAG_PX:
+        moved_px = max(abs(a - b) for a, b in zip(position, self._started, strict=True))
+        if moved_px >= SMALLEST_DRAG_PX * self._pixelRatio():
             self._setBox((self._anchor, self._ras(position)), dragging=True)
         return True
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -150,6 +150,9 @@ class Workers:
 
 
 _PROCESSES = {"prompt": "The process that answers clicks", "job": "The process that adapts and segments"}
+# What the launcher PythonSlicer says when its Python was killed; then it ends with code 1 itself.
+_LAUNCHERS_WORDS = "exit abnormally"
+_MAKE_ROOM = "close other programs, or choose a smaller preset or fewer slices"
 _OUT_OF_MEMORY = ("MemoryError", "out of memory", "Cannot allocate memory", "DefaultCPUAllocator", "bad_alloc")
 
 
@@ -161,14 +164,15 @@ def _causeOfDeath(worker: str, message: Mapping[str, Any]) -> str:
     if missing is not None:
         return f"{_PROCESSES[worker]} cannot work yet ({missing.strip()}). Press Install, then try again."
     if any(word in said for word in _OUT_OF_MEMORY):
-        why = "Memory ran out: close other programs, or choose a smaller preset or fewer slices."
-    elif _wasKilled(code):
-        why = "It was killed from outside, most often by the system because memory ran out."
+        why = f"Memory ran out: {_MAKE_ROOM}."
+    elif _wasKilled(code, lines):
+        why = f"It was killed or has crashed, most often because memory ran out: {_MAKE_ROOM}."
     else:
         why = f"Its last words: {lines[-1].strip()}" if lines else "It said nothing."
     return f"{_PROCESSES[worker]} ended unexpectedly (code {code}). {why} It starts again with the next request; \
 the scene is as it was."
 
 
-def _wasKilled(code: int) -> bool:
-    return code in (-signal.SIGTERM, -getattr(signal, "SIGKILL", signal.SIGTERM))
+def _wasKilled(code: int, lines: Sequence[str]) -> bool:
+    bySignal = code in (-signal.SIGTERM, -getattr(signal, "SIGKILL", signal.SIGTERM))
+    return bySignal or any(_LAUNCHERS_WORDS in line for line in lines)

@@ -165,7 +165,9 @@ def resolve(recipe: Recipe, family: str, device: torch.device) -> Recipe:
         if needs_base(recipe):
             raise InputError("preset=paper is of the paper's 3-D networks; choose network=unet, swinunet or mambaunet.")
         recipe = with_preset(recipe, PAPER)
-    resolved = resolve_prompted(recipe, family, device)
+        resolved = replace(resolve_prompted(replace(recipe, preset="auto"), family, device), preset="paper")
+    else:
+        resolved = resolve_prompted(recipe, family, device)
     if needs_base(recipe):
         return resolved
     return replace(resolved, batch_size=recipe.batch_size or 2, encoder_blocks=0, checkpointing=False, pool_size=0)
@@ -243,7 +245,10 @@ def _adapt_promptable(inputs: AdaptInputs, base: PromptableNetwork, recipe: Reci
     pool = _pool(inputs, _slice_grid(first, base.image_size), inputs.intensity_of_exemplars(), recipe)
     _prepare(pool, recipe, run.report)
     arms = _PromptedArms(base, pool, recipe, first.axis) if pool else None
-    return adapt_prompted(inputs, recipe, run, method="asap", beside=arms.beside if arms else None)
+    digest = arms.pool.digest() if arms else ""
+    return adapt_prompted(
+        inputs, recipe, run, method="asap", beside=arms.beside if arms else None, beside_identity=digest
+    )
 
 
 def _pool(inputs: AdaptInputs, grid: Grid, intensity: IntensitySpec, recipe: Recipe) -> Pool | None:

@@ -25,7 +25,8 @@ from FewShotSegLib.errors import StopAndKeepBest
 from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.inference.sliding_window import foreground_logit, predict
 from FewShotSegLib.inference.volume_network import grid_to_dict, network_arguments, tensors_of
-from FewShotSegLib.io.files import written_whole
+from FewShotSegLib.io.cache import is_sealed, sealed
+from FewShotSegLib.io.files import sha256_of_file
 from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import load_weights, weights_of
@@ -312,10 +313,9 @@ class _Learner:
 
     def _identity(self, cases: Sequence[Case]) -> str:
         digests = [_digest(case) for case in cases]
-        arms = self.pool.names if self.pool else ()
-        return repr(
-            (self.recipe, self.grid, self.value, digests, self.seed, arms, type(self.lesson.scheduler_for(0)).__name__)
-        )
+        files = (self.pool.digest() if self.pool else "", _digest_of(self.recipe.weights))
+        scheduler = type(self.lesson.scheduler_for(0)).__name__
+        return repr((self.recipe, self.grid, self.value, digests, self.seed, files, scheduler))
 
     # ----------------------------------------------------------------------------------------------------------- start
 
@@ -356,7 +356,8 @@ class _Learner:
         """
         cases = self._cases(exemplars)
         path = cache_folder() / "networks" / f"{self._pretraining_key(scheduler, cases)}.safetensors"
-        if path.is_file():
+        assert self.pool is not None  # there are arms
+        if is_sealed(path, self.pool.digest()):
             return _read_start(network, path)
         source = PatchSource(cases, self.grid, self.recipe.patches, [self.name], self.device)
         steps = self.recipe.pretraining_steps
@@ -382,7 +383,7 @@ class _Learner:
         state = scheduler.state() if self.recipe.pretraining == "chosen" else None
         start = _Start(dict(weights_of(network)), turns.summary(), state)
         header = json.dumps({"chosen": start.chosen, "scheduler": start.scheduler})
-        with written_whole(path) as part:
+        with sealed(path, self.pool.digest()) as part:
             part.write_bytes(save(start.weights, metadata={_CHOSEN: header}))
         return start
 
@@ -416,7 +417,12 @@ def _read_start(network: nn.Module, path: Path) -> _Start:
 
 
 def _digest(case: Case) -> str:
-    return sha256_of_array(case.image) + sha256_of_array(case.mask)
+    parts = (case.image, case.mask, case.known)
+    return "".join(sha256_of_array(part) for part in parts if part is not None)
+
+
+def _digest_of(file: str | None) -> str:
+    return sha256_of_file(file) if file else ""
 
 
 def _loss_of(network: nn.Module, patches: Sequence[Patch], device: torch.device) -> Tensor:

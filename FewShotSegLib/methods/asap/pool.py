@@ -25,8 +25,9 @@ from FewShotSegLib.data.intensity import IntensitySpec, looks_like_hounsfield
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.grid import Grid, onto_grid
+from FewShotSegLib.io.cache import is_sealed, sealed
 from FewShotSegLib.io.datasets import CaseFiles, DataSet, complete_exemplar
-from FewShotSegLib.io.files import sha256_of_file, write_text_whole, written_whole
+from FewShotSegLib.io.files import sha256_of_file, write_text_whole
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.progress import Progress, Report
 from FewShotSegLib.training.patches import Case, Change, Patch, corner_of, cut
@@ -118,6 +119,21 @@ class Pool:
     def names(self) -> tuple[str, ...]:
         """The arms' names, "data set: structure"."""
         return tuple(arm.name for arm in self.arms)
+
+    def digest(self) -> str:
+        """Equal for pools that give the same: arms, contents of their files, and how these are prepared."""
+        keys = []
+        for arm in self.arms:
+            labels = sorted(self._labels[arm.data_set.name])
+            keys.append([arm.name, arm.labels, [self._key_or_none(case, labels) for case in arm.data_set.cases]])
+        return sha256_of_json(keys)
+
+    def _key_or_none(self, case: CaseFiles, labels: list[str]) -> str | None:
+        """The key of a case, None of one whose files cannot be read: that is said when it is drawn."""
+        try:
+            return self._key(case, labels)
+        except (InputError, OSError):
+            return None
 
     def _chosen(self, data_set: DataSet) -> DataSet:
         # The name is part of the seed, so that another data set beside it changes nothing.
@@ -272,7 +288,7 @@ class Pool:
 
     def _key(self, case: CaseFiles, labels: list[str]) -> str:
         """Digest of all that a prepared case depends on, the files' contents among it."""
-        given = {
+        given: dict[str, Any] = {
             "version": _VERSION,
             "files": [_digest(case.image), _digest(case.labelmap)],
             "structures": {str(value): name for value, name in (case.structures or {}).items()},
@@ -283,6 +299,8 @@ class Pool:
             "orientation": self.grid.orientation,
             "intensity": self.intensity.to_dict() if self.intensity else None,
         }
+        if case.ignore is not None:  # keys of earlier versions stay as they are
+            given["ignore"] = case.ignore
         return sha256_of_json(given)[:32]
 
 
@@ -324,16 +342,18 @@ def _digest(path: Path) -> str:
 def _keep(prepared: _Prepared, stem: Path) -> None:
     """Write three files; the last of them says that the others are whole."""
     for name, array in (("image", prepared.image), ("labels", prepared.labels)):
-        with written_whole(stem.with_name(f"{stem.name}.{name}.npy")) as part:
+        with sealed(stem.with_name(f"{stem.name}.{name}.npy")) as part:
             np.save(part, array, allow_pickle=False)
     card = {"shape": list(prepared.image.shape), "shown": sorted(prepared.shown), "digest": prepared.digest}
-    write_text_whole(stem.with_name(f"{stem.name}.json"), json.dumps(card))
+    write_text_whole(stem.with_name(f"{stem.name}.json"), json.dumps(card), private=True)
 
 
 def _read_kept(stem: Path) -> _Prepared | None:
     """What `_keep` wrote, its arrays read as they are used; None where it is not there or damaged."""
     try:
         card = json.loads(stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8"))
+        if not all(is_sealed(stem.with_name(f"{stem.name}.{name}.npy")) for name in ("image", "labels")):
+            return None
         image, labels = (
             np.load(stem.with_name(f"{stem.name}.{name}.npy"), mmap_mode="r", allow_pickle=False)
             for name in ("image", "labels")

@@ -19,8 +19,8 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
 from FewShotSegLib.imaging.grid import Grid, onto_grid
 from FewShotSegLib.inference.volume_network import grid_to_dict, on_grid
+from FewShotSegLib.io.cache import is_sealed, sealed
 from FewShotSegLib.io.datasets import DataSet, complete_exemplar
-from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.progress import Progress, Report, stage_picture
 from FewShotSegLib.synthesis.plan import Sample
@@ -157,6 +157,11 @@ class Stages:
         space = (edges, self.target_intensity.to_dict(), source)
         return _digest(arrays, grid_to_dict(self.grid), space, self.structures, self.seed)
 
+    def _places(self) -> str:
+        """A digest of where all volumes lie, which decides what comes onto the grid."""
+        volumes = {**self.targets, **{f"source {name}": volume for name, volume in self.sources.volumes.items()}}
+        return _digest({name: sha256_of_array(volume.affine) for name, volume in volumes.items()})
+
     def _source_case(self, name: str) -> Case:
         """A labelled case on the grid, not yet translated."""
         volume = self.sources.volumes[name]
@@ -244,7 +249,7 @@ class Stages:
         recipe = self._translation_recipe()
         key = _digest(to_dict(recipe))
         path = self.folder / f"translator-{key}.safetensors"
-        if path.is_file():
+        if is_sealed(path, self._places()):
             return load_translator(path, self.device)
         checkpoint = path.with_suffix(".ckpt")
         translator = train_translator(
@@ -255,9 +260,10 @@ class Stages:
             device=self.device,
             report=self.report,
             checkpoint=checkpoint,
-            identity=key,
+            identity=f"{key} {self._places()}",
         )
-        save_translator(translator, path)
+        with sealed(path, self._places()) as part:
+            save_translator(translator, part)
         checkpoint.unlink(missing_ok=True)
         return translator
 
@@ -318,7 +324,7 @@ class Stages:
         digests = [sha256_of_array(case.image) + sha256_of_array(case.mask) for case in [*cases, *taught]]
         key = _digest(digests, repr(training), self.recipe.target_share, seed)
         path = self.folder / f"network-{key}.npz"
-        if path.is_file():
+        if is_sealed(path, self._places()):
             with np.load(path) as kept:
                 weights = {tensor: kept[tensor] for tensor in kept.files}
             self._last_trained = weights, training
@@ -337,14 +343,14 @@ class Stages:
             report=self.report,
             message=name,
             checkpoint=checkpoint,
-            identity=key,
+            identity=f"{key} {self._places()}",
         )
         if fitted.stopped_by == "user":
             checkpoint.unlink(missing_ok=True)
             half_done = 2 * fitted.steps >= training.steps
             raise _Stopped(*((trained, training) if half_done or not self._last_trained else self._last_trained))
         self._last_trained = trained, training
-        with written_whole(path) as part, part.open("wb") as stream:
+        with sealed(path, self._places()) as part, part.open("wb") as stream:
             np.savez(stream, **trained)  # type: ignore[arg-type]
         checkpoint.unlink(missing_ok=True)
         return trained

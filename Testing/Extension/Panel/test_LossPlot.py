@@ -78,6 +78,20 @@ def test_curves_are_painted_from_left_to_right_and_a_falling_loss_falls(plot: Lo
     assert dice[left, 0].mean() > dice[right, 0].mean() + 20
 
 
+def test_a_painter_is_ended_also_when_painting_fails(plot: LossPlot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise Slicer crashes as soon as the pixmap goes."""
+    painters: list[Any] = []
+
+    def fail(painter: Any, _width: int, _height: int) -> None:
+        painters.append(painter)
+        raise ValueError("wrong arguments")
+
+    monkeypatch.setattr(plot, "_paintOn", fail)
+    with pytest.raises(ValueError, match="wrong arguments"):
+        plot.add(message(1, loss=0.5))
+    assert [painter.isActive() for painter in painters] == [False]
+
+
 def test_clearing_takes_the_picture_away(plot: LossPlot) -> None:
     plot.add(message(1, loss=0.5))
     assert not plot._label.pixmap.isNull()

@@ -89,6 +89,23 @@ def test_what_was_hidden_is_shown_with_its_volume_also_after_loading_the_scene(c
     assert case.selection.segmentationNode.GetDisplayNode().GetVisibility()
 
 
+def test_answers_are_looked_for_often_where_somebody_waits_and_seldom_elsewhere(readyToAdapt: Case) -> None:
+    case = readyToAdapt
+
+    def interval() -> int:
+        case.panel._poll()
+        return case.panel._timer.interval
+
+    assert interval() == 10
+    slicer.util.selectModule("")
+    assert interval() == 300
+    slicer.util.selectModule("FewShotSeg")
+    case.press(case.ui.adaptButton)
+    slicer.util.selectModule("")
+    assert interval() == 50, "the pipe of a job would run full"
+    slicer.util.selectModule("FewShotSeg")
+
+
 def test_closing_the_scene_leaves_a_panel_that_works(case: Case) -> None:
     case.load()
     case.press(case.ui.addSliceButton)

@@ -76,7 +76,7 @@ def test_a_picture_takes_the_width_of_its_section_once_that_is_laid_out(
     assert Pictures.widthIn(section) == width
 
 
-def test_a_window_stays_open_without_anybody_holding_it(scene: Any, tmp_path: Path) -> None:
+def test_a_window_stays_open_without_anybody_holding_it_and_goes_when_closed(scene: Any, tmp_path: Path) -> None:
     pixmap = qt.QPixmap(60, 40)
     pixmap.fill(qt.QColor(200, 0, 0))
     assert pixmap.save(str(tmp_path / "sheet.png"))
@@ -87,3 +87,7 @@ def test_a_window_stays_open_without_anybody_holding_it(scene: Any, tmp_path: Pa
         window = dialogCalled(title)
         assert window.findChild(qt.QLabel).pixmap.height() == 800
         window.close()
+    slicer.app.processEvents()
+    qt.QApplication.sendPostedEvents(None, qt.QEvent.DeferredDelete)
+    titles = [window.windowTitle for window in slicer.util.mainWindow().findChildren(qt.QDialog)]
+    assert not {"first", "second"} & set(titles)

@@ -56,6 +56,7 @@ def test_a_segmentation_chosen_for_another_volume_is_shown_and_stays_chosen(case
     case.ui.volumeSelector.setCurrentNode(second)
     assert (case.selection.segmentationNode, bool(ofFirst.GetDisplayNode().GetVisibility())) == (None, False)
     case.ui.segmentationSelector.setCurrentNode(ofFirst)
+    case.ui.segmentationSelector.nodeActivated(ofFirst)  # by hand
     assert ofFirst.GetDisplayNode().GetVisibility()
     for volumeNode in (first, second):
         case.ui.volumeSelector.setCurrentNode(volumeNode)
@@ -74,6 +75,15 @@ def test_volumes_of_one_patient_share_their_segmentations(case: Case) -> None:
         case.ui.volumeSelector.setCurrentNode(volumeNode)
         assert case.selection.segmentationNode is ofFirst
         assert ofFirst.GetDisplayNode().GetVisibility()
+
+
+def test_deleting_a_segmentation_shows_none_of_another_patient(case: Case) -> None:
+    (_first, ofFirst, *_), (second, ofSecond, *_) = addCase(0, name="A"), addCase(1, name="B")
+    case.ui.volumeSelector.setCurrentNode(second)
+    assert not ofFirst.GetDisplayNode().GetVisibility()
+    slicer.mrmlScene.RemoveNode(ofSecond)
+    assert case.selection.segmentationNode is None
+    assert not ofFirst.GetDisplayNode().GetVisibility()
 
 
 def test_a_segmentation_that_the_user_has_hidden_stays_hidden(case: Case) -> None:
@@ -163,6 +173,20 @@ def test_a_tool_is_chosen_by_button_or_key_and_put_down_by_the_same(
     assert (case.ui.boxButton.checked, case.ui.negativeButton.checked) == (False, True)
     case.press(case.ui.negativeButton)
     assert case.panel.segment.tool.mode == "none"
+
+
+def test_the_panel_says_which_keys_to_use_beside_another_module(case: Case) -> None:
+    shortcut = qt.QShortcut(qt.QKeySequence("P"), slicer.util.mainWindow())
+    case.panel.exit()
+    case.panel.enter()
+    case.panel.update()
+    assert "Another module has the keys P: here use Shift+P." in case.ui.clickStatusLabel.text
+    shortcut.setEnabled(False)
+    shortcut.setParent(None)
+    case.panel.exit()
+    case.panel.enter()
+    case.panel.update()
+    assert "Another module" not in case.ui.clickStatusLabel.text
 
 
 def test_leaving_the_module_puts_the_tool_down_and_takes_the_keys_away(

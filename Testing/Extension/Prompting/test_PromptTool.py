@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -136,7 +136,7 @@ def withHotkeys(toolBench: ToolBench) -> ToolBench:
 def test_keys_choose_the_tool_and_lay_it_down(withHotkeys: ToolBench, pressKey: Callable[[str], None]) -> None:
     modes: list[str] = []
     withHotkeys.tool.modeChanged.connect(modes.append)
-    for key in ("P", "N", "B", "B", "P", "Esc"):
+    for key in ("P", "N", "D", "D", "P", "Esc"):
         pressKey(key)
     assert modes == ["positive", "negative", "box", "none", "positive", "none"]
 
@@ -185,6 +185,65 @@ def test_keys_do_nothing_after_leaving(withHotkeys: ToolBench, pressKey: Any) ->
     left = [shortcut for shortcut in slicer.util.mainWindow().findChildren(qt.QShortcut) if shortcut.enabled]
     keys = {qt.QKeySequence(keys).toString() for keys in HOTKEYS}
     assert not keys & {shortcut.key.toString() for shortcut in left}
+
+
+@pytest.fixture
+def neighbour(slicerHost: Any) -> Iterator[list[str]]:
+    """Another module that keeps keys on the main window and never gives them back; what was pressed there."""
+    import qt
+
+    pressed, shortcuts = list[str](), list[Any]()
+    for key in ("P", "Del", "Ctrl+Z"):
+        shortcut = qt.QShortcut(qt.QKeySequence(key), slicer.util.mainWindow())
+        shortcut.connect("activated()", lambda key=key: pressed.append(key))
+        shortcuts.append(shortcut)
+    yield pressed
+    for shortcut in shortcuts:
+        shortcut.setEnabled(False)
+        shortcut.setParent(None)
+
+
+def test_keys_of_another_module_stay_its_own_and_ours_are_pressed_with_shift(
+    neighbour: list[str], withHotkeys: ToolBench, clickIn: Any, pressKey: Any
+) -> None:
+    toolBench = withHotkeys
+    pressKey("P")
+    assert (neighbour, toolBench.tool.mode) == (["P"], "none")
+    pressKey("Shift+P")
+    assert toolBench.tool.mode == "positive"
+    clickIn("Red", toolBench.at("Red", 4, 12))
+    pressKey("Shift+Del")
+    assert toolBench.prompt("Red").isEmpty
+    pressKey("Ctrl+Z")
+    pressKey("Z")
+    assert not toolBench.prompt("Red").isEmpty
+    assert neighbour == ["P", "Ctrl+Z"]
+    assert {key: used for key, used in toolBench.tool.keys.items() if key != used} == {
+        "P": "Shift+P",
+        "Del": "Shift+Del",
+        "Ctrl+Z": "",
+    }
+
+
+def test_an_action_of_slicers_menus_keeps_its_key_while_it_can_be_chosen(toolBench: ToolBench) -> None:
+    import qt
+
+    window = slicer.util.mainWindow()
+    action = qt.QAction(window)
+    action.setShortcut(qt.QKeySequence("Ctrl+Z"))
+    window.addAction(action)
+    toolBench.tool.installHotkeys(window)
+    assert toolBench.tool.keys["Ctrl+Z"] == ""
+    action.setVisible(False)  # as Slicer has it without undo
+    toolBench.tool.installHotkeys(window)
+    assert toolBench.tool.keys["Ctrl+Z"] == "Ctrl+Z"
+    toolBench.tool.removeHotkeys()
+    window.removeAction(action)
+    action.setParent(None)
+
+
+def test_the_keys_with_which_slicer_goes_through_slices_are_left_to_it() -> None:
+    assert not {"B", "F", "R", "G", "V", "T", "[", "]", "Space"} & set(HOTKEYS)
 
 
 def test_installing_the_keys_twice_presses_once(withHotkeys: ToolBench, pressKey: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import slicer
 import slicer.util
 
+from FewShotSegSlicer.Prompting.PromptView import CORNER_PX
 from FewShotSegSlicer.Scene import Geometry
 from Testing.Extension.bench import AFFINE, SHAPE
 from Testing.Extension.nodes import addTransform, addWarp, rotation
@@ -103,6 +105,37 @@ def test_dragging_a_corner_changes_the_box_and_leaves_the_opposite_corner(toolBe
     dragIn("Red", toolBench.at("Red", 5, 5), toolBench.at("Red", 6, 3))
     low, high = toolBench.prompt("Red").box_ras or ((), ())
     np.testing.assert_allclose([low, high], [toolBench.at("Red", 2, 3), toolBench.at("Red", 6, 12)], atol=0.3)
+
+
+@pytest.fixture
+def hiDpi(slicerHost: Any) -> Iterator[None]:
+    """Two pixels of the red view for one of Qt; in Slicer the screen decides."""
+    view = slicer.app.layoutManager().sliceWidget("Red").sliceView()
+    if not hasattr(type(view), "_setPixelRatio"):
+        pytest.skip("needs the test host")
+    view._setPixelRatio(2)
+    yield
+    view._setPixelRatio(1)
+
+
+def test_a_corner_is_as_easy_to_take_hold_of_on_a_screen_of_many_pixels(
+    hiDpi: None, toolBench: ToolBench, dragIn: Any, mouse: Any
+) -> None:
+    toolBench.tool.mode = "box"
+    dragIn("Red", (100, 100), (300, 260))
+    before = toolBench.prompt("Red").box_ras or ((), ())
+    dragIn("Red", (300 + CORNER_PX, 260 + CORNER_PX), (400, 330))  # 11 of the view's pixels beside it, 6 of Qt's
+    after = toolBench.prompt("Red").box_ras or ((), ())
+    kept = [corner for corner in np.array(after) if np.abs(np.array(before) - corner).max(axis=1).min() < 0.3]
+    assert len(kept) == 1, "another box was begun"
+
+
+def test_a_trembling_hand_draws_no_box_on_a_screen_of_many_pixels(
+    hiDpi: None, toolBench: ToolBench, dragIn: Any
+) -> None:
+    toolBench.tool.mode = "box"
+    dragIn("Red", (100, 100), (106, 106))
+    assert toolBench.prompt("Red").box_ras is None
 
 
 def test_a_box_dragged_beyond_the_volume_ends_at_its_edge(toolBench: ToolBench, dragIn: Any) -> None:

@@ -30,7 +30,8 @@ class FakeWorkers:
 
 
 def message(step: int = 1, total: int = 10, text: str = "adapting", **metrics: float) -> dict[str, Any]:
-    return {"type": "progress", "step": step, "total": total, "message": text, "metrics": metrics}
+    what = {"type": "progress", "step": step, "total": total, "message": text, "metrics": metrics}
+    return what | {"can_stop": text == "adapting"}
 
 
 @pytest.fixture

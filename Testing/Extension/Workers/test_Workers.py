@@ -72,7 +72,7 @@ def aPython(folder: Path, program: str) -> str:
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Workers]:
-    """Real ones, shared by the tests that leave them as they were."""
+    """Real ones, shared by the tests that leave them as they were; children of the launcher, as in Slicer."""
     shared = Workers(environment=ONE_THREAD)
     yield shared
     shared.close()
@@ -225,7 +225,7 @@ def test_a_killed_process_is_explained_to_all_who_wait_and_replaced() -> None:
         for one in heard:
             what, (kind, message) = one.ending or ("", ("", ""))
             assert (what, kind) == ("onError", "dead")
-            assert "killed from outside, most often by the system because memory ran out" in message
+            assert "most often because memory ran out: close other programs" in message
         assert asked(workers, "job", op="hello")[1][0]["pid"] != pid
     finally:
         workers.close()

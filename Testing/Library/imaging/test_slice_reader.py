@@ -58,6 +58,8 @@ def test_a_range_that_is_known_already_is_not_worked_out_again(monkeypatch: pyte
 
 def test_a_slice_that_does_not_exist_is_refused() -> None:
     with pytest.raises(InputError, match="k=12"):
+        SliceReader(a_volume(), WINDOW, 24).square(12)
+    with pytest.raises(InputError, match="k=12"):
         SliceReader(a_volume(), WINDOW, 24).frame(12)
 
 

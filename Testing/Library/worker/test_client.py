@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -113,6 +115,27 @@ def is_zombie(pid: int) -> bool:
     return stat.exists() and stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a script as interpreter")
+def test_a_large_answer_comes_within_few_polls_of_a_thread_that_keeps_pythons_lock(tmp_path: Path) -> None:
+    """Slicer's main thread keeps it while Qt waits for events; only in a poll can other threads do anything."""
+    body = (
+        "import json, sys\n"
+        "for line in sys.stdin:\n"
+        "    answer = {'id': json.loads(line)['id'], 'type': 'result', 'result': 'x' * 400_000}\n"
+        "    print(json.dumps(answer), flush=True)\n"
+    )
+    counts: list[int] = []
+    with WorkerClient(a_python(tmp_path, body)) as client:
+        answer_to(client, client.submit({}))
+        for _ in range(5):
+            client.submit({})
+            counts.append(0)
+            while not client.poll():
+                ctypes.PyDLL(None).usleep(20_000)  # a PyDLL keeps the lock
+                counts[-1] += 1
+    assert sorted(counts)[2] <= 4
+
+
 def test_an_interpreter_that_is_not_there_is_named() -> None:
     with pytest.raises(InputError, match="Cannot start /no/such/python"):
         WorkerClient("/no/such/python").submit({"op": "hello"})
@@ -127,11 +150,26 @@ def test_a_worker_lets_the_window_go_first() -> None:
 
 
 def test_the_client_does_without_torch() -> None:
-    import subprocess
-
     root = Path(__file__).resolve().parents[3]
     code = (
         "import sys; import FewShotSegLib.worker.client; print([m for m in ('torch', 'SimpleITK') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_worker_runs_no_code_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("numpy", "SimpleITK", "argparse"):
+        text = f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\nraise ImportError('planted')\n"
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", os.environ.get("PYTHONPATH", "")]))
+    with WorkerClient() as client:
+        client.submit({"op": "hello"})
+        until = time.monotonic() + 60
+        messages: list[dict[str, Any]] = []
+        while not messages and time.monotonic() < until:
+            messages += client.poll()
+            time.sleep(0.02)
+    assert messages[0]["type"] == "result", messages
+    assert not (tmp_path / "ran").exists()
