@@ -118,7 +118,6 @@ def adapter_of(
         "lora": to_dict(adaptation.spec.lora),
         "tokens": recipe.tokens,
         "full_decoder": recipe.full_decoder,
-        "locator": adaptation.spec.locator,
     }
     if not adaptation.spec.locator:
         architecture["locator"] = False
