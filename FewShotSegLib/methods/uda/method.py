@@ -12,7 +12,7 @@ Translated volumes whose edges have drifted are not trained on. Who lends is dec
 or by how sure the first teacher is. Intensities are the default, because they were better on real cases than the
 paper's edges (Testing/BENCHMARKS.md). `preset=paper` is the paper as far as it says.
 
-When to use it: labelled CT (or any other kind) and a stack of unlabelled MR. Cost: about an hour on one CPU core,
+When to use it: labelled CT (or any other kind) and a stack of unlabelled MR. Cost: one to two hours on one CPU core,
 by the preset; every stage is kept and not computed twice.
 """
 
