@@ -1,6 +1,8 @@
 # make demo [OUT=folder]   a small cohort of synthetic patients, adapted to and segmented; writes a report
 # make test                the test suite: the library, and the Slicer extension on Slicer's own core without a screen
 # make lint                style, types and spelling
+# make mutants          whether the tests notice when essentials of the methods are cut out; before a release, minutes
+# make campaign [SHARE=0.1] [ONLY=files]   kills, full disks and damaged files, for hours; no part of make test
 # make bench [DATA=folder] [QUICK=1]   speed, and accuracy on your own data
 #
 # Each makes its own environment in .venv when it is missing. Settings:
@@ -12,7 +14,7 @@
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench graphics
+.PHONY: help demo test lint mutants bench campaign graphics
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -46,10 +48,16 @@ lint: $(STAMP)
 	@$(PY) -m mypy
 	@$(PY) -m codespell_lib
 
+mutants: $(STAMP)
+	@$(PY) Testing/mutants.py
+
 bench: $(STAMP)
 	@$(PY) -m FewShotSegLib benchmark speed $(if $(QUICK),--quick)
 	@$(if $(DATA),$(PY) -m FewShotSegLib benchmark accuracy --data "$(DATA)" $(if $(QUICK),--quick),\
 		echo "For accuracy on your own data: make bench DATA=folder")
+
+campaign: $(STAMP)
+	@$(PY) -m Testing.Campaign $(if $(SHARE),--share $(SHARE)) $(if $(ONLY),--only $(ONLY))
 
 # The demo and the library do without these.
 $(SLICER_STAMP): $(STAMP)

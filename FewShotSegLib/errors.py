@@ -6,8 +6,22 @@ from __future__ import annotations
 class InputError(ValueError):
     """The user can fix it: the message says what was got, what is allowed and what to do.
 
-    Raised only by our own checks at the boundary. Any other exception is a defect of this library.
+    Raised only by our own checks at the boundary. Any other exception is a defect of this library. The message is one
+    line that every stream can show: what came from files may hold line ends and halves of characters.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split("\n")).encode("utf-8", "backslashreplace").decode())
+
+
+def of_the_system(error: OSError) -> str:
+    """The sentence about a file or folder that the operating system refuses: rights, space, a name without meaning.
+
+    >>> of_the_system(OSError(13, "Permission denied", "a.nrrd"))
+    'Cannot use a.nrrd: Permission denied. Check the path, your rights and the free space.'
+    """
+    about = f" {error.filename}" if error.filename else " a file"
+    return f"Cannot use{about}: {error.strerror or error}. Check the path, your rights and the free space."
 
 
 class Cancelled(Exception):  # noqa: N818 - not an error: the user asked for it

@@ -1,9 +1,10 @@
 """`fewshotseg benchmark accuracy`: base, adapted and U-Net on real cases, with clicks and without.
 
-For each data set: the base model with one centre click, with one box, and with up to five corrective clicks per
-structure and slice. For each number of exemplar slices: the same model adapted with and without synthesis, with clicks
-and without; a U-Net from scratch on the same slices for the same time. Every cell is kept as one line of JSON, so an
-interrupted run goes on where it stopped.
+For each data set: the base model with one centre click, one random click, one box, and with up to five corrective
+clicks per structure and slice. For each number of exemplar slices: the same model adapted with and without synthesis,
+and as the Cheap Lunch paper does it, with clicks and without; a U-Net and an Attention U-Net from scratch on the same
+slices for the same time. `--shots all` takes every annotated slice of the training cases: an upper bound. Every cell is
+kept as one line of JSON, so an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.segment import SegmentOptions, segment
 from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.methods import lora
-from FewShotSegLib.sam.clicks import centre_click, tight_box
+from FewShotSegLib.sam.clicks import centre_click, random_click, tight_box
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import Embedding, PromptableNetwork
 from FewShotSegLib.sam.presets import affordable_size
@@ -48,7 +49,10 @@ from FewShotSegLib.training.context import AdaptInputs, RunContext
 
 logger = logging.getLogger(__name__)
 
-CLICK, BOX, FREE, CORRECTED = "one click", "one box", "prompt-free", "corrective clicks"
+CLICK, RANDOM, BOX, FREE = "one click", "one random click", "one box", "prompt-free"
+CORRECTED = "corrective clicks"
+PAPER, UNET, ATTENTION = "adapted as the paper", "U-Net", "Attention U-Net"
+ALL = 1_000_000  # slices: as many as there are
 CLICKS = 5
 COLUMNS = (
     ("base", CLICK, "oracle_slices"),
@@ -59,8 +63,22 @@ COLUMNS = (
     ("U-Net", FREE, "all_slices"),
     ("U-Net", FREE, "oracle_slices"),
 )
-TRAINED = ["adapted", "adapted, no synthesis", "U-Net"]
+WAYS: dict[str, tuple[str, ...]] = {
+    "adapted": (CLICK, RANDOM, FREE, CORRECTED),
+    "adapted, no synthesis": (CLICK, FREE),
+    PAPER: (CLICK, RANDOM),
+    UNET: (FREE,),
+    ATTENTION: (FREE,),
+}
 BASE = "base"
+TRAINED = list(WAYS)
+MEASURED = [BASE, "adapted", "adapted, no synthesis", UNET]
+# Rows of the tables in the layout of the paper's Tables 1 to 6.
+PAPER_ROWS = (
+    (BASE, CLICK),
+    (BASE, RANDOM),
+    *((model, way) for model, ways in WAYS.items() for way in ways if way != CORRECTED),
+)
 MODELS = [("adapted", FREE), ("adapted", CLICK), ("U-Net", FREE)]
 SMALLEST_CLICKED = 3  # pixels: what a person would still click on
 
@@ -108,7 +126,8 @@ def main(arguments: Sequence[str]) -> int:
             for cell in _cells(DATASETS[name], shots, setting, _done(record)):
                 add_result(record, cell)
     cells = _done(record)
-    table = f"{_head(setting)}\n{_base_table(cells)}\n{_table(cells)}\n{_curves(cells)}"
+    parts = (_base_table(cells), _table(cells), _curves(cells), _paper_tables(cells))
+    table = "\n".join([_head(setting), *parts])
     write_text_whole(Path(f"{chosen.out}.md"), table)
     sys.stdout.write(table)
     return 0
@@ -119,9 +138,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
     parser.add_argument("--out", default="accuracy", help="prefix of the result files")
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), metavar="NAME", help=", ".join(DATASETS))
-    parser.add_argument("--shots", nargs="+", type=int, default=[1, 3, 9, 18], help="numbers of exemplar slices")
     parser.add_argument(
-        "--models", nargs="+", default=[BASE, *TRAINED], choices=[BASE, *TRAINED], help="what to measure"
+        "--shots", nargs="+", type=_shots, default=[1, 3, 9, 18], help="numbers of exemplar slices, or all"
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=MEASURED,
+        choices=[BASE, *TRAINED],
+        help="what to measure",
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each model")
     parser.add_argument("--cases", type=int, default=4, help="most test cases per data set")
@@ -134,6 +159,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _shots(word: str) -> int:
+    return ALL if word == "all" else int(word)
+
+
 def _done(record: Path) -> dict[tuple[str, int, str, str], dict[str, Any]]:
     return {(c["dataset"], c["shots"], c["model"], c["prompt"]): c for c in results_in(record)}
 
@@ -142,12 +171,7 @@ def _cells(dataset: PublicDataSet, shots: int, setting: Setting, done: dict[Any,
     """One result per model and way of prompting, those already done left out; the base model is that of 0 shots."""
     chosen = exemplars(dataset, setting.data, shots) if shots else []
     network = load_base(setting.base, image_size=setting.image_size)
-    ways: dict[str, tuple[str, ...]] = {
-        "adapted": (CLICK, FREE, CORRECTED),
-        "adapted, no synthesis": (CLICK, FREE),
-        "U-Net": (FREE,),
-    }
-    for model, prompts in (ways if shots else {BASE: (CLICK, BOX, CORRECTED)}).items():
+    for model, prompts in (WAYS if shots else {BASE: (CLICK, RANDOM, BOX, CORRECTED)}).items():
         if model not in setting.models:
             continue
         if all((dataset.name, shots, model, prompt) in done for prompt in prompts):
@@ -174,15 +198,16 @@ def _scorers(
     setting: Setting,
 ) -> tuple[dict[str, Scorer], dict[str, Any]]:
     """What scores the model in each way of prompting, and facts about its making."""
-    if model == "U-Net":
-        segmenter, facts = _unet(chosen, dataset, setting)
+    if model in (UNET, ATTENTION):
+        segmenter, facts = _unet(chosen, dataset, setting, attention=model == ATTENTION)
         return {FREE: lambda: _scored(segmenter, dataset, setting)}, facts
     adapter, facts = None, {}
     if model != BASE:
-        adapter, facts = _adapted(network, chosen, dataset, setting, synthesis=model == "adapted")
+        adapter, facts = _adapted(network, chosen, dataset, setting, model)
     predictor = predictor_of(network, adapter, cache=EmbeddingCache(2**30))
     ways: dict[str, Scorer] = {
         CLICK: lambda: _scored(_prompting(predictor, dataset, _click), dataset, setting),
+        RANDOM: lambda: _scored(_prompting(predictor, dataset, _random), dataset, setting),
         BOX: lambda: _scored(_prompting(predictor, dataset, _box), dataset, setting),
         FREE: lambda: _scored(_free(predictor), dataset, setting),
         CORRECTED: lambda: _corrected(predictor, dataset, setting),
@@ -191,10 +216,13 @@ def _scorers(
 
 
 def _adapted(
-    network: PromptableNetwork, chosen: list[Any], dataset: PublicDataSet, setting: Setting, *, synthesis: bool
+    network: PromptableNetwork, chosen: list[Any], dataset: PublicDataSet, setting: Setting, model: str
 ) -> tuple[Adapter, dict[str, Any]]:
     size = () if setting.image_size is None else (f"image_size={setting.image_size}",)
-    recipe = with_overrides(lora.Recipe(synthesis=synthesis, estimate_folds=0, guard="off"), (*size, *setting.recipe))
+    recipe = lora.Recipe(synthesis=model != "adapted, no synthesis", estimate_folds=0, guard="off")
+    if model == PAPER:
+        recipe = replace(recipe, preset="paper tumour" if dataset.merged else "paper")
+    recipe = with_overrides(recipe, (*size, *setting.recipe))
     started = time.monotonic()
     inputs = AdaptInputs(network, chosen, intensity=replace(dataset.intensity, scale=network.scale))
     run = RunContext(np.random.default_rng(setting.seed), max_seconds=setting.seconds)
@@ -202,7 +230,9 @@ def _adapted(
     return adapter, {"seconds": round(time.monotonic() - started, 1), "steps": adapter.metrics["steps"]}
 
 
-def _unet(chosen: list[Any], dataset: PublicDataSet, setting: Setting) -> tuple[Segmenter, dict[str, Any]]:
+def _unet(
+    chosen: list[Any], dataset: PublicDataSet, setting: Setting, *, attention: bool
+) -> tuple[Segmenter, dict[str, Any]]:
     steps = [0]
     network, structures = train_unet(
         chosen,
@@ -210,6 +240,7 @@ def _unet(chosen: list[Any], dataset: PublicDataSet, setting: Setting) -> tuple[
         seed=setting.seed,
         seconds=setting.seconds,
         report=lambda progress: steps.__setitem__(0, progress.step),
+        attention=attention,
     )
     return lambda volume, _: segment_unet(network, structures, volume, dataset.intensity), {"steps": steps[0]}
 
@@ -230,6 +261,12 @@ def _bodies(mask: NDArray[np.bool_], dataset: PublicDataSet) -> list[NDArray[np.
 def _click(mask: NDArray[np.bool_], index: int) -> dict[str, Any]:
     """A click at the pixel deepest inside, as the papers do."""
     column, row = centre_click(mask)
+    return {"points_ijk": np.array([[column, row, index]], float), "point_labels": np.array([1])}
+
+
+def _random(mask: NDArray[np.bool_], index: int) -> dict[str, Any]:
+    """A click at any pixel of it, the same each time (the paper's Tables 5 and 6)."""
+    column, row = random_click(mask, np.random.default_rng([index, int(mask.sum())]))
     return {"points_ijk": np.array([[column, row, index]], float), "point_labels": np.array([1])}
 
 
@@ -324,6 +361,10 @@ def _mean(cell: dict[str, Any], structures: Sequence[str] | None = None, **chose
     return float(np.mean([np.mean(values) for values in per_structure if values]))
 
 
+def _shown(shots: int) -> str:
+    return "all" if shots == ALL else str(shots)
+
+
 Cells = dict[tuple[str, int, str, str], dict[str, Any]]
 
 
@@ -361,8 +402,43 @@ def _table(cells: Cells) -> str:
         for model, prompt, scope in COLUMNS:
             cell = cells.get((name, 0 if model == "base" else shots, model, prompt))
             values.append(f"{_mean(cell, shown, scope=scope):.3f}" if cell else "")
-        rows.append([name, str(shots), *values])
+        rows.append([name, _shown(shots), *values])
     return markdown(head, rows)
+
+
+def _paper_tables(cells: Cells) -> str:
+    """For each data set the layout of the paper's tables: DSC (%) and HD95 (mm) over structures, then DSC of each.
+
+    With prompts only slices that show a structure are asked about, as in the paper; what needs none is scored on all.
+    """
+    tables = []
+    for name in (name for name in DATASETS if any(key[0] == name for key in cells)):
+        own = {key[1:]: cell for key, cell in cells.items() if key[0] == name}
+        structures = sorted({row["structure"] for cell in own.values() for row in cell["scores"]})
+        rows = []
+        for shots in sorted({key[0] for key in own}):
+            for model, prompt in PAPER_ROWS:
+                cell = own.get((shots, model, prompt))
+                if cell is None:
+                    continue
+                scope = "all_slices" if prompt == FREE else "oracle_slices"
+                each = [_organ(cell, structure, "dsc", scope) for structure in structures]
+                values = [_over(each, 100), _over([_organ(cell, s, "hd95_mm", scope) for s in structures], 1)]
+                rows.append([_shown(shots), f"{model}, {prompt}", *values, *(_over([value], 100) for value in each)])
+        tables.append(f"{name}\n\n" + markdown(["slices", "model", "DSC, %", "HD95, mm", *structures], rows))
+    return "\n".join(tables)
+
+
+def _organ(cell: dict[str, Any], structure: str, key: str, scope: str) -> float | None:
+    """Mean over cases of what has a number: the distance to a mask that is empty has none."""
+    rows = [row for row in cell["scores"] if row["structure"] == structure and row["scope"] == scope]
+    known = [row[key] for row in rows if row[key] is not None and np.isfinite(row[key])]
+    return float(np.mean(known)) if known else None
+
+
+def _over(values: Sequence[float | None], factor: float) -> str:
+    known = [value for value in values if value is not None]
+    return f"{factor * np.mean(known):.1f}" if known else ""
 
 
 def _curves(cells: Cells) -> str:
@@ -376,5 +452,5 @@ def _curves(cells: Cells) -> str:
             continue
         for structure in sorted({row["structure"] for row in cell["scores"]}):
             values = [_mean(cell, [structure], clicks=n) for n in range(1, CLICKS + 1)]
-            rows.append([name, str(shots or "base"), structure, *(f"{value:.3f}" for value in values)])
+            rows.append([name, _shown(shots) if shots else "base", structure, *(f"{value:.3f}" for value in values)])
     return markdown(head, rows)

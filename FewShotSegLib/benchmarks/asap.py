@@ -1,17 +1,22 @@
 """`fewshotseg benchmark asap`: how auxiliary data are chosen, side by side, on real cases.
 
 Targets are single structures with three annotated cases; arms are every other structure of the other data sets, and of
-the target's own data set, on other patients. All methods start from the same weights, take the same number of steps and
-see the same exemplars; only the choice of auxiliary data differs. Every run is kept as one line of JSON, so an
-interrupted benchmark goes on where it stopped.
+the target's own data set, on patients that are neither exemplars nor tested. All methods see the same exemplars and
+take the same number of steps on them; before these, all but "Direct" take some on auxiliary data. "Direct, pretrained"
+does so with arms drawn by lot, the others as they choose. "Oracle" trains with one arm that we named for the target,
+the same structure in other images where there is one: what a perfect choice could give. With `--folds` other cases are
+the exemplars in each fold, as in the paper's cross-validation. Every run is kept as one line of JSON, so an interrupted
+benchmark goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +33,7 @@ from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.recipe import with_overrides
 from FewShotSegLib.data.volume import Volume
+from FewShotSegLib.devices import choose_device
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.io.datasets import CaseFiles, DataSet
@@ -37,19 +43,28 @@ from FewShotSegLib.training.context import AdaptInputs, RunContext
 
 logger = logging.getLogger(__name__)
 
-METHODS = {
-    "Direct": "direct",
-    "GMS": "gms",
-    "MTL": "mtl",
-    "DAL (UCB1)": "dal_ucb1",
-    "DAL (EXP3)": "dal_exp3",
-    "Random": "random",
-    "ASAP": "asap",
+METHODS: dict[str, dict[str, Any]] = {
+    "Direct": {"scheduler": "direct", "pretraining": "none"},
+    "Direct, pretrained": {"scheduler": "direct", "pretraining": "by lot"},
+    "GMS": {"scheduler": "gms"},
+    "MTL": {"scheduler": "mtl"},
+    "DAL (UCB1)": {"scheduler": "dal_ucb1"},
+    "DAL (EXP3 by its equations)": {"scheduler": "dal_exp3"},
+    "Random": {"scheduler": "random"},
+    "ASAP": {"scheduler": "asap"},
+    "ASAP, start by lot": {"scheduler": "asap", "pretraining": "by lot"},
+    "ASAP, single batches compared": {"scheduler": "asap", "gradients": "step"},
+    "ASAP, paper's reading": {"scheduler": "asap", "reading": "paper"},
+    "ASAP, the target alone after the start": {"scheduler": "asap", "finish": 1.0},
+    "Oracle": {"scheduler": "random"},
+    "Oracle, the target alone after the start": {"scheduler": "random", "finish": 1.0},
 }
+DEFAULT = [name for name in METHODS if "," not in name or name == "Direct, pretrained"]
+SHOTS = 3  # fewer where the data set has no more than one case beside them
+CPU = torch.device("cpu")
 MOST_SLICES = 48  # of a case, spread over all of it
 MOST_CASES = 6  # of an auxiliary data set
 PATCH = (12, 80, 80)
-SHOTS = 3  # fewer where the data set has no more than one case beside them
 
 
 @dataclass(frozen=True)
@@ -60,15 +75,17 @@ class Target:
     structure: str
     labels: tuple[int, ...]
     spacing_mm: tuple[float, float, float]
+    oracle: str
+    """The arm that should help most, named by us before any run."""
 
 
 # Voxels at which organs are some ten voxels wide in a patch that a CPU can train on.
 TARGETS = {
-    "chaos spleen": Target("chaos", "spleen", (4,), (3.0, 3.0, 7.7)),
-    "chaos liver": Target("chaos", "liver", (1,), (2.5, 2.5, 7.7)),
-    "btcv liver": Target("btcv", "liver", (6,), (3.0, 3.0, 5.0)),
-    "btcv vessel": Target("btcv", "portal and splenic vein", (10,), (2.0, 2.0, 4.0)),
-    "ms lesions": Target("ms", "lesion", (1,), (1.0, 1.0, 3.0)),
+    "chaos spleen": Target("chaos", "spleen", (4,), (3.0, 3.0, 7.7), "btcv: spleen"),
+    "chaos liver": Target("chaos", "liver", (1,), (2.5, 2.5, 7.7), "btcv: liver"),
+    "btcv liver": Target("btcv", "liver", (6,), (3.0, 3.0, 5.0), "chaos: liver"),
+    "btcv vessel": Target("btcv", "portal and splenic vein", (10,), (2.0, 2.0, 4.0), "btcv: aorta"),
+    "ms lesions": Target("ms", "lesion", (1,), (1.0, 1.0, 3.0), "brats: whole tumour"),
 }
 
 
@@ -80,6 +97,8 @@ class Setting:
     steps: int
     cases: int
     recipe: tuple[str, ...]
+    shots: int = SHOTS
+    device: torch.device = CPU
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -92,20 +111,22 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if chosen.data is None or not chosen.data.is_dir():
         raise InputError(f"There is no data folder {chosen.data}; give one with --data, or measure time with --cost.")
-    setting = Setting(chosen.data, chosen.steps, chosen.cases, tuple(chosen.recipe))
+    device = choose_device(chosen.device, logger.info)
+    setting = Setting(chosen.data, chosen.steps, chosen.cases, tuple(chosen.recipe), chosen.shots, device)
     record = Path(f"{chosen.out}.jsonl")
     done = {_key(run) for run in results_in(record)}
     for target in chosen.targets:
         for network in chosen.networks:
-            for seed in range(chosen.seeds):
+            for seed, fold in itertools.product(range(chosen.seeds), range(chosen.folds)):
                 for method in chosen.methods:
-                    if (target, network, method, seed) in done:
+                    key = {"target": target, "network": network, "method": method, "seed": seed, "fold": fold}
+                    key |= {"shots": setting.shots, "steps": setting.steps}
+                    if _key(key) in done:
                         continue
-                    run = _run(TARGETS[target], method, network, seed, setting)
-                    run = {"target": target, "network": network, "method": method, "seed": seed, **run}
+                    run = key | _run(TARGETS[target], method, network, seed, fold, setting)
                     logger.info("%s", {key: value for key, value in run.items() if key != "turns"})
                     add_result(record, run)
-    table = _table(results_in(record), chosen.steps)
+    table = _table(results_in(record))
     write_text_whole(Path(f"{chosen.out}.md"), table)
     sys.stdout.write(table)
     return 0
@@ -117,29 +138,35 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cost", action="store_true", help="measure time and memory only; needs no data")
     parser.add_argument("--out", default="asap", help="prefix of the result files")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS), metavar="NAME")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME")
+    parser.add_argument("--methods", nargs="+", default=DEFAULT, choices=list(METHODS), metavar="NAME")
     parser.add_argument("--networks", nargs="+", default=["unet"], choices=("unet", "swinunet", "mambaunet"))
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
+    parser.add_argument("--folds", type=int, default=1, help="how often other cases are the exemplars (the paper: 5)")
+    parser.add_argument("--shots", type=int, default=SHOTS, help="annotated cases (the paper: 5, 3, 2)")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--cases", type=int, default=4, help="most test cases per target")
     parser.add_argument("--recipe", nargs="*", default=[], metavar="KEY=VALUE")
     return parser
 
 
-def _key(run: dict[str, Any]) -> tuple[str, str, str, int]:
-    return run["target"], run["network"], run["method"], run["seed"]
+def _key(run: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(run[name] for name in ("target", "network", "method", "seed", "fold", "shots", "steps"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- run
 
 
-def _run(target: Target, method: str, network: str, seed: int, setting: Setting) -> dict[str, Any]:
+def _run(target: Target, method: str, network: str, seed: int, fold: int, setting: Setting) -> dict[str, Any]:
     """Adapts once and scores the result on cases that neither exemplars nor arms have shown."""
     known = _known(target)
-    shots, tests, rest = _split(known, setting)
+    shots, tests, rest = _split(known, setting, fold)
+    auxiliary = arms_for(target, setting.data, rest)
+    if method.startswith("Oracle"):
+        auxiliary = _only(auxiliary, target.oracle)
     recipe = asap.Recipe(
+        **METHODS[method],
         network=network,
-        scheduler=METHODS[method],
         steps=setting.steps,
         estimate_folds=0,
         validate_every=0,
@@ -150,22 +177,28 @@ def _run(target: Target, method: str, network: str, seed: int, setting: Setting)
     started = time.monotonic()
     inputs = AdaptInputs(
         exemplars=[_exemplar(known, image, target) for image in shots],
-        auxiliary=arms_for(target, setting.data, rest),
+        auxiliary=auxiliary,
         intensity=known.intensity,
     )
-    adapter = asap.adapt(inputs, recipe, RunContext(np.random.default_rng(seed)))
+    adapter = asap.adapt(inputs, recipe, RunContext(np.random.default_rng(seed), device=setting.device))
     seconds = time.monotonic() - started
-    scores = [score for image in tests for score in [_score(adapter, known, image, target)] if score is not None]
-    auxiliary = adapter.metrics.get("auxiliary") or {"arms": [], "turns": []}
+    found = [_score(adapter, known, image, target, setting.device) for image in tests]
+    scores = [score for score in found if score is not None]
+    chosen = adapter.metrics.get("auxiliary") or {"arms": [], "turns": []}
     return {
         "dice": float(np.mean([d for d, _ in scores])),
         "iou": float(np.mean([j for _, j in scores])),
         "cases": len(scores),
         "seconds": round(seconds, 1),
-        "steps": setting.steps,
-        "arms": len(auxiliary["arms"]),
-        "turns": [(row["turn"], row["name"], row["cosine"]) for row in auxiliary["turns"] if row["turn"] > 0],
+        "arms": len(chosen["arms"]),
+        "pretraining": _counted(adapter.metrics.get("pretraining_of", {}).get(target.structure)),
+        "turns": [(row["turn"], row["name"], row["cosine"]) for row in chosen["turns"] if row["turn"] > 0],
     }
+
+
+def _counted(chosen: dict[str, Any] | None) -> dict[str, int]:
+    """How often each arm was played before the target was learned."""
+    return dict(Counter(row["name"] for row in (chosen or {"turns": []})["turns"] if row["turn"] > 0))
 
 
 def _known(target: Target) -> Known:
@@ -173,12 +206,26 @@ def _known(target: Target) -> Known:
     return replace(DATASETS[target.data_set], structures={value: target.structure for value in target.labels})
 
 
-def _split(known: Known, setting: Setting) -> tuple[list[Path], list[Path], list[Path]]:
-    """Exemplars, test cases, and the cases that arms of the same data set come from: all that is not tested on."""
+def _split(known: Known, setting: Setting, fold: int) -> tuple[list[Path], list[Path], list[Path]]:
+    """Exemplars, test cases, and the cases that arms of the same data set come from: all others. Each fold begins where
+    the exemplars of the one before it end.
+    """
     images = sorted(setting.data.glob(known.images))
-    shots = min(SHOTS, len(images) - 1)
+    shots = min(setting.shots, len(images) - 1)
+    first = fold * shots % len(images)
+    images = [*images[first:], *images[:first]]
     tests = images[shots : shots + setting.cases]
-    return images[:shots], tests, [image for image in images if image not in tests]
+    return images[:shots], tests, images[shots + len(tests) :]
+
+
+def _only(data_sets: Sequence[DataSet], arm: str) -> list[DataSet]:
+    """The data set of one arm, with its structure alone; nothing where it has no cases."""
+    name, structure = arm.split(": ")
+    return [
+        replace(data_set, structures={structure: (data_set.structures or {})[structure]})
+        for data_set in data_sets
+        if data_set.name == name
+    ]
 
 
 def _exemplar(known: Known, image: Path, target: Target) -> Exemplar:
@@ -194,14 +241,16 @@ def _thinned(volume: Volume, labels: np.ndarray) -> tuple[Volume, np.ndarray]:
     return Volume(volume.array[::every], affine), labels[::every]
 
 
-def _score(adapter: Adapter, known: Known, image: Path, target: Target) -> tuple[float, float] | None:
+def _score(
+    adapter: Adapter, known: Known, image: Path, target: Target, device: torch.device
+) -> tuple[float, float] | None:
     """Dice and IoU of a case; None where the structure is not in it."""
     volume, labelmap = known.load(image)
     volume, labels = _thinned(volume, labelmap.volume.array)
     truth = np.isin(labels, target.labels)
     if not truth.any():
         return None
-    predictor = VolumePredictor(adapter, torch.device("cpu"))
+    predictor = VolumePredictor(adapter, device)
     found = predictor.segment(volume).labelmap.volume.array > 0
     both, either = np.count_nonzero(found & truth), np.count_nonzero(found | truth)
     return 2 * both / (both + either), both / either
@@ -219,7 +268,7 @@ def arms_for(target: Target, data: Path, rest: Sequence[Path]) -> list[DataSet]:
             (whole,) = labels.values()
             labels = {value: f"part {value}" for value in range(1, 5)}
             parts = {whole: tuple(labels.values())}
-        if labels:
+        if labels and images:
             found.append(DataSet(name, tuple(_case(known, image, labels) for image in images[:MOST_CASES]), parts))
     return found
 
@@ -231,24 +280,31 @@ def _case(known: Known, image: Path, labels: dict[int, str]) -> CaseFiles:
 # -------------------------------------------------------------------------------------------------------------- table
 
 
-def _table(runs: Sequence[dict[str, Any]], steps: int) -> str:
-    """DSC / mIoU in percent, mean and standard deviation over seeds: the layout of the paper's Table 1."""
+def _table(runs: Sequence[dict[str, Any]]) -> str:
+    """DSC / mIoU in percent, mean and standard deviation over seeds and folds, a table per steps and shots: the layout
+    of the paper's Table 1. Seconds are those of a run, the look at the arms and pretraining among them.
+    """
     targets = [name for name in TARGETS if any(run["target"] == name for run in runs)]
-    head = f"DSC / mIoU (%), mean and spread over seeds, {steps} steps, three shots.\n\n"
-    rows = [row for network in dict.fromkeys(run["network"] for run in runs) for row in _rows(runs, network, targets)]
-    return head + markdown(["network", "method", *targets, "mean"], rows)
+    tables = []
+    for steps, shots in dict.fromkeys((run["steps"], run["shots"]) for run in runs):
+        own = [run for run in runs if (run["steps"], run["shots"]) == (steps, shots)]
+        head = f"DSC / mIoU (%), mean and spread over seeds and folds, {steps} steps, {shots} shots.\n\n"
+        rows = [row for network in dict.fromkeys(run["network"] for run in own) for row in _rows(own, network, targets)]
+        tables.append(head + markdown(["network", "method", *targets, "mean", "seconds"], rows))
+    return "\n".join(tables)
 
 
 def _rows(runs: Sequence[dict[str, Any]], network: str, targets: Sequence[str]) -> Iterator[list[str]]:
     for method in METHODS:
-        cells, means = [], []
+        cells, means, seconds = [], [], []
         for target in targets:
             own = [r for r in runs if (r["network"], r["method"], r["target"]) == (network, method, target)]
             cells.append(_cell(own))
             means += [float(np.mean([run["dice"] for run in own]))] if own else []
+            seconds += [run["seconds"] for run in own]
         if means:
             mean = f"{100 * np.mean(means):.1f}" if len(means) == len(targets) else ""
-            yield [network, method, *cells, mean]
+            yield [network, method, *cells, mean, f"{np.mean(seconds):.0f}"]
 
 
 def _cell(runs: Sequence[dict[str, Any]]) -> str:

@@ -36,6 +36,8 @@ class PublicDataSet:
     train: int = 3
     merged: bool = False
     scattered: bool = False
+    plane: int = 0
+    """The axis of the arrays (K, J, I) that slices are taken across; volumes come with it first."""
 
     def cases(self, data: Path) -> list[Path]:
         """Image files, in order of name."""
@@ -56,7 +58,8 @@ class PublicDataSet:
         labelmap = load_labelmap(self.labelmap_of(image))
         labels = labelmap.volume.array
         kept = (labels > 0) if self.merged else np.where(np.isin(labels, list(self.structures)), labels, 0)
-        return volume, Labelmap(volume.like(kept.astype(np.uint8)), self.structures)
+        kept_volume = volume.like(kept.astype(np.uint8))
+        return in_plane(volume, self.plane), Labelmap(in_plane(kept_volume, self.plane), self.structures)
 
 
 CT_WINDOW = IntensitySpec("window", -125, 275)
@@ -128,6 +131,31 @@ DATASETS = {
 STARE = PublicDataSet("stare", "stare/*_img.png", (r"_img\.", "_vessel_vk."), {1: "vessel"}, MR, train=4, merged=True)
 
 
+def in_plane(volume: Volume, axis: int) -> Volume:
+    """The same volume in the same place, its slices across `axis` of its array (K, J, I)."""
+    if axis == 0:
+        return volume
+    order = [axis, *(other for other in range(3) if other != axis)]
+    affine = volume.affine.copy()
+    affine[:, :3] = affine[:, [2 - other for other in reversed(order)]]  # columns are of i, j, k
+    return Volume(np.ascontiguousarray(volume.array.transpose(order)), affine)
+
+
+def random_exemplars(dataset: PublicDataSet, data: Path, count: int, rng: np.random.Generator) -> list[Exemplar]:
+    """`count` annotated slices drawn by lot from the first cases, of those that show something."""
+    cases = dataset.cases(data)[: dataset.train]
+    loaded = [dataset.load(image) for image in cases]
+    places = [(n, k) for n, (_, labels) in enumerate(loaded) for k, one in enumerate(labels.volume.array) if one.any()]
+    drawn = [places[at] for at in rng.choice(len(places), min(count, len(places)), replace=False)]
+    chosen = []
+    for number, (volume, labels) in enumerate(loaded):
+        slices = tuple(sorted(k for n, k in drawn if n == number))
+        if slices:
+            name = cases[number].name
+            chosen.append(Exemplar(volume, labels.volume.array, dataset.structures, 0, slices, name=name))
+    return _with_shown(dataset, chosen)
+
+
 def exemplars(dataset: PublicDataSet, data: Path, count: int) -> list[Exemplar]:
     """`count` annotated slices from the first cases: as many structures as possible, then as large as possible.
 
@@ -140,6 +168,11 @@ def exemplars(dataset: PublicDataSet, data: Path, count: int) -> list[Exemplar]:
         share = count // len(cases) + (number < count % len(cases))
         slices = tuple(_richest(labelmap.volume.array, share))
         chosen.append(Exemplar(volume, labelmap.volume.array, dataset.structures, 0, slices, name=image.name))
+    return _with_shown(dataset, chosen)
+
+
+def _with_shown(dataset: PublicDataSet, chosen: Sequence[Exemplar]) -> list[Exemplar]:
+    """The exemplars with the structures that they show."""
     shown = set().union(*(exemplar.annotated_structures() for exemplar in chosen))
     structures = {value: name for value, name in dataset.structures.items() if value in shown}
     return [replace(exemplar, structures=structures) for exemplar in chosen]

@@ -51,7 +51,7 @@ from FewShotSegLib.synthesis.plan import Sample
 from FewShotSegLib.synthesis.synthesizer import Synthesizer
 from FewShotSegLib.training import prompted_recipe
 from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
-from FewShotSegLib.training.lesson import checkpointing
+from FewShotSegLib.training.lesson import checkpointing, weights_of
 from FewShotSegLib.training.prompted import synthesizer_of
 from FewShotSegLib.training.queries import Query, click_query, images_of, query_loss, token_query
 
@@ -270,7 +270,7 @@ def _step(
     recipe = lora.Recipe(encoder_blocks=preset.encoder_blocks)
     samples, queries = lesson
     images = images_of(samples, network, "sam")
-    weights = (recipe.cross_entropy_weight, recipe.dice_weight)
+    weights = weights_of(recipe)
     generator = torch.Generator().manual_seed(0)
     spec = prompted_recipe.adaptation_spec(recipe, network)
     adaptation = Adaptation(network, spec, sorted(phantom.STRUCTURES), generator=generator)
@@ -356,6 +356,52 @@ def _yardstick(size: Size) -> tuple[Callable[[], Any], str]:
     return functools.partial(_encoded, network, images, bfloat16_pays()), f"our ViT-B encoding at {image_size} px"
 
 
+def _medical(size: Size) -> Iterator[Measurement]:
+    """TinyViT's encoder and the decoder of a click: layer after layer with SAM's decoder as it is, against ours."""
+    network = load_base("medical")
+    images = network.normalize(torch.from_numpy(_square(size, size.slices // 2, network.image_size))[None], "unit")
+
+    def layer_by_layer() -> Tensor:
+        with torch.enable_grad():  # the weights are frozen: there is no graph, and nothing is fused
+            return network.encode(images).features
+
+    contestants: dict[str, Callable[[], Any]] = {
+        "plain": layer_by_layer,
+        "float32": functools.partial(_encoded, network, images, False),
+        "bfloat16": functools.partial(_encoded, network, images, bfloat16_pays()),
+    }
+    seconds = interleaved(contestants, size.repeats)
+    for kind, shown, wanted in (("float32", "float32", 1.6), ("bfloat16", "bfloat16 where it pays", 4.0)):
+        note = f"{milliseconds(seconds['plain'])} / {milliseconds(seconds[kind])}"
+        name = f"TinyViT encoding at {network.image_size} px: plain / ours, {shown}"
+        yield Measurement(name, ratios(seconds["plain"], seconds[kind]), wanted, note)
+    features = contestants["float32"]()
+    side = float(network.image_size)
+    prompts = PromptBatch(torch.tensor([[[side / 2, side / 3], [0.0, 0.0]]]), torch.tensor([[POSITIVE, PADDING]]))
+    clicks = {
+        "plain": functools.partial(_decoded_by_sam, network, features, prompts),
+        "ours": functools.partial(_decoded, network, features, prompts),
+    }
+    seconds = interleaved(clicks, size.repeats)
+    off = float((clicks["plain"]() - clicks["ours"]()).abs().max())
+    note = f"{milliseconds(seconds['plain'])} / {milliseconds(seconds['ours'])}; logits differ by up to {off:.1e}"
+    name = "decoding one click: SAM's decoder / ours, float32"
+    yield Measurement(name, ratios(seconds["plain"], seconds["ours"]), 2.0, note)
+
+
+def _decoded(network: PromptableNetwork, features: Tensor, prompts: PromptBatch) -> Tensor:
+    with torch.inference_mode():
+        return network.decode(Embedding(features), prompts)[0]
+
+
+def _decoded_by_sam(network: PromptableNetwork, features: Tensor, prompts: PromptBatch) -> Tensor:
+    encoder = network.prompt_encoder
+    with torch.inference_mode():
+        sparse = network.sparse_embedding(prompts)
+        dense = encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand(1, -1, *features.shape[-2:])
+        return network.mask_decoder.predict_masks(features, encoder.get_dense_pe(), sparse, dense)[0]
+
+
 def _segment(size: Size) -> Iterator[Measurement]:
     """A volume with an adapter of five structures and no prompts."""
     network = load_base("bundled")
@@ -394,5 +440,6 @@ MEASUREMENTS: dict[str, Callable[[Size], Iterator[Measurement]]] = {
     "training": _training,
     "synthesis": _synthesis,
     "bundled": _bundled,
+    "medical": _medical,
     "segment": _segment,
 }

@@ -1,8 +1,11 @@
 """`fewshotseg benchmark support`: how far exemplars go without training, and what training would add.
 
 For each data set and number of support slices: Dice, Jaccard and mean surface distance of every structure of every test
-case, from the support set at once, with and without ensembles of random subsets; and at some of the sizes, on the same
-slices, the same model adapted with LoRA and a U-Net from scratch. With --forgetting instead: LoRA and Loose LoRA on two
+case, from the support set at once, with and without ensembles of random subsets; from the same support set with a model
+that GMISeg has trained on the other data sets (`--tasks`: on how many of them); from two peers, a network of
+cross-convolutions trained on the other data sets and the labels of the most similar slice; and at some of the sizes, on
+the same slices, the same model adapted with LoRA and a U-Net from scratch. With --random the supports are drawn by lot,
+a set a seed; `--plane` chooses the plane of the slices. With --forgetting instead: LoRA and Loose LoRA on two
 tasks one after the other, and how much of the first is left. Every result is a line of JSON, so an
 interrupted run goes on where it stopped.
 """
@@ -21,11 +24,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from FewShotSegLib.benchmarks.datasets import DATASETS, STARE, PublicDataSet, exemplars, unseen_cases
+from FewShotSegLib.benchmarks import cross_convolution
+from FewShotSegLib.benchmarks.cross_convolution import CrossNetwork, Task, predicted, task_of
+from FewShotSegLib.benchmarks.datasets import (
+    DATASETS,
+    STARE,
+    PublicDataSet,
+    exemplars,
+    random_exemplars,
+    unseen_cases,
+)
+from FewShotSegLib.benchmarks.label_transfer import transferred
 from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
 from FewShotSegLib.benchmarks.unet import segment_unet, train_unet
+from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
@@ -37,6 +53,7 @@ from FewShotSegLib.inference.segment import SegmentOptions, segment
 from FewShotSegLib.inference.support import SUBSET, SupportPredictor, SupportRecipe, support_adapter
 from FewShotSegLib.io.files import write_text_whole, written_whole
 from FewShotSegLib.methods import gmiseg, lora
+from FewShotSegLib.progress import silent
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import PromptableNetwork
@@ -48,6 +65,9 @@ logger = logging.getLogger(__name__)
 KNOWN = {**DATASETS, "stare": STARE}
 DEFAULT = ("acdc", "la2018", "btcv", "brats", "stare")
 SUPPORT, ENSEMBLE, LORA, UNET = "support set", "support set, ensemble", "LoRA", "U-Net"
+GMISEG, CROSS, NEAREST = "support set, GMISeg", "cross-convolutions", "nearest slice"
+MODELS = (SUPPORT, ENSEMBLE, GMISEG, CROSS, NEAREST, LORA, UNET)
+TASK_SLICES = 9  # of each data set that GMISeg or the peer is trained on
 SUBSETS = 5
 SMALLEST_CLICKED = 3  # pixels
 PAIRS = (("acdc", "chaos"), ("chaos", "acdc"))
@@ -65,6 +85,13 @@ class Setting:
     cases: int
     slices: int
     seconds: float
+    plane: int = 0
+    drawn: bool = False
+    tasks: int | None = None
+
+    def known(self, name: str) -> PublicDataSet:
+        """A data set in the plane that is looked at; photographs have one."""
+        return KNOWN[name] if name == "stare" else replace(KNOWN[name], plane=self.plane)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -73,7 +100,16 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     if not chosen.data.is_dir():
         raise InputError(f"There is no data folder {chosen.data}; give one with --data.")
-    setting = Setting(chosen.data, chosen.base, chosen.cases, chosen.slices, chosen.seconds)
+    setting = Setting(
+        chosen.data,
+        chosen.base,
+        chosen.cases,
+        chosen.slices,
+        chosen.seconds,
+        chosen.plane,
+        chosen.random,
+        chosen.tasks,
+    )
     record = Path(f"{chosen.out}.jsonl")
     runs = _forgetting(chosen, setting, record) if chosen.forgetting else _sizes(chosen, setting, record)
     for run in runs:
@@ -102,6 +138,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", type=int, default=3, help="most test cases per data set")
     parser.add_argument("--slices", type=int, default=8, help="slices per test case, evenly spread")
     parser.add_argument("--forgetting", action="store_true", help="LoRA and Loose LoRA on two tasks in a row instead")
+    parser.add_argument("--models", nargs="+", default=[SUPPORT, ENSEMBLE, LORA, UNET], choices=MODELS, metavar="NAME")
+    parser.add_argument("--plane", type=int, default=0, choices=(0, 1, 2), help="axis of the arrays (K, J, I)")
+    parser.add_argument("--random", action="store_true", help="supports by lot, another set for each seed")
+    parser.add_argument("--tasks", type=int, help="on how many other data sets GMISeg is trained; default: on all")
     parser.add_argument("--base", default="bundled")
     return parser
 
@@ -111,39 +151,106 @@ def _parser() -> argparse.ArgumentParser:
 
 def _sizes(chosen: argparse.Namespace, setting: Setting, record: Path) -> Iterator[Run]:
     """Support sets of all sizes first, then what is trained, which takes longest."""
-    done = {(r["dataset"], r["size"], r["model"], r["seed"]) for r in results_in(record) if r["kind"] == "size"}
+    done = {_key(run) for run in results_in(record) if run["kind"] == "size"}
     network = load_base(setting.base)
+    made = _TrainedElsewhere(network, setting)
     for name, size, model, seed in _cells(chosen):
-        if (name, size, model, seed) in done:
+        cell = {"dataset": name, "size": size, "model": model, "seed": seed, "plane": setting.plane}
+        cell |= {"drawn": setting.drawn, "tasks": setting.tasks if model == GMISEG else None}
+        if _key(cell) in done:
             continue
-        dataset = KNOWN[name]
-        given = exemplars(dataset, setting.data, size)
+        dataset = setting.known(name)
+        if setting.drawn:
+            given = random_exemplars(dataset, setting.data, size, np.random.default_rng([seed, size]))
+        else:
+            given = exemplars(dataset, setting.data, size)
         if sum(len(one.annotated_slices) for one in given) < size:
             continue  # there are no more slices to show
-        segmenter, facts = _made(model, network, given, dataset, setting, seed)
+        segmenter, facts = _made(model, network, given, dataset, setting, seed, made)
         started = time.perf_counter()
         scores, slices = _scored(segmenter, dataset, setting, given[0].structures)
         facts["slice_s"] = round((time.perf_counter() - started) / slices, 3)
-        yield {"kind": "size", "dataset": name, "size": size, "model": model, "seed": seed, **facts, "scores": scores}
+        yield {"kind": "size", **cell, **facts, "scores": scores}
+
+
+def _key(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(run[name] for name in ("dataset", "size", "model", "seed", "plane", "drawn", "tasks"))
+
+
+class _TrainedElsewhere:
+    """What is trained on the data sets that are not tested, made when it is first asked for."""
+
+    def __init__(self, network: PromptableNetwork, setting: Setting) -> None:
+        self.network, self.setting = network, setting
+        self._gmiseg: dict[str, Adapter] = {}
+        self._cross: dict[str, CrossNetwork] = {}
+
+    def others(self, name: str) -> list[PublicDataSet]:
+        """The other data sets of volumes, as many as the setting says."""
+        found = [self.setting.known(other) for other in DATASETS if other != name]
+        return found[: self.setting.tasks]
+
+    def gmiseg(self, name: str) -> Adapter:
+        """An adapter of GMISeg for whatever the data set of this name shows."""
+        if name not in self._gmiseg:
+            given = [e for other in self.others(name) for e in exemplars(other, self.setting.data, TASK_SLICES)]
+            run = RunContext(np.random.default_rng(0), max_seconds=self.setting.seconds)
+            recipe = gmiseg.Recipe(slices_per_plane=TASK_SLICES)
+            self._gmiseg[name] = gmiseg.adapt(AdaptInputs(self.network, given), recipe, run)
+        return self._gmiseg[name]
+
+    def cross(self, name: str) -> CrossNetwork:
+        """A network of cross-convolutions that has not seen the data set of this name."""
+        if name not in self._cross:
+            tasks = [task for other in self.others(name) for task in self._tasks(other)]
+            self._cross[name] = cross_convolution.train(tasks, seed=0, seconds=self.setting.seconds, report=silent)
+        return self._cross[name]
+
+    def _tasks(self, dataset: PublicDataSet) -> list[Task]:
+        """One for each structure that enough slices show."""
+        given = exemplars(dataset, self.setting.data, 2 * TASK_SLICES)
+        slices = [piece for exemplar in given for piece in _slices(exemplar, dataset.intensity)]
+        made = (
+            task_of([i for i, _ in slices], [labels == value for _, labels in slices]) for value in dataset.structures
+        )
+        return [task for task in made if task is not None]
+
+
+def _slices(exemplar: Exemplar, intensity: IntensitySpec) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Annotated slices (H, W), scaled to [0, 1], and their labels."""
+    array = exemplar.volume.array
+    given = intensity.range_of(array)
+    return [(intensity.apply(array[index], given), exemplar.labels_on(index)) for index in exemplar.annotated_slices]
 
 
 def _cells(chosen: argparse.Namespace) -> Iterator[tuple[str, int, str, int]]:
     for seed in range(chosen.seeds):
         for name in chosen.datasets:
             for size in chosen.sizes:
-                yield name, size, SUPPORT, seed
-                if size > SUBSET:
-                    yield name, size, ENSEMBLE, seed
+                for model in (SUPPORT, ENSEMBLE, GMISEG, CROSS, NEAREST):
+                    if model in chosen.models and (model != ENSEMBLE or size > SUBSET):
+                        yield name, size, model, seed
     for size in chosen.trained:
         for name in chosen.datasets:
-            yield name, size, LORA, 0
-            yield name, size, UNET, 0
+            for model in (LORA, UNET):
+                if model in chosen.models:
+                    yield name, size, model, 0
 
 
 def _made(
-    model: str, network: PromptableNetwork, given: list[Exemplar], dataset: PublicDataSet, setting: Setting, seed: int
+    model: str,
+    network: PromptableNetwork,
+    given: list[Exemplar],
+    dataset: PublicDataSet,
+    setting: Setting,
+    seed: int,
+    elsewhere: _TrainedElsewhere,
 ) -> tuple[Segmenter, Run]:
     """The model made from the exemplars, and what that took."""
+    if model in (CROSS, NEAREST):
+        cross = elsewhere.cross(dataset.name) if model == CROSS else None
+        return _from_slices(given, dataset, cross), {}
+    trained = elsewhere.gmiseg(dataset.name) if model == GMISEG else None
     started, used = time.perf_counter(), time.process_time()
     if model == UNET:
         steps = [0]
@@ -164,9 +271,33 @@ def _made(
     recipe_of_support = SupportRecipe(seed=seed, subsets=SUBSETS if model == ENSEMBLE else 0)
     intensity = replace(dataset.intensity, scale=network.scale)
     support = support_adapter(given, network, intensity=intensity, recipe=recipe_of_support)
-    predictor = SupportPredictor(network, support, cache=EmbeddingCache(2**28))
+    predictor = SupportPredictor(network, support, trained=trained, cache=EmbeddingCache(2**28))
     facts = {"setup_s": round(time.perf_counter() - started, 2), "setup_cpu_s": round(time.process_time() - used, 2)}
     return _free(predictor), facts
+
+
+def _from_slices(given: Sequence[Exemplar], dataset: PublicDataSet, network: CrossNetwork | None) -> Segmenter:
+    """The peers, which see slices alone: cross-convolutions, each structure for itself and the highest logit counts, or
+    the labels of the most similar slice.
+    """
+    supports = [piece for exemplar in given for piece in _slices(exemplar, dataset.intensity)]
+    structures = given[0].structures
+    images = [image for image, _ in supports]
+    tasks = {v: task_of(images, [labels == v for _, labels in supports], fewest=1) for v in structures}
+
+    def answer(image: NDArray[Any]) -> NDArray[Any]:
+        if network is None:
+            return transferred(image, supports)
+        found = {v: predicted(network, image, task) for v, task in tasks.items() if task is not None}
+        logits = np.stack([np.zeros_like(image), *found.values()])
+        return np.array([0, *found])[logits.argmax(0)]
+
+    def run(volume: Volume) -> Labelmap:
+        scaled = dataset.intensity.range_of(volume.array)
+        labels = [answer(dataset.intensity.apply(plane, scaled)) for plane in volume.array]
+        return Labelmap(volume.like(np.stack(labels).astype(np.uint8)), dict(structures))
+
+    return run
 
 
 def _free(predictor: Predictor) -> Segmenter:
@@ -255,7 +386,7 @@ def _head(setting: Setting) -> str:
 
 def _tables(runs: Sequence[Run]) -> str:
     sizes = [run for run in runs if run["kind"] == "size"]
-    parts = [_size_table(sizes), _structure_table(sizes), _time_table(sizes)] if sizes else []
+    parts = [_size_table(sizes), _quartile_table(sizes), _structure_table(sizes), _time_table(sizes)] if sizes else []
     forgotten = [run for run in runs if run["kind"] == "forgetting"]
     return "\n".join(parts + ([_forgetting_table(forgotten)] if forgotten else []))
 
@@ -266,13 +397,24 @@ def _chosen(runs: Sequence[Run], **values: Any) -> list[Run]:
 
 def _size_table(runs: Sequence[Run]) -> str:
     """Dice / Jaccard in percent and mean surface distance in mm, mean and spread over seeds."""
-    head = ["data set", "slices", *(f"{model}: D / J / ASD" for model in (SUPPORT, ENSEMBLE, LORA, UNET))]
+    head = ["data set", "slices", *(f"{model}: D / J / ASD" for model in MODELS)]
     rows = []
     for name in (name for name in KNOWN if _chosen(runs, dataset=name)):
         for size in sorted({run["size"] for run in _chosen(runs, dataset=name)}):
-            found = [_chosen(runs, dataset=name, size=size, model=model) for model in (SUPPORT, ENSEMBLE, LORA, UNET)]
+            found = [_chosen(runs, dataset=name, size=size, model=model) for model in MODELS]
             rows.append([name, str(size), *map(_cell, found)])
     return markdown(head, rows)
+
+
+def _quartile_table(runs: Sequence[Run]) -> str:
+    """Of support sets drawn by lot: the smallest Dice, its quartiles and the largest over the sets, in percent."""
+    rows = []
+    for name, size, model in sorted({(run["dataset"], run["size"], run["model"]) for run in runs if run["drawn"]}):
+        own = _chosen(runs, dataset=name, size=size, model=model, drawn=True)
+        values = 100 * np.quantile([_mean(run["scores"], "dsc") for run in own], (0, 0.25, 0.5, 0.75, 1))
+        rows.append([name, str(size), model, str(len(own)), *(f"{value:.1f}" for value in values)])
+    head = ["data set", "slices", "model", "sets", "smallest", "quartile", "median", "quartile", "largest"]
+    return markdown(head, rows) if rows else ""
 
 
 def _cell(runs: Sequence[Run]) -> str:
@@ -332,7 +474,7 @@ def _curves(runs: Sequence[Run]) -> dict[str, dict[str, list[tuple[float, float]
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for name in (name for name in KNOWN if _chosen(sizes, dataset=name)):
         curves[name] = {}
-        for model in (SUPPORT, ENSEMBLE, LORA, UNET):
+        for model in MODELS:
             own = _chosen(sizes, dataset=name, model=model)
             points = [
                 (float(size), float(np.mean([_mean(run["scores"], "dsc") for run in _chosen(own, size=size)])))

@@ -1,4 +1,6 @@
-"""The alternative everybody has: a 2-D U-Net trained from scratch on the same annotated slices for the same time."""
+"""The alternatives everybody has: a 2-D U-Net, or the Attention U-Net of the Cheap Lunch paper's comparison, trained
+from scratch on the same annotated slices for the same time.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from monai.losses import DiceCELoss
-from monai.networks.nets import UNet
+from monai.networks.nets import AttentionUnet, UNet
+from torch import nn
 
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
@@ -26,9 +29,17 @@ IMAGE_SIZE, BATCH = 256, 8
 
 
 def train_unet(
-    exemplars: Sequence[Exemplar], intensity: IntensitySpec, *, seed: int, seconds: float, report: Report
-) -> tuple[UNet, dict[int, str]]:
-    """MONAI's residual U-Net, Dice + cross-entropy, with the geometric and intensity changes our synthesis makes."""
+    exemplars: Sequence[Exemplar],
+    intensity: IntensitySpec,
+    *,
+    seed: int,
+    seconds: float,
+    report: Report,
+    attention: bool = False,
+) -> tuple[nn.Module, dict[int, str]]:
+    """MONAI's residual U-Net or its Attention U-Net (Oktay et al. 2018), Dice + cross-entropy, with the geometric and
+    intensity changes our synthesis makes.
+    """
     structures = dict(exemplars[0].structures)
     classes = {value: number for number, value in enumerate(sorted(structures), 1)}
     recipe = Recipe()
@@ -36,7 +47,7 @@ def train_unet(
     source = synthesizer_of(exemplars, intensity, IMAGE_SIZE, whole, structures)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = UNet(2, 1, len(classes) + 1, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2)
+        network = _network(len(classes) + 1, attention)
     loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
     lookup = np.zeros(max(classes) + 1, np.int64)
     lookup[list(classes)] = list(classes.values())
@@ -53,7 +64,14 @@ def train_unet(
     return network.eval(), structures
 
 
-def segment_unet(network: UNet, structures: dict[int, str], volume: Volume, intensity: IntensitySpec) -> Labelmap:
+def _network(channels: int, attention: bool) -> nn.Module:
+    shape: dict[str, Any] = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2)}
+    if attention:
+        return AttentionUnet(2, 1, channels, **shape)
+    return UNet(2, 1, channels, num_res_units=2, **shape)
+
+
+def segment_unet(network: nn.Module, structures: dict[int, str], volume: Volume, intensity: IntensitySpec) -> Labelmap:
     """Labels of the most likely class, on the volume's own grid."""
     reader = SliceReader(volume, intensity, IMAGE_SIZE)
     values = np.array([0, *sorted(structures)], np.uint8)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from FewShotSegLib.data.intensity import intensity_from
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
 from FewShotSegLib.data.recipe import from_dict, to_dict, with_overrides
-from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.datasets import data_sets_in, files_of
 from FewShotSegLib.io.exemplars import parse_exemplar
+from FewShotSegLib.io.json_files import read_table
 from FewShotSegLib.version import __version__
 
 DEMO_OUT = "demo-output"
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     work.add_argument(
         "--seed", type=_whole_number, default=0, metavar="N", help="the same seed gives the same result (0)"
     )
+    _add_overwrite(work)
     work.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one"
     )
@@ -78,6 +79,11 @@ def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
         "--structures", type=structures_from, metavar="6=liver,1=spleen", help="labels to use, and names"
     )
     adapt.add_argument("--resample", action="store_true", help="bring labelmaps of another grid onto the image")
+    _add_reading(adapt)
+    _add_intensity(adapt)
+    adapt.add_argument(
+        "--keep-names", action="store_true", help="let the adapter hold the names of the files it was made from"
+    )
     adapt.add_argument(
         "--base",
         default="auto",
@@ -118,6 +124,8 @@ def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
         "--structures", type=structures_from, metavar="6=liver,1=spleen", help="labels of the support set, and names"
     )
     segment.add_argument("--resample", action="store_true", help="bring its labelmaps of another grid onto its images")
+    _add_reading(segment)
+    _add_intensity(segment)
     segment.add_argument("--base", metavar="MODEL", help="default: the one the adapter was made for")
     segment.add_argument("--prompts", metavar="FILE.json", help="points, boxes and masks on slices of the image")
     segment.add_argument("--axis", choices=("k", "j", "i"), help="slice axis; default: the adapter's")
@@ -140,7 +148,46 @@ def _add_evaluate(commands: Any, common: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--ref", required=True, metavar="DIR|FILE")
     evaluate.add_argument("--structures", type=structures_from, metavar="6=liver,1=spleen", help="default: all")
     evaluate.add_argument("--tolerance-mm", type=float, default=2.0, metavar="MM", help="of the surface Dice (2)")
+    _add_overwrite(evaluate)
     evaluate.add_argument("--out", required=True, metavar="METRICS.csv")
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--same-voxels",
+        action="store_true",
+        help="labelmaps have the voxels of their images, whatever their headers say of the place",
+    )
+    command.add_argument(
+        "--ignore", type=_positive, metavar="LABEL", help='the label for "unknown": slices that hold it are not known'
+    )
+    command.add_argument(
+        "--channel", type=_whole_number, metavar="N", help="the channel of images with several, from 0"
+    )
+    command.add_argument(
+        "--time-index", type=_whole_number, metavar="N", help="the volume of images with several in time, from 0"
+    )
+
+
+def _add_intensity(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--intensity",
+        metavar="KIND:LOW,HIGH",
+        help="which values become black and white: auto, window:-125,275 (raw units), percentile:0.5,99.5 or minmax",
+    )
+
+
+def _intensity(chosen: argparse.Namespace) -> dict[str, Any] | None:
+    spec = intensity_from(chosen.intensity) if chosen.intensity is not None else None
+    return spec.to_dict() if spec else None
+
+
+def _add_overwrite(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files in the place of outputs also where somebody else has written or changed them",
+    )
 
 
 def _add_models(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -203,15 +250,31 @@ def adapt_job_from(chosen: argparse.Namespace, recipe: dict[str, Any]) -> AdaptJ
         recipe=recipe,
         warm_start=chosen.warm_start,
         max_seconds=chosen.max_seconds,
+        keep_names=chosen.keep_names,
         seed=chosen.seed,
         device=chosen.device,
+        intensity=_intensity(chosen),
+        overwrite=chosen.overwrite,
+        channel=chosen.channel,
+        time_index=chosen.time_index,
     )
 
 
 def _exemplar(text: str, chosen: argparse.Namespace) -> ExemplarFiles:
     image, labelmap, axis, slices = parse_exemplar(text)
     letter = None if axis is None else "kji"[axis]
-    return ExemplarFiles(str(image), str(labelmap), letter, slices, chosen.structures, chosen.resample)  # type: ignore[arg-type]
+    return ExemplarFiles(
+        str(image),
+        str(labelmap),
+        letter,  # type: ignore[arg-type]
+        slices,
+        chosen.structures,
+        chosen.resample,
+        chosen.same_voxels,
+        chosen.ignore,
+        chosen.channel,
+        chosen.time_index,
+    )
 
 
 def segment_job_from(chosen: argparse.Namespace, support_recipe: dict[str, Any]) -> SegmentJob:
@@ -230,34 +293,40 @@ def segment_job_from(chosen: argparse.Namespace, support_recipe: dict[str, Any])
         all_pieces=chosen.all_pieces,
         seed=chosen.seed,
         device=chosen.device,
+        intensity=_intensity(chosen),
+        overwrite=chosen.overwrite,
+        channel=chosen.channel,
+        time_index=chosen.time_index,
     )
 
 
 def evaluate_job_from(chosen: argparse.Namespace) -> EvaluateJob:
-    return EvaluateJob(chosen.pred, chosen.ref, chosen.out, chosen.structures, chosen.tolerance_mm)
+    return EvaluateJob(
+        chosen.pred,
+        chosen.ref,
+        chosen.out,
+        chosen.structures,
+        chosen.tolerance_mm,
+        overwrite=chosen.overwrite,
+    )
 
 
 def recipe_from(cls: type[Any], words: Sequence[str]) -> dict[str, Any]:
     """What files and `key=value` words change in a method's recipe, of class `cls`; later words win."""
     recipe = cls()
     for word in words:
-        if "=" in word and not Path(word).is_file():
+        if "=" in word and not _is_file(word):
             recipe = with_overrides(recipe, [word])
         else:
-            recipe = from_dict(cls, _merged(to_dict(recipe), _read_recipe(Path(word))))
+            recipe = from_dict(cls, _merged(to_dict(recipe), read_table(word, f"the recipe {word}")))
     return _differences(to_dict(recipe), to_dict(cls()))
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def _is_file(word: str) -> bool:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"Cannot read the recipe {path}: {error.strerror}.") from None
-    except ValueError as error:
-        raise InputError(f"The recipe {path} is not JSON ({error}).") from None
-    if not isinstance(values, dict):
-        raise InputError(f"The recipe {path} must hold a table of names and values.")
-    return values
+        return Path(word).is_file()
+    except (OSError, ValueError):  # too long for a name, as a list of values may be
+        return False
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.visualization.text_table import table
 
-_SHARE = 0.1  # of the work between two lines in a log
+_BETWEEN_S = 60.0  # seconds between two lines of progress in a log
 
 
 class Display:
-    """Plain lines on the error stream, about every tenth of the work; results on the output stream."""
+    """Plain lines on the error stream, one a minute while work goes on; results on the output stream."""
 
-    def __init__(self, out: TextIO, err: TextIO) -> None:
+    def __init__(self, out: TextIO, err: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self.out, self.err = out, err
-        self._stage: tuple[str, int] | None = None
-        self._next = 0.0
+        self._clock = clock
+        self._next = -math.inf
+        self._said = ""
 
     def progress(self, progress: Progress) -> None:
-        if progress.kind != "step" or not progress.total or (not progress.step and not progress.metrics):
-            self.line(_sentence(progress))
+        if progress.kind != "step" or not progress.total:
+            sentence = _sentence(progress)
+            if sentence != self._said:
+                self.line(sentence)
+            self._said = sentence
             return
-        stage = (_stage_of(progress.message), progress.total)
-        if stage != self._stage:
-            self._stage, self._next = stage, 0.0
-        fraction = progress.fraction or 0.0
-        if fraction >= self._next or progress.step == progress.total:
-            self._next = (int(fraction / _SHARE) + 1) * _SHARE
+        now = self._clock()
+        if now >= self._next:
+            self._next = now + _BETWEEN_S
+            fraction = progress.fraction or 0.0
             self.line(f"{100 * fraction:3.0f} %  {progress.message}{_numbers(progress.metrics)}")
 
     def line(self, text: str) -> None:
@@ -57,9 +61,10 @@ class Bar(Display):
     def __init__(self, out: TextIO, err: TextIO) -> None:
         super().__init__(out, err)
         self._bar: Any = None
+        self._stage: tuple[str, int] | None = None
 
     def progress(self, progress: Progress) -> None:
-        if progress.kind != "step" or not progress.total or (not progress.step and not progress.metrics):
+        if progress.kind != "step" or not progress.total:
             self.line(_sentence(progress))
             return
         stage = (_stage_of(progress.message), progress.total)

@@ -18,17 +18,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.errors import Cancelled, InputError, of_the_system
 from FewShotSegLib.progress import Control
 
 from .arguments import adapt_job_from, evaluate_job_from, parser, recipe_from, segment_job_from
 from .display import Display, display_for
+from .streams import steady_streams
 
 OK, DEFECT, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code."""
+    """Run a command and return its exit code; it runs to its end also when nobody reads what it says."""
+    with steady_streams():
+        return _run_words(arguments)
+
+
+def _run_words(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["benchmark"]:
         return _guarded(lambda: _benchmark(words[1:]), as_json=False)
@@ -51,8 +57,8 @@ def _guarded(command: Any, *, as_json: bool) -> int:
         if (error.name or "").startswith(__package__ or ""):
             raise
         return _failed(BAD_INPUT, f"The package {error.name} is not installed: pip install {error.name}", as_json)
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        return DEFECT
+    except OSError as error:
+        return _failed(BAD_INPUT, of_the_system(error), as_json)
     except Exception as error:
         traceback.print_exc()
         return _failed(DEFECT, f"{type(error).__name__}: {error}. This is a defect; please report it.", as_json)

@@ -51,8 +51,24 @@ class Adapter:
             object.__setattr__(self, name, _as_json(name, getattr(self, name)))
         if not self.base_model and self.architecture is None:
             raise InputError("An adapter needs the name of its base model, or an architecture of its own.")
-        if self.axis not in (0, 1, 2):
+        self._check_kinds()
+
+    def _check_kinds(self) -> None:
+        """A card from a file may hold anything: each of its entries is of its kind, or the file is refused."""
+        if isinstance(self.axis, bool) or self.axis not in (0, 1, 2):
             raise InputError(f"An adapter's slice axis is 0 (k), 1 (j) or 2 (i), got {self.axis!r}.")
+        for name in ("method", "base_model", "base_sha256"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"An adapter's {name} is a text, got {getattr(self, name)!r}.")
+        for name in ("recipe", "provenance", "metrics"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise InputError(f"An adapter's {name} is a table of names and values, got {getattr(self, name)!r}.")
+        if self.architecture is not None and not isinstance(self.architecture, Mapping):
+            raise InputError(f"An adapter's architecture is a table or none, got {self.architecture!r}.")
+        for name, most in (("image_size", 65536), ("seed", 2**63)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < most:
+                raise InputError(f"An adapter's {name} is a whole number from 0 to {most - 1}, got {value!r}.")
 
     @property
     def digest(self) -> str:
@@ -102,6 +118,8 @@ def _checked_tensors(tensors: Mapping[str, Any]) -> dict[str, Array]:
         array = np.asarray(tensors[name])
         if array.dtype.name not in _DTYPES:
             raise InputError(f'Tensor "{name}" has the type {array.dtype}; adapters hold {", ".join(_DTYPES)}.')
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(f'Tensor "{name}" holds numbers that are not finite (NaN or Inf); adapt again.')
         result[name] = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
     return result
 

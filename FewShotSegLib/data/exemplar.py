@@ -29,6 +29,7 @@ class Exemplar:
 
     On `annotated_slices` every voxel of the listed structures carries its label, all else there is background.
     `empty_slices` are vouched to show none of the structures. All other slices are unknown, not background.
+    `overlapping` is how many voxels belong to several structures and carry the label of one.
     """
 
     volume: Volume
@@ -38,6 +39,7 @@ class Exemplar:
     annotated_slices: tuple[int, ...]
     empty_slices: tuple[int, ...] = ()
     name: str = "exemplar"
+    overlapping: int = 0
 
     def __post_init__(self) -> None:
         labelmap = np.asarray(self.labelmap)
@@ -118,6 +120,11 @@ def preflight(exemplars: Sequence[Exemplar]) -> list[str]:
     for exemplar in exemplars:
         for index in exemplar.annotated_slices:
             warnings += _slice_warnings(exemplar, index)
+        if exemplar.overlapping:
+            warnings.append(
+                f"{exemplar.name}: structures overlap in {exemplar.overlapping} voxels, and each is learned as the one "
+                "on top only; adapt to them one by one if that matters."
+            )
     shown = [exemplar.annotated_structures().values() for exemplar in exemplars]
     for name in structures.values():
         count = sum(name in names for names in shown)

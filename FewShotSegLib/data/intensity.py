@@ -51,7 +51,13 @@ class IntensitySpec:
             return None
         if self.kind == "window":
             return self.low, self.high
-        low, high = np.percentile(volume_array, [self.low, self.high])
+        values = volume_array.astype(np.uint8) if volume_array.dtype == np.bool_ else volume_array
+        low, high = np.percentile(_without_padding(values), [self.low, self.high])
+        if not high > low:  # nearly all voxels are alike: what differs is what there is to see
+            others = values[values != low]
+            if others.size:
+                ends = np.percentile(others, [self.low, self.high])
+                return float(min(low, ends[0])), float(max(low, ends[1]))
         return float(low), float(high)
 
     def apply(
@@ -74,7 +80,9 @@ class IntensitySpec:
         if not high > low:
             return np.zeros(image.shape, dtype=np.float32)
         # float32 holds integers up to 2**24, so int16 and uint16 images lose nothing here.
-        scaled = (image.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+        kind = np.float32 if image.dtype.itemsize <= 2 or image.dtype == np.float32 else np.float64
+        with np.errstate(over="ignore"):
+            scaled = (image.astype(kind) - np.asarray(low, kind)) / np.asarray(high - low, kind)
         return np.clip(scaled, 0.0, 1.0).astype(np.float32, copy=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,14 +104,99 @@ class IntensitySpec:
         return cls("percentile", *PERCENTILES)
 
 
-def looks_like_hounsfield(array: np.ndarray[Any, Any]) -> bool:
-    """Return whether the values look like CT numbers: fat or air well below zero, tissue above, within 16 bits.
+def intensity_from(text: str) -> IntensitySpec | None:
+    """Return the rule that a word of the command line means; None for "auto".
 
-    CT that was clipped to a soft tissue window is one of them. MR, ultrasound and photographs are not negative;
-    standardized images stay within tens.
+    >>> intensity_from("window:-125,275")
+    IntensitySpec(kind='window', low=-125.0, high=275.0, scale='sam')
     """
-    low, high = float(array.min()), float(array.max())
-    return -32768 <= low <= -100 and 50 <= high <= 65535
+    kind, _, numbers = text.partition(":")
+    default = {"auto": (), "percentile": PERCENTILES, "minmax": (0.0, 1.0)}.get(kind)
+    try:
+        values = [float(word) for word in numbers.split(",")] if numbers else list(default or ())
+    except ValueError:
+        values = []
+    if text == "auto":
+        return None
+    if kind not in get_args(Kind) or len(values) != 2:
+        raise InputError(
+            f'An intensity is written auto, window:LOW,HIGH, percentile:LOW,HIGH or minmax, got "{text}"; for CT for '
+            "example window:-125,275."
+        )
+    return IntensitySpec(kind, *values)  # type: ignore[arg-type]
+
+
+_MOST_LOOKED_AT = 1_000_000  # voxels; the kind of image shows in a part of them
+_FAT_HU = (-200.0, -20.0)
+_LUNG_HU = (-1100.0, -500.0)  # and the air around the patient, which is never exactly constant
+_SOFT_HU = (-20.0, 400.0)
+_PADDED = 0.001  # share of the voxels with the very lowest value from which that value is padding
+_OUTSIDE = 0.02  # share of the voxels within a window below which the image is of another kind
+
+
+def looks_like_hounsfield(array: np.ndarray[Any, Any]) -> bool:
+    """Return whether the values look like CT numbers, by shares of the voxels and never by single ones.
+
+    Fat or lung (air) below zero, soft tissue above, next to nothing below air. The very lowest value does not count:
+    it is the padding of a resampled or cropped image, -1000 in MR as well. CT that was clipped to a soft tissue window
+    is one of them. MR, ultrasound and photographs hold no fat of -100; standardized images stay within tens.
+    """
+    values = _some_of(array)
+    values = values[values > values.min()]
+    if not values.size:
+        return False
+
+    def share(low: float, high: float) -> float:
+        return float(np.count_nonzero((values >= low) & (values <= high))) / values.size
+
+    negative = share(*_FAT_HU) >= 0.01 or share(*_LUNG_HU) >= 0.05
+    return negative and share(*_SOFT_HU) >= 0.05 and share(-np.inf, _LUNG_HU[0]) <= 0.01
+
+
+_DIFFERS = "looks different from the images that the adapter was made from"
+
+
+def unlike(spec: IntensitySpec, array: np.ndarray[Any, Any], name: str, is_ct: bool | None = None) -> str:
+    """Return a sentence where an image does not look like those that a rule was made for, else "".
+
+    `is_ct`: whether those hold Hounsfield units; None: what the rule tells.
+    """
+    wanted = is_ct if is_ct is not None else spec.kind == "window" and spec.low < 0
+    found = looks_like_hounsfield(array)
+    low, high = (float(v) for v in np.percentile(_some_of(array), [1, 99]))
+    if wanted != found:
+        kinds = ("hold Hounsfield units (CT)", "does not") if wanted else ("do not hold Hounsfield units", "does (CT)")
+        return (
+            f"{name} {_DIFFERS}: these {kinds[0]}, this one {kinds[1]} (values {low:g} to {high:g}). Check the result; "
+            "bring the image to the same units, choose another intensity (--intensity), or adapt to this kind of image."
+        )
+    values = _some_of(array)
+    inside = np.count_nonzero((values > spec.low) & (values < spec.high)) / values.size
+    if spec.kind == "window" and inside < _OUTSIDE and values.min() < values.max():
+        return (
+            f"{name} {_DIFFERS}: nearly all of its values ({low:g} to {high:g}) lie outside the intensity window "
+            f"{spec.low:g} to {spec.high:g}. Choose another intensity (--intensity), or adapt to this kind of image."
+        )
+    return ""
+
+
+def _some_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Evenly spread voxels, at most `_MOST_LOOKED_AT`, as numbers that can be subtracted."""
+    values = array.reshape(-1)[:: max(array.size // _MOST_LOOKED_AT, 1)]
+    return values.astype(np.uint8) if values.dtype == np.bool_ else values
+
+
+def _without_padding(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The values without padding: many voxels of one negative value far below all others, and what interpolation has
+    put between."""
+    some = _some_of(values)
+    lowest = some.min()
+    rest = some[some > lowest]
+    if lowest >= 0 or not rest.size or some.size - rest.size < _PADDED * some.size:
+        return values
+    low, high = np.percentile(rest, [10, 90])
+    floor = low - (high - low)
+    return values if lowest >= floor else values[values >= floor]
 
 
 def _check_one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -5,12 +5,17 @@ A job is JSON with a "kind"; what is left out has its default:
     {"kind": "segment", "images": ["patient 7.nrrd"], "adapter": "liver.safetensors", "out": "segmented"}
 
 Relative paths in a job file start at the folder of that file, so a folder with its jobs can be moved as a whole.
+
+Files in the place of outputs are replaced when the record beside them says that they were written by this program and
+nobody has changed them; other files only with `overwrite`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import PurePath
 from typing import Any, ClassVar, Literal
 
 from FewShotSegLib.errors import InputError
@@ -39,9 +44,14 @@ class ExemplarFiles:
     slices: tuple[int, ...] | Literal["all"] | None = None
     structures: dict[int, str] | None = None
     resample: bool = False
+    same_voxels: bool = False
+    ignore: int | None = None
+    channel: int | None = None
+    time_index: int | None = None
 
     def __post_init__(self) -> None:
         coerce(self, _NOUN)
+        _check_paths(self)
         _check_not_empty(self, "image", "labelmap")
 
 
@@ -54,6 +64,7 @@ class AuxiliaryFiles:
 
     def __post_init__(self) -> None:
         coerce(self, _NOUN)
+        _check_paths(self)
         _check_not_empty(self, "name", "cases")
 
 
@@ -67,7 +78,9 @@ class AdaptJob:
     `base` is the name of a base model or a file; "auto": that of `warm_start`, or the one the method does best with.
     `recipe` holds the options that differ from the method's defaults.
     `warm_start` is an adapter to go on from. After `max_seconds` training stops and keeps the best so far. `intensity`
-    is an `IntensitySpec` as a table; None is the one of `warm_start`, or what suits the first exemplar.
+    is an `IntensitySpec` as a table; None is the one of `warm_start`, or what suits the first exemplar. `channel` and
+    `time_index` are those of the targets; exemplars have their own. With `keep_names` the adapter holds the names of
+    the files it was made from.
     """
 
     kind: ClassVar[str] = "adapt"
@@ -86,9 +99,14 @@ class AdaptJob:
     intensity: dict[str, Any] | None = None
     seed: int = 0
     device: Device = "auto"
+    overwrite: bool = False
+    channel: int | None = None
+    time_index: int | None = None
+    keep_names: bool = False
 
     def __post_init__(self) -> None:
         coerce(self, _NOUN)
+        _check_paths(self)
         _check_not_empty(self, "out", "method", "base")
         _check_suffix(self.out, ".safetensors")
         _check_seed(self.seed)
@@ -104,11 +122,13 @@ class SegmentJob:
 
     `support` are annotated cases that are looked at and not trained on; an adapter that comes with them has no
     structures of its own. `support_recipe` holds the options of `SupportRecipe` that differ from its defaults,
-    `intensity` is an `IntensitySpec` as a table for the support set and the images; None: by the kind of image.
+    `intensity` is an `IntensitySpec` as a table for the support set and the images; None: that of the adapter, or by
+    the kind of image.
 
     `base` None is the base model that the adapter was made for, or the bundled one. `axis` None is that of the adapter
     or the support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed. Of a
     structure that was in one piece on its exemplars, pieces beside the main ones are removed unless `all_pieces`.
+    `channel` and `time_index` pick one volume of images that hold several.
     """
 
     kind: ClassVar[str] = "segment"
@@ -127,16 +147,19 @@ class SegmentJob:
     support_recipe: dict[str, Any] = field(default_factory=dict)
     intensity: dict[str, Any] | None = None
     all_pieces: bool = False
+    overwrite: bool = False
+    channel: int | None = None
+    time_index: int | None = None
 
     def __post_init__(self) -> None:
         coerce(self, _NOUN)
+        _check_paths(self)
         _check_not_empty(self, "images", "out")
         _check_seed(self.seed)
         if self.adapter is None and self.prompts is None and not self.support:
             raise InputError("A segment job needs an adapter, a support set or prompts, and has none; add one.")
-        for name in ("support_recipe", "intensity"):
-            if getattr(self, name) and not self.support:
-                raise InputError(f'Job entry "{name}" has no meaning without "support"; add it, or leave both out.')
+        if self.support_recipe and not self.support:
+            raise InputError('Job entry "support_recipe" has no meaning without "support"; add it, or leave both out.')
         if self.intensity is not None:
             IntensitySpec.from_dict(self.intensity)
         if self.prompts is not None and len(self.images) > 1:
@@ -162,9 +185,11 @@ class EvaluateJob:
     tolerance_mm: float = 2.0
     seed: int = 0
     device: Device = "auto"
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         coerce(self, _NOUN)
+        _check_paths(self)
         _check_not_empty(self, "pred", "ref", "out")
         _check_suffix(self.out, ".csv")
         _check_seed(self.seed)
@@ -213,5 +238,22 @@ def _check_suffix(out: str, suffix: str) -> None:
 
 
 def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise InputError(f'Job entry "seed" must be at least 0, got {seed}.')
+    if not 0 <= seed < 2**63:
+        allowed = "at least 0" if seed < 0 else "below 2^63"
+        raise InputError(f'Job entry "seed" must be {allowed}, got {shown(seed)}.')
+
+
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes; what file systems take
+
+
+def _check_paths(job: Any) -> None:
+    """Raise `InputError` for a path that no file can have: later it would end the work in odd places."""
+    for entry in fields(job):
+        value = getattr(job, entry.name)
+        for path in (value if isinstance(value, tuple) else (value,)) if entry.metadata.get("path") else ():
+            if not isinstance(path, str):
+                continue
+            long = len(path) > _LONGEST_PATH or any(len(os.fsencode(p)) > _LONGEST_NAME for p in PurePath(path).parts)
+            if long or "\0" in path:
+                what = "longer than any file name" if long else "with a zero byte"
+                raise InputError(f'Job entry "{entry.name}" holds a path {what}: {shown(path)}.')

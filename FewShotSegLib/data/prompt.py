@@ -10,6 +10,7 @@ import numpy as np
 
 from FewShotSegLib.errors import InputError
 
+from .schema import shown
 from .volume import AXES, AXIS_LETTERS, Volume, ijk_from_ras
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -25,6 +26,7 @@ _KEYS = {
     "box_ras",
     "mask",
 }
+_LARGEST_MASK = 1 << 30  # pixels
 _ON_SLICE = 0.5 + 1e-3  # voxels: half a slice, and the rounding of coordinates that went through RAS
 
 
@@ -145,7 +147,7 @@ class Prompt:
 
 def _check_keys(values: Any) -> None:
     if not isinstance(values, Mapping):
-        raise InputError(f"A prompt is a table of names and values, got {values!r}.")
+        raise InputError(f"A prompt is a table of names and values, got {shown(values)}.")
     unknown = sorted(set(values) - _KEYS)
     if unknown:
         raise InputError(f'Unknown key "{unknown[0]}" in a prompt; allowed are {", ".join(sorted(_KEYS))}.')
@@ -155,8 +157,8 @@ def _axis_of(values: Mapping[str, Any], volume: Volume | None) -> int:
     letter = values.get("axis")
     if letter is None and volume is not None:
         return volume.acquisition_axis
-    if letter not in AXES:
-        raise InputError(f"A prompt's axis is k, j or i, got {letter!r}.")
+    if not isinstance(letter, str) or letter not in AXES:
+        raise InputError(f"A prompt's axis is k, j or i, got {shown(letter)}.")
     return AXES[letter]
 
 
@@ -186,28 +188,31 @@ def _in_ijk(values: Mapping[str, Any], what: str, volume: Volume | None) -> Arra
 def _check_slice(axis: Any, index: Any) -> None:
     if isinstance(axis, bool) or axis not in (0, 1, 2):
         raise InputError(f"A prompt's axis is 0 (k), 1 (j) or 2 (i), got {axis!r}.")
-    if isinstance(index, bool) or not isinstance(index, int | np.integer) or index < 0:
-        raise InputError(f"A prompt's slice index is a whole number from 0, got {index!r}.")
+    if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < 2**31:
+        raise InputError(f"A prompt's slice index is a whole number from 0, got {shown(index)}.")
 
 
 def _coordinates(name: str, values: Any) -> Array:
     try:
         array = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} must be a list of [i, j, k] numbers, got {values!r}.") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{name} must be a list of [i, j, k] numbers, got {shown(values)}.") from None
     if array.size == 0:
         return _no_points()
     if array.ndim != 2 or array.shape[1] != 3 or not np.isfinite(array).all():
-        raise InputError(f"{name} must be a list of three finite numbers each, got {array.tolist()}.")
+        raise InputError(f"{name} must be a list of three finite numbers each, got {shown(array.tolist())}.")
     return array
 
 
 def _point_labels(values: Any, count: int) -> Array:
-    labels = np.asarray(values if np.size(values) else _no_labels())
+    try:
+        labels = np.asarray(values if np.size(values) else _no_labels())
+    except (ValueError, OverflowError):  # lists of different lengths
+        raise InputError(f"Point labels are 1 (inside) or 0 (outside), got {shown(values)}.") from None
     if labels.shape != (count,):
         raise InputError(f"Every point needs one label, got {count} points and labels of shape {labels.shape}.")
-    if not np.isin(labels, (0, 1)).all():
-        raise InputError(f"Point labels are 1 (inside) or 0 (outside), got {labels.tolist()}.")
+    if labels.dtype.kind not in "biuf" or not np.isin(labels, (0, 1)).all():
+        raise InputError(f"Point labels are 1 (inside) or 0 (outside), got {shown(labels.tolist())}.")
     return labels.astype(np.int64)
 
 
@@ -235,9 +240,14 @@ def _runs_of(mask: Array) -> dict[str, Any]:
 
 
 def _mask_from_runs(values: Any) -> Array:
+    wrong = InputError('A mask in a prompt file is {"shape": [H, W], "runs": [...]} with runs that add up.')
     try:
-        (height, width), runs = values["shape"], np.array(values["runs"], dtype=np.int64)
-        flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-        return flat.reshape(int(height), int(width))
-    except (KeyError, TypeError, ValueError):
-        raise InputError('A mask in a prompt file is {"shape": [H, W], "runs": [...]} with runs that add up.') from None
+        (height, width), runs = values["shape"], np.array(values["runs"], dtype=np.float64)
+        height, width = int(height), int(width)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise wrong from None
+    # Before they are unrolled: a run may say that it is a terabyte long.
+    whole = runs.ndim == 1 and bool((runs >= 0).all()) and bool((runs == np.rint(runs)).all())
+    if not whole or not 0 < height * width <= _LARGEST_MASK or min(height, width) < 1 or runs.sum() != height * width:
+        raise wrong
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs.astype(np.int64)).reshape(height, width)

@@ -11,13 +11,13 @@ class Recipe:
 from __future__ import annotations
 
 import dataclasses
-import json
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from FewShotSegLib.errors import InputError
 
+from .json_text import parsed_json
 from .schema import alternatives, check_names, coerce, construct, described, to_json
 
 R = TypeVar("R")
@@ -53,6 +53,13 @@ def check(recipe: Any) -> None:
 def to_dict(recipe: Any) -> dict[str, Any]:
     """Return the recipe as JSON types (tuples become lists, nested recipes dictionaries)."""
     return dict(to_json(recipe))
+
+
+def with_preset(recipe: R, values: Mapping[str, Any]) -> R:
+    """Return the recipe with the values of a preset for every option that still has its default."""
+    default = type(recipe)()
+    chosen = {name: value for name, value in values.items() if getattr(recipe, name) == getattr(default, name)}
+    return dataclasses.replace(recipe, **chosen)  # type: ignore[type-var]
 
 
 def from_dict(cls: type[R], values: Mapping[str, Any]) -> R:
@@ -181,6 +188,8 @@ def _read_number(text: str, hint: Any) -> tuple[bool, Any]:
         number = float(text)
     except ValueError:
         return False, None
+    if hint is int and abs(number) >= 2**53:
+        return False, None
     if hint is float:
         return True, number
     return number.is_integer(), int(number) if number.is_integer() else None
@@ -197,6 +206,6 @@ def _read_tuple(key: str, text: str, hints: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _read_json(text: str) -> tuple[bool, Any]:
     try:
-        return True, json.loads(text)
-    except json.JSONDecodeError:
+        return True, parsed_json(text, "The option")
+    except InputError:
         return False, None

@@ -120,7 +120,10 @@ _WORDS = {
 
 def shown(value: Any) -> str:
     """Return the value as JSON, as the user wrote it, shortened."""
-    text = json.dumps(value, ensure_ascii=False, default=repr)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=repr, skipkeys=True)
+    except (ValueError, RecursionError):  # numbers and tables without end
+        text = f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -185,7 +188,8 @@ class _Coercion:
         if hint is int and isinstance(value, float) and value.is_integer():
             return int(value)
         if hint is float and isinstance(value, int | float):
-            return float(value) if math.isfinite(value) else self._refuse(value, hint)
+            small = abs(value) <= 1e308  # and not NaN; whole numbers may be longer than any float
+            return float(value) if small else self._refuse(value, hint)
         return value if isinstance(value, hint) else self._refuse(value, hint)
 
     def _to_tuple(self, value: Any, hint: Any) -> tuple[Any, ...]:

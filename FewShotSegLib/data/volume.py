@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -106,8 +106,13 @@ def _check_array(array: Array) -> None:
         return
     bad = array.size - int(np.count_nonzero(np.isfinite(array)))
     if bad:
-        voxels = "1 voxel is" if bad == 1 else f"{bad} voxels are"
-        raise InputError(f"{voxels} not a finite number (NaN or Inf); replace them, for example by the lowest value.")
+        raise InputError(not_finite(bad))
+
+
+def not_finite(count: int) -> str:
+    """The sentence about voxels that are NaN or infinite."""
+    voxels = "1 voxel is" if count == 1 else f"{count} voxels are"
+    return f"{voxels} not a finite number (NaN or Inf); replace them, for example by the lowest value."
 
 
 def _checked_affine(affine: Any) -> Array:
@@ -126,15 +131,25 @@ def _checked_affine(affine: Any) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Labelmap:
-    """A volume of unsigned integers, 0 = background, and the name of each value."""
+    """A volume of unsigned integers, 0 = background, and the name of each value.
+
+    Structures of a segmentation may overlap, and a voxel has one value: `hidden` {value: mask (K, J, I)} has the voxels
+    of a structure that have the value of another one. `mask` has all that belong to it.
+    """
 
     volume: Volume
     structures: Mapping[int, str]
+    hidden: Mapping[int, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.volume.array.dtype.kind != "u":
             raise InputError(f"A labelmap holds unsigned integers, got {self.volume.array.dtype}.")
         object.__setattr__(self, "structures", checked_structures(self.structures))
+
+    def mask(self, value: int) -> Array:
+        """Return which voxels (K, J, I) belong to the structure with this value, also where others lie over it."""
+        mask = self.volume.array == value
+        return mask | self.hidden[value] if value in self.hidden else mask
 
 
 def checked_structures(structures: Mapping[int, str]) -> dict[int, str]:
@@ -163,11 +178,23 @@ def label_values(array: Array) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+_ALMOST_WHOLE = 0.01
+
+
 def as_labels(array: Array, name: str) -> Array:
-    """Return the array in the smallest unsigned integer type; fractions and negative values are refused."""
-    if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
-        count = int(np.count_nonzero(array != np.rint(array)))
-        raise InputError(f"{name} is no labelmap: {count} voxels hold fractions, labels are whole numbers.")
+    """Return the array in the smallest unsigned integer type; fractions and negative values are refused.
+
+    Values within 0.01 of a whole number become it: programs that scale labels for a file make 1.001 of 1.
+    """
+    if array.dtype.kind == "f":
+        whole = np.rint(array)
+        count = int(np.count_nonzero(np.abs(array - whole) > _ALMOST_WHOLE))
+        if count:
+            raise InputError(
+                f"{name} is no labelmap: {count} voxels hold fractions, labels are whole numbers; round them and save "
+                "it as whole numbers, or choose the labelmap instead of the image."
+            )
+        array = whole
     low, high = int(array.min()), int(array.max())
     if low < 0 or high > 65535:
         raise InputError(f"{name} is no labelmap: labels are whole numbers from 0 to 65535, got {low} to {high}.")

@@ -5,6 +5,7 @@ Everything runs as jobs, as a user's own would: what the demo does can be repeat
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Labelmap
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.scoring import Row
+from FewShotSegLib.io.files import check_writable, write_text_whole
 from FewShotSegLib.io.jobs import save_job
 from FewShotSegLib.io.prompts import save_prompts
 from FewShotSegLib.io.volumes import save_labelmap, save_volume
@@ -25,6 +28,7 @@ from FewShotSegLib.jobs.run import run
 from FewShotSegLib.progress import Progress, Report, note, silent
 from FewShotSegLib.sam import registry
 from FewShotSegLib.sam.clicks import centre_click
+from FewShotSegLib.version import __version__
 from FewShotSegLib.visualization.text_table import table
 
 from .page import BASE, CLICKED, FOLDERS, FREE, DemoReport, Patient, mean_dice, write_report
@@ -59,6 +63,7 @@ def run_demo(
     `recipe` changes options of the demo's own; `patient` holds options of `phantom.patient`.
     """
     started = time.monotonic()
+    _take_folder(out)
     family = registry.find(base_of(AdaptJob("adapter.safetensors", base=base)))[0].family
     recipe = RECIPE | (ENCODER_RECIPE if family == "compact" else {}) | (recipe or {})
     report(note("Making synthetic patients."))
@@ -68,7 +73,7 @@ def run_demo(
     sheet = out / "synthesized.png"
     adapter = out / "adapter.safetensors"
     history: list[Progress] = []
-    job = AdaptJob(str(adapter), exemplars=_files(known), base=base, recipe=recipe, seed=seed)
+    job = AdaptJob(str(adapter), exemplars=_files(known), base=base, recipe=recipe, seed=seed, overwrite=True)
     base = base_of(job)
     save_job(job, out / "jobs" / "adapt.json")
     preview(job, sheet)
@@ -82,6 +87,17 @@ def run_demo(
     content = DemoReport(out, known, unseen, scores, history, record, sheet, seconds)
     write_report(content, out / "report.html")
     return _lines(scores, out, seconds)
+
+
+_MARK = "demo.json"
+
+
+def _take_folder(out: Path) -> None:
+    """Only an empty folder, or that of an earlier demo, is filled: everything in it is made anew."""
+    check_writable(out / _MARK)
+    if not (out / _MARK).is_file() and any(entry.name[0] != "." for entry in out.iterdir()):
+        raise InputError(f"{out} holds files that are not of a demo; choose a folder that is new or empty (--out).")
+    write_text_whole(out / _MARK, json.dumps({"made_by": "fewshotseg demo", "version": __version__}) + "\n")
 
 
 def _patients(out: Path, seed: int, options: dict[str, Any]) -> list[Patient]:
@@ -128,7 +144,7 @@ def _remembering(report: Report, history: list[Progress]) -> Report:
 
 def _without_clicks(out: Path, unseen: Sequence[Patient], base: str, adapter: Path, report: Report) -> list[Row]:
     folder = _emptied(out / FOLDERS[FREE])
-    job = SegmentJob(tuple(str(p.image) for p in unseen), str(folder), str(adapter), base=base)
+    job = SegmentJob(tuple(str(p.image) for p in unseen), str(folder), str(adapter), base=base, overwrite=True)
     return _scored(out, job, [job], "metrics", report)
 
 
@@ -141,7 +157,7 @@ def _with_clicks(out: Path, unseen: Sequence[Patient], base: str, adapter: Path 
         prompts = out / "prompts" / f"{patient.name}.json"
         save_prompts(_clicks(patient.truth), prompts)
         weights = str(adapter) if adapter else None
-        jobs.append(SegmentJob((str(patient.image),), str(folder), weights, str(prompts), base))
+        jobs.append(SegmentJob((str(patient.image),), str(folder), weights, str(prompts), base, overwrite=True))
     return _scored(out, jobs[0], jobs, f"metrics-{name}", report)
 
 
@@ -166,7 +182,7 @@ def _clicks(truth: Labelmap) -> list[Prompt]:
 def _scored(out: Path, first: SegmentJob, jobs: Sequence[Job], name: str, report: Report) -> list[Row]:
     for job in jobs:
         run(job, report)
-    record = run(EvaluateJob(first.out, str(out / "reference"), str(out / f"{name}.csv")), report)
+    record = run(EvaluateJob(first.out, str(out / "reference"), str(out / f"{name}.csv"), overwrite=True), report)
     return [Row(**values) for values in record["metrics"]["rows"]]
 
 

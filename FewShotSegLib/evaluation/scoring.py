@@ -21,7 +21,7 @@ from FewShotSegLib.data.volume import Labelmap, Volume, as_labels, label_values
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.reindex import reindexed
 from FewShotSegLib.io.volumes import load_labelmap
-from FewShotSegLib.progress import Progress, Report, silent
+from FewShotSegLib.progress import Progress, Report, note, silent
 
 from .metrics import Scores, compare
 from .pairing import paired_files
@@ -66,7 +66,8 @@ def evaluate_case(
     so no such row; in `all_slices` it scores 1 when nothing was predicted, else 0.
     """
     pred, ref = _as_labelmap(pred, f"{case}: the prediction"), _as_labelmap(ref, f"{case}: the reference")
-    pred_array, grid = _on_one_grid(pred.volume, ref.volume, case)
+    pred, ref = _on_one_grid(pred, ref, case)
+    grid = ref.volume
     axis = grid.acquisition_axis if axis is None else axis
     if axis not in (0, 1, 2):
         raise InputError(f"The slice axis is 0 (k), 1 (j) or 2 (i), got {axis!r}.")
@@ -75,8 +76,8 @@ def evaluate_case(
         raise InputError(f"{case}: the reference holds no structure; name the ones to score (structures).")
     rows: list[Row] = []
     for value, pred_value in _pred_values(wanted, pred.structures, case).items():
-        mask = pred_array == pred_value if pred_value else np.zeros(grid.shape, dtype=bool)
-        rows += _rows_of(mask, grid.array == value, grid.spacing_mm, axis, tolerance_mm, case, wanted[value])
+        mask = pred.mask(pred_value) if pred_value else np.zeros(grid.shape, dtype=bool)
+        rows += _rows_of(mask, ref.mask(value), grid.spacing_mm, axis, tolerance_mm, case, wanted[value])
     return rows
 
 
@@ -106,22 +107,38 @@ def _as_labelmap(labelmap: Labelmap | Volume, name: str) -> Labelmap:
     return Labelmap(labelmap.like(labels), {value: str(value) for value in label_values(labels)})
 
 
-def _on_one_grid(pred: Volume, ref: Volume, case: str) -> tuple[Any, Volume]:
-    """The prediction's labels and the reference on one grid: voxels may be listed in another order, or a part only.
+def _on_one_grid(pred: Labelmap, ref: Labelmap, case: str) -> tuple[Labelmap, Labelmap]:
+    """Prediction and reference on one grid: voxels may be listed in another order, or a part only.
 
-    Slicer turns left-handed files around and may store only the part of a segmentation that holds segments.
+    Slicer turns left-handed files around and may store only the part of a segmentation that holds segments. Of one
+    without any voxel it stores a single voxel somewhere: that one is empty on the grid of the other.
     """
-    if pred.same_geometry(ref):
-        return pred.array, ref
-    if (exact := reindexed(pred, ref, crop=True)) is not None:
-        return exact.array, ref
-    if (exact := reindexed(ref, pred, crop=True)) is not None:
-        return pred.array, exact
+    if pred.volume.same_geometry(ref.volume):
+        return pred, ref
+    for own, other in ((pred, ref), (ref, pred)):
+        if (exact := _turned(own, other.volume)) is not None:
+            return (exact, ref) if own is pred else (pred, exact)
     raise InputError(
-        f"{case}: prediction and reference do not cover the same voxels: shapes {pred.shape} and {ref.shape} "
-        f"(K, J, I), spacings {_text_mm(pred.spacing_mm)} and {_text_mm(ref.spacing_mm)} mm, first voxels at RAS "
-        f"{_text_mm(pred.affine[:3, 3])} and {_text_mm(ref.affine[:3, 3])}. Compare volumes of the same grid."
+        f"{case}: prediction and reference do not cover the same voxels: shapes {pred.volume.shape} and "
+        f"{ref.volume.shape} (K, J, I), spacings {_text_mm(pred.volume.spacing_mm)} and "
+        f"{_text_mm(ref.volume.spacing_mm)} mm, first voxels at RAS {_text_mm(pred.volume.affine[:3, 3])} and "
+        f"{_text_mm(ref.volume.affine[:3, 3])}. Compare volumes of the same grid."
     )
+
+
+def _turned(labelmap: Labelmap, onto: Volume) -> Labelmap | None:
+    """The labelmap on the grid of `onto`, None where that cannot be done voxel by voxel."""
+    if labelmap.volume.array.size == 1 and not labelmap.volume.array.any():
+        return Labelmap(onto.like(np.zeros(onto.shape, np.uint8)), labelmap.structures)
+    exact = reindexed(labelmap.volume, onto, crop=True)
+    if exact is None:
+        return None
+    hidden = {}
+    for value, mask in labelmap.hidden.items():
+        placed = reindexed(labelmap.volume.like(mask.astype(np.uint8)), onto, crop=True)
+        if placed is not None:
+            hidden[value] = placed.array > 0
+    return Labelmap(exact, labelmap.structures, hidden)
 
 
 def _text_mm(values: Any) -> str:
@@ -177,7 +194,7 @@ def evaluate_folder(
     if not_predicted:
         message = f"{len(not_predicted)} references have no prediction and are not scored: {', '.join(not_predicted)}"
         log.warning(message)
-        report(Progress(0, len(pairs), message))
+        report(note(message))
     wanted = dict(structures) if structures is not None else _structures_of([ref for _, ref in pairs.values()])
     rows: list[Row] = []
     for step, (case, (pred, ref)) in enumerate(pairs.items(), start=1):

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from FewShotSegLib.data.adapter import Adapter, check_base
 from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
@@ -20,12 +22,13 @@ from FewShotSegLib.data.recipe import check, from_dict, option, to_dict
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slices import in_one_piece
 from FewShotSegLib.progress import Report, silent
-from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.network import Embedding, PromptableNetwork
 
 from .embedding_cache import EmbeddingCache
 from .map_fitting import decided, fitted_classifier, samples_of, tried
 from .pictures import Picture, distinct_slices, pictures_of
-from .structure_maps import MapPredictor
+from .predictor import Masks
+from .structure_maps import MapPredictor, expected_iou
 
 METHOD = "support"
 SUBSET = 6  # slices; the paper: ensembles help from more than six on
@@ -41,7 +44,7 @@ class SupportRecipe:
     pixels: int = option(12_000, "Pixels drawn from all of them", min=100, max=1_000_000)
     most_slices: int = option(64, "Most slices used; of more, an even choice", min=1, max=1024)
     subsets: int = option(
-        0, "Answers of so many random subsets of six slices are averaged (GMISeg); 0: all slices at once", min=0, max=64
+        0, "Masks of so many random subsets of six slices are averaged (GMISeg); 0: all slices at once", min=0, max=64
     )
     seed: int = option(0, "Seed of copies, pixels and subsets", min=0)
 
@@ -89,7 +92,7 @@ class SupportPredictor(MapPredictor):
     """A predictor that knows the structures of a support set (see `support_adapter`).
 
     `trained` is an adapter for the network to look with, such as one of GMISeg. What a user points at takes the place
-    of the click, box and mask that would be derived.
+    of the click, box and mask that would be derived; of several subsets it is then the mean of their maps that helps.
     """
 
     def __init__(
@@ -116,6 +119,23 @@ class SupportPredictor(MapPredictor):
                 classifiers.append(classifier)
                 left_out += list(odds.items())
             self.maps = decided(self, pictures, structures, classifiers, left_out)
+        self.members = [replace(self.maps, classifiers=(classifier,)) for classifier in self.maps.classifiers]
+
+    def decode_structures(self, embedding: Embedding, structures: Sequence[int]) -> Masks:
+        """Target logits of structures asked for by name alone: of several subsets the mean of their masks' logits, each
+        of them an answer of the decoder to a map of its own.
+        """
+        if len(self.members) == 1:
+            return super().decode_structures(embedding, structures)
+        ways = [self.maps.ways[row] for row in self.maps.rows(structures)]
+        answers = [
+            self.from_maps(embedding, member.log_odds(embedding, structures), structures, ways)
+            for member in self.members
+        ]
+        side = max(answer.shape[-1] for answer in answers)  # a map that the decoder was not asked about is coarser
+        resized = [F.interpolate(answer[:, None], (side, side), mode="bilinear")[:, 0] for answer in answers]
+        logits = torch.stack(resized).mean(0)
+        return Masks(logits.cpu().numpy(), expected_iou(logits).cpu().numpy())
 
 
 def _subsets(count: int, recipe: SupportRecipe) -> list[list[int]]:

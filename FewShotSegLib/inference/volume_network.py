@@ -6,13 +6,15 @@ Such an adapter has no base model. Its `architecture` says all that prediction n
     head      "binary": a network per structure, its tensors called "<label>/<name>"; "classes": one for all of them
     grid      spacing_mm (i, j, k), patch (D, H, W), orientation: what volumes are brought to
     anatomy   `AnatomySpace` as a table, where the network sees edges instead of intensities
+    edges     "grid": they are computed after a volume was brought to the grid; "voxels" or missing: before
     resample  "logits" or "labels": what is brought back to the voxels of the volume
+    decide    "threshold": foreground is where a logit is above 0 (sigmoid above 1/2); missing: the highest logit wins
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +73,23 @@ def seen_by(volume: Volume, intensity: IntensitySpec, anatomy: AnatomySpace | No
     return intensity.apply(volume.array, intensity.range_of(volume.array))
 
 
+def on_grid(
+    volume: Volume, intensity: IntensitySpec, grid: Grid, anatomy: AnatomySpace | None = None, edges: str = "voxels"
+) -> NDArray[np.float32]:
+    """What a network sees of a volume, on the grid: (D, H, W) in [0, 1].
+
+    `edges` "grid": of the resampled image. Those of the volume's own voxels ("voxels") are rectified noise where voxels
+    are small, which averages to a haze on a coarser grid: inside against rim of a liver in CT .42, on the grid .14.
+    """
+    late = anatomy is not None and edges == "grid"
+    image = seen_by(volume, intensity, None if late else anatomy)
+    image, _ = onto_grid(image, np.zeros(volume.shape, bool), volume.affine, grid)
+    if anatomy is None or not late:
+        return image
+    space = replace(anatomy, intensity=IntensitySpec("window", 0.0, 1.0))
+    return space.apply(Volume(image, np.diag([*grid.spacing_mm, 1.0]))).array
+
+
 def is_volume_network(adapter: Adapter) -> bool:
     """Whether an adapter is a 3-D network of its own."""
     return not adapter.base_model and bool(adapter.architecture and "network" in adapter.architecture)
@@ -103,15 +122,16 @@ class VolumePredictor:
     ) -> Segmentation:
         """Segments a volume: its structures everywhere; where they overlap the higher logit wins."""
         options = options or SegmentOptions()
+        threshold = 0.0 if self.architecture.get("decide") == "threshold" else None
         logits = self._logits(volume, report)  # (C, D, H, W), background first
         values = np.array(
             [0, *sorted(self.adapter.structures)], np.uint8 if max(self.adapter.structures) < 256 else int
         )
         if self.architecture.get("resample") == "labels" and not options.probabilities:
-            labels = labels_onto_volume(values[decided(logits)], volume, self.grid)
+            labels = labels_onto_volume(values[decided(logits, threshold)], volume, self.grid)
         else:
             logits = np.stack([onto_volume(channel, volume, self.grid) for channel in logits])
-            labels = values[decided(logits)]
+            labels = values[decided(logits, threshold)]
         report(Progress(1, 1, "segmented"))
         probabilities = {}
         if options.probabilities:
@@ -122,8 +142,8 @@ class VolumePredictor:
         return Segmentation(Labelmap(volume.like(labels), dict(self.adapter.structures)), probabilities, {})
 
     def _logits(self, volume: Volume, report: Report) -> NDArray[np.float32]:
-        image = seen_by(volume, self.adapter.intensity, self.anatomy)
-        image, _ = onto_grid(image, np.zeros(volume.shape, bool), volume.affine, self.grid)
+        edges = self.architecture.get("edges", "voxels")
+        image = on_grid(volume, self.adapter.intensity, self.grid, self.anatomy, edges)
         amp = patch_precision(self.device)
         found = []
         for value, network in self.networks.items():

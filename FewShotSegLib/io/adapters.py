@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from FewShotSegLib.data.adapter import FORMAT, Adapter, Array, card, digest_of_adapter, dumped
 from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.json_text import MOST_BYTES, parsed_table
 from FewShotSegLib.errors import InputError
 
 from .files import written_whole
 
 # One key for the whole card: safetensors keeps its metadata in a hash map, several keys would come in any order.
 _HEADER_KEY = "fewshotseg"
-
-
-_LONGEST_HEADER = 100_000_000  # bytes; what safetensors itself allows
 
 
 _OTHER_VERSION = "{} was written by another version of this program; update, or adapt again."
@@ -40,7 +37,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     path = Path(path)
     values, tensors = _read(path)
     given = values.pop("digest", None)
-    if given != digest_of_adapter(values, tensors):
+    if given != _digest_of(values, tensors, path):
         raise InputError(f"{path} was changed or damaged after it was written (its checksum differs); copy it again.")
     return _from_card(values, tensors, path)
 
@@ -63,6 +60,13 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
+def _digest_of(values: dict[str, Any], tensors: dict[str, Array], path: Path) -> str:
+    try:
+        return digest_of_adapter(values, tensors)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} is no complete adapter file ({error}).") from None
+
+
 def _from_card(values: dict[str, Any], tensors: dict[str, Array], path: Path) -> Adapter:
     if values.pop("format", None) != FORMAT:
         raise InputError(_OTHER_VERSION.format(path))
@@ -70,7 +74,9 @@ def _from_card(values: dict[str, Any], tensors: dict[str, Array], path: Path) ->
         structures = {int(value): name for value, name in values.pop("structures").items()}
         intensity = IntensitySpec.from_dict(values.pop("intensity"))
         return Adapter(tensors, structures=structures, intensity=intensity, **values)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise InputError(f"{path}: {error}") from None
         raise InputError(f"{path} is no complete adapter file ({error}).") from None
 
 
@@ -93,17 +99,17 @@ def _header_of(path: Path) -> dict[str, Any]:
     """The JSON at the beginning of a safetensors file: eight bytes say how long it is."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length)) if 0 < length < _LONGEST_HEADER else None
-    if not isinstance(header, dict):
-        raise ValueError("it does not begin like one")
-    return header
+        if not 0 < length < MOST_BYTES:
+            raise ValueError("it does not begin like one")
+        return parsed_table(file.read(length), "The header")
 
 
 def _card_in(metadata: Any, path: Path) -> dict[str, Any]:
+    text = metadata.get(_HEADER_KEY) if isinstance(metadata, dict) else None
+    none = f"{path} is a safetensors file, but no adapter of this program"
+    if not isinstance(text, str):
+        raise InputError(f"{none}.")
     try:
-        values = json.loads(metadata[_HEADER_KEY])
-    except (KeyError, TypeError, ValueError):
-        values = None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is a safetensors file, but no adapter of this program.")
-    return values
+        return parsed_table(text, "Its card")
+    except InputError as error:
+        raise InputError(f"{none}. {error}") from None

@@ -9,9 +9,8 @@ The last two may have a card.json: {"modality": "MR", "licence": "CC BY 4.0", "s
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from FewShotSegLib.errors import InputError
 from .exemplars import load_exemplar
 from .files import known_suffix
 from .images import PICTURE_SUFFIXES, VOLUME_SUFFIXES
+from .json_files import read_table
 from .names import belonging, parsed, stem
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class CaseFiles:
     structures: Mapping[int, str] | None = None
     time_index: int | None = None
     resample: bool = False
+    ignore: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +98,27 @@ def complete_exemplar(case: CaseFiles, axis: int | None = None) -> Exemplar:
         structures=case.structures,
         resample=case.resample,
         time_index=case.time_index,
+        ignore=case.ignore,
     )
 
 
 def files_of(data_set: DataSet) -> AuxiliaryFiles:
     """Return a data set as a job names it."""
-    cases = (ExemplarFiles(str(c.image), str(c.labelmap), None, "all", _dict(c), c.resample) for c in data_set.cases)
-    return AuxiliaryFiles(data_set.name, tuple(cases))
+    return AuxiliaryFiles(
+        data_set.name,
+        tuple(
+            ExemplarFiles(
+                str(case.image),
+                str(case.labelmap),
+                slices="all",
+                structures=_dict(case),
+                resample=case.resample,
+                ignore=case.ignore,
+                time_index=case.time_index,
+            )
+            for case in data_set.cases
+        ),
+    )
 
 
 def _dict(case: CaseFiles) -> dict[int, str] | None:
@@ -116,14 +131,16 @@ def _case_of(files: ExemplarFiles, name: str) -> CaseFiles:
             f'Auxiliary data "{name}": {files.image} is annotated on single slices only; auxiliary cases must be '
             "annotated on all. Leave the slices out, or use the case as an exemplar."
         )
-    return CaseFiles(Path(files.image), Path(files.labelmap), files.structures, resample=files.resample)
+    return CaseFiles(
+        Path(files.image), Path(files.labelmap), files.structures, files.time_index, files.resample, files.ignore
+    )
 
 
 def _data_sets_at(folder: Path) -> list[DataSet]:
     """The data sets of one folder, without looking deeper; none if it is not one."""
     if (folder / "dataset.json").is_file() and (folder / "labelsTr").is_dir():
         return _nnunet(folder)
-    card = _read_json(folder / "card.json") if (folder / "card.json").is_file() else {}
+    card = read_table(folder / "card.json", str(folder / "card.json")) if (folder / "card.json").is_file() else {}
     if (folder / "images").is_dir() and (folder / "labels").is_dir():
         pairs, notes = _same_names(folder / "images", folder / "labels")
     else:
@@ -180,9 +197,10 @@ def _pairs(
 
 def _nnunet(folder: Path) -> list[DataSet]:
     path = folder / "dataset.json"
-    values = _read_json(path)
+    values = read_table(path, str(path))
     channels = _channels(values, path)
     labels, structures = _labels(values, path)
+    ignore = _ignored(values)
     pairs = _listed_pairs(folder, values) or [
         (folder / "imagesTr" / labelmap.name, labelmap) for labelmap in _files_in(folder / "labelsTr")
     ]
@@ -192,9 +210,10 @@ def _nnunet(folder: Path) -> list[DataSet]:
         for image, labelmap in pairs:
             own = image.with_name(f"{stem(image)}_{number:04d}{known_suffix(image)}")
             if own.is_file():
-                cases.append(CaseFiles(own, labelmap, labels))
+                cases.append(CaseFiles(own, labelmap, labels, ignore=ignore))
             elif image.is_file():  # the channels of a decathlon image are its fourth dimension
-                cases.append(CaseFiles(image, labelmap, labels, time_index=number if len(channels) > 1 else None))
+                time_index = number if len(channels) > 1 else None
+                cases.append(CaseFiles(image, labelmap, labels, time_index, ignore=ignore))
             else:
                 notes.append(f"{labelmap} is left out: neither {own.name} nor {image.name} is in {image.parent}.")
         name = folder.name if len(channels) == 1 else f"{folder.name} {channel}"
@@ -220,12 +239,24 @@ def _labels(values: Mapping[str, Any], path: Path) -> tuple[dict[int, str], dict
     if all(str(key).isdecimal() for key in given):  # the decathlon writes {"1": "liver"}
         labels = _label_values({key: name for key, name in given.items() if int(key)}, path)
         return labels, {name: (name,) for name in labels.values()}
-    members = {name: value if isinstance(value, Sequence) else [value] for name, value in given.items()}
+    members = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
+    for name, value in members.items():
+        if not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+            raise InputError(
+                f'{path}: the label "{name}" must be a whole number or a list of them, got {given[name]!r}.'
+            )
     members = {name: [v for v in value if v] for name, value in members.items() if name not in ("background", "ignore")}
     single = {value[0]: name for name, value in members.items() if len(value) == 1}
     every = {v: single.get(v, f"label {v}") for value in members.values() for v in value}
     labels = _label_values(every, path)
     return labels, {name: tuple(labels[v] for v in value) for name, value in members.items() if value}
+
+
+def _ignored(values: Mapping[str, Any]) -> int | None:
+    """The label of nnU-Net for what nobody has looked at."""
+    given = values.get("labels")
+    label = given.get("ignore") if isinstance(given, Mapping) else None
+    return label if isinstance(label, int) and not isinstance(label, bool) and label > 0 else None
 
 
 def _listed_pairs(folder: Path, values: Mapping[str, Any]) -> list[tuple[Path, Path]]:
@@ -249,13 +280,3 @@ def _label_values(structures: Any, path: Path) -> dict[int, str]:
 
 def _licence(values: Mapping[str, Any]) -> str:
     return str(values.get("licence") or values.get("license") or "")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold a table of names and values, got {type(values).__name__}.")
-    return values

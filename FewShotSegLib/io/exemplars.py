@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from FewShotSegLib.data.exemplar import Array, Exemplar, Slices, listed
-from FewShotSegLib.data.volume import AXES, AXIS_LETTERS, Labelmap, Volume, checked_structures
+from FewShotSegLib.data.volume import AXES, AXIS_LETTERS, Labelmap, Volume, checked_structures, label_values
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.reindex import reindexed, resample_labelmap
 
@@ -29,6 +29,9 @@ def load_exemplar(
     slices: Slices = None,
     structures: Mapping[int, str] | None = None,
     resample: bool = False,
+    same_voxels: bool = False,
+    ignore: int | None = None,
+    channel: int | None = None,
     time_index: int | None = None,
 ) -> Exemplar:
     """Load an image and its labelmap as an exemplar.
@@ -41,20 +44,24 @@ def load_exemplar(
     with names the name decides, and the voxels get the listed value; otherwise the value decides.
 
     Image and labelmap must cover the same voxels; the order of axes may differ, and a segmentation file may cover a
-    part. Everything else needs `resample`, which takes the nearest label. `time_index` picks one volume of a
-    four-dimensional image.
+    part. Everything else needs `same_voxels`, by which a labelmap of the same size takes the place of its image, or
+    `resample`, which takes the nearest label at the place that the headers say. Slices that hold the label `ignore` are
+    unknown. `channel` and `time_index` pick one volume of an image that holds several.
     """
-    volume, source = load_volume(image, time_index=time_index), load_labelmap(labelmap)
+    volume = load_volume(image, channel=channel, time_index=time_index)
+    source = load_labelmap(labelmap)
     axis = volume.acquisition_axis if axis is None else axis
     if axis not in (0, 1, 2):
         raise InputError(f"The slice axis is 0 (k), 1 (j) or 2 (i), got {axis!r}.")
     name = Path(image).name
-    placed = _on_grid_of(volume, source.volume, Path(image), Path(labelmap), resample)
-    labels, kept = _select(placed.array, source, structures, str(labelmap))
+    placed = _on_grid_of(volume, source, Path(image), Path(labelmap), resample=resample, same_voxels=same_voxels)
+    labels, kept, overlapping = _select(placed, structures, str(labelmap), ignore)
+    unknown = _unknown_slices(placed, ignore, axis)
     if not labels.any() and slices is None:
         raise InputError(f"{labelmap} holds no label of {listed(kept)}; annotate a slice or choose other structures.")
-    annotated, empty = _known_slices(labels, axis, slices, name)
-    return Exemplar(volume, _only_on(labels, axis, annotated), kept, axis, annotated, empty, name)
+    annotated, empty = _known_slices(labels, axis, slices, unknown, name)
+    labels = _only_on(labels, axis, annotated)
+    return Exemplar(volume, labels, kept, axis, annotated, empty, name, overlapping)
 
 
 def parse_exemplar(text: str) -> tuple[Path, Path, int | None, Slices]:
@@ -92,19 +99,46 @@ def _split_pair(pair: str, text: str) -> tuple[Path, Path]:
     return existing[0] if existing else splits[0]
 
 
-def _on_grid_of(volume: Volume, labelmap: Volume, image: Path, path: Path, resample: bool) -> Volume:
-    if volume.same_geometry(labelmap):
-        return volume.like(labelmap.array)
+def _on_grid_of(
+    volume: Volume, labelmap: Labelmap, image: Path, path: Path, *, resample: bool, same_voxels: bool
+) -> Labelmap:
+    """Return the labelmap on the grid of the volume, what is hidden of its structures included."""
+    place = _placing(volume, labelmap.volume, image, path, resample=resample, same_voxels=same_voxels)
+    hidden = {
+        value: place(labelmap.volume.like(mask.astype(np.uint8))).array > 0 for value, mask in labelmap.hidden.items()
+    }
+    return Labelmap(place(labelmap.volume), labelmap.structures, hidden)
+
+
+def _placing(
+    volume: Volume, labelmap: Volume, image: Path, path: Path, *, resample: bool, same_voxels: bool
+) -> Callable[[Volume], Volume]:
+    """How labels come onto the grid of the volume."""
+    if volume.same_geometry(labelmap) or (same_voxels and labelmap.shape == volume.shape):
+        return lambda labels: volume.like(labels.array)
     # Slicer may store only the part of the grid that holds segments; a plain file of another size is a mistake.
-    exact = reindexed(labelmap, volume, crop=known_suffix(path).lower() == ".seg.nrrd")
-    if exact is not None:
-        return exact
-    if resample:
-        return resample_labelmap(labelmap, volume)
-    raise InputError(
-        f"{image} and {path} do not cover the same voxels: {_difference(volume, labelmap)}. Choose the labelmap of "
-        "this image, or ask for resampling (--resample, resample=True)."
-    )
+    crop = known_suffix(path).lower() == ".seg.nrrd"
+    if reindexed(labelmap, volume, crop=crop) is not None:
+
+        def place(labels: Volume) -> Volume:
+            found = reindexed(labels, volume, crop=crop)
+            if found is None:
+                raise TypeError("labels of one labelmap lie on different grids")
+            return found
+
+        return place
+    if resample and not same_voxels:
+        return lambda labels: resample_labelmap(labels, volume)
+    advice = "Choose the labelmap of this image, or ask for resampling (--resample, resample=True)."
+    if labelmap.shape == volume.shape:
+        advice = (
+            "They have the same size: if their voxels belong together and only the headers disagree, take the image's "
+            "geometry (--same-voxels, same_voxels=True); if the labelmap lies elsewhere, ask for resampling "
+            "(--resample)."
+        )
+    elif same_voxels:
+        advice = "Voxels of different sizes cannot belong together; choose the labelmap of this image."
+    raise InputError(f"{image} and {path} do not cover the same voxels: {_difference(volume, labelmap)}. {advice}")
 
 
 def _difference(image: Volume, labelmap: Volume) -> str:
@@ -129,21 +163,49 @@ def _numbers(values: Array) -> str:
 
 
 def _select(
-    array: Array, source: Labelmap, structures: Mapping[int, str] | None, path: str
-) -> tuple[Array, dict[int, str]]:
-    """Return the labels of the chosen structures, with the chosen values, and the structures."""
+    source: Labelmap, structures: Mapping[int, str] | None, path: str, ignore: int | None
+) -> tuple[Array, dict[int, str], int]:
+    """Return the labels of the chosen structures, with the chosen values; the structures; and how many voxels belong to
+    several of them."""
+    kept = {v: n for v, n in source.structures.items() if v != ignore} if structures is None else dict(structures)
+    if not kept:
+        raise InputError(f"{path} holds no label; annotate at least one slice.")
+    kept = checked_structures(kept)
     if structures is None:
-        kept = dict(source.structures)
-        if not kept:
-            raise InputError(f"{path} holds no label; annotate at least one slice.")
-        return array, kept
-    kept = checked_structures(structures)
-    selected = np.zeros(array.shape, dtype=np.uint8 if max(kept, default=0) <= 255 else np.uint16)
-    for value, name in kept.items():
-        stored = _stored_value(value, name, source, set(kept.values()), path)
-        if stored is not None:
-            selected[array == stored] = value
-    return selected, kept
+        stored: dict[int, int | None] = {value: value for value in kept}
+    else:
+        stored = {v: _stored_value(v, name, source, set(kept.values()), path) for v, name in kept.items()}
+    order = {value: number for number, value in enumerate(_from_below(source))}
+    selected = np.zeros(source.volume.shape, dtype=np.uint8 if max(kept, default=0) <= 255 else np.uint16)
+    overlapping = 0
+    for value, own in sorted(stored.items(), key=lambda pair: order.get(pair[1] or 0, 0)):
+        if own is not None:
+            mask = source.mask(own)
+            overlapping += int(np.count_nonzero(selected[mask]))
+            selected[mask] = value
+    return selected, kept, overlapping
+
+
+def _from_below(source: Labelmap) -> list[int]:
+    """The values of a labelmap, those that lie under others first: the one on top is what the labelmap says."""
+    under = {
+        value: set(label_values(source.volume.array[mask].reshape(1, -1))) for value, mask in source.hidden.items()
+    }
+    ordered: list[int] = []
+    left = list(source.structures)
+    while left:
+        free = [value for value in left if not any(value in under.get(other, ()) for other in left if other != value)]
+        ordered += free or left
+        left = [value for value in left if value not in ordered]
+    return ordered
+
+
+def _unknown_slices(source: Labelmap, ignore: int | None, axis: int) -> set[int]:
+    """The slices that hold the label for what nobody has looked at."""
+    if ignore is None:
+        return set()
+    held = source.mask(ignore).any(axis=tuple({0, 1, 2} - {axis}))
+    return {int(index) for index in np.flatnonzero(held)}
 
 
 def _stored_value(value: int, name: str, source: Labelmap, wanted: set[str], path: str) -> int | None:
@@ -159,18 +221,28 @@ def _stored_value(value: int, name: str, source: Labelmap, wanted: set[str], pat
     return value
 
 
-def _known_slices(labels: Array, axis: int, slices: Slices, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return (annotated, empty) slices."""
+def _known_slices(
+    labels: Array, axis: int, slices: Slices, unknown: set[int], name: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return (annotated, empty) slices; none of the unknown ones."""
+    contradiction = sorted(unknown & set(slices or ())) if slices != "all" else []
+    if contradiction:
+        raise InputError(
+            f"{name}: slice {AXIS_LETTERS[axis]}={contradiction[0]} is listed as complete and holds the label for "
+            "unknown voxels; leave it out."
+        )
+    if len(unknown) == labels.shape[axis]:
+        raise InputError(f"{name}: every slice holds the label for unknown voxels; complete at least one slice.")
     labelled = set(np.flatnonzero(labels.any(axis=tuple({0, 1, 2} - {axis}))).tolist())
     if slices is None:
-        return tuple(sorted(labelled)), ()
+        return tuple(sorted(labelled - unknown)), ()
     count = labels.shape[axis]
     known = set(range(count)) if slices == "all" else set(slices)
     missing = sorted(index for index in known if not 0 <= index < count)
     if missing:
         letter = AXIS_LETTERS[axis]
         raise InputError(f"{name}: slice {letter}={missing[0]} does not exist, allowed are 0 to {count - 1}.")
-    return tuple(sorted(known & labelled)), tuple(sorted(known - labelled))
+    return tuple(sorted((known & labelled) - unknown)), tuple(sorted(known - labelled - unknown))
 
 
 def _only_on(labels: Array, axis: int, slices: tuple[int, ...]) -> Array:

@@ -5,22 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from FewShotSegLib.errors import InputError
 
-
-def part_path(path: Path) -> Path:
-    """Return the sibling that a file is written to before it gets its name; it keeps the suffix.
-
-    >>> part_path(Path("out/a.seg.nrrd")).name
-    'a.part.seg.nrrd'
-    >>> part_path(Path("out/liver v1.2.nii.gz")).name
-    'liver v1.2.part.nii.gz'
-    """
-    suffix = known_suffix(path)
-    return path.with_name(f"{path.name[: len(path.name) - len(suffix)]}.part{suffix}")
+from .locks import take
 
 
 def known_suffix(path: Path) -> str:
@@ -36,33 +29,94 @@ def known_suffix(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def written_whole(path: str | os.PathLike[str], *, private: bool = False) -> Iterator[Path]:
     """Yield a part file beside `path`; it takes the place of `path` only after the block has ended well.
 
     The part file has reached the disk before it is renamed, so a killed process or a power cut leaves the old file or
-    the new one, never half of one. Missing folders are made. An exception removes the part file; an operating system
-    error (disk full, read-only folder) becomes an `InputError` that names the path and the reason.
+    the new one, never half of one. Its name cannot be foreseen and nobody else has it: two writers of one file leave
+    what one of them has written. What killed processes have left in the folder is removed. With `private` only this
+    user can read the file. Missing folders are made. An exception removes the part file; an operating system error
+    (disk full, read-only folder) becomes an `InputError` that names the path and the reason.
     """
     path = Path(path)
-    part = part_path(path)
+    part, lock = path, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Writers from C++ libraries report a refused folder in their own words; open() says it as an OSError.
-        part.open("wb").close()
+        part, lock = _new_part(path, 0o600 if private else 0o666)
         yield part
         _flush_to_disk(part)
+        if os.name == "nt":
+            lock.close()  # Windows renames no open file
         os.replace(part, path)  # noqa: PTH105 - one name for the step, on every Python version
     except BaseException as error:
-        _remove(part)
+        if lock is not None:
+            lock.close()
+            _remove(part)
         if isinstance(error, OSError) and _is_about(error, path, part):
             raise InputError(_cannot_write(path, error)) from error
         raise
+    finally:
+        if lock is not None:
+            lock.close()
 
 
-def write_text_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` as UTF-8 with `\\n` line ends, whole or not at all."""
-    with written_whole(path) as part:
-        part.write_text(text, encoding="utf-8", newline="\n")
+def check_writable(path: Path) -> None:
+    """Raise `InputError` now rather than after minutes of work when `path` cannot be written; leaves nothing behind."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise InputError(f"Cannot write {path}: it is a folder. Choose a file name.")
+        part, lock = _new_part(path, 0o600)
+        lock.close()
+        part.unlink()
+    except OSError as error:
+        raise InputError(_cannot_write(path, error)) from error
+
+
+_PART = re.compile(r"\.fewshotseg-[0-9a-f]{16}\.part(\..+)?")
+_swept: set[Path] = set()  # folders that this process has tidied up
+
+
+def _new_part(path: Path, mode: int) -> tuple[Path, IO[bytes]]:
+    """Return a new, empty file beside `path` with its suffix, and the lock that says that somebody works on it."""
+    folder = path.parent.absolute()
+    if folder not in _swept:
+        _swept.add(folder)
+        _remove_abandoned_parts(folder)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    while True:
+        part = path.with_name(f".fewshotseg-{secrets.token_hex(8)}.part{known_suffix(path)}")
+        lock = os.fdopen(os.open(part, flags, mode), "r+b")
+        if os.name == "nt":
+            return part, lock
+        taken = take(lock)
+        if taken == "unknown" or (taken == "taken" and os.fstat(lock.fileno()).st_nlink):
+            return part, lock
+        lock.close()  # another process was tidying up just now
+
+
+def _remove_abandoned_parts(folder: Path) -> None:
+    """Remove the part files of processes that were killed."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):  # noqa: PTH208 - a folder may hold a hundred thousand files
+            if _PART.fullmatch(name) is None:
+                continue
+            with contextlib.suppress(OSError):
+                if os.name == "nt":  # an open file cannot be removed there
+                    (folder / name).unlink()
+                    continue
+                with os.fdopen(os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW), "r+b") as lock:
+                    if take(lock) == "taken":
+                        (folder / name).unlink()
+
+
+def write_text_whole(path: str | os.PathLike[str], text: str, *, private: bool = False) -> None:
+    """Write `text` as UTF-8 with `\\n` line ends, whole or not at all; `private` as for `written_whole`.
+
+    What UTF-8 cannot hold (names of files in another encoding) is written as \\udcff.
+    """
+    with written_whole(path, private=private) as part:
+        part.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
@@ -91,7 +145,8 @@ def _is_about(error: OSError, path: Path, part: Path) -> bool:
     """Return whether writing failed: errors about some other file, read inside the block, keep their own words."""
     if not isinstance(error.filename, str | bytes):
         return True
-    return Path(os.fsdecode(error.filename)) in (path, part, *path.parents)
+    named = Path(os.fsdecode(error.filename))
+    return named in (path, part, *path.parents) or _PART.fullmatch(named.name) is not None
 
 
 def _cannot_write(path: Path, error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from FewShotSegLib.errors import InputError
 from .files import known_suffix
 from .images import DICOM_SUFFIXES, VOLUME_SUFFIXES
 from .names import PROBABILITY, stem
+
+log = logging.getLogger(__name__)
 
 
 def images_in(folder: str | os.PathLike[str]) -> list[str]:
@@ -30,17 +33,21 @@ def images_in(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _is_volume_file(path: Path) -> bool:
-    is_output = stem(path).endswith(PROBABILITY)
+    is_output = stem(path).endswith((PROBABILITY, ".part"))  # .part: what earlier versions left when they were killed
     return path.is_file() and known_suffix(path).lower() in VOLUME_SUFFIXES and not is_output and path.name[0] != "."
 
 
 def _holds_dicom(folder: Path) -> bool:
     """Whether the first file is one: named so, or, as on discs from a hospital, without a suffix and marked inside."""
-    file = next((entry for entry in sorted(folder.iterdir()) if entry.is_file() and entry.name[0] != "."), None)
-    if file is None:
+    try:
+        file = next((entry for entry in sorted(folder.iterdir()) if entry.is_file() and entry.name[0] != "."), None)
+        if file is None:
+            return False
+        if file.suffix.lower() in DICOM_SUFFIXES:
+            return True
+        with file.open("rb") as stream:
+            stream.seek(128)
+            return stream.read(4) == b"DICM"
+    except PermissionError as error:
+        log.warning("%s is left out: %s.", folder, error.strerror)
         return False
-    if file.suffix.lower() in DICOM_SUFFIXES:
-        return True
-    with file.open("rb") as stream:
-        stream.seek(128)
-        return stream.read(4) == b"DICM"

@@ -1,18 +1,13 @@
-"""Image files and DICOM folders through SimpleITK: read whole and in the right place, or refused with the reason.
+"""Image files and DICOM folders: read whole and in the right place, or refused with the reason.
 
 This is the only place where files meet arrays: SimpleITK works in LPS, the affines here and everywhere else are RAS.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import logging
-import math
+import os
 import re
-import struct
-import zlib
-from collections.abc import Iterator
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +15,19 @@ import numpy as np
 
 from FewShotSegLib.errors import InputError
 
+from .dicom import DicomVolume, quiet, read_file, read_series
 from .files import known_suffix, written_whole
+from .headers import check_volume_file
+from .layouts import Wrong
+from .nifti import as_version_1
+from .pictures import PICTURE_SUFFIXES, check_picture, grey_picture, has_size
 
 if TYPE_CHECKING:
     import SimpleITK
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-log = logging.getLogger(__name__)
-
 VOLUME_SUFFIXES = (".nrrd", ".nhdr", ".nii", ".nii.gz", ".mha", ".mhd")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 DICOM_SUFFIXES = (".dcm", ".ima")
 # One-file formats only: a header with a detached data file cannot be replaced in one step.
 SAVE_SUFFIXES = (".nrrd", ".seg.nrrd", ".nii", ".nii.gz", ".mha")
@@ -38,53 +35,110 @@ SAVE_SUFFIXES = (".nrrd", ".seg.nrrd", ".nii", ".nii.gz", ".mha")
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 _SHEAR_TOLERANCE = 1e-4  # cosine between two axes; 0.05 mm over 500 mm
+_LARGEST_MM = 1e7
 
 
 # --------------------------------------------------------------------------------------------------------------- read
 
 
+def checked_path(path: Path, name: str) -> Path:
+    """Return the path of something to read: there, a file or a folder, and with a name that every library can open."""
+    try:
+        os.fspath(path).encode("utf-8")
+        mode = path.stat().st_mode
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{name} has a name that is not UTF-8, which not every library here can open; rename it."
+        ) from None
+    except FileNotFoundError:
+        raise InputError(f"{name} does not exist; check the path.") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{name} cannot be read: {reason}.") from None
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InputError(f"{name} is no file but a pipe, a device or the like; save it as a file.")
+    return path
+
+
+def kind_of(path: Path, name: str) -> str:
+    """Return "dicom", "picture" or "volume"; what is none of them is refused."""
+    checked_path(path, name)
+    suffix = known_suffix(path).lower().removeprefix(".seg")
+    if path.is_dir() or suffix in DICOM_SUFFIXES:
+        return "dicom"
+    if suffix in PICTURE_SUFFIXES:
+        return "picture"
+    if suffix in VOLUME_SUFFIXES:
+        return "volume"
+    allowed = " ".join(VOLUME_SUFFIXES + PICTURE_SUFFIXES + DICOM_SUFFIXES)
+    raise InputError(f"{name} has an unknown file type; allowed are {allowed} and a folder of DICOM files.")
+
+
+def read_volume(path: Path, channel: int | None, time_index: int | None, name: str) -> tuple[Array, Array]:
+    """Return the values (K, J, I) of one channel and one time, and the affine (IJK to RAS) of any file or folder.
+
+    Colour becomes luminance unless a channel is chosen.
+    """
+    kind = kind_of(path, name)
+    if kind == "dicom":
+        found = read_series(path, name) if path.is_dir() else read_file(path, name)
+        return _checked(*_one_of(found, channel, time_index, name), name)
+    grey = grey_picture(path, name) if kind == "picture" else None
+    if grey is not None:
+        return _one_time(grey, 3, time_index, name), picture_affine(path, name)
+    image = read_image(path, name)
+    array = _one_channel(array_of(image), image.GetNumberOfComponentsPerPixel(), kind == "picture", channel, name)
+    affine = picture_affine(path, name) if kind == "picture" else affine_of(image)
+    return _checked(_one_time(array, image.GetDimension(), time_index, name), affine, name)
+
+
+def picture_affine(path: Path, name: str) -> Array:
+    """Return IJK->RAS (4, 4) of a picture: pixels of 1 mm, unless its header has a size that counts."""
+    return affine_of(read_image(path, name)) if has_size(path) else _LPS_FROM_RAS.copy()
+
+
+def _one_of(found: DicomVolume, channel: int | None, time_index: int | None, name: str) -> tuple[Array, Array]:
+    components = found.array.shape[4] if found.array.ndim == 5 else 1
+    array = _one_channel(found.array, components, True, channel, name)
+    return _one_time(array, 4, time_index, name), found.affine
+
+
+def _checked(array: Array, affine: Array, name: str) -> tuple[Array, Array]:
+    """Refuse at once what cannot be saved again at the same place."""
+    if np.abs(affine).max() > _LARGEST_MM or not np.isfinite(affine).all():
+        raise InputError(f"{name} has a position or a spacing without meaning in its header; mend the header.")
+    if np.linalg.norm(affine[:3, :3], axis=0).all() and is_sheared(affine):
+        raise InputError(
+            f"{name} is sheared: its axes are not at right angles, as of a CT with tilted gantry; resample it to "
+            "straight axes."
+        )
+    return array, affine
+
+
 def read_image(path: Path, name: str) -> SimpleITK.Image:
-    """Return the image in a file, or of the largest DICOM series of a folder; `name` is what error messages call it."""
-    if not path.exists():
-        raise InputError(f"{name} does not exist; check the path.")
-    if path.is_dir():
-        return _read_dicom_folder(path, name)
-    if known_suffix(path).lower().removeprefix(".seg") not in VOLUME_SUFFIXES + PICTURE_SUFFIXES + DICOM_SUFFIXES:
-        allowed = " ".join(VOLUME_SUFFIXES + PICTURE_SUFFIXES + DICOM_SUFFIXES)
-        raise InputError(f"{name} has an unknown file type; allowed are {allowed} and a folder of DICOM files.")
-    return _read_file(path, name)
-
-
-def _read_file(path: Path, name: str) -> SimpleITK.Image:
+    """Return the image in a file that is no DICOM; `name` is what error messages call it."""
     import SimpleITK as sitk
 
-    with _quiet():
-        try:
-            image = sitk.ReadImage(str(path))
-        except RuntimeError as error:
-            raise InputError(_cannot_read(name, str(error))) from None
-    if _nifti_is_short(path):
-        raise InputError(f"{name} cannot be read: the file was cut short; copy it again.")
-    return image
+    if kind_of(path, name) == "picture":
+        check_picture(path, name)
+    else:
+        check_volume_file(path, name)
+    try:
+        if known_suffix(path).lower() not in (".nii", ".nii.gz"):
+            with quiet():
+                return sitk.ReadImage(str(path))
+        with quiet(), as_version_1(path) as readable:
+            return sitk.ReadImage(str(readable))
+    except Wrong as error:
+        raise InputError(f"{name} cannot be read: {error}.") from None
+    except RuntimeError as error:
+        raise InputError(_cannot_read(name, str(error))) from None
 
 
 def _cannot_read(name: str, reason: str) -> str:
     if "orthonormal" in reason:
         return f"{name} has a sheared or broken orientation in its header; resample it to straight axes."
     return f"{name} cannot be read ({_last_words(reason)}); the file is damaged or not what its name says."
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep ITK's warnings, dozens of lines for a harmless header, off standard error."""
-    import SimpleITK as sitk
-
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
 def _last_words(reason: str) -> str:
@@ -100,13 +154,7 @@ def array_of(image: SimpleITK.Image) -> Array:
     return sitk.GetArrayFromImage(image)
 
 
-def one_volume(image: SimpleITK.Image, path: Path, channel: int | None, time_index: int | None, name: str) -> Array:
-    """Return the values (K, J, I) of one channel and one time; colour becomes luminance unless a channel is chosen."""
-    array = _one_channel(array_of(image), image.GetNumberOfComponentsPerPixel(), path, channel, name)
-    return _one_time(array, image.GetDimension(), time_index, name)
-
-
-def _one_channel(array: Array, components: int, path: Path, channel: int | None, name: str) -> Array:
+def _one_channel(array: Array, components: int, picture: bool, channel: int | None, name: str) -> Array:
     if components == 1:
         if channel not in (None, 0):
             raise InputError(f"{name} has one channel, got channel {channel}; leave the channel out.")
@@ -115,12 +163,13 @@ def _one_channel(array: Array, components: int, path: Path, channel: int | None,
         if not 0 <= channel < components:
             raise InputError(f"{name} has channels 0 to {components - 1}, got {channel}.")
         return array[..., channel]
-    picture = path.suffix.lower() in PICTURE_SUFFIXES + DICOM_SUFFIXES or path.is_dir()
     if picture and components == 2:  # grey and transparency
         return array[..., 0]
     if components in (3, 4) and (picture or array.dtype == np.uint8):
         return (array[..., :3] @ _LUMINANCE).astype(np.float32)
-    raise InputError(f"{name} has {components} values per voxel; choose one with a channel from 0 to {components - 1}.")
+    raise InputError(
+        f"{name} has {components} values per voxel; choose one with a channel from 0 to {components - 1} (--channel)."
+    )
 
 
 def _one_time(array: Array, dimension: int, time_index: int | None, name: str) -> Array:
@@ -131,7 +180,9 @@ def _one_time(array: Array, dimension: int, time_index: int | None, name: str) -
     if time_index is not None and not 0 <= time_index < count:
         raise InputError(f"{name} has time indices 0 to {count - 1}, got {time_index}.")
     if count > 1 and time_index is None:
-        raise InputError(f"{name} is 4-D with {count} volumes; choose one with a time index from 0 to {count - 1}.")
+        raise InputError(
+            f"{name} is 4-D with {count} volumes; choose one with a time index from 0 to {count - 1} (--time-index)."
+        )
     if dimension == 4:
         return array[time_index or 0]
     return array[np.newaxis] if dimension == 2 else array
@@ -149,88 +200,6 @@ def affine_of(image: SimpleITK.Image) -> Array:
     affine_lps[:3, :3] = direction * spacing
     affine_lps[:3, 3] = origin
     return _LPS_FROM_RAS @ affine_lps
-
-
-# -------------------------------------------------------------------------------------------------------------- DICOM
-
-
-def _read_dicom_folder(folder: Path, name: str) -> SimpleITK.Image:
-    import SimpleITK as sitk
-
-    with _quiet():
-        files = _largest_series(folder, name)
-        if len(files) > 1:
-            _check_slice_positions(files, name)
-        reader = sitk.ImageSeriesReader()
-        reader.SetFileNames(files)
-        try:
-            return reader.Execute()
-        except RuntimeError as error:
-            raise InputError(f"{name}: the DICOM series cannot be read ({_last_words(str(error))}).") from None
-
-
-def _largest_series(folder: Path, name: str) -> tuple[str, ...]:
-    """Return the files, sorted by position, of the series with most files; several of that size are refused."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageSeriesReader
-    series = {uid: reader.GetGDCMSeriesFileNames(str(folder), uid) for uid in reader.GetGDCMSeriesIDs(str(folder))}
-    if not series:
-        raise InputError(f"{name} holds no DICOM series; give a folder with the files of one series, or an image file.")
-    most = max(len(files) for files in series.values())
-    largest = [uid for uid, files in series.items() if len(files) == most]
-    if len(largest) > 1:
-        described = "; ".join(f"{uid} (for example {Path(series[uid][0]).name})" for uid in sorted(largest))
-        raise InputError(f"{name} holds {len(largest)} series of {most} files, keep one in the folder: {described}.")
-    if len(series) > 1:
-        log.warning("%s holds %d DICOM series; the largest, with %d files, is read.", name, len(series), most)
-    return series[largest[0]]
-
-
-def _check_slice_positions(files: tuple[str, ...], name: str) -> None:
-    """Refuse series that are no box of equally spaced slices: ITK would read them into the wrong place."""
-    headers = [_slice_header(file) for file in files]
-    if any(header is None for header in headers):
-        return  # no position in the file, as in secondary captures: nothing to compare
-    positions = np.array([header[:3] for header in headers if header is not None])
-    row, column = np.reshape(headers[0][3:], (2, 3))  # type: ignore[index]
-    along = np.cross(row, column)
-    gaps = np.diff(positions @ along)
-    usual = float(np.median(np.abs(gaps)))
-    if np.abs(gaps).min() < 1e-3:
-        raise InputError(
-            f"{name}: several images lie at the same position; keep one time point or phase in the folder."
-        )
-    wrong = np.flatnonzero(np.abs(np.abs(gaps) - usual) > 0.1 * usual)
-    if wrong.size:
-        before, after = (Path(files[wrong[0] + step]).name for step in (0, 1))
-        gap = abs(gaps[wrong[0]])
-        raise InputError(
-            f"{name}: slices are missing or unevenly spaced, {gap:g} mm between {before} and {after} where "
-            f"{usual:g} mm is usual; complete the series."
-        )
-    _check_no_tilt(positions, along, name)
-
-
-def _check_no_tilt(positions: Array, along: Array, name: str) -> None:
-    stack = positions[-1] - positions[0]
-    sideways = float(np.linalg.norm(stack - (stack @ along) * along))
-    if sideways > 0.01 * float(np.linalg.norm(stack)):
-        raise InputError(f"{name}: the slices are shifted sideways (gantry tilt); correct the tilt and resample first.")
-
-
-def _slice_header(file: str) -> list[float] | None:
-    """Return position (3) and row and column direction (6) in LPS, or None."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(file)
-    reader.ReadImageInformation()
-    if not (reader.HasMetaDataKey("0020|0032") and reader.HasMetaDataKey("0020|0037")):
-        return None
-    text = reader.GetMetaData("0020|0032") + "\\" + reader.GetMetaData("0020|0037")
-    numbers = [float(word) for word in text.split("\\")]
-    return numbers if len(numbers) == 9 else None
 
 
 # -------------------------------------------------------------------------------------------------------------- write
@@ -272,61 +241,14 @@ def write_image(image: SimpleITK.Image, path: Path, *, compress: bool = True) ->
 
     if known_suffix(path).lower() not in SAVE_SUFFIXES:
         raise InputError(f"Cannot write {path}: allowed file types are {' '.join(SAVE_SUFFIXES)}.")
-    with _quiet(), written_whole(path) as part:
+    with quiet(), written_whole(path) as part:
         try:
             sitk.WriteImage(image, str(part), useCompression=compress)
         except RuntimeError as error:
             raise InputError(f"Cannot write {path}: {_last_words(str(error))}. Check folder and free space.") from None
-        if _nifti_is_short(part):
-            raise InputError(f"Cannot write {path}: the file was cut short. Check the free space of the disk.")
-
-
-def _nifti_is_short(path: Path) -> bool:
-    """Return whether a NIfTI file has less data than its header announces; False for other files.
-
-    ITK's NIfTI code is silent about it: a truncated .nii.gz is read as zeros, and a full disk counts as written.
-    """
-    if known_suffix(path).lower() not in (".nii", ".nii.gz"):
-        return False
-    packed = known_suffix(path).lower() == ".nii.gz"
-    with path.open("rb") as stream:
-        packed = packed and stream.read(2) == b"\x1f\x8b"  # some programs write plain NIfTI under this name
-    try:
-        with gzip.open(path) if packed else path.open("rb") as stream:
-            expected = _nifti_length(stream.read(348))
-    except (EOFError, OSError, zlib.error):
-        return True
-    if expected is None:
-        return False
-    if not packed:
-        return path.stat().st_size < expected
-    # The last four bytes of a gzip file are the length of its content: no need to unpack the file twice.
-    with path.open("rb") as stream:
-        stream.seek(-4, 2)
-        announced = struct.unpack("<I", stream.read(4))[0]
-    return announced != expected % 2**32 and _unpacked_length(path) < expected
-
-
-def _nifti_length(header: bytes) -> int | None:
-    """Return the length in bytes that a NIfTI-1 header announces for the file, None for any other header."""
-    if len(header) < 348:
-        return None
-    order = "<" if header[:4] == struct.pack("<i", 348) else ">"
-    if header[:4] != struct.pack(order + "i", 348):
-        return None
-    count, *sizes = struct.unpack(order + "8h", header[40:56])
-    bits = struct.unpack(order + "h", header[72:74])[0]
-    first = struct.unpack(order + "f", header[108:112])[0]
-    return int(first) + math.prod(sizes[: max(count, 0)]) * bits // 8
-
-
-def _unpacked_length(path: Path) -> int:
-    """Return the length of a gzip file's content, 0 where it is damaged."""
-    length = 0
-    with gzip.open(path) as stream:
         try:
-            while block := stream.read(1 << 20):
-                length += len(block)
-        except (EOFError, OSError, zlib.error):
-            return 0
-    return length
+            check_volume_file(part, "It")  # a full disk counts as written to ITK's NIfTI code
+        except InputError:
+            raise InputError(
+                f"Cannot write {path}: the file was cut short. Check the free space of the disk."
+            ) from None

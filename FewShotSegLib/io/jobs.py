@@ -12,6 +12,7 @@ from FewShotSegLib.data.job import Job, from_dict, to_dict
 from FewShotSegLib.errors import InputError
 
 from .files import write_text_whole
+from .json_files import read_json
 
 J = TypeVar("J")
 
@@ -19,16 +20,7 @@ J = TypeVar("J")
 def load_job(path: str | os.PathLike[str]) -> Job:
     """Return the job in a JSON file; its relative paths start at the folder of that file."""
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"Cannot read the job {path}: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a job: it is not UTF-8 text.") from error
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from error
+    values = read_json(path, f"the job {path}")
     try:
         job = from_dict(values)
     except InputError as error:
@@ -56,7 +48,10 @@ def _resolved(entry: Any, value: Any, folder: Path) -> Any:
     is_path = entry.metadata.get("path") and isinstance(value, str)
     if not is_path or (entry.name == "base" and not _looks_like_a_file(value)):
         return value
-    return str(folder / Path(value).expanduser())
+    try:
+        return str(folder / Path(value).expanduser())
+    except RuntimeError:
+        raise InputError(f"{value} names the folder of a user who is not known here; write the path in full.") from None
 
 
 def _looks_like_a_file(base: str) -> bool:

@@ -45,7 +45,11 @@ def stem(path: Path) -> str:
     >>> stem(Path("v1.2 patient.nii.gz"))
     'v1.2 patient'
     """
-    return path.name if path.is_dir() else path.name[: len(path.name) - len(known_suffix(path))]
+    if path.name in ("", ".."):  # "." and the like: the name of the folder they mean
+        path = path.resolve()
+    if path.is_dir():
+        return path.name or "volume"
+    return path.name[: len(path.name) - len(known_suffix(path))]
 
 
 def parsed(path: Path) -> FileName:

@@ -13,6 +13,7 @@ from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 
 from .files import write_text_whole
+from .json_files import read_json
 
 
 def load_prompts(path: str | os.PathLike[str], volume: Volume) -> list[Prompt]:
@@ -40,12 +41,7 @@ def save_prompts(prompts: Iterable[Prompt], path: str | os.PathLike[str]) -> Non
 
 
 def _read_entries(path: Path) -> list[Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"Cannot read prompts from {path}: {error.strerror or error}.") from None
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise InputError(f"{path} holds no JSON ({error}).") from None
+    content = read_json(path, f"the prompts {path}")
     entries = content.get("prompts") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise InputError(f'{path} must hold {{"prompts": [...]}} with at least one prompt.')

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from FewShotSegLib.data.structures import distinct_names, structure_colors
+from FewShotSegLib.data.volume import label_values
 from FewShotSegLib.errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -52,8 +53,10 @@ def _readable(text: str) -> str:
         return content.decode("latin-1")
 
 
-def merged_layers(layers: Sequence[Array], segments: Sequence[Segment]) -> tuple[Array, dict[int, str], int]:
-    """Return one labelmap (K, J, I) for all segments, {value: name}, and the number of voxels of two segments.
+def merged_layers(
+    layers: Sequence[Array], segments: Sequence[Segment]
+) -> tuple[Array, dict[int, str], dict[int, Array]]:
+    """Return one labelmap (K, J, I) for all segments, {value: name}, and {value: mask} of voxels that lie under others.
 
     The higher layer wins there. Label values are kept when they differ; otherwise the segments are numbered 1, 2, ...
     in their order. Values that belong to no segment become background.
@@ -62,15 +65,17 @@ def merged_layers(layers: Sequence[Array], segments: Sequence[Segment]) -> tuple
     renumbered = len(set(values)) < len(values)
     merged = np.zeros(layers[0].shape, dtype=np.uint16)
     structures: dict[int, str] = {}
-    overlapping = 0
+    hidden: dict[int, Array] = {}
     for index in sorted(range(len(segments)), key=lambda index: segments[index].layer):
         segment = segments[index]
         value = index + 1 if renumbered else segment.value
         mask = layers[segment.layer] == segment.value
-        overlapping += int(np.count_nonzero(merged[mask]))
+        for below in label_values(merged[mask].reshape(1, -1)):
+            covered = mask & (merged == below)
+            hidden[below] = hidden[below] | covered if below in hidden else covered
         merged[mask] = value
         structures[value] = segment.name
-    return merged, distinct_names(structures), overlapping
+    return merged, distinct_names(structures), hidden
 
 
 def header_fields(labels: Array, affine: Array, structures: Mapping[int, str]) -> dict[str, str]:

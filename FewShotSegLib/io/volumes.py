@@ -15,7 +15,8 @@ from FewShotSegLib.data.volume import Array, Labelmap, Volume, as_labels, label_
 from FewShotSegLib.errors import InputError
 
 from .files import known_suffix
-from .images import affine_of, array_of, image_from, one_volume, read_image, write_image
+from .images import affine_of, array_of, image_from, kind_of, picture_affine, read_image, read_volume, write_image
+from .pictures import mask_picture
 from .seg_nrrd import header_fields, merged_layers, segments_from
 
 
@@ -29,8 +30,7 @@ def load_volume(
     """
     path = Path(path)
     name = name or str(path)
-    image = read_image(path, name)
-    return _named_volume(one_volume(image, path, channel, time_index, name), affine_of(image), name)
+    return _named_volume(*read_volume(path, channel, time_index, name), name)
 
 
 def _named_volume(array: Array, affine: Array, name: str) -> Volume:
@@ -51,21 +51,26 @@ def save_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool 
 def load_labelmap(path: str | os.PathLike[str]) -> Labelmap:
     """Load a labelmap; segment names come from a segmentation file (.seg.nrrd), otherwise each value is its own name.
 
-    The layers of a segmentation become one labelmap: where segments overlap the higher layer wins, which is logged.
+    The layers of a segmentation become one labelmap: where segments overlap the higher layer wins, and
+    `Labelmap.mask` still has all voxels of each.
     Label values are kept when they differ; segments that share a value in different layers are numbered 1, 2, ... in
     the order of the file.
     """
     path = Path(path)
     name = str(path)
-    image = read_image(path, name)
-    if image.HasMetaDataKey("Segment0_ID"):
+    kind = kind_of(path, name)
+    image = read_image(path, name) if kind == "volume" else None
+    if image is not None and image.HasMetaDataKey("Segment0_ID"):
         header = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
         layers = _layers_of(array_of(image), image.GetNumberOfComponentsPerPixel(), image.GetDimension(), name)
-        merged, structures, overlapping = merged_layers(layers, segments_from(header, len(layers), name))
-        if overlapping:
-            log.warning("%s: segments overlap in %d voxels; the higher layer is kept.", name, overlapping)
-        return Labelmap(_named_volume(as_labels(merged, name), affine_of(image), name), structures)
-    volume = _named_volume(one_volume(image, path, None, None, name), affine_of(image), name)
+        merged, structures, hidden = merged_layers(layers, segments_from(header, len(layers), name))
+        if hidden:
+            count = sum(int(np.count_nonzero(mask)) for mask in hidden.values())
+            log.info("%s: segments overlap in %d voxels; where one label is needed, the higher layer's.", name, count)
+        return Labelmap(_named_volume(as_labels(merged, name), affine_of(image), name), structures, hidden)
+    mask = mask_picture(path, name) if kind == "picture" else None
+    array, affine = read_volume(path, None, None, name) if mask is None else (mask, picture_affine(path, name))
+    volume = _named_volume(array, affine, name)
     labels = as_labels(volume.array, name)
     return Labelmap(volume.like(labels), {value: str(value) for value in label_values(labels)})
 

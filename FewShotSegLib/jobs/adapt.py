@@ -6,6 +6,7 @@ CPU; cancelling is giving up and removes the checkpoint.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,30 +15,38 @@ from typing import Any
 import torch
 
 from FewShotSegLib.data.adapter import Adapter, card, check_base
-from FewShotSegLib.data.job import AdaptJob
+from FewShotSegLib.data.job import AdaptJob, to_dict
 from FewShotSegLib.data.recipe import from_dict
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
-from FewShotSegLib.io.files import written_whole
+from FewShotSegLib.io.files import check_writable, written_whole
 from FewShotSegLib.methods import Method, method
 from FewShotSegLib.sam import registry
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.visualization.charts import choices_chart, gallery_chart
-from FewShotSegLib.visualization.contact_sheet import contact_sheet
+from FewShotSegLib.visualization.contact_sheet import contact_sheet, is_contact_sheet
 
-from .inputs import inputs_of
+from .inputs import files_read, inputs_of
 from .notes import Notes, timed
-from .record import check_writable, checksums, record_of, result_path, write_record
+from .outputs import Outputs
+from .privacy import without_names
+from .record import inputs_digest, is_complete, read_record, record_of, result_path
 from .seeding import stage_rng
 
 
 def adapt_job(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, Any]:
     """Do the job and return its record."""
+    out = Path(job.out)
+    with Outputs(result_path(out.parent, out.stem), inputs=_files_read(job), overwrite=job.overwrite) as outputs:
+        outputs.check(out.name, _picture_name(out))
+        return _adapted(job, device, notes, outputs)
+
+
+def _adapted(job: AdaptJob, device: torch.device, notes: Notes, outputs: Outputs) -> dict[str, Any]:
     timings: dict[str, float] = {}
     out = Path(job.out)
-    check_writable(out)
     chosen = method(job.method)
     recipe = recipe_of(job)
     with timed(timings, "load"):
@@ -46,15 +55,34 @@ def adapt_job(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, An
         notes.warn(sentence)
     with timed(timings, "adapt"):
         adapter = _fitting_adapter(job, inputs, recipe, device, notes)
-    save_adapter(adapter, out)
-    outputs = [out, *_pictures(adapter, out, notes)]
-    _remove_checkpoints(job)
+    metrics = dict(adapter.metrics)  # the record is for whoever has the files
+    if not job.keep_names:
+        adapter = without_names(adapter, job)
+    save_adapter(adapter, outputs.place(out.name))
+    report = _picture(adapter, out, notes, outputs)
     record = record_of(job, device.type, timings, notes.warnings)
-    record |= {"adapter": card(adapter), "metrics": dict(adapter.metrics), "outputs": checksums(outputs)}
-    if len(outputs) > 1:
-        record["report"] = outputs[1].name
-    write_record(record, result_path(out.parent, out.stem))
+    record |= {"adapter": card(adapter), "metrics": metrics, "inputs": inputs_digest(_files_read(job))}
+    record |= report
+    record = outputs.finish(record)
+    _remove_checkpoints(job)
     return record
+
+
+def made_before(job: AdaptJob) -> dict[str, Any] | None:
+    """The record of an adapter that this very job has made from files whose contents are the same now."""
+    out = Path(job.out)
+    record = read_record(result_path(out.parent, out.stem))
+    if record is None or not isinstance(record.get("job"), dict) or not is_complete(record, out.parent):
+        return None
+    same = {**record["job"], "overwrite": job.overwrite} == to_dict(job)
+    return record if same and record.get("inputs") == inputs_digest(_files_read(job)) is not None else None
+
+
+def _files_read(job: AdaptJob) -> list[str | Path]:
+    """What the adapter is made from: the files that the job and its recipe name, and the base model."""
+    base = [registry.find(base_of(job))[1]] if method(job.method).needs_base(recipe_of(job)) else []
+    named = [*files_read(job), *(value for value in job.recipe.values() if isinstance(value, str))]
+    return [*(path for path in named if os.path.exists(path)), *base]  # noqa: PTH110 - false for what is no path
 
 
 def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
@@ -64,6 +92,8 @@ def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
     exemplars.
     """
     check_writable(sheet)
+    if sheet.is_file() and not job.overwrite and not is_contact_sheet(sheet):
+        raise InputError(f"{sheet} is there already and is no picture of samples; choose another name.")
     chosen = method(job.method)
     recipe = recipe_of(job)
     recipe = chosen.resolve(recipe, family_of(job, recipe), torch.device("cpu"))
@@ -93,19 +123,22 @@ def family_of(job: AdaptJob, recipe: Any) -> str:
     return registry.find(base_of(job))[0].family if method(job.method).needs_base(recipe) else "compact"
 
 
-def _pictures(adapter: Adapter, out: Path, notes: Notes) -> list[Path]:
-    """How an adapter came to be, as a picture beside it; methods that have nothing to show get none."""
+def _picture(adapter: Adapter, out: Path, notes: Notes, outputs: Outputs) -> dict[str, str]:
+    """How an adapter came to be, as a picture beside it, for its record; methods that have nothing to show get none."""
     auxiliary = adapter.metrics.get("auxiliary") or {"turns": []}
     if any(row["turn"] for row in auxiliary["turns"]):
         chart = choices_chart(auxiliary)
     elif notes.pictures:
         chart = gallery_chart(notes.pictures)
     else:
-        return []
-    path = out.with_name(f"{out.stem}.report.png")
-    with written_whole(path) as part:
+        return {}
+    with written_whole(outputs.place(_picture_name(out))) as part:
         part.write_bytes(chart.light)
-    return [path]
+    return {"report": _picture_name(out)}
+
+
+def _picture_name(out: Path) -> str:
+    return f"{out.stem}.report.png"
 
 
 def _fitting_adapter(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: torch.device, notes: Notes) -> Adapter:
@@ -173,7 +206,7 @@ def _checkpoint(out: Path, recipe: Any, device: torch.device) -> Path:
 
 def _remove_checkpoints(job: AdaptJob) -> None:
     out = Path(job.out)
-    pattern = re.compile(rf"{re.escape(out.stem)}(\.(cpu|\d+GB))?\.checkpoint(\.\d+)?(\.part)?\.pt")
+    pattern = re.compile(rf"{re.escape(out.stem)}(\.(cpu|\d+GB))?\.checkpoint(\.\d+)?\.pt")
     for path in list(out.parent.iterdir()):
         if pattern.fullmatch(path.name):
             path.unlink(missing_ok=True)

@@ -15,8 +15,10 @@ from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.progress import Progress
 
+from .inputs import files_read
 from .notes import Notes, timed
-from .record import check_writable, checksums, record_of, result_path, write_record
+from .outputs import Outputs
+from .record import record_of, result_path
 
 
 def write_plot(rows: Sequence[Row], path: str | Path) -> None:
@@ -28,9 +30,16 @@ def write_plot(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def evaluate_job(job: EvaluateJob, notes: Notes) -> dict[str, Any]:
+    out = Path(job.out)
+    names = [out.name, out.with_suffix(".json").name, out.with_suffix(".png").name]
+    with Outputs(result_path(out.parent, out.stem), inputs=files_read(job), overwrite=job.overwrite) as outputs:
+        outputs.check(*names)
+        return _evaluated(job, notes, outputs, names)
+
+
+def _evaluated(job: EvaluateJob, notes: Notes, outputs: Outputs, names: Sequence[str]) -> dict[str, Any]:
     timings: dict[str, float] = {}
-    pred, ref, out = Path(job.pred), Path(job.ref), Path(job.out)
-    check_writable(out)
+    pred, ref = Path(job.pred), Path(job.ref)
     with timed(timings, "evaluate"):
         if pred.is_dir() and ref.is_dir():
             rows = evaluate_folder(pred, ref, job.structures, tolerance_mm=job.tolerance_mm, report=notes)
@@ -40,12 +49,8 @@ def evaluate_job(job: EvaluateJob, notes: Notes) -> dict[str, Any]:
             pair = load_labelmap(pred), load_labelmap(ref)
             rows = evaluate_case(*pair, job.structures, tolerance_mm=job.tolerance_mm, case=pred.name)
             notes(Progress(1, 1, pred.name))
-    write_rows(rows, out)
-    write_summary(rows, out.with_suffix(".json"))
-    write_plot(rows, out.with_suffix(".png"))
+    for name, write in zip(names, (write_rows, write_summary, write_plot), strict=True):
+        write(rows, outputs.place(name))
     record = record_of(job, "cpu", timings, notes.warnings)
-    files = [out, out.with_suffix(".json"), out.with_suffix(".png")]
     metrics = {"summary": summarize(rows), "rows": [asdict(row) for row in rows]}
-    record |= {"metrics": metrics, "outputs": checksums(files)}
-    write_record(record, result_path(out.parent, out.stem))
-    return record
+    return outputs.finish(record | {"metrics": metrics})

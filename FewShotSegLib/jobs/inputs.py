@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
@@ -74,7 +76,8 @@ def _source(folder: str) -> DataSet:
 def _targets(job: AdaptJob) -> dict[str, Volume]:
     """The unlabelled target volumes of a job by name."""
     paths = [*job.targets, *(images_in(job.target_folder) if job.target_folder else ())]
-    return dict(zip(output_names(paths), map(load_volume, paths), strict=True))
+    volumes = (load_volume(path, channel=job.channel, time_index=job.time_index) for path in paths)
+    return dict(zip(output_names(paths), volumes, strict=True))
 
 
 def exemplar_of(files: ExemplarFiles) -> Exemplar:
@@ -86,7 +89,25 @@ def exemplar_of(files: ExemplarFiles) -> Exemplar:
         slices=files.slices,
         structures=files.structures,
         resample=files.resample,
+        same_voxels=files.same_voxels,
+        ignore=files.ignore,
+        channel=files.channel,
+        time_index=files.time_index,
     )
+
+
+def files_read(job: Any) -> list[str]:
+    """Every path that a job names, but that of its output."""
+    found: list[str] = []
+    for entry in fields(job):
+        value = getattr(job, entry.name)
+        values = value if isinstance(value, tuple) else (value,)
+        for one in values:
+            if is_dataclass(one):
+                found += files_read(one)
+            elif entry.metadata.get("path") and entry.name != "out" and isinstance(one, str):
+                found.append(one)
+    return found
 
 
 def output_names(images: Sequence[str]) -> list[str]:

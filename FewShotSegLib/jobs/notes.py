@@ -33,6 +33,11 @@ class Notes:
         """Tell the user and keep it."""
         self(warning(sentence))
 
+    def warn_if(self, sentence: str) -> None:
+        """Tell the user and keep it, where there is something to tell."""
+        if sentence:
+            self.warn(sentence)
+
     def part(self, number: int, count: int, name: str) -> Notes:
         """Notes of one of `count` equal parts of the work, with warnings of its own; `number` counts from 0."""
         return Notes(part_of(self._report, number, count, name))

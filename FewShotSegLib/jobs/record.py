@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from FewShotSegLib.data.digests import sha256_of_json
 from FewShotSegLib.data.job import Job, to_dict
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.io.files import part_path, sha256_of_file, write_text_whole
+from FewShotSegLib.io.files import sha256_of_file, write_text_whole
 from FewShotSegLib.io.jobs import with_paths_from
+from FewShotSegLib.io.json_files import read_table
 from FewShotSegLib.version import __version__
 
 _PACKAGES = ("numpy", "scipy", "torch", "SimpleITK", "safetensors")
@@ -63,15 +64,40 @@ def write_record(record: Mapping[str, Any], path: Path) -> None:
 def read_record(path: Path) -> dict[str, Any] | None:
     """The record, or None when there is none that can be read: it is then written anew."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_table(path, str(path))
+    except InputError:
         return None
-    return record if isinstance(record, dict) else None
 
 
 def checksums(paths: Iterable[Path]) -> dict[str, str]:
     """{file name: sha256}."""
     return {path.name: sha256_of_file(path) for path in paths}
+
+
+def known_digests(record: Mapping[str, Any] | None) -> set[str]:
+    """The SHA-256 of everything that this program has written beside a record, as far as the record tells."""
+    record = record or {}
+    outputs, replaced = record.get("outputs"), record.get("replaced")
+    sums = [*outputs.values()] if isinstance(outputs, Mapping) else []
+    sums += replaced if isinstance(replaced, list) else []
+    return {value for value in sums if isinstance(value, str)}
+
+
+_MOST_HASHED = 4 << 30  # bytes
+
+
+def inputs_digest(paths: Iterable[str | Path]) -> str | None:
+    """SHA-256 over the contents of files and folders, whatever their time stamps say; None for more than 4 GB, which
+    would take minutes to read, and where something cannot be read."""
+    files: list[Path] = []
+    try:
+        for path in map(Path, paths):
+            files += sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+        if sum(file.stat().st_size for file in files) > _MOST_HASHED:
+            return None
+        return sha256_of_json([[file.name, sha256_of_file(file)] for file in files])
+    except (OSError, InputError):
+        return None
 
 
 def is_complete(record: Mapping[str, Any] | None, folder: Path) -> bool:
@@ -80,18 +106,3 @@ def is_complete(record: Mapping[str, Any] | None, folder: Path) -> bool:
     if not isinstance(outputs, dict) or not outputs:
         return False
     return all((folder / name).is_file() and sha256_of_file(folder / name) == sha for name, sha in outputs.items())
-
-
-def check_writable(path: Path) -> None:
-    """Raise `InputError` now rather than after minutes of work when `path` cannot be written."""
-    part = part_path(path)
-    existed = part.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.open("ab").close()
-        if not existed:
-            part.unlink()
-    except OSError as error:
-        raise InputError(f"Cannot write {path}: {os.strerror(error.errno or 0)}. Choose another place.") from error
-    if path.is_dir():
-        raise InputError(f"Cannot write {path}: it is a folder. Choose a file name.")

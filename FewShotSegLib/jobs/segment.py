@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,27 +15,31 @@ from typing import Any
 import numpy as np
 import torch
 
+from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.digests import sha256_of_array, sha256_of_json
 from FewShotSegLib.data.exemplar import preflight
-from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.intensity import IntensitySpec, unlike
 from FewShotSegLib.data.job import SegmentJob
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import AXES, Volume
-from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.errors import Cancelled, InputError, of_the_system
 from FewShotSegLib.inference.load import load_any_predictor, load_support_predictor
 from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.quality import CUT_OFF, least_sure_slice, quality
 from FewShotSegLib.inference.segment import Segmentation, SegmentOptions, segment, slice_axis
 from FewShotSegLib.inference.volume_network import VolumePredictor
+from FewShotSegLib.io.files import check_writable
 from FewShotSegLib.io.names import PROBABILITY
+from FewShotSegLib.io.probe import check_reading
 from FewShotSegLib.io.prompts import load_prompts
 from FewShotSegLib.io.volumes import load_volume, save_labelmap, save_volume
 from FewShotSegLib.version import __version__
 
-from .inputs import exemplar_of, output_names
+from .inputs import exemplar_of, files_read, output_names
 from .memory_curve import MemoryCurve, gpu_memory_of
 from .notes import Notes, timed
-from .record import check_writable, checksums, is_complete, read_record, record_of, result_path, write_record
+from .outputs import Outputs
+from .record import is_complete, read_record, record_of, result_path
 
 AnyPredictor = Predictor | VolumePredictor
 
@@ -59,7 +63,7 @@ def segment_job(job: SegmentJob, device: torch.device, notes: Notes, raise_failu
     for number, (image, name) in enumerate(zip(job.images, names, strict=True)):
         part = replace(job, images=(image,))
         with timed(timings, "segment"):
-            record, error = _tried(part, name, predictor, notes.part(number, len(names), name))
+            record, error = _tried(part, name, predictor, notes.part(number, len(names), name), len(names) > 1)
         records.append(record)
         if error is not None:
             failed[image] = error
@@ -84,50 +88,91 @@ def _predictor(job: SegmentJob, device: torch.device, notes: Notes) -> AnyPredic
 
 
 def _tried(
-    job: SegmentJob, name: str, predictor: AnyPredictor, notes: Notes
+    job: SegmentJob, name: str, predictor: AnyPredictor, notes: Notes, is_one_of_many: bool
 ) -> tuple[dict[str, Any], Exception | None]:
     """The record of one image, and what went wrong with it; the record of a failed image is written too."""
+    path = result_path(Path(job.out), name)
     try:
-        return _segment_image(job, name, predictor, notes), None
+        with Outputs(path, inputs=files_read(job), overwrite=job.overwrite) as outputs:
+            try:
+                if is_one_of_many:
+                    check_reading(job.images[0])
+                return _segment_image(job, name, predictor, notes, outputs), None
+            except OSError as error:
+                refused = InputError(of_the_system(error))
+                outputs.fail(_record_of_failure(job, predictor, notes, refused))
+                raise refused from error
+            except Exception as error:
+                if not isinstance(error, Cancelled):
+                    outputs.fail(_record_of_failure(job, predictor, notes, error))
+                raise
     except Cancelled:
         raise
     except Exception as error:
-        kind = "input" if isinstance(error, InputError) else "bug"
-        record = record_of(job, predictor.device.type, {}, notes.warnings)
-        record |= {"image": job.images[0], "error": {"kind": kind, "message": str(error)}}
-        write_record(record, result_path(Path(job.out), name))
-        return record, error
+        return _record_of_failure(job, predictor, notes, error), error
 
 
-def _segment_image(job: SegmentJob, name: str, predictor: AnyPredictor, notes: Notes) -> dict[str, Any]:
+def _record_of_failure(job: SegmentJob, predictor: AnyPredictor, notes: Notes, error: Exception) -> dict[str, Any]:
+    kind = "input" if isinstance(error, InputError) else "bug"
+    record = record_of(job, predictor.device.type, {}, notes.warnings)
+    return record | {"image": job.images[0], "error": {"kind": kind, "message": str(error)}}
+
+
+def _segment_image(
+    job: SegmentJob, name: str, predictor: AnyPredictor, notes: Notes, outputs: Outputs
+) -> dict[str, Any]:
     timings: dict[str, float] = {}
-    out, image = Path(job.out), job.images[0]
+    image = job.images[0]
     with timed(timings, "load"):
-        volume = load_volume(image)
+        volume = load_volume(image, channel=job.channel, time_index=job.time_index)
         prompts = load_prompts(job.prompts, volume) if job.prompts else []
     digest = _digest(job, volume, prompts, predictor)
-    target = result_path(out, name)
-    known = read_record(target)
-    if known is not None and known.get("digest") == digest and is_complete(known, out):
-        notes.say(f"{name}.seg.nrrd is there already, from the same image and adapter; not made again.")
-        return {**known, "skipped": True}
-    _check_not_the_input(image, out / f"{name}.seg.nrrd")
+    made = _made_before(job, name, digest, outputs, notes)
+    if made is not None:
+        return made
+    outputs.check(f"{name}.seg.nrrd")
+    if predictor.adapter is not None and not job.intensity and not job.support:
+        notes.warn_if(_unlike(predictor.adapter, volume, name))
     curve = MemoryCurve(gpu_memory_of(predictor.device)) if predictor.device.type == "cuda" else None
     with timed(timings, "segment"), curve or contextlib.nullcontext():
         found = _segmentation(job, volume, prompts, predictor, notes)
     with timed(timings, "save"):
-        paths = _save(found, out, name, volume)
+        _save(found, name, volume, outputs)
     axis = slice_axis(volume, predictor.adapter, prompts, _options(job))
     structures = quality(found, axis)
     for structure, row in structures.items():
         # Volumes are often cut through an organ: worth a flag in the table, not a warning each time.
         notes.warnings.extend(f"{name}: {structure} {flag}." for flag in row["flags"] if flag != CUT_OFF)
     record = record_of(job, predictor.device.type, timings, notes.warnings)
-    record |= {"image": image, "digest": digest, "axis": "kji"[axis], "outputs": checksums(paths)}
+    record |= {"image": image, "digest": digest, "axis": "kji"[axis]}
     record["least_sure_slice"] = least_sure_slice(found, axis)
     record["metrics"] = {"structures": structures} | ({"gpu_memory": curve.summary()} if curve else {})
-    write_record(record, target)
-    return record
+    return outputs.finish(record)
+
+
+def _unlike(adapter: Adapter, volume: Volume, name: str) -> str:
+    """A sentence where an image does not look like those that the adapter was made from."""
+    known = [one.get("is_ct") for one in adapter.provenance.get("exemplars", [])]
+    is_ct = any(known) if any(isinstance(one, bool) for one in known) else None
+    return unlike(adapter.intensity, volume.array, name, is_ct)
+
+
+def _made_before(job: SegmentJob, name: str, digest: str, outputs: Outputs, notes: Notes) -> dict[str, Any] | None:
+    """The record of the same segmentation, when it is there already: as it was made, or corrected by somebody since."""
+    known = read_record(outputs.record_path)
+    if known is None or known.get("digest") != digest:
+        return None
+    if is_complete(known, outputs.folder):
+        notes.say(f"{name}.seg.nrrd is there already, from the same image and adapter; not made again.")
+        return {**known, "skipped": True}
+    changed = outputs.changed(known.get("outputs") or {})
+    if not changed or job.overwrite:
+        return None
+    notes.warn(
+        f"{', '.join(changed)} was made from the same image and adapter and has been changed since; the changed file "
+        "is kept. To make it again, move it away or ask for overwriting (--overwrite)."
+    )
+    return {**known, "skipped": True, "changed": changed, "warnings": notes.warnings}
 
 
 def _segmentation(
@@ -137,14 +182,18 @@ def _segmentation(
     if isinstance(predictor, VolumePredictor):
         if prompts:
             raise InputError("The adapter is a 3-D network, which takes no prompts; leave them out.")
+        if job.intensity:
+            raise InputError("The adapter is a 3-D network, which has an intensity of its own; leave it out.")
         return predictor.segment(volume, options=options, report=notes)
+    intensity = IntensitySpec.from_dict(job.intensity) if job.intensity and not job.support else None
+    given: dict[str, Any] = {"intensity": intensity, "prompts": prompts, "report": notes}
     try:
-        return segment(volume, predictor, prompts=prompts, options=options, report=notes)
+        return segment(volume, predictor, options=options, **given)
     except torch.cuda.OutOfMemoryError:
         notes.warn("Out of GPU memory; going on with one slice at a time.")
     torch.cuda.empty_cache()
     try:
-        return segment(volume, predictor, prompts=prompts, options=replace(options, batch_slices=1), report=notes)
+        return segment(volume, predictor, options=replace(options, batch_slices=1), **given)
     except torch.cuda.OutOfMemoryError:
         raise InputError("The GPU has too little free memory for one slice: choose --device cpu.") from None
 
@@ -161,25 +210,30 @@ def _options(job: SegmentJob) -> SegmentOptions:
 
 def _digest(job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predictor: AnyPredictor) -> str:
     """Equal for everything that decides the output."""
-    asked = [_options(job).__dict__, [prompt.to_dict() for prompt in prompts]]
+    asked = [_options(job).__dict__, [prompt.to_dict() for prompt in prompts], job.intensity]
     made_by = [__version__, *predictor.identity]
     return sha256_of_json((asked, made_by, sha256_of_array(volume.array), sha256_of_array(volume.affine)))
 
 
-def _check_not_the_input(image: str, target: Path) -> None:
-    if target.exists() and target.samefile(image):
-        raise InputError(f"{target} is the image itself and would be overwritten; choose another output folder.")
-
-
-def _save(found: Segmentation, out: Path, name: str, volume: Volume) -> list[Path]:
-    paths = []
+def _save(found: Segmentation, name: str, volume: Volume, outputs: Outputs) -> None:
+    names = _file_names(found.labelmap.structures)
     for value, probability in found.probabilities.items():
-        structure = re.sub(r"[^\w .+-]", "_", found.labelmap.structures[value])
-        paths.append(out / f"{name}.{structure}{PROBABILITY}.nrrd")
-        save_volume(volume.like(probability.astype(np.float32)), paths[-1])
-    paths.append(out / f"{name}.seg.nrrd")
-    save_labelmap(found.labelmap, paths[-1])
-    return paths
+        path = outputs.place(f"{name}.{names[value]}{PROBABILITY}.nrrd")
+        save_volume(volume.like(probability.astype(np.float32)), path)
+    save_labelmap(found.labelmap, outputs.place(f"{name}.seg.nrrd"))
+
+
+_LONGEST_NAME = 60  # letters of a structure in a file name
+
+
+def _file_names(structures: Mapping[int, str]) -> dict[int, str]:
+    """{label: name for files}, all different also where upper and lower case are one: of those alike the label."""
+    plain = {value: re.sub(r"[^\w .+-]", "_", name)[:_LONGEST_NAME].strip() for value, name in structures.items()}
+    folded = [name.casefold() for name in plain.values()]
+    return {
+        value: name if folded.count(name.casefold()) == 1 and plain[value] else f"{name} {value}"
+        for value, name in plain.items()
+    }
 
 
 def _raise_failures(failed: dict[str, Exception], result: dict[str, Any], count: int) -> None:

@@ -1,16 +1,19 @@
 """GMISeg: one adapter for structures nobody has named yet, learned from many tasks.
 
-Xu, "GMISeg: General Medical Image Segmentation without Re-Training" (2024): train Loose LoRA in the image encoder, the
-prompt encoder and the mask decoder on many segmentation tasks with simulated points and boxes, so that the model
-answers prompts on, and looks with a support set at, structures it was not trained on. Every data set is a task of its
-own and drawn as often as any other; of a volume the middle slices along the three planes are used. Loss: focal + Dice.
+Xu, "GMISeg: General Medical Image Segmentation without Re-Training" (2024): train on many segmentation tasks with
+simulated points and boxes, so that the model answers prompts on, and looks with a support set at, structures it was not
+trained on. Every data set is a task of its own and drawn as often as any other; of a volume the middle slices along the
+three planes are used. Loss: focal + Dice, and the error of the predicted IoU, by which masks are ranked.
 
-What the paper leaves open: its eq. 2 and Fig. 3 (see `sam.lora.LooseLowRank`); optimizer and steps (ours are those of
-our other methods); "augmentation segmentation tasks" (our random transforms, see `SynthesisRecipe`). Its scores cannot
-be used as a target: a Jaccard above the Dice of the same row, for one. Flips are left out where a structure is named
-left or right.
+What trains is Loose LoRA in the attention of the image encoder's last blocks (`encoder_blocks`: all of a small model,
+none of SAM on a CPU), and in full the prompt encoder, whose numbers are few, and the mask decoder.
 
-The adapter knows no structure by name: click with it, or give it a support set (`sam.support`).
+What the paper leaves open: its eq. 2 and Fig. 3 (see `lora.layers.LooseLowRank`); optimizer and steps (ours are those
+of our other methods); "augmentation segmentation tasks" (our random transforms, see `SynthesisRecipe`). Its scores
+cannot be used as a target: a Jaccard above the Dice of the same row, for one. Flips are left out where a structure is
+named left or right.
+
+The adapter knows no structure by name: click with it, or give it a support set (`inference.support`).
 
 When to use it: labelled data sets of one kind at hand, and the next structure not among them. Cost: as one adaptation
 with LoRA, the longer the more tasks.
@@ -75,6 +78,9 @@ class Recipe(PromptedRecipe):
 
     kind: str = option("loose", "Form of the low-rank update", choices=("lora", "loose"), advanced=True)
     full_decoder: bool = option(True, "Train the whole mask decoder instead of LoRA on it", advanced=True)
+    most_points: int = option(
+        3, "Most points that a click comes with, itself among them (GMISeg: one or more)", min=1, max=16, advanced=True
+    )
     click_prompts: int = option(4, "Clicks and boxes per slice", min=1, max=32, advanced=True)
     token_prompts: int = option(0, "Structure tokens per slice; the method has none", min=0, max=0, advanced=True)
     estimate_folds: int = option(0, "Estimates by leaving out; the method makes none", min=0, max=0, advanced=True)
@@ -120,9 +126,11 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     for sentence in mixture.notes:
         run.report(note(sentence))
     seed = run.new_seed()
-    adaptation = Adaptation(base, adaptation_spec(recipe, base), (), generator=torch.Generator().manual_seed(seed))
+    # There are no structures to find without a click, so nothing is carried that would.
+    spec = replace(adaptation_spec(recipe, base), locator=False)
+    adaptation = Adaptation(base, spec, (), generator=torch.Generator().manual_seed(seed))
     if start is not None:
-        adaptation.load(base, start.tensors)
+        adaptation.load(base, {name: t for name, t in start.tensors.items() if not name.startswith("locator.")})
     digests = [sha256_of_array(np.stack([piece.image, piece.labels])) for task in tasks for piece in task.slices]
     identity = (base.sha256, base.image_size, to_dict(recipe), seed, start.digest if start else "", digests)
     pixel_loss = functools.partial(focal_loss, gamma=recipe.focal_gamma)

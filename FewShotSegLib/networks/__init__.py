@@ -9,7 +9,8 @@ Parameters, one channel in and two out, for the ASAP paper's patch of 32 x 240 x
 | mambaunet | Mamba-UNet, own, plain torch                    | 1,283,226 | 27,044,042 |
 | dynunet   | MONAI `DynUNet`, nnU-Net-like, deep supervision | 1,398,400 |  5,590,008 |
 
-"paper" is what the papers use (on a GPU); "small" trains on a CPU.
+"paper" is what the papers use (on a GPU); "small" trains on a CPU. `dynunet` also has "large", the teacher of the UDA
+paper.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ __all__ = [
 
 NETWORKS: dict[str, Any] = {"unet": UNet, "swinunet": SwinUNet, "mambaunet": MambaUNet, "dynunet": DynUNet}
 SIZES = ("small", "paper")
+TEACHER = "large"  # of dynunet alone
 SMALLEST_PATCH = 4
 
 
@@ -65,7 +67,7 @@ def build(
     """
     if name not in NETWORKS:
         raise InputError(f'There is no network "{name}"; choose {", ".join(NETWORKS)}.')
-    if size not in SIZES:
+    if size not in SIZES and (name, size) != ("dynunet", TEACHER):
         raise InputError(f'The size of a network is one of {", ".join(SIZES)}, got "{size}".')
     _check_channels(in_channels, out_channels)
     shape, lengths = _checked_patch(patch), _checked_spacing(spacing)

@@ -8,7 +8,12 @@ from torch import Tensor
 from FewShotSegLib.networks.shape import AnySize, Shape, kernels_of, product, strides_of
 
 # "paper": 16 channels, two convolutions per stage, four poolings (Zhu et al. 2024, after the winner of FLARE 2022).
-FILTERS = {"small": (8, 16, 32, 64, 128), "paper": (16, 32, 64, 128, 256)}
+# "large": the paper's default network, which teaches the small one: 32 channels, five poolings, at most nnU-Net's 320.
+FILTERS = {
+    "small": (8, 16, 32, 64, 128),
+    "paper": (16, 32, 64, 128, 256),
+    "large": (32, 64, 128, 256, 320, 320),
+}
 
 
 class DynUNet(AnySize, nets.DynUNet):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ Array = np.ndarray[Any, Any]
 # Under what training programs keep the weights in a file with other things (MONAI, nnU-Net, Lightning).
 _CONTAINERS = ("state_dict", "model", "network_weights", "network", "net", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
+# And what programs that wrap a promptable model do.
+WRAPPERS = (*_PREFIXES, "sam_model.", "sam.", "model.", "net.", "network.")
 
 
 def weights_of(network: nn.Module) -> dict[str, Array]:
@@ -71,6 +73,31 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
     return dict(network.named_parameters()) | buffers
 
 
+def plain_weights(content: Any, path: Path, prefixes: Sequence[str] = _PREFIXES) -> dict[str, Tensor]:
+    """Return the tensors by name in what a checkpoint file holds: out of the table that training programs keep them in,
+    and without what parallel training, compiling or a wrapper put before every name."""
+    inner: Any = content
+    while isinstance(inner, dict):
+        content, inner = inner, next((inner[key] for key in _CONTAINERS if isinstance(inner.get(key), dict)), None)
+    given = content if isinstance(content, dict) else {}
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    if not tensors or not all(isinstance(name, str) for name in tensors):
+        raise InputError(f"{path} holds no table of weights by name; save the network's state_dict().")
+    for prefix in _shared_prefixes(tensors, prefixes):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _shared_prefixes(tensors: Mapping[str, Tensor], prefixes: Sequence[str]) -> list[str]:
+    """The known prefixes that all names begin with, outermost first."""
+    found: list[str] = []
+    names = list(tensors)
+    while prefix := next((p for p in prefixes if all(name.startswith(p) for name in names)), None):
+        found.append(prefix)
+        names = [name.removeprefix(prefix) for name in names]
+    return found
+
+
 def _plain(name: str) -> str:
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)
@@ -92,11 +119,6 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
             raise InputError(f"{unreadable} ({error}).") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, and what `pickle` raises
-        raise InputError(f"{unreadable} ({error}).") from error
-    for container in _CONTAINERS:
-        if isinstance(content, dict) and isinstance(content.get(container), dict):
-            content = content[container]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"{path} holds no table of weights by name; save the network's state_dict().")
-    return str(path), content
+    except Exception as error:  # of many kinds, with PyTorch's advice to read the file without protection
+        raise InputError(f"{unreadable}.") from error
+    return str(path), plain_weights(content, path)

@@ -9,7 +9,9 @@ instead of GPU days.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +43,25 @@ class CompactArchitecture:
 
     def to_dict(self) -> dict[str, object]:
         return {"kind": "compact", **asdict(self)}
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any], where: str) -> CompactArchitecture:
+        """Return the sizes in the card of a model file; what no model of this kind has is refused."""
+        wrong = InputError(f"{where} is no whole model: the sizes in its card are not those of a compact model.")
+        try:
+            found = cls(**{**card, "widths": tuple(card["widths"])})
+        except (KeyError, TypeError):
+            raise wrong from None
+        numbers = {entry.name: getattr(found, entry.name) for entry in fields(cls) if entry.name != "widths"}
+        limits = {"depth": 64, "heads": 64, "mask_tokens": 64}
+        sizes = [(value, limits.get(name, 8192)) for name, value in numbers.items() if value is not None]
+        sizes += [(width, 8192) for width in found.widths]
+        fit = all(
+            isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most for value, most in sizes
+        )
+        if not fit or len(found.widths) != 3 or found.dim % found.heads or found.image_size % PATCH:
+            raise wrong
+        return found
 
 
 def build_compact(architecture: CompactArchitecture | None = None, *, name: str = "bundled") -> PromptableNetwork:

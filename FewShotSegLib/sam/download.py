@@ -80,8 +80,14 @@ def _fetch(model: BaseModel, part: Path, target: Path, report: Report) -> None:
             stream.truncate()
             report(Progress(done, total, f"downloading {model.name}"))
             while chunk := _read(response, model, target):
-                stream.write(chunk)
                 done += len(chunk)
+                if model.size_bytes is not None and done > model.size_bytes:
+                    stream.truncate(0)
+                    raise InputError(
+                        f"The download of {model.name} was given up: it has {model.size_bytes / 1e6:.0f} MB, and more "
+                        f"came. A proxy or a sign-in page may have answered instead of {model.url}."
+                    )
+                stream.write(chunk)
                 report(Progress(done, total, f"downloading {model.name}"))
     if done < total:
         raise InputError(_broke_off(model, target, f"the connection broke off after {done} of {total} bytes"))

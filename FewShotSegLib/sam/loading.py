@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.files import written_whole
+from FewShotSegLib.networks.weights import WRAPPERS, plain_weights
 from FewShotSegLib.sam.attention import use_fused_attention
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact, set_image_size
 from FewShotSegLib.sam.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
@@ -116,10 +118,11 @@ def _load_sam(path: Path, architecture: str, image_size: int) -> PromptableNetwo
     missing = sorted(set(expected) - set(state))
     if missing:
         raise InputError(
-            f"{path} is no {architecture} checkpoint: {len(missing)} parameters are missing, first {missing[0]}. "
-            "Choose the architecture the file was made for."
+            f"{path} is no {architecture} checkpoint: {len(missing)} parameters are missing, first {missing[0]}; it "
+            f"has {', '.join(sorted(state)[:2])}. Choose the architecture the file was made for."
         )
     fitted = {name: _resized_to(name, state[name].float(), expected[name].shape, path) for name in expected}
+    _check_finite(fitted, path)
     network = build_sam(architecture, image_size)
     network.load_state_dict(fitted)
     return network
@@ -130,6 +133,8 @@ def _load_tiny_vit(path: Path, image_size: int | None) -> PromptableNetwork:
     network = build_litemedsam(image_size or IMAGE_SIZE)
     if path.suffix == ".safetensors":
         card, state = _model_of_ours(path, "tiny_vit")
+        if card.get("padding_points") not in (0, 1, 2):
+            raise InputError(f"{path} is no whole model: its card says nothing of padding points.")
         network.padding_points = card["padding_points"]
     else:
         official = _checkpoint(path)
@@ -144,9 +149,12 @@ def _checkpoint(path: Path) -> dict[str, Tensor]:
     """The tensors of a PyTorch checkpoint, which may lie under the key "model"."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"{path} is not a readable PyTorch checkpoint ({error}); download it again.") from error
-    return state.get("model", state) if isinstance(state, dict) else {}
+    except Exception as error:  # PyTorch's own words advise to read the file without protection
+        raise InputError(
+            f"{path} is not a readable PyTorch checkpoint: it is damaged, or holds more than weights; "
+            "download it again."
+        ) from error
+    return plain_weights(state, path, WRAPPERS)
 
 
 def _resized_to(name: str, value: Tensor, shape: torch.Size, path: Path) -> Tensor:
@@ -163,8 +171,7 @@ def _resized_to(name: str, value: Tensor, shape: torch.Size, path: Path) -> Tens
 
 def _load_compact(path: Path, image_size: int | None) -> PromptableNetwork:
     card, state = _model_of_ours(path, "compact")
-    card["widths"] = tuple(card["widths"])
-    architecture = CompactArchitecture(**card)
+    architecture = CompactArchitecture.from_card(card, str(path))
     network = build_compact(architecture)
     _load_whole(network, state, path)
     set_image_size(network, image_size or architecture.working_size or architecture.image_size)
@@ -176,7 +183,10 @@ def _model_of_ours(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Ten
     card = registry.card_of(path)
     if card.pop("kind", None) != kind:
         raise InputError(f"{path} holds no {kind} model of FewShotSeg.")
-    return card, {name: tensor.float() for name, tensor in load_file(path).items()}
+    try:
+        return card, {name: tensor.float() for name, tensor in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable model file ({error}); get it again.") from error
 
 
 def _load_whole(network: PromptableNetwork, state: Mapping[str, Tensor], path: Path) -> None:
@@ -185,7 +195,14 @@ def _load_whole(network: PromptableNetwork, state: Mapping[str, Tensor], path: P
     odd += [name for name in expected if name in state and expected[name].shape != state[name].shape]
     if odd:
         raise InputError(f"{path} is no whole model: {len(odd)} parameters differ, first {odd[0]}; get it again.")
+    _check_finite(state, path)
     network.load_state_dict(state)
+
+
+def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    odd = [name for name, value in state.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    if odd:
+        raise InputError(f"{path} holds weights that are not finite numbers, first in {odd[0]}; get it again.")
 
 
 def write_model(network: PromptableNetwork, path: Path, card: Mapping[str, Any]) -> None:
@@ -195,4 +212,4 @@ def write_model(network: PromptableNetwork, path: Path, card: Mapping[str, Any])
     """
     state = {name: value.detach().half().contiguous().cpu() for name, value in network.state_dict().items()}
     with written_whole(path) as part:
-        save_file(state, part, metadata={"fewshotseg": json.dumps(dict(card), sort_keys=True)})
+        part.write_bytes(save(state, metadata={"fewshotseg": json.dumps(dict(card), sort_keys=True)}))

@@ -56,7 +56,9 @@ def best_preset(device: torch.device) -> str:
 
 
 def smaller_preset(name: str) -> str | None:
-    """The preset to try when memory ran out; None when there is none."""
+    """The preset to try when memory ran out; None when there is none, as for one that is no matter of memory."""
+    if name not in PRESETS:
+        return None
     names = list(PRESETS)
     after = names.index(name) + 1
     return names[after] if after < len(names) else None

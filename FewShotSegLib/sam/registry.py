@@ -14,8 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from FewShotSegLib.data.json_text import parsed_table
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.files import sha256_of_file, write_text_whole
+from FewShotSegLib.io.json_files import read_table
+from FewShotSegLib.io.locks import locked
 from FewShotSegLib.io.places import user_folder
 
 ARCHITECTURES = ("compact", "tiny_vit", "vit_b", "vit_l", "vit_h")
@@ -252,12 +255,10 @@ def card_of(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(path, framework="np") as file:
-            card = json.loads((file.metadata() or {}).get("fewshotseg", "{}"))
+            text = (file.metadata() or {}).get("fewshotseg", "{}")
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable model file ({error}); get it again.") from error
-    if not isinstance(card, dict):
-        raise InputError(f"{path} is not a readable model file (its card is no table); get it again.")
-    return card
+    return parsed_table(text, f"The card of the model {path}")
 
 
 # --- the user's own files -------------------------------------------------------------------------------------------
@@ -274,8 +275,9 @@ def add(path: str | os.PathLike[str], architecture: str | None = None, name: str
         same = _own_model(path, architecture, name)
     model = replace(same, name=name or same.name, sha256=digest, size_bytes=path.stat().st_size)
     _check_name(model)
-    entries = [(entry, place) for entry, place in _register() if entry.name != model.name]
-    _write_register([*entries, (model, path)])
+    with locked(user_folder() / "models.json.lock"):
+        entries = [(entry, place) for entry, place in _register() if entry.name != model.name]
+        _write_register([*entries, (model, path)])
     return model
 
 
@@ -305,7 +307,7 @@ def _register() -> list[tuple[BaseModel, Path]]:
     if not file.is_file():
         return []
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))["models"]
+        entries = read_table(file, str(file))["models"]
         return [(_model_from(entry["model"]), Path(entry["path"])) for entry in entries]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"The list of your models, {file}, cannot be read ({error}): mend or delete it.") from error
@@ -342,10 +344,12 @@ def checked_sha256(model: BaseModel, path: Path) -> str:
 
 def file_digest(path: Path) -> str:
     status = path.stat()
-    return _digest_of_state(path.absolute(), status.st_size, status.st_mtime_ns)
+    # Copies may bring their old time of modification along; the time of the last change of the file's entry is its own.
+    state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return _digest_of_state(path.absolute(), state)
 
 
 @functools.lru_cache(maxsize=32)
-def _digest_of_state(path: Path, size_bytes: int, modified_ns: int) -> str:
-    # A file of 2.5 GB takes seconds: read once per process as long as size and time stay.
+def _digest_of_state(path: Path, state: tuple[int, ...]) -> str:
+    # A file of 2.5 GB takes seconds: read once per process as long as it stays the same.
     return sha256_of_file(path)

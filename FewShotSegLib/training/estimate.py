@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from FewShotSegLib.data.digests import sha256_of_array
 from FewShotSegLib.data.exemplar import Exemplar
-from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.intensity import IntensitySpec, looks_like_hounsfield
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.imaging.slices import LabelledSlice, labelled_slices
 from FewShotSegLib.lora.adaptation import Adaptation
@@ -145,6 +145,7 @@ def provenance(exemplar: Exemplar) -> dict[str, Any]:
         "axis": exemplar.axis,
         "annotated_slices": list(exemplar.annotated_slices),
         "empty_slices": len(exemplar.empty_slices),
+        "is_ct": looks_like_hounsfield(exemplar.volume.array),
         "sha256": "-".join(sha256_of_array(np.asarray(part))[:16] for part in parts),
     }
 

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from FewShotSegLib.errors import InputError, StopAndKeepBest
-from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.progress import Progress, Report
 
+from .checkpoint import read_checkpoint, write_checkpoint
+
 MOST_SPOILED = 20
+_CALM = "Choose a lower learning_rate in the recipe, and look whether an image holds absurd values."
 LossAt = Callable[[int], tuple[Tensor, dict[str, float]]]
 
 
@@ -63,7 +65,11 @@ class Schedule:
 
 @dataclass
 class FitResult:
-    """`best` holds the parameters to keep: of the best validation, or the last ones where there is no validation."""
+    """`best` holds the parameters to keep: of the best validation, or the last ones where there is no validation.
+
+    `left_out` steps had no finite gradient and changed nothing, `unscored` validations no finite score; they are never
+    the best.
+    """
 
     best: dict[str, Tensor]
     best_score: float | None
@@ -72,16 +78,30 @@ class FitResult:
     seconds: float
     stopped_by: str  # "steps", "time", "plateau", "user"
     history: list[dict[str, float]] = field(default_factory=list)
+    left_out: int = 0
+    unscored: int = 0
+
+    @property
+    def oddities(self) -> dict[str, int]:
+        """What did not go well, for the card: steps without a finite gradient, validations without a finite score."""
+        found = {"steps_left_out": self.left_out, "validations_not_finite": self.unscored}
+        return {name: count for name, count in found.items() if count}
 
 
 class Companion(Protocol):
-    """What learns beside the parameters, such as a choice of data; its state is JSON and part of every checkpoint."""
+    """What learns beside the parameters, such as a choice of data; its state is part of every checkpoint."""
 
     def state(self) -> dict[str, Any]:
-        """All that its next steps depend on."""
+        """All that its next steps depend on and that JSON can hold."""
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What JSON cannot hold: tensors by name, none where there are none."""
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from these, too."""
 
 
 class JointTraining(Companion, Protocol):
@@ -106,17 +126,6 @@ class JointTraining(Companion, Protocol):
 def step_rng(seed: int, step: int) -> np.random.Generator:
     """The generator of one step: the same whether or not the run was interrupted before it."""
     return np.random.default_rng([seed, step])
-
-
-def read_checkpoint(path: Path, identity: str) -> dict[str, Any]:
-    """The state that the run of this `identity` saved, on the CPU; damaged files and other runs' are refused."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"The checkpoint {path} is damaged ({error}); delete it to start this run anew.") from error
-    if not isinstance(state, dict) or state.get("identity") != identity:
-        raise InputError(f"The checkpoint {path} belongs to another run; delete it or choose another output.")
-    return state
 
 
 def fit(
@@ -207,6 +216,8 @@ class _TrainingState:
         self.best_step = -1
         self.stale = 0
         self.spoiled = 0  # steps in a row without a finite gradient
+        self.left_out = 0  # all of them
+        self.unscored = 0  # validations without a finite score
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
@@ -227,10 +238,10 @@ class _TrainingState:
             metrics = {"loss": float(loss.detach()), **metrics}
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), schedule.clip_norm or math.inf)
-        if self.scaler.is_enabled() or torch.isfinite(norm):
+        if torch.isfinite(norm):
             self.scaler.step(self.optimizer)
             self.spoiled = 0
-        else:
+        else:  # the scaler has seen it too, and lowers its scale
             self._leave_out_step()
         self.scaler.update()
         self.step += 1
@@ -240,10 +251,10 @@ class _TrainingState:
     def _leave_out_step(self) -> None:
         """Half precision spoils a step now and then, and such a step would spoil the network; many mean it is lost."""
         self.spoiled += 1
+        self.left_out += 1
         if self.spoiled >= MOST_SPOILED:
             raise InputError(
-                f"Training broke down: for {MOST_SPOILED} steps in a row the gradient was not finite. Choose a lower "
-                "learning_rate in the recipe, and look whether an image holds absurd values."
+                f"Training broke down: for {MOST_SPOILED} steps in a row the gradient was not finite. {_CALM}"
             )
 
     def _follow(self) -> None:
@@ -271,7 +282,10 @@ class _TrainingState:
                 self.parameters[name].copy_(value)
 
     def note_score(self, score: float) -> float:
-        if self.best_score is None or score > self.best_score:
+        if not math.isfinite(score):
+            self.unscored += 1
+            self.stale += 1
+        elif self.best_score is None or score > self.best_score:
             self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
             self.best_score, self.best_step, self.stale = score, self.step, 0
         else:
@@ -279,9 +293,23 @@ class _TrainingState:
         return score
 
     def result(self, stopped_by: str) -> FitResult:
+        if self.step and self.left_out == self.step:
+            raise InputError(f"Training has learned nothing: no step of {self.step} had a finite gradient. {_CALM}")
         best = self.best or {n: v.clone() for n, v in (self.ema or self.parameters).items()}
         best = {name: value.detach() for name, value in best.items()}
-        return FitResult(best, self.best_score, self.best_step, self.step, self.seconds, stopped_by, self.history)
+        if not all(bool(torch.isfinite(value).all()) for value in best.values()):
+            raise InputError(f"Training broke down: its weights are not finite numbers any more. {_CALM}")
+        return FitResult(
+            best,
+            self.best_score,
+            self.best_step,
+            self.step,
+            self.seconds,
+            stopped_by,
+            self.history,
+            left_out=self.left_out,
+            unscored=self.unscored,
+        )
 
     def save(self, path: Path) -> None:
         state = {
@@ -292,13 +320,13 @@ class _TrainingState:
             "ema": self.ema,
             "best": self.best,
             "best_score": self.best_score,
-            "counters": [self.best_step, self.stale, self.step],
+            "counters": [self.best_step, self.stale, self.step, self.spoiled, self.left_out, self.unscored],
             "seconds": self.seconds,
             "history": self.history,
             "companion": json.dumps(self.companion.state()) if self.companion else "",
+            "companion_tensors": self.companion.tensors() if self.companion else {},
         }
-        with written_whole(path) as part:
-            torch.save(state, part)
+        write_checkpoint(state, path)
 
     def restore(self, path: Path) -> None:
         state = read_checkpoint(path, self.identity)
@@ -309,8 +337,9 @@ class _TrainingState:
         self.ema = {k: v.to(device) for k, v in state["ema"].items()}
         self.best = {k: v.to(device) for k, v in state["best"].items()}
         self.best_score = state["best_score"]
-        self.best_step, self.stale, self.step = state["counters"]
+        self.best_step, self.stale, self.step, self.spoiled, self.left_out, self.unscored = state["counters"]
         self.seconds = state["seconds"]
         self.history = state["history"]
         if self.companion:
             self.companion.load_state(json.loads(state["companion"]))
+            self.companion.load_tensors(state["companion_tensors"])

@@ -20,7 +20,9 @@ from .fit import step_rng
 from .losses import cross_entropy
 from .prompted_recipe import PromptedRecipe
 from .queries import (
+    LossWeights,
     PixelLoss,
+    Pointing,
     Query,
     batch_dice,
     click_query,
@@ -67,7 +69,7 @@ class Lesson:
         rng, recipe = step_rng(self.seed, step), self.recipe
         samples, embedding = self._batch(rng)
         correction = rng if rng.random() < recipe.correction_probability else None
-        weights = (recipe.cross_entropy_weight, recipe.dice_weight)
+        weights = weights_of(recipe)
         losses = [
             query_loss(self.network, self.adaptation, embedding, query, weights, correction, self.pixel_loss)
             for query in self._queries(samples, rng)
@@ -78,14 +80,7 @@ class Lesson:
         return loss, {}
 
     def _queries(self, samples: list[Sample], rng: np.random.Generator) -> list[Query]:
-        recipe, queries = self.recipe, []
-        if recipe.click_prompts:
-            queries.append(click_query(samples, recipe.click_prompts, rng))
-        if recipe.token_prompts:
-            count = min(recipe.token_prompts, max(2, len(self.adaptation.structures)))
-            structures = self.adaptation.structures
-            queries.append(token_query(samples, structures, count, rng, recipe.token_click_probability))
-        return [on_device(query, self.network.device) for query in queries]
+        return queries_of(samples, self.adaptation.structures, self.recipe, rng, self.network.device)
 
     def _batch(self, rng: np.random.Generator) -> tuple[list[Sample], Embedding]:
         batch_size = self.recipe.batch_size or 1
@@ -127,6 +122,30 @@ class Lesson:
             images, structures = self.held_back[0][0], self.source.structures
             self.picture = answers_picture(self.network, self.adaptation, self.shown, images, structures)
         return float(np.mean(scores))
+
+
+def queries_of(
+    samples: Sequence[Sample],
+    structures: Sequence[int],
+    recipe: PromptedRecipe,
+    rng: np.random.Generator,
+    device: torch.device,
+) -> list[Query]:
+    """What a step asks about its samples: clicks and boxes, and structures by name, as the recipe says."""
+    queries = []
+    pointing = Pointing(recipe.box_share, recipe.central_share, recipe.most_points)
+    if recipe.click_prompts:
+        queries.append(click_query(samples, recipe.click_prompts, rng, pointing))
+    if recipe.token_prompts:
+        count = min(recipe.token_prompts, max(2, len(structures)))
+        queries.append(token_query(samples, structures, count, rng, recipe.token_click_probability, pointing))
+    return [on_device(query, device) for query in queries]
+
+
+def weights_of(recipe: PromptedRecipe) -> LossWeights:
+    """What the loss is made of."""
+    with_background = recipe.dice == "with background"
+    return LossWeights(recipe.cross_entropy_weight, recipe.dice_weight, recipe.quality_weight, with_background)
 
 
 def joined(embeddings: Sequence[Embedding]) -> Embedding:

@@ -48,10 +48,10 @@ from FewShotSegLib.synthesis.plan import Sample
 from . import estimate
 from .context import AdaptInputs, RunContext
 from .fit import FitResult, Schedule, fit, step_rng
-from .lesson import joined
+from .lesson import joined, queries_of, weights_of
 from .prompted import adapter_of, check_same_structures, metrics_of, speak
 from .prompted_recipe import PromptedRecipe, adaptation_spec, resolve
-from .queries import click_query, on_device, query_loss, token_query
+from .queries import query_loss
 
 PIXELS = 12_000  # of all pictures, to fit on
 MOST_SLICES = 64
@@ -239,16 +239,10 @@ class _Lesson:
         embedding = joined([_plain(self.predictor.encode([self.pictures[n].image])[0]) for n in numbers])
         odds = torch.stack([self.left_out[n] for n in numbers]) + self.predictor.maps.offsets[:, None, None]
         told = _ToldByMaps(adaptation, odds, rng)
-        queries = [click_query(samples, recipe.click_prompts, rng)] if recipe.click_prompts else []
-        if recipe.token_prompts:
-            count = min(recipe.token_prompts, max(2, len(self.structures)))
-            queries.append(token_query(samples, self.structures, count, rng, recipe.token_click_probability))
+        queries = queries_of(samples, self.structures, recipe, rng, network.device)
         correction = rng if rng.random() < recipe.correction_probability else None
-        weights = (recipe.cross_entropy_weight, recipe.dice_weight)
-        losses = [
-            query_loss(network, told, embedding, on_device(query, network.device), weights, correction)
-            for query in queries
-        ]
+        weights = weights_of(recipe)
+        losses = [query_loss(network, told, embedding, query, weights, correction) for query in queries]
         return torch.stack(losses).mean(), {}
 
     def compared_with_base(self, adapter: Adapter, exemplars: Sequence[Exemplar]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ Array = NDArray[Any]
 
 _MOST_PLACES = 100_000  # voxels of a case that patches are drawn around, spread over all of them
 _UNKNOWN = 2
+_POINTS = (3, 5, 5)  # of a patch that an elastic change moves, along D, H and W
+_FARTHEST = 2.0  # standard deviations that they move at most
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class PatchRecipe:
     change_probability: float = option(0.8, "Chance that shape, and that intensities, are changed", min=0.0, max=1.0)
     rotation_deg: float = option(15.0, "Largest rotation within slices, either way", min=0.0, max=180.0)
     tilt_deg: float = option(5.0, "Largest rotation out of the slices, either way", min=0.0, max=90.0)
+    elastic_mm: float = option(
+        0.0, "Standard deviation of a smooth random displacement; 0: none", min=0.0, max=100.0, advanced=True
+    )
     scale: tuple[float, float] = option((0.8, 1.25), "Smallest and largest size factor", min=0.1, max=10.0)
     flip: Literal["never", "not_sideways", "all"] = option(
         "never", "Mirroring along the axes; never left-right where a structure is named left or right"
@@ -63,6 +68,10 @@ class PatchRecipe:
                     f'Recipe option "{name}" must be the smaller, then the larger number, got {low}, {high}.'
                 )
 
+    def unshaded(self) -> PatchRecipe:
+        """The same changes of shape, and none of intensities: an offset would fill what edges leave dark."""
+        return replace(self, gain=(1.0, 1.0), bias=0.0, gamma=(1.0, 1.0), blur_sigma_px=0.0, noise_sd=0.0)
+
 
 @dataclass(frozen=True)
 class Change:
@@ -78,19 +87,21 @@ class Change:
     blur_sigma_px: float = 0.0
     noise_sd: float = 0.0
     noise_seed: int = 0
+    elastic_mm: float = 0.0
+    elastic_seed: int = 0
 
     @property
     def moves(self) -> bool:
         """Whether it does anything to the shape."""
-        return any(self.angles_deg) or self.scale != 1.0 or any(self.mirrored)
+        return any(self.angles_deg) or self.scale != 1.0 or any(self.mirrored) or self.elastic_mm > 0
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
     """A labelled image on the grid.
 
-    image (D, H, W) float32 in [0, 1]; mask (D, H, W) bool of one structure, or uint8 labels of several; known (D, H, W)
-    bool, None for all of it.
+    image (D, H, W) float32 in [0, 1], or uint16 where 65535 stands for 1; mask (D, H, W) bool of one structure, or
+    uint8 labels of several; known (D, H, W) bool, None for all of it.
     """
 
     image: Array
@@ -166,13 +177,11 @@ class PatchSource:
     def draw(self, rng: np.random.Generator) -> Patch:
         """Return a patch, changed as the recipe says."""
         case, centre = self.place(rng)
-        return cut(case, centre, self.patch, draw_change(self.recipe, self.mirrors, rng), self.device)
+        return cut(case, centre, self.patch, self.change(rng), self.device)
 
-    def changed(self, image: Array, mask: Array, rng: np.random.Generator) -> Patch:
-        """Return a patch that was cut elsewhere (`Pool.sample`), changed as the recipe says."""
-        case = Case(image, mask, spacing_mm=self.cases[0].spacing_mm)
-        centre = (np.array(image.shape) - 1) / 2
-        return cut(case, centre, self.patch, draw_change(self.recipe, self.mirrors, rng), self.device)
+    def change(self, rng: np.random.Generator) -> Change:
+        """Draw a change as the recipe says, for a patch of another source too."""
+        return draw_change(self.recipe, self.mirrors, rng)
 
     def place(self, rng: np.random.Generator) -> tuple[Case, Array]:
         """Return a case and the centre (3,) of a patch in it, in voxels."""
@@ -241,6 +250,7 @@ def draw_change(recipe: PatchRecipe, mirrors: tuple[bool, bool, bool], rng: np.r
     if moved:
         about_d, about_h, about_w = turns * (recipe.rotation_deg, recipe.tilt_deg, recipe.tilt_deg)
         change = replace(change, angles_deg=(float(about_d), float(about_h), float(about_w)), scale=scale)
+        change = replace(change, elastic_mm=recipe.elastic_mm, elastic_seed=seed)
     if shaded:
         change = replace(
             change,
@@ -280,6 +290,8 @@ def cut(
         parts = (part_at(layer, corner.astype(int), patch).astype(np.float32) for layer in layers)
         moved = (torch.from_numpy(part).to(device) for part in parts)
     image, mask, unseen = moved
+    if case.image.dtype == np.uint16:
+        image = image / 65535
     labels = mask > 0.5 if case.mask.dtype == np.bool_ else mask.round().long()
     return Patch(_shaded(image, change), labels, unseen < 0.5)
 
@@ -307,6 +319,7 @@ def _matrix(change: Change, spacing_mm: Sequence[float]) -> Array:
 def _box(case: Case, centre: Array, patch: Sequence[int], change: Change) -> tuple[tuple[slice, ...], Array]:
     """Return the part of the case that the patch can see, and the centre in it."""
     reach = np.abs(_matrix(change, case.spacing_mm)) @ ((np.array(patch) - 1) / 2) + 1
+    reach += _FARTHEST * change.elastic_mm / np.array(case.spacing_mm)[::-1]
     size = np.array(case.image.shape)
     low = np.clip(np.floor(centre - reach), 0, size - 1).astype(int)
     high = np.clip(np.ceil(centre + reach) + 1, low + 1, size).astype(int)
@@ -323,7 +336,20 @@ def _coordinates(centre: Array, patch: Sequence[int], change: Change, case: Case
         d, h, w = (row * offset for row, offset in zip(matrix[axis], offsets, strict=True))
         voxel = centre[axis] + d[:, None, None] + h[:, None] + w
         at[0, ..., 2 - axis] = (2 * voxel + 1) / sides[axis] - 1
-    return torch.from_numpy(at)
+    result = torch.from_numpy(at)
+    if change.elastic_mm > 0:
+        moved = _displacement(change, patch) / torch.tensor(case.spacing_mm)  # (i, j, k), as the last axis
+        moved[..., [2 - axis for axis in range(3) if case.image.shape[axis] == 1]] = 0
+        result += 2 * moved / torch.tensor(list(reversed(sides)))
+    return result
+
+
+def _displacement(change: Change, patch: Sequence[int]) -> Tensor:
+    """(1, D, H, W, 3) in mm along i, j and k: random at a few points, smooth between them."""
+    rng = np.random.default_rng([change.elastic_seed, 1])
+    points = np.clip(rng.standard_normal((1, 3, *_POINTS), dtype=np.float32), -_FARTHEST, _FARTHEST)
+    field = F.interpolate(torch.from_numpy(points), tuple(patch), mode="trilinear", align_corners=True)
+    return change.elastic_mm * field.permute(0, 2, 3, 4, 1)
 
 
 def _shaded(image: Tensor, change: Change) -> Tensor:

@@ -25,7 +25,7 @@ from FewShotSegLib.progress import Progress, Report, note, warning, with_share_d
 from FewShotSegLib.sam.clicks import random_click
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.synthesis.plan import Sample
-from FewShotSegLib.synthesis.synthesizer import Synthesizer
+from FewShotSegLib.synthesis.synthesizer import AnnotatedSlices, Synthesizer
 
 from . import estimate
 from .context import AdaptInputs, RunContext
@@ -41,12 +41,18 @@ Beside = Callable[["Lesson", Mapping[str, torch.Tensor], int], JointTraining]
 
 
 def adapt_prompted(
-    inputs: AdaptInputs, recipe: PromptedRecipe, run: RunContext, *, method: str, beside: Beside | None = None
+    inputs: AdaptInputs,
+    recipe: PromptedRecipe,
+    run: RunContext,
+    *,
+    method: str,
+    beside: Beside | None = None,
+    beside_identity: str = "",
 ) -> Adapter:
     """Train an adapter for the structures of the exemplars on the promptable base.
 
     An adapter to go on from must be of the same base and structures. `beside` makes what is trained beside the
-    exemplars; estimates are made with it too.
+    exemplars; estimates are made with it too. `beside_identity` is a digest of all that this depends on.
     """
     base, exemplars = inputs.promptable_base, inputs.exemplars
     recipe = resolve(recipe, base.family, base.device)
@@ -55,7 +61,7 @@ def adapt_prompted(
         check_same_structures(inputs.start, structures)
     intensity = inputs.intensity or replace(inputs.intensity_of_exemplars(), scale=base.scale)
     seed = run.new_seed()
-    trainer = _Trainer(base, structures, intensity, seed, inputs.start, beside)
+    trainer = _Trainer(base, structures, intensity, seed, inputs.start, beside, beside_identity)
     folds = estimate.leave_out(exemplars, recipe.estimate_folds)
     # Estimating may take a third of the time; the final run gets the rest.
     fold_seconds = run.max_seconds / 3 / len(folds) if run.max_seconds and folds else None
@@ -113,8 +119,10 @@ def adapter_of(
         "tokens": recipe.tokens,
         "full_decoder": recipe.full_decoder,
     }
+    if not adaptation.spec.locator:
+        architecture["locator"] = False
     if maps is not None:
-        architecture.update(locator=False, maps={"ways": list(maps.ways)})
+        architecture.update(maps={"ways": list(maps.ways)})
     return Adapter(
         tensors={**adaptation.tensors(base), **(maps.tensors() if maps is not None else {})},
         recipe=to_dict(recipe),
@@ -148,7 +156,7 @@ def synthesizer_of(
     empty = [s for exemplar in exemplars for s in background_slices(exemplar, intensity, image_size, limit=16)]
     synthesis = recipe.synthesizer
     if not recipe.synthesis:
-        synthesis = replace(synthesis, original_probability=1.0, empty_probability=0.0)
+        return AnnotatedSlices(slices, synthesis, structures)
     near = []
     if synthesis.background == "neighbour":
         near = [s for exemplar in exemplars for s in neighbour_slices(exemplar, intensity, image_size)]
@@ -165,6 +173,7 @@ class _Trainer:
     seed: int
     start: Adapter | None
     beside: Beside | None
+    beside_identity: str
 
     def train(
         self, exemplars: Sequence[Exemplar], recipe: PromptedRecipe, run: RunContext, stage: str, can_stop: bool = False
@@ -182,7 +191,7 @@ class _Trainer:
         for sentence in source.notes:
             run.report(note(sentence))
         lesson = Lesson(network, adaptation, source, recipe, self.intensity.scale, self.seed)
-        identity = _identity(network, exemplars, self.intensity, recipe, self.seed, start)
+        identity = _identity(network, exemplars, self.intensity, recipe, self.seed, start) + self.beside_identity
         fitted, joint = learn(lesson, run, stage, identity=identity, beside=self.beside, can_stop=can_stop)
         return adaptation, fitted, joint
 
@@ -252,7 +261,10 @@ def _identity(
     start: Adapter | None,
 ) -> str:
     """What must be equal for a checkpoint to be continued."""
-    digests = [estimate.provenance(exemplar)["sha256"] for exemplar in exemplars]
+    digests = [
+        (estimate.provenance(e)["sha256"], e.axis, e.annotated_slices, e.empty_slices, dict(e.structures))
+        for e in exemplars
+    ]
     given = (intensity.to_dict(), to_dict(recipe), seed, start.digest if start else "")
     return repr((network.name, network.sha256, network.image_size, digests, *given))
 
@@ -266,6 +278,7 @@ def metrics_of(
         "stopped_by": fitted.stopped_by,
         "held_back_dice": fitted.best_score,
         "best_step": fitted.best_step,
+        **fitted.oddities,
     }
     if not folds:
         why = "not asked for" if asked == 0 else "not estimable with one annotated slice"

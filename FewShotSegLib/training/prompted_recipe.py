@@ -12,7 +12,7 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.lora.adaptation import AdaptationSpec
 from FewShotSegLib.lora.layers import KINDS, LoraSpec
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.sam.presets import ALL_BLOCKS, best_preset, preset_of
+from FewShotSegLib.sam.presets import ALL_BLOCKS, PRESETS, best_preset, preset_of
 from FewShotSegLib.synthesis.plan import SynthesisRecipe
 
 STEPS, MAP_STEPS = 400, 40
@@ -63,6 +63,19 @@ class PromptedRecipe:
     batch_size: int | None = option(None, "Slices per step; none: as the preset says", min=1, max=256, advanced=True)
     accumulate: int = option(1, "Batches per optimizer step", min=1, max=64, advanced=True)
     click_prompts: int = option(2, "Clicks and boxes per slice", min=0, max=32, advanced=True)
+    box_share: float = option(
+        0.3,
+        "Share of prompts with a box, a third of them with a click too (Cheap Lunch: 0)",
+        min=0.0,
+        max=1.0,
+        advanced=True,
+    )
+    central_share: float = option(
+        0.3, "Share of clicks deep inside; the others are anywhere (Cheap Lunch: 0)", min=0.0, max=1.0, advanced=True
+    )
+    most_points: int = option(
+        1, "Most points that a click comes with, itself among them (GMISeg: one or more)", min=1, max=16, advanced=True
+    )
     token_prompts: int = option(4, "Structure tokens per slice", min=0, max=64, advanced=True)
     token_click_probability: float = option(
         0.35, "Share of tokens that come with a click", min=0.0, max=1.0, advanced=True
@@ -72,6 +85,15 @@ class PromptedRecipe:
     )
     cross_entropy_weight: float = option(1.0, "Weight of cross-entropy (Cheap Lunch: 1)", min=0.0, advanced=True)
     dice_weight: float = option(0.8, "Weight of the Dice loss (Cheap Lunch: 0.8)", min=0.0, advanced=True)
+    dice: str = option(
+        "structure",
+        "Dice of each structure, or as SAMed: of background and structure, over the whole batch",
+        choices=("structure", "with background"),
+        advanced=True,
+    )
+    quality_weight: float = option(
+        1.0, "Weight of the error of the predicted IoU (Cheap Lunch: 0)", min=0.0, max=10.0, advanced=True
+    )
     weight_decay: float = option(0.1, "AdamW weight decay (SAMed: 0.1)", min=0.0, max=1.0, advanced=True)
     warmup_steps: int = option(20, "Steps until the peak learning rate", min=0, max=10_000, advanced=True)
     validate_every: int = option(40, "Steps between looks at held-back samples", min=0, advanced=True)
@@ -93,14 +115,12 @@ class PromptedRecipe:
 
 def resolve(recipe: R, family: str, device: torch.device) -> R:
     """The recipe with everything the preset decides filled in; what the user set stays."""
-    name = recipe.preset
-    if name == "auto":
-        name = best_preset(device)
+    name = recipe.preset if recipe.preset in PRESETS else best_preset(device)
     preset = preset_of(family, name, device)
     maps = preset.structure_maps if recipe.structure_maps is None else recipe.structure_maps
     return replace(
         recipe,
-        preset=name,
+        preset=name if recipe.preset == "auto" else recipe.preset,
         structure_maps=maps,
         steps=recipe.steps or (MAP_STEPS if maps else STEPS),
         encoder_blocks=preset.encoder_blocks if recipe.encoder_blocks is None else recipe.encoder_blocks,

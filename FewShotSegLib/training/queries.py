@@ -14,13 +14,13 @@ from torch import Tensor
 
 from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.lora.heads import target_of
-from FewShotSegLib.sam.clicks import FIRST_PROMPT, corrected, first_prompt
-from FewShotSegLib.sam.network import PADDING, Embedding, PromptableNetwork, PromptBatch
+from FewShotSegLib.sam.clicks import FIRST_PROMPT, corrected, first_prompt, random_click
+from FewShotSegLib.sam.network import PADDING, POSITIVE, Embedding, PromptableNetwork, PromptBatch
 from FewShotSegLib.synthesis.plan import Sample
 
 from .losses import cross_entropy, soft_dice_loss
 
-KINDS, SHARES = ("click", "box", "both"), (0.7, 0.2, 0.1)
+KINDS = ("click", "box", "both")
 PixelLoss = Callable[[Tensor, Tensor], Tensor]
 """Logits and targets (..., h, w) -> (...)."""
 
@@ -32,6 +32,36 @@ class TellsStructures(Protocol):
         self, network: PromptableNetwork, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]
     ) -> PromptBatch:
         """The prompts (N, grouped by image) with what tells their structures."""
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """How training prompts point: the share of them with a box, a third of those with a click too, the share of clicks
+    deep inside, and how many points a click may come with, itself among them.
+    """
+
+    box_share: float = 0.3
+    central_share: float = 0.3
+    most_points: int = 1
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Of clicks, boxes, and both."""
+        return 1 - self.box_share, 2 * self.box_share / 3, self.box_share / 3
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the loss per pixel, of Dice, and of the error of the predicted IoU.
+
+    `with_background`: Dice is that of SAMed's code, the mean of those of background and structure over the whole batch
+    with 1e-5 for empty masks, instead of each mask's own.
+    """
+
+    pixel: float = 1.0
+    dice: float = 0.8
+    quality: float = 1.0
+    with_background: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,22 +79,30 @@ class Query:
     weight: NDArray[np.float32]
 
 
-def click_query(samples: Sequence[Sample], count: int, rng: np.random.Generator) -> Query:
+def click_query(
+    samples: Sequence[Sample], count: int, rng: np.random.Generator, pointing: Pointing | None = None
+) -> Query:
     """Class-agnostic prompts as a clicking user gives them: one random structure each, a point or a box on it."""
-    drawn = [_one_click(sample, value, rng) for sample in samples for value in _present(sample, count, rng)]
+    how = pointing or Pointing()
+    drawn = [_one_click(sample, value, rng, how) for sample in samples for value in _present(sample, count, rng)]
     return _query(drawn, None)
 
 
 def token_query(
-    samples: Sequence[Sample], structures: Sequence[int], count: int, rng: np.random.Generator, with_click: float
+    samples: Sequence[Sample],
+    structures: Sequence[int],
+    count: int,
+    rng: np.random.Generator,
+    with_click: float,
+    pointing: Pointing | None = None,
 ) -> Query:
     """Structure tokens, for present and absent structures alike; a share of the present ones with a click as well."""
-    drawn, asked = [], []
+    drawn, asked, how = [], [], pointing or Pointing()
     for sample in samples:
         for value in _asked(sample, structures, count, rng):
             asked.append(value)
             click = bool((sample.labels == value).any()) and rng.random() < with_click
-            drawn.append(_one_click(sample, value, rng) if click else _no_click(sample, value))
+            drawn.append(_one_click(sample, value, rng, how) if click else _no_click(sample, value, how))
     return _query(drawn, tuple(asked))
 
 
@@ -73,11 +111,11 @@ def query_loss(
     adaptation: TellsStructures,
     embedding: Embedding,
     query: Query,
-    weights: tuple[float, float],
+    weights: LossWeights,
     correction: np.random.Generator | None = None,
     pixel_loss: PixelLoss = cross_entropy,
 ) -> Tensor:
-    """Mean over prompts of `weights` x (`pixel_loss`, Dice) at the decoder's own resolution.
+    """Mean over prompts of `weights` x (`pixel_loss`, Dice, error of the predicted IoU) at the decoder's resolution.
 
     With `correction` a second answer is asked for after one corrective click, and both are learned from.
     """
@@ -124,23 +162,36 @@ def _masked_loss(
     target: Tensor,
     known: Tensor,
     weight: Tensor,
-    weights: tuple[float, float],
+    weights: LossWeights,
     pixel_loss: PixelLoss,
 ) -> Tensor:
     answer = answer.float()
     probability = torch.sigmoid(answer) * known
     # Outside what is known both sides are made to agree, so the pixel costs nothing.
     agreed = torch.where(known > 0, answer, torch.where(target > 0.5, 30.0, -30.0))
-    per_mask = weights[0] * pixel_loss(agreed, target) + weights[1] * soft_dice_loss(
-        probability, target * known, squared=True
-    )
+    per_mask = weights.pixel * pixel_loss(agreed, target)
+    if weights.with_background:
+        per_mask = per_mask + weights.dice * _dice_with_background(probability, target, known, weight)
+    else:
+        per_mask = per_mask + weights.dice * soft_dice_loss(probability, target * known, squared=True)
     with torch.no_grad():
         hard = (answer > 0) & (known > 0)
         truth = (target > 0.5) & (known > 0)
         union = (hard | truth).sum((-2, -1))
         true_iou = torch.where(union > 0, (hard & truth).sum((-2, -1)) / union.clamp(min=1), 1.0)
     quality = (iou.float()[:, -1] - true_iou) ** 2
-    return ((per_mask + quality) * weight).sum() / weight.sum().clamp(min=1)
+    return ((per_mask + weights.quality * quality) * weight).sum() / weight.sum().clamp(min=1)
+
+
+def _dice_with_background(probability: Tensor, target: Tensor, known: Tensor, weight: Tensor) -> Tensor:
+    """A scalar: 1 - the mean of the Dice of background and structure over all known pixels of the batch."""
+    counted = known * weight[:, None, None]
+    pairs = ((probability, target), (1 - probability, 1 - target))
+    losses = [
+        soft_dice_loss((p * counted).flatten()[None], (t * counted).flatten()[None], squared=True, smooth=1e-5)
+        for p, t in pairs
+    ]
+    return torch.stack(losses).mean()
 
 
 def batch_dice(network: PromptableNetwork, adaptation: Adaptation, embedding: Embedding, query: Query) -> float:
@@ -194,16 +245,24 @@ def _asked(sample: Sample, structures: Sequence[int], count: int, rng: np.random
 _Drawn = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_], float]
 
 
-def _one_click(sample: Sample, value: int, rng: np.random.Generator) -> _Drawn:
+def _one_click(sample: Sample, value: int, rng: np.random.Generator, pointing: Pointing) -> _Drawn:
     target = (sample.labels == value) & (value > 0)
     if not target.any():
-        return (*_no_click(sample, value)[:4], 0.0)
-    coords, labels = first_prompt(target, str(rng.choice(KINDS, p=SHARES)), rng, central=0.3)
+        return (*_no_click(sample, value, pointing)[:4], 0.0)
+    kind = str(rng.choice(KINDS, p=pointing.shares))
+    first = first_prompt(target, kind, rng, central=pointing.central_share)
+    coords, labels, *_ = _no_click(sample, value, pointing)
+    coords[:FIRST_PROMPT], labels[:FIRST_PROMPT] = first
+    if pointing.most_points > 1 and kind != "box":
+        for further in range(int(rng.integers(pointing.most_points))):
+            coords[FIRST_PROMPT + further] = random_click(target, rng)
+            labels[FIRST_PROMPT + further] = POSITIVE
     return coords, labels, target, _known(sample), 1.0
 
 
-def _no_click(sample: Sample, value: int) -> _Drawn:
-    coords, labels = np.zeros((FIRST_PROMPT, 2), np.float32), np.full(FIRST_PROMPT, PADDING, np.int64)
+def _no_click(sample: Sample, value: int, pointing: Pointing) -> _Drawn:
+    count = FIRST_PROMPT + pointing.most_points - 1
+    coords, labels = np.zeros((count, 2), np.float32), np.full(count, PADDING, np.int64)
     return coords, labels, (sample.labels == value) & (value > 0), _known(sample), 1.0
 
 

@@ -352,7 +352,8 @@ def _png(size_inches: tuple[float, float], draw: Callable[[Any, _Theme], None], 
     from matplotlib.figure import Figure
 
     installed = _installed_fonts()
-    with rc_context({"font.family": [name for name in _FONTS if name in installed] or ["sans-serif"]}):
+    fonts = [name for name in _FONTS if name in installed] or ["sans-serif"]
+    with rc_context({"font.family": fonts, "text.parse_math": False}):  # names of structures are no formulas
         figure = Figure(figsize=size_inches, facecolor=theme.paper)
         canvas = FigureCanvasAgg(figure)
         draw(figure, theme)

@@ -18,12 +18,21 @@ if TYPE_CHECKING:
 
 def contact_sheet(samples: Sequence[Sample], path: Path | str, columns: int = 6) -> None:
     """Write a PNG with every sample, its structures outlined and named, and how it was made, for a user to judge."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib import rc_context
 
     if not samples or columns < 1:
         raise InputError(f"A contact sheet needs samples and columns, got {len(samples)} and {columns}.")
-    columns = min(columns, len(samples))
+    with rc_context({"text.parse_math": False}):  # names of structures are no formulas
+        _draw_sheet(samples, Path(path), min(columns, len(samples)))
+
+
+_MADE_BY = "FewShotSeg contact sheet"
+
+
+def _draw_sheet(samples: Sequence[Sample], path: Path, columns: int) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     rows = -(-len(samples) // columns)
     figure = Figure(figsize=(2.6 * columns, 2.95 * rows + 0.5), dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -35,8 +44,14 @@ def contact_sheet(samples: Sequence[Sample], path: Path | str, columns: int = 6)
         _draw_sample(axis, sample, colors)
         axis.set_title(f"{number}: {_caption(sample)}", fontsize=6.5)
     _legend(figure, names, colors)
-    with written_whole(Path(path)) as part:
-        FigureCanvasAgg(figure).print_png(part)
+    with written_whole(path) as part:
+        FigureCanvasAgg(figure).print_png(part, metadata={"Software": _MADE_BY})
+
+
+def is_contact_sheet(path: Path) -> bool:
+    """Whether a file is a picture that `contact_sheet` has drawn."""
+    with path.open("rb") as stream:
+        return _MADE_BY.encode() in stream.read(4096)
 
 
 def _draw_sample(axis: Any, sample: Sample, colors: Mapping[int, Color]) -> None:

@@ -45,11 +45,13 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.data.json_text import MOST_BYTES, parsed_table
+from FewShotSegLib.data.schema import shown
+from FewShotSegLib.errors import Cancelled, InputError, of_the_system
 from FewShotSegLib.progress import Control, Progress, Report
 
 Work = Callable[[dict[str, Any]], dict[str, Any]]
@@ -179,6 +181,7 @@ class Worker:
         try:
             if request.pop("cancelled", False):
                 raise Cancelled
+            _check_types(request)
             if request["op"] not in self._does:
                 raise InputError(f"Unknown request {request['op']!r}; allowed are {', '.join(self._does)}.")
             result = self._does[request["op"]](request)
@@ -187,6 +190,8 @@ class Worker:
         except InputError as error:
             extra = {"result": error.result} if hasattr(error, "result") else {}
             self.channel.send(number, "error", kind="input", message=str(error), **extra)
+        except OSError as error:
+            self.channel.send(number, "error", kind="input", message=of_the_system(error))
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             self.channel.send(number, "error", kind="defect", message=text, traceback=traceback.format_exc())
@@ -213,6 +218,23 @@ class Worker:
                 self.requests.finish()
 
         return watched
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("volume", "path", "holds", "sheet", "view", "device", "mask_path"), (str,)),
+    **dict.fromkeys(("base", "adapter", "axis"), (str, type(None))),
+    **dict.fromkeys(("job", "prompt"), (dict,)),
+    **dict.fromkeys(("prompts", "known", "affine"), (list,)),
+    "intensity": (dict, type(None)),
+}
+
+
+def _check_types(request: Mapping[str, Any]) -> None:
+    """Raise `InputError` for an entry of another kind than requests have; what it means is checked where it is used."""
+    for key, kinds in _TYPES.items():
+        value = request.get(key)
+        if key in request and not (isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)):
+            raise InputError(f'The entry "{key}" of a request is of the wrong kind, got {shown(value)}.')
 
 
 def _picture(progress: Progress) -> dict[str, Any]:
@@ -245,8 +267,8 @@ def _describe_folder(request: Mapping[str, Any]) -> dict[str, Any]:
     from FewShotSegLib.io.datasets import data_sets_in
     from FewShotSegLib.io.folders import images_in
 
-    path = Path(request["path"])
-    if request["holds"] == "volumes":
+    path = Path(request.get("path", ""))
+    if request.get("holds") == "volumes":
         return {"volumes": len(images_in(path))}
     found = [
         {
@@ -288,7 +310,10 @@ def _draw_preview(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
     from FewShotSegLib.jobs.adapt import preview
 
     sheet = str(request.get("sheet", ""))
-    preview(_job_of(AdaptJob, request), Path(sheet), int(request.get("count", 12)))
+    count = request.get("count", 12)
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 1000:
+        raise InputError(f"The count of samples is a whole number from 1 to 1000, got {shown(count)}.")
+    preview(_job_of(AdaptJob, request), Path(sheet), count)
     return {"sheet": sheet}
 
 
@@ -303,14 +328,17 @@ def _job_of(kind: type[JobKind], request: Mapping[str, Any]) -> JobKind:
 
 def read(stream: TextIO, channel: Channel, requests: Requests, finished: threading.Event) -> None:
     """Read requests until the input ends; then give the main thread a moment, and end the process."""
-    for line in stream:
+    for line in _lines(stream):
         if not line.strip():
             continue
         try:
-            request = json.loads(line)
-            number, op = request.get("id"), request["op"]
-        except (ValueError, KeyError, AttributeError):
-            channel.send(None, "error", kind="input", message=f"Not a request: {line.strip()[:200]}")
+            request = parsed_table(line, "The request")
+            number, op = request.get("id"), request.get("op")
+            if not isinstance(op, str):
+                raise InputError('A request has the name of what to do under "op".')
+        except InputError as error:
+            text = line.strip()[:200].encode("utf-8", "backslashreplace").decode()
+            channel.send(None, "error", kind="input", message=f"Not a request: {error} Got: {text}")
             continue
         found = requests.add(request)
         if op in ("cancel", "stop_and_keep_best"):
@@ -320,13 +348,21 @@ def read(stream: TextIO, channel: Channel, requests: Requests, finished: threadi
         os._exit(1)  # outputs are whole or absent: nothing can be half written
 
 
+def _lines(stream: TextIO) -> Iterator[str]:
+    """The lines of the input; of one that has no end only the beginning, which is no request."""
+    while line := stream.readline(MOST_BYTES):
+        yield line
+        while len(line) == MOST_BYTES and not line.endswith("\n"):
+            line = stream.readline(MOST_BYTES)
+
+
 def guarded_streams() -> tuple[TextIO, TextIO]:
     """Input and output for the protocol; whatever else is printed, also from C++, goes to the error stream."""
     sys.stdout.flush()
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="\n")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     sys.stdout = sys.stderr
-    requests = os.fdopen(os.dup(sys.stdin.fileno()), "r", encoding="utf-8")
+    requests = os.fdopen(os.dup(sys.stdin.fileno()), "r", encoding="utf-8", errors="surrogateescape")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, sys.stdin.fileno())
     return requests, output

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from FewShotSegLib.data.job import AdaptJob, Job, SegmentJob, from_dict, to_dict
-from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.errors import Cancelled, InputError, of_the_system
 from FewShotSegLib.io.jobs import with_paths_from
-from FewShotSegLib.jobs.record import is_complete, read_record, result_path
 from FewShotSegLib.jobs.volumes_table import write_volumes
 from FewShotSegLib.progress import Progress, Report, note, part_of, silent
 
@@ -46,7 +45,8 @@ def segment_images(
 ) -> dict[str, Any]:
     """Segment the images of one job, several at a time, and write `volumes.csv` into its folder.
 
-    Returns the record of the whole. An image that fails does not stop the others; the failed ones are named at the end
+    Returns the record of the whole; its "table" is the file, which has a number in its name where somebody has changed
+    the table of an earlier run. An image that fails does not stop the others; the failed ones are named at the end
     in an error or, without `raise_failures`, in the table and in the record only.
     """
     from FewShotSegLib.jobs.inputs import output_names
@@ -58,14 +58,14 @@ def segment_images(
         try:
             result = run(job, report, raise_failures=raise_failures)
         except SomeImagesFailed as error:
-            write_volumes(error.result["images"], Path(job.out) / "volumes.csv")
+            write_volumes(error.result["images"], Path(job.out) / "volumes.csv", overwrite=job.overwrite)
             raise
-        write_volumes(result["images"], Path(job.out) / "volumes.csv")
-        return result
+        table = write_volumes(result["images"], Path(job.out) / "volumes.csv", overwrite=job.overwrite)
+        return {**result, "table": str(table)}
     outcomes = run_jobs([replace(job, images=(image,)) for image in job.images], processes, dask, report)
     records = [record for outcome in outcomes for record in _records(outcome)]
-    write_volumes(records, Path(job.out) / "volumes.csv")
-    result = _combined(job, outcomes, records)
+    table = write_volumes(records, Path(job.out) / "volumes.csv", overwrite=job.overwrite)
+    result = {**_combined(job, outcomes, records), "table": str(table)}
     failed = [outcome for outcome in outcomes if outcome.error]
     if failed and raise_failures:
         _raise(failed, result, len(outcomes))
@@ -78,10 +78,12 @@ def run_jobs(
     """Run jobs and return what became of each, in order. Cancelling ends the running ones and raises."""
     if processes < 1:
         raise InputError(f"At least one process is needed, got {processes}.")
+    from FewShotSegLib.jobs.adapt import made_before
+
     jobs = [with_paths_from(job, Path.cwd()) for job in jobs]
     outcomes: dict[int, Outcome] = {}
     for number, job in enumerate(jobs):
-        record = _made_before(job)
+        record = made_before(job) if isinstance(job, AdaptJob) else None
         if record is not None:
             outcomes[number] = Outcome(job, {**record, "skipped": True})
             report(note(f"{job.out} is there already, made by the same job; not made again."))
@@ -93,23 +95,6 @@ def run_jobs(
     else:
         outcomes |= _Pool(left, min(processes, max(len(left), 1)), report).run()
     return [outcomes[number] for number in range(len(jobs))]
-
-
-def _made_before(job: Job) -> dict[str, Any] | None:
-    """The record of an adapter that this very job has made from files that have not changed since.
-
-    Images of a segment job are looked at by the pipeline, one by one; an evaluation takes no time.
-    """
-    if not isinstance(job, AdaptJob):
-        return None
-    out = Path(job.out)
-    path = result_path(out.parent, out.stem)
-    record = read_record(path)
-    if record is None or record.get("job") != to_dict(job) or not is_complete(record, out.parent):
-        return None
-    sources = [Path(file) for exemplar in job.exemplars for file in (exemplar.image, exemplar.labelmap)]
-    made = path.stat().st_mtime
-    return record if all(source.exists() and source.stat().st_mtime <= made for source in sources) else None
 
 
 def _one_by_one(jobs: dict[int, Job], report: Report) -> dict[int, Outcome]:
@@ -128,6 +113,8 @@ def _outcome(job: Job, report: Report) -> Outcome:
         raise
     except InputError as error:
         return Outcome(job, getattr(error, "result", None), str(error))
+    except OSError as error:
+        return Outcome(job, None, of_the_system(error))
     except Exception as error:
         return Outcome(job, None, f"{type(error).__name__}: {error}", is_input_error=False)
 

@@ -37,6 +37,12 @@ from . import processes, scratch
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _ERROR_LINES = 30
+# Not `-m`: that looks for every module in the current folder first, which may be a folder of data that somebody sent.
+# PYTHONSAFEPATH says so to Python 3.11 and later, taking "" away to the others.
+_START = (
+    "import sys; sys.path[:] = [path for path in sys.path if path]; import runpy; "
+    "runpy.run_module('FewShotSegLib.worker', run_name='__main__', alter_sys=True)"
+)
 # Slicer's main thread holds Python's lock also while Qt waits for events: only while a poll sleeps can the threads here
 # take in what has arrived. Without, an answer of 400 kB comes ten polls late.
 _HANDOVER_S = 0.001
@@ -53,14 +59,7 @@ class WorkerClient:
     def __init__(
         self, python: str | None = None, environment: Mapping[str, str] | None = None, niceness: int = 0
     ) -> None:
-        self._command = [
-            python or sys.executable,
-            "-u",
-            "-m",
-            "FewShotSegLib.worker",
-            "--niceness",
-            str(niceness),
-        ]
+        self._command = [python or sys.executable, "-u", "-c", _START, "--niceness", str(niceness)]
         self._niceness = niceness
         self._environment = dict(environment or {})
         self._worker: _Process | None = None
@@ -146,8 +145,8 @@ class WorkerClient:
         self.close()
 
     def _start(self) -> None:
-        paths = [str(_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
-        changes = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1"}
+        paths = [str(_FOLDER), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        changes = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1", "PYTHONSAFEPATH": "1"}
         self._worker = _Process(
             self._command, {**os.environ, **changes, **self._environment}, gives_way=self._niceness > 0
         )

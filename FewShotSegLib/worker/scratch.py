@@ -11,7 +11,8 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import IO
+
+from FewShotSegLib.io.locks import take
 
 _PREFIX = "fewshotseg-"
 _LOCK = "in use"
@@ -25,7 +26,7 @@ class _Own:
         # Locked before it gets its name: a folder with a lock that nobody holds is an abandoned one.
         unnamed = self.folder / "new"
         self._lock = unnamed.open("wb")
-        _take(self._lock)
+        take(self._lock)
         unnamed.rename(self.folder / _LOCK)
         self._process = os.getpid()
         atexit.register(self.remove)
@@ -58,7 +59,7 @@ def is_in_use(folder: Path) -> bool:
         return True
     try:
         with (folder / _LOCK).open("rb+") as lock:
-            return not _take(lock)
+            return take(lock) != "taken"
     except FileNotFoundError:
         return folder.is_dir()
     except OSError:
@@ -72,19 +73,3 @@ def remove_abandoned() -> list[Path]:
     for folder in abandoned:
         shutil.rmtree(folder, ignore_errors=True)
     return abandoned
-
-
-def _take(lock: IO[bytes]) -> bool:
-    """Lock a file until it is closed; False where another process holds it, or the file system knows no locks."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        else:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

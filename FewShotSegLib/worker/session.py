@@ -18,6 +18,7 @@ from FewShotSegLib.data.volume import AXES, AXIS_LETTERS, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_frame import SliceFrame
 from FewShotSegLib.imaging.slice_reader import SliceReader
+from FewShotSegLib.io.adapters import read_card
 from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.progress import Report
 
@@ -48,7 +49,10 @@ class PromptSession:
 
     def add_volume(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Keep a copy of a volume under its name."""
-        affine = np.array(request.get("affine", np.eye(4)), dtype=np.float64)
+        try:
+            affine = np.array(request.get("affine", np.eye(4)), dtype=np.float64)
+        except (TypeError, ValueError):
+            raise InputError("The affine of a volume is four rows of four numbers.") from None
         volume = Volume(_array_from(request), affine)
         spec = request.get("intensity")
         self._volumes[_name(request)] = _Known(volume, IntensitySpec.from_dict(spec) if spec else None, {})
@@ -105,8 +109,11 @@ class PromptSession:
 
         known, predictor = self._volume(request), self._predictor(request)
         axis = slice_axis(known.volume, predictor.adapter, (), SegmentOptions(axis=AXES.get(request.get("axis", ""))))
+        known_slices = request.get("known", ())
+        if not all(isinstance(one, int) and not isinstance(one, bool) for one in known_slices):
+            raise InputError("The known slices are a list of whole numbers.")
         found = suggest_slice(
-            known.volume, predictor, axis, known=request.get("known", ()), intensity=known.intensity, report=report
+            known.volume, predictor, axis, known=known_slices, intensity=known.intensity, report=report
         )
         return {"axis": AXIS_LETTERS[axis], "index": found.index, "doubts": found.doubts}
 
@@ -125,8 +132,8 @@ class PromptSession:
 
         adapter = request.get("adapter")
         path = Path(adapter) if adapter else None
-        stamp = path.stat().st_mtime_ns if path is not None and path.is_file() else 0
-        key = (request.get("base"), adapter, stamp, request.get("device", "auto"))
+        content = read_card(path).get("digest") if path is not None else ""
+        key = (request.get("base"), adapter, str(content), request.get("device", "auto"))
         if key not in self._predictors:
             device = choose_device(request.get("device", "auto"), log.info)
             with torch.random.fork_rng(devices=[]):

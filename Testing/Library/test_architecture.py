@@ -58,6 +58,7 @@ WITHOUT_TESTS = {
 WHOLE_LIBRARY = {
     "test_architecture.py",
     "test_contributing.py",
+    "test_fuzz.py",
     "test_golden.py",
     "test_package.py",
     "test_stopping.py",

@@ -54,7 +54,9 @@ class ExemplarGroup:
             for index, drawn in zip(one.exemplar.slices, one.labels, strict=True):
                 slices[index] = numbers[drawn]
         known = {value: name for value, name in names.items() if name in self.names}
-        return Exemplar(volume, labels, known, self.axis, self.slices, self.emptySlices, self.volumeNode.GetName())
+        overlapping = sum(one.exemplar.overlapping for one in self.members)
+        name = self.volumeNode.GetName()
+        return Exemplar(volume, labels, known, self.axis, self.slices, self.emptySlices, name, overlapping)
 
     def written(self, names: Mapping[int, str], files: JobFiles) -> ExemplarFiles:
         """Write it for a job; `names` as in `asExemplar`."""

@@ -25,7 +25,8 @@ class SceneExemplar:
     `emptySlices`. `shownStructures` are those with a voxel on a slice. `date` is local time, ISO. One that is not
     `isEnabled` is not learned from. `note` is what a scene or a bundle of an earlier version brings along.
 
-    `shape` (K, J, I) and `volumeSha256` are those of the volume when the exemplar was added.
+    `shape` (K, J, I) and `volumeSha256` are those of the volume when the exemplar was added. `overlapping` is how many
+    voxels were drawn in several segments then, and are kept for the last of them only.
     """
 
     id: str
@@ -41,6 +42,7 @@ class SceneExemplar:
     isEnabled: bool = True
     volumeSha256: str = ""
     shape: tuple[int, int, int] = (0, 0, 0)
+    overlapping: int = 0
 
     @property
     def allSlices(self) -> tuple[int, ...]:

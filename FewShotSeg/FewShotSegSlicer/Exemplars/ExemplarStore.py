@@ -64,14 +64,17 @@ class ExemplarStore:
         ids = _drawn(volumeNode, segmentationNode, axis, segmentIds)
         names = _namesOf(segmentationNode, ids)
         labels = np.zeros((1, *checkedSlice(volumeNode, axis, index)), np.uint16)
+        overlapping = 0
         for value, segmentId in enumerate(ids, start=1):
-            labels[0][Segmentations.sliceMask(segmentationNode, segmentId, volumeNode, axis, index)] = value
+            mask = Segmentations.sliceMask(segmentationNode, segmentId, volumeNode, axis, index)
+            overlapping += int(np.count_nonzero(labels[0][mask]))
+            labels[0][mask] = value
         if not labels.any():
             raise InputError(
                 f"Slice {AXIS_LETTERS[axis]}={index} shows no {' or '.join(names.values())}; draw them, or mark the "
                 "slice as empty."
             )
-        return self._add(volumeNode, DrawnSlices(axis, (index,), (), names, labels))
+        return self._add(volumeNode, DrawnSlices(axis, (index,), (), names, labels), overlapping=overlapping)
 
     def addAnnotatedSlices(
         self, volumeNode: Any, segmentationNode: Any, axis: int | None = None, segmentIds: Sequence[str] | None = None
@@ -79,10 +82,12 @@ class ExemplarStore:
         """Keep every slice along `axis` (default: as acquired) on which a segment holds a voxel, as one exemplar."""
         axis = Volumes.volumeFromNode(volumeNode).acquisition_axis if axis is None else axis
         ids = _drawn(volumeNode, segmentationNode, axis, segmentIds)
-        array = Segmentations.labelmapFromSegmentation(segmentationNode, volumeNode, ids).volume.array
+        labelmap = Segmentations.labelmapFromSegmentation(segmentationNode, volumeNode, ids)
+        array, overlapping = labelmap.volume.array, sum(int(mask.sum()) for mask in labelmap.hidden.values())
         slices = labelledSlices(array, axis)
         labels, names = np.moveaxis(array, axis, 0)[slices], _namesOf(segmentationNode, ids)
-        return self._add(volumeNode, DrawnSlices(axis, tuple(slices), (), names, labels))
+        drawn = DrawnSlices(axis, tuple(slices), (), names, labels)
+        return self._add(volumeNode, drawn, overlapping=overlapping)
 
     def markEmpty(self, volumeNode: Any, axis: int, index: int) -> SceneExemplar:
         """Keep a slice that shows none of the structures. What was kept of it before is replaced."""

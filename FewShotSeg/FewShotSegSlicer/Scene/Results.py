@@ -84,9 +84,9 @@ def tableOf(record: Mapping[str, Any], folder: Path, names: Mapping[str, str]) -
         raise InputError(f"None of {len(images)} volumes could be segmented. {'; '.join(failed)}")
     for sentence in failed:
         log.warning("Not segmented: %s", sentence)
-    table = folder / "volumes.csv"
+    table = Path(record.get("table") or folder / "volumes.csv")
     if names:
-        write_volumes([{**one, "image": _nameOf(one, names)} for one in images], table)
+        table = write_volumes([{**one, "image": _nameOf(one, names)} for one in images], table)
     return str(table)
 
 

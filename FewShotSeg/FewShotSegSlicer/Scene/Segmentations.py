@@ -14,7 +14,7 @@ import numpy as np
 import slicer
 
 from FewShotSegLib.data.structures import distinct_names, structure_colors
-from FewShotSegLib.data.volume import Labelmap, Volume
+from FewShotSegLib.data.volume import Labelmap, Volume, label_values
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.reindex import reindexed
 
@@ -120,18 +120,27 @@ def labelmapFromSegmentation(
 ) -> Labelmap:
     """Return the segments (default: all) on the grid of the volume, with the values 1, 2, ... in their order.
 
-    Where segments overlap the later one is kept, which is logged. Two segments of one name get their value behind it.
+    Where segments overlap the later one is kept, and `Labelmap.mask` still has all voxels of each. Two segments of one
+    name get their value behind it.
     """
     ids = _segmentIds(segmentationNode, segmentIds)
     labels = np.zeros(shapeOf(volumeNode), np.uint8 if len(ids) <= 255 else np.uint16)
-    overlapping = 0
+    hidden: dict[int, Array] = {}
     for ofLayer, where in _layersOf(segmentationNode, volumeNode, ids):
-        overlapping += int(np.count_nonzero((labels[where] > 0) & (ofLayer > 0)))
+        _noteHidden(hidden, labels, ofLayer, where)
         np.maximum(labels[where], ofLayer, out=labels[where])
-    if overlapping:
-        log.warning("%s: segments overlap in %d voxels; the later is kept.", segmentationNode.GetName(), overlapping)
     names = {label: segmentOf(segmentationNode, i).GetName() for label, i in enumerate(ids, start=1)}
-    return Labelmap(Volume(labels, rasFromIjk(volumeNode)), distinct_names(names))
+    return Labelmap(Volume(labels, rasFromIjk(volumeNode)), distinct_names(names), hidden)
+
+
+def _noteHidden(hidden: dict[int, Array], labels: Array, ofLayer: Array, where: tuple[slice, slice, slice]) -> None:
+    """Take note of the voxels of two segments, under the value that they do not keep: the lower one."""
+    both = (labels[where] > 0) & (ofLayer > 0)
+    if both.any():
+        lower = np.minimum(labels[where], ofLayer)
+        for value in label_values(lower * both):
+            mask = hidden.setdefault(value, np.zeros(labels.shape, bool))
+            mask[where] |= both & (lower == value)
 
 
 def segmentationFromLabelmap(

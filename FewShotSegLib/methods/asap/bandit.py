@@ -387,6 +387,14 @@ class Bandit:
         self.history = [dict(row) for row in state["history"]]
         self.rng.bit_generator.state = state["rng"]
 
+    def go_on(self, state: Mapping[str, Any]) -> int:
+        """Go on from the state of an earlier run, with all it has learned and a history of its own; return the number
+        of its last turn.
+        """
+        self.load_state(state)
+        self.history = []
+        return self.turn
+
 
 def _finite(number: float | None) -> float | None:
     """The number where JSON can hold it."""

@@ -7,8 +7,9 @@ right data set helps more than any regularizer, the wrong one hurts; this finds 
 
 What is adapted is a 3-D network (UNet, SwinUNet, MambaUNet, as in the paper; one per structure), or the promptable
 model with LoRA, whose arms are clicked structures. The methods that the paper compares with are other `scheduler`s of
-the same run. Departures: our reading of the bandit (see `BanditRecipe`); a turn is a few steps, not an epoch, as there
-are three cases; networks without weights of their own are trained shortly on all arms first.
+the same run. Departures: our reading of the bandit (see `BanditRecipe`) and of the gradients that it compares (see
+`turns`); a turn is a few steps, not an epoch, as there are three cases; networks without weights of their own are
+trained on auxiliary data first, which the same bandit chooses. `preset=paper` is the paper as far as it says.
 
 When to use it: a few annotated cases, and a folder of other labelled data sets. Cost: as training with one fixed
 auxiliary data set, however many there are.
@@ -16,19 +17,20 @@ auxiliary data set, however many there are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.data.digests import sha256_of_array
 from FewShotSegLib.data.exemplar import Exemplar, check_exemplars, preflight
 from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.data.recipe import option, to_dict
+from FewShotSegLib.data.recipe import option, to_dict, with_preset
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.grid import Grid
-from FewShotSegLib.io.datasets import DataSet
 from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.progress import Report
 from FewShotSegLib.sam.network import PromptableNetwork
@@ -36,21 +38,21 @@ from FewShotSegLib.sam.presets import smaller_preset
 from FewShotSegLib.synthesis.plan import Sample
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.training.estimate import provenance
-from FewShotSegLib.training.lesson import Lesson
+from FewShotSegLib.training.lesson import Lesson, weights_of
 from FewShotSegLib.training.patches import PatchRecipe
 from FewShotSegLib.training.preview import patch_samples, shown_slice
 from FewShotSegLib.training.prompted import adapt_prompted
 from FewShotSegLib.training.prompted import training_samples as prompted_samples
 from FewShotSegLib.training.prompted_recipe import STEPS, PromptedRecipe
 from FewShotSegLib.training.prompted_recipe import resolve as resolve_prompted
-from FewShotSegLib.training.queries import click_query, images_of, on_device, query_loss
+from FewShotSegLib.training.queries import Pointing, click_query, images_of, on_device, query_loss
 
 from .bandit import READINGS as READINGS
 from .bandit import BanditRecipe
 from .networks import NetworkLesson, NetworkRecipe, adapt_networks
 from .pool import Pool
 from .schedulers import SCHEDULERS, Direct, Scheduler, scheduler_of
-from .turns import TurnRecipe, Turns, alternating
+from .turns import Gradients, TurnRecipe, Turns
 
 __all__ = [
     "LABEL",
@@ -74,6 +76,11 @@ class Recipe(PromptedRecipe):
     others.
     """
 
+    preset: str = option(
+        "auto",
+        "Size of the work, by free GPU memory; paper: a 3-D network as in the paper, for a GPU of 80 GB",
+        choices=("auto", "cpu", "8GB", "12GB", "24GB", "paper"),
+    )
     network: str = option(
         "sam",
         "What is adapted: the promptable model, or a 3-D network",
@@ -88,6 +95,12 @@ class Recipe(PromptedRecipe):
         choices=("default", "paper", "log", "released"),
         advanced=True,
     )
+    gradients: str = option(
+        "as reading",
+        "Gradients that are compared (eq. 2): running mean of the target's, means of batches, or one batch of each",
+        choices=("as reading", "running mean", "batches", "step"),
+        advanced=True,
+    )
     bandit: BanditRecipe = field(default_factory=BanditRecipe, metadata={"help": "How an arm is valued"})
     weight_decay: float = option(1e-7, "AdamW weight decay (ASAP: 1e-7)", min=0.0, max=1.0, advanced=True)
     steps_per_turn: int = option(1, "Steps with the same auxiliary data", min=1, max=1000, advanced=True)
@@ -99,6 +112,9 @@ class Recipe(PromptedRecipe):
         advanced=True,
     )
     measured_steps: int = option(1, "Steps of a turn whose gradients are compared", min=1, max=1000, advanced=True)
+    reward_batches: int = option(
+        4, "Batches of each whose mean gradients are compared, where means of batches are", min=1, advanced=True
+    )
     probe_batches: int = option(2, "Batches of each arm that are looked at before training", min=1, advanced=True)
     max_cases: int = option(30, "Most cases used of an auxiliary data set (ASAP: 30)", min=1, max=10_000, advanced=True)
     exclude: str = option("", 'Arms to leave out, "data set: structure", separated by ;', advanced=True)
@@ -108,10 +124,32 @@ class Recipe(PromptedRecipe):
         None, "Voxel size (i, j, k) a 3-D network works at; none: the first exemplar's", advanced=True
     )
     weights: str | None = option(None, "File of weights a 3-D network starts from", advanced=True)
-    pretraining_steps: int = option(
-        200, "Steps of a 3-D network on all arms before the first turn, where it has no weights", min=0, advanced=True
+    pretraining: str = option(
+        "chosen",
+        "Auxiliary data a 3-D network without weights learns from first: chosen as later, drawn by lot, or none",
+        choices=("chosen", "by lot", "none"),
+        advanced=True,
     )
+    pretraining_steps: int = option(200, "Steps of that", min=0, advanced=True)
     patches: PatchRecipe = field(default_factory=PatchRecipe, metadata={"help": "How patches are drawn"})
+
+
+# 400 epochs of at most 30 cases in batches of 4 are 400 turns of 8 steps. No source model comes with the paper: give
+# one as `weights`, or it is trained by lot.
+PAPER: dict[str, Any] = {
+    "steps": 400 * 8,
+    "steps_per_turn": 8,
+    "learning_rate": 3e-4,
+    "weight_decay": 1e-7,
+    "warmup_steps": 0,
+    "batch_size": 4,
+    "patch": (32, 240, 240),
+    "size": "paper",
+    "reading": "paper",
+    "finish": 0.0,
+    "pretraining": "by lot",
+    "estimate_folds": 5,
+}
 
 
 def needs_base(recipe: Recipe) -> bool:
@@ -122,7 +160,14 @@ def needs_base(recipe: Recipe) -> bool:
 def resolve(recipe: Recipe, family: str, device: torch.device) -> Recipe:
     """The recipe with everything the preset decides filled in."""
     # Gradients of the encoder are what arms are valued by: it is never left as it is.
-    resolved = resolve_prompted(replace(recipe, structure_maps=False), family, device)
+    recipe = replace(recipe, structure_maps=False)
+    if recipe.preset == "paper":
+        if needs_base(recipe):
+            raise InputError("preset=paper is of the paper's 3-D networks; choose network=unet, swinunet or mambaunet.")
+        recipe = with_preset(recipe, PAPER)
+        resolved = replace(resolve_prompted(replace(recipe, preset="auto"), family, device), preset="paper")
+    else:
+        resolved = resolve_prompted(recipe, family, device)
     if needs_base(recipe):
         return resolved
     return replace(resolved, batch_size=recipe.batch_size or 2, encoder_blocks=0, checkpointing=False, pool_size=0)
@@ -138,7 +183,7 @@ def training_samples(inputs: AdaptInputs, recipe: Recipe, rng: np.random.Generat
         grid = _slice_grid(inputs.exemplars[0], recipe.image_size or 0)
     else:
         grid = Grid.of(inputs.exemplars[0].volume, recipe.patch, recipe.spacing_mm)
-    pool = _pool(inputs.auxiliary, grid, intensity, recipe)
+    pool = _pool(inputs, grid, intensity, recipe)
     of_arms = count // 2 if pool is not None else 0
     if needs_base(recipe):
         samples = prompted_samples(inputs, recipe, rng, count - of_arms)
@@ -173,7 +218,7 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     if inputs.start is not None:
         raise InputError("A 3-D network does not go on from an adapter; leave the warm start out, or use network=sam.")
     grid = Grid.of(inputs.exemplars[0].volume, recipe.patch, recipe.spacing_mm)
-    pool = _pool(inputs.auxiliary, grid, intensity, recipe)
+    pool = _pool(inputs, grid, intensity, recipe)
     _prepare(pool, recipe, run.report)
     lesson = NetworkLesson(inputs.exemplars, structures, grid, intensity, pool, lambda s: _scheduler(recipe, pool, s))
     trained = adapt_networks(lesson, _network_recipe(recipe), run)
@@ -197,29 +242,34 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
 def _adapt_promptable(inputs: AdaptInputs, base: PromptableNetwork, recipe: Recipe, run: RunContext) -> Adapter:
     """The promptable model, with clicked slices of the arms beside the exemplars."""
     first = inputs.exemplars[0]
-    pool = _pool(inputs.auxiliary, _slice_grid(first, base.image_size), inputs.intensity_of_exemplars(), recipe)
+    pool = _pool(inputs, _slice_grid(first, base.image_size), inputs.intensity_of_exemplars(), recipe)
     _prepare(pool, recipe, run.report)
     arms = _PromptedArms(base, pool, recipe, first.axis) if pool else None
-    return adapt_prompted(inputs, recipe, run, method="asap", beside=arms.beside if arms else None)
+    digest = arms.pool.digest() if arms else ""
+    return adapt_prompted(
+        inputs, recipe, run, method="asap", beside=arms.beside if arms else None, beside_identity=digest
+    )
 
 
-def _pool(auxiliary: Sequence[DataSet], grid: Grid, intensity: IntensitySpec, recipe: Recipe) -> Pool | None:
-    if not auxiliary:
+def _pool(inputs: AdaptInputs, grid: Grid, intensity: IntensitySpec, recipe: Recipe) -> Pool | None:
+    """The arms, without the exemplars' own images: other labels on them would contradict the exemplars'."""
+    if not inputs.auxiliary:
         return None
     exclude = [name.strip() for name in recipe.exclude.split(";") if name.strip()]
     return Pool(
-        auxiliary,
+        inputs.auxiliary,
         grid,
         cache_folder() / "auxiliary",
         max_cases=recipe.max_cases,
         intensity=intensity,
         foreground=recipe.patches.foreground,
         exclude=exclude,
+        of_target=frozenset(sha256_of_array(exemplar.volume.array) for exemplar in inputs.exemplars),
     )
 
 
 def _prepare(pool: Pool | None, recipe: Recipe, report: Report) -> None:
-    if pool is not None and recipe.scheduler != "direct":
+    if pool is not None and (recipe.scheduler != "direct" or recipe.pretraining == "by lot"):
         pool.prepare(report)
 
 
@@ -246,6 +296,7 @@ def _network_recipe(recipe: Recipe) -> NetworkRecipe:
         validate_every=recipe.validate_every,
         estimate_folds=recipe.estimate_folds,
         weights=recipe.weights,
+        pretraining=recipe.pretraining,
         pretraining_steps=recipe.pretraining_steps,
         checkpoint_seconds=recipe.checkpoint_seconds,
         patches=recipe.patches,
@@ -254,11 +305,16 @@ def _network_recipe(recipe: Recipe) -> NetworkRecipe:
 
 
 def _turn_recipe(recipe: Recipe) -> TurnRecipe:
+    gradients = recipe.gradients
+    if gradients == "as reading":
+        gradients = "running mean" if recipe.reading == "default" else "batches"
     return TurnRecipe(
         recipe.steps_per_turn,
         min(recipe.measured_steps, recipe.steps_per_turn),
         recipe.probe_batches,
         alone_from=round((1 - recipe.finish) * (recipe.steps or STEPS)),
+        gradients=cast(Gradients, gradients),  # one of its choices
+        reward_batches=recipe.reward_batches,
     )
 
 
@@ -289,12 +345,14 @@ class _PromptedArms:
     def beside(self, lesson: Lesson, parameters: Mapping[str, torch.Tensor], seed: int) -> Turns:
         """Turns in which the exemplars' lesson is the target."""
 
-        def auxiliary(arms: Sequence[int], rng: np.random.Generator) -> torch.Tensor:
-            samples = [self._sample(arm, rng) for arm in alternating(arms, self.recipe.batch_size or 1, rng)]
+        def auxiliary(arm: int, rng: np.random.Generator) -> torch.Tensor:
+            samples = [self._sample(arm, rng) for _ in range(self.recipe.batch_size or 1)]
             embedding = self.network.encode(images_of(samples, self.network, lesson.scale))
-            query = on_device(click_query(samples, max(self.recipe.click_prompts, 1), rng), self.network.device)
-            weights = (self.recipe.cross_entropy_weight, self.recipe.dice_weight)
-            return query_loss(self.network, lesson.adaptation, embedding, query, weights)
+            recipe = self.recipe
+            pointing = Pointing(recipe.box_share, recipe.central_share, recipe.most_points)
+            query = click_query(samples, max(recipe.click_prompts, 1), rng, pointing)
+            query = on_device(query, self.network.device)
+            return query_loss(self.network, lesson.adaptation, embedding, query, weights_of(recipe))
 
         return Turns(
             _scheduler(self.recipe, self.pool, seed),

@@ -6,8 +6,10 @@ paper). How many steps are best is found by leaving exemplars out in turn; the f
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,8 @@ from FewShotSegLib.errors import StopAndKeepBest
 from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.inference.sliding_window import foreground_logit, predict
 from FewShotSegLib.inference.volume_network import grid_to_dict, network_arguments, tensors_of
-from FewShotSegLib.io.files import written_whole
+from FewShotSegLib.io.cache import is_sealed, sealed
+from FewShotSegLib.io.files import sha256_of_file
 from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import load_weights, weights_of
@@ -34,10 +37,13 @@ from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
 from FewShotSegLib.training.patches import Case, Patch, PatchRecipe, PatchSource, case_of, patch_loss
 
 from .pool import Pool
-from .schedulers import RandomArm, Scheduler
-from .turns import TurnRecipe, Turns, alternating
+from .schedulers import Direct, RandomArm, Scheduler
+from .turns import TurnRecipe, Turns
 
-_PRETRAINING = "pretraining on all auxiliary data"
+_PRETRAINING = "pretraining on auxiliary data"
+_PRETRAINING_RATE = 2e-3
+_CHOSEN = "fewshotseg_chosen"  # key of the kept weights' header
+_LOTS = 4  # one in so many steps of pretraining draws lots, before the first look
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class NetworkRecipe:
     validate_every: int = 40
     estimate_folds: int = 2
     weights: str | None = None
+    pretraining: str = "chosen"
     pretraining_steps: int = 200
     checkpoint_seconds: float = 20.0
     patches: PatchRecipe = field(default_factory=PatchRecipe)
@@ -116,6 +123,8 @@ def adapt_networks(lesson: NetworkLesson, recipe: NetworkRecipe, run: RunContext
         if found["auxiliary"] is not None:
             metrics.setdefault("auxiliary", found["auxiliary"])
             metrics.setdefault("auxiliary_of", {})[name] = found["auxiliary"]
+        if found["pretraining"] is not None:
+            metrics.setdefault("pretraining_of", {})[name] = found["pretraining"]
         if found["training"]["stopped_by"] == "user":
             break
     metrics["estimated_dice"] = metrics["estimated_dice"] or None
@@ -134,6 +143,15 @@ def adapt_networks(lesson: NetworkLesson, recipe: NetworkRecipe, run: RunContext
             "resample": "logits",
         },
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """Where a network starts: its weights, what was chosen to get there, and what the scheduler knows by then."""
+
+    weights: dict[str, Any]
+    chosen: dict[str, Any] | None = None
+    scheduler: dict[str, Any] | None = None
 
 
 @dataclass(eq=False)
@@ -164,7 +182,6 @@ class _Learner:
         shown = [exemplar for exemplar in self.lesson.exemplars if self.value in exemplar.structures]
         folds = estimate.leave_out(shown, self.recipe.estimate_folds)
         fold_seconds = run.max_seconds / 3 / len(folds) if run.max_seconds and folds else None
-        start = self._start(run.report)
         parts = len(folds) + 1
         curves = []
         for number, (kept, held_out) in enumerate(folds):
@@ -175,11 +192,13 @@ class _Learner:
                 checkpoint=None,
             )
             message = f"estimating {number + 1}/{len(folds)}: {self.name}"
-            curves.append(self._fold(kept, held_out, start, part, message))
+            # What is left out must not choose what the fold starts from, either.
+            curves.append(self._fold(kept, held_out, self._start(kept, run.report), part, message))
         best_step, estimated = _best(curves)
         rest = run.max_seconds - (fold_seconds or 0) * len(folds) if run.max_seconds else None
         final = replace(run, report=with_share_done(run.report, len(folds) / parts, 1.0), max_seconds=rest)
         schedule = self._schedule(rest, 0, best_step)
+        start = self._start(shown, run.report)
         network, fitted, turns = self._run(self._cases(shown), start, schedule, final, "adapting", can_stop=True)
         training = {"steps": fitted.steps, "stopped_by": fitted.stopped_by, "best_step": best_step}
         how = estimate.described(folds) if folds else "not estimable with one annotated slice"
@@ -187,6 +206,7 @@ class _Learner:
             "training": training,
             "estimated_dice": estimated,
             "auxiliary": turns.summary() if turns.has_arms else None,
+            "pretraining": start.chosen,
             "estimate": how if self.recipe.estimate_folds else "not asked for",
         }
 
@@ -207,7 +227,7 @@ class _Learner:
         )
 
     def _fold(
-        self, kept: Sequence[Exemplar], held_out: Exemplar, start: dict[str, Any], run: RunContext, stage: str
+        self, kept: Sequence[Exemplar], held_out: Exemplar, start: _Start, run: RunContext, stage: str
     ) -> list[tuple[int, float]]:
         """Dice on the exemplar left out, by step."""
         (case,) = self._cases([held_out])
@@ -228,7 +248,7 @@ class _Learner:
     def _run(
         self,
         cases: Sequence[Case],
-        start: dict[str, Any],
+        start: _Start,
         schedule: Schedule,
         run: RunContext,
         stage: str,
@@ -236,21 +256,14 @@ class _Learner:
         validation: Case | None = None,
     ) -> tuple[nn.Module, FitResult, Turns]:
         network = self._network()
-        load_weights(network, start)
+        load_weights(network, start.weights)
         network.train()
         source = PatchSource(cases, self.grid, self.recipe.patches, [self.name], self.device)
         parameters = dict(network.named_parameters())
-        turns = Turns(
-            self.lesson.scheduler_for(self.seed),
-            self.pool.names if self.pool else (),
-            lambda step: self._target_loss(network, source, step),
-            lambda arms, rng: self._arms_loss(network, source, arms, rng),
-            network,
-            parameters,
-            seed=self.seed + 1,
-            recipe=self.recipe.turns,
-            probe_scale=2.0**12 if self.device.type == "cuda" else 1.0,
-        )
+        scheduler = self.lesson.scheduler_for(self.seed)
+        before = scheduler.go_on(start.scheduler) if start.scheduler is not None else 0
+        recipe = replace(self.recipe.turns, turns_before=before)
+        turns = self._turns(network, source, scheduler, self.seed + 1, recipe)
         amp = patch_precision(self.device, self.grid.patch)
         with turns:
             fitted = fit(
@@ -269,6 +282,21 @@ class _Learner:
         # The norms of these networks keep no statistics, so a checkpoint of the parameters is all there is to them.
         return network.eval(), fitted, turns
 
+    def _turns(
+        self, network: nn.Module, source: PatchSource, scheduler: Scheduler, seed: int, recipe: TurnRecipe
+    ) -> Turns:
+        return Turns(
+            scheduler,
+            self.pool.names if self.pool else (),
+            lambda step: self._target_loss(network, source, step),
+            lambda arm, rng: self._arm_loss(network, source, arm, rng),
+            network,
+            dict(network.named_parameters()),
+            seed=seed,
+            recipe=recipe,
+            probe_scale=2.0**12 if self.device.type == "cuda" else 1.0,
+        )
+
     def _network(self) -> nn.Module:
         arguments = network_arguments(self.grid, self.recipe.network, self.recipe.size)
         return build(**arguments, seed=self.seed % 2**31).to(self.device)
@@ -277,59 +305,67 @@ class _Learner:
         rng = step_rng(self.seed, step)
         return _loss_of(network, [source.draw(rng) for _ in range(self.recipe.batch_size)], self.device)
 
-    def _arms_loss(
-        self, network: nn.Module, source: PatchSource, arms: Sequence[int], rng: np.random.Generator
-    ) -> Tensor:
+    def _arm_loss(self, network: nn.Module, source: PatchSource, arm: int, rng: np.random.Generator) -> Tensor:
         assert self.pool is not None  # there are arms
-        chosen = alternating(arms, self.recipe.batch_size, rng)
-        patches = [source.changed(*self.pool.sample(arm, rng), rng) for arm in chosen]
+        count = self.recipe.batch_size
+        patches = [self.pool.draw(arm, rng, source.change(rng), self.device) for _ in range(count)]
         return _loss_of(network, patches, self.device)
 
     def _identity(self, cases: Sequence[Case]) -> str:
-        digests = [sha256_of_array(case.image) + sha256_of_array(case.mask) for case in cases]
-        arms = self.pool.names if self.pool else ()
-        return repr(
-            (self.recipe, self.grid, self.value, digests, self.seed, arms, type(self.lesson.scheduler_for(0)).__name__)
-        )
+        digests = [_digest(case) for case in cases]
+        files = (self.pool.digest() if self.pool else "", _digest_of(self.recipe.weights))
+        scheduler = type(self.lesson.scheduler_for(0)).__name__
+        return repr((self.recipe, self.grid, self.value, digests, self.seed, files, scheduler))
 
     # ----------------------------------------------------------------------------------------------------------- start
 
-    def _start(self, report: Report) -> dict[str, Any]:
-        """The weights to start from: those of a file, of a short training on all arms, or fresh ones."""
+    def _start(self, exemplars: Sequence[Exemplar], report: Report) -> _Start:
+        """The weights of a file, of a short training on auxiliary data, or fresh ones."""
         network = self._network()
+        scheduler = self._pretrainer()
         if self.recipe.weights:
             load_weights(network, self.recipe.weights, head=False)
-        elif (
-            self.pool is not None and self.recipe.pretraining_steps and len(self.pool.quarantined) < len(self.pool.arms)
-        ):
-            return self._pretrained(network, self.pool, report)
-        return dict(weights_of(network))
+        elif scheduler is not None:
+            return self._pretrained(network, scheduler, exemplars, report)
+        return _Start(dict(weights_of(network)))
 
-    def _pretrained(self, network: nn.Module, pool: Pool, report: Report) -> dict[str, Any]:
-        """Weights after some steps with arms drawn by lot; kept, as every structure and fold starts from them."""
-        path = cache_folder() / "networks" / f"{self._pretraining_key(pool)}.safetensors"
-        if path.is_file():
-            load_weights(network, path)
-            return dict(weights_of(network))
-        source = PatchSource(
-            self._cases(self.lesson.exemplars[:1]), self.grid, self.recipe.patches, [self.name], self.device
-        )
+    def _pretrainer(self) -> Scheduler | None:
+        """Who chooses what is learned before the target: lots, or the scheduler of the run; nobody where that trains
+        on the target alone.
+        """
+        pool, recipe = self.pool, self.recipe
+        if pool is None or not recipe.pretraining_steps or len(pool.quarantined) == len(pool.arms):
+            return None
+        if recipe.pretraining == "chosen":
+            scheduler = self.lesson.scheduler_for(self.seed)
+            return None if isinstance(scheduler, Direct) else scheduler
+        if recipe.pretraining == "none":
+            return None
         lots = RandomArm(pool.names, np.random.default_rng([self.seed, 4]))
         for arm, reason in pool.quarantined.items():
             lots.quarantine(arm, reason)
-        turns = Turns(
-            lots,
-            pool.names,
-            lambda step: torch.zeros((), requires_grad=True),
-            lambda arms, rng: self._arms_loss(network, source, arms, rng),
-            network,
-            dict(network.named_parameters()),
-            seed=self.seed + 2,
-            recipe=TurnRecipe(1, 1, 1),
-        )
+        return lots
+
+    def _pretrained(
+        self, network: nn.Module, scheduler: Scheduler, exemplars: Sequence[Exemplar], report: Report
+    ) -> _Start:
+        """After some steps on auxiliary data alone; kept, as it may be asked for again.
+
+        A scheduler that measures sees the target's gradient without following it. Its first look comes after a quarter
+        of the steps with arms drawn by lot: of fresh weights all gradients are alike.
+        """
+        cases = self._cases(exemplars)
+        path = cache_folder() / "networks" / f"{self._pretraining_key(scheduler, cases)}.safetensors"
+        assert self.pool is not None  # there are arms
+        if is_sealed(path, self.pool.digest()):
+            return _read_start(network, path)
+        source = PatchSource(cases, self.grid, self.recipe.patches, [self.name], self.device)
         steps = self.recipe.pretraining_steps
-        schedule = Schedule(steps, 2e-3, self.recipe.weight_decay, min(self.recipe.warmup_steps, steps))
-        amp = patch_precision(self.device, self.grid.patch)
+        recipe = replace(self.recipe.turns, alone_from=None, follow_target=False)
+        if scheduler.needs_probe:
+            recipe = replace(recipe, lots_until=steps // _LOTS)
+        turns = self._turns(network, source, scheduler, self.seed + 2, recipe)
+        schedule = Schedule(steps, _PRETRAINING_RATE, self.recipe.weight_decay, min(self.recipe.warmup_steps, steps))
         with turns:
             fitted = fit(
                 dict(network.named_parameters()),
@@ -338,20 +374,23 @@ class _Learner:
                 report=_unlearned(report),
                 message=_PRETRAINING,
                 can_stop=self.can_stop,
-                amp=amp,
+                amp=patch_precision(self.device, self.grid.patch),
             )
         if fitted.stopped_by == "user":
             raise StopAndKeepBest
         from safetensors.numpy import save
 
-        weights = dict(weights_of(network))
-        with written_whole(path) as part:
-            part.write_bytes(save(weights))
-        return weights
+        state = scheduler.state() if self.recipe.pretraining == "chosen" else None
+        start = _Start(dict(weights_of(network)), turns.summary(), state)
+        header = json.dumps({"chosen": start.chosen, "scheduler": start.scheduler})
+        with sealed(path, self.pool.digest()) as part:
+            part.write_bytes(save(start.weights, metadata={_CHOSEN: header}))
+        return start
 
-    def _pretraining_key(self, pool: Pool) -> str:
+    def _pretraining_key(self, scheduler: Scheduler, cases: Sequence[Case]) -> str:
+        assert self.pool is not None  # there are arms
         network = network_arguments(self.grid, self.recipe.network, self.recipe.size)
-        arms = [row for row in pool.describe() if not row["quarantined"]]
+        arms = [row for row in self.pool.describe() if not row["quarantined"]]
         given = (
             network,
             grid_to_dict(self.grid),
@@ -361,7 +400,29 @@ class _Learner:
             self.seed,
         )
         steps = (self.recipe.pretraining_steps, self.recipe.batch_size)
-        return sha256_of_json([*given, steps])[:32]
+        target = [_digest(case) for case in cases] if scheduler.needs_probe else []
+        turns = repr(replace(self.recipe.turns, alone_from=None))
+        chooser = (scheduler.described(), self.recipe.pretraining, turns)
+        return sha256_of_json([*given, steps, chooser, target])[:32]
+
+
+def _read_start(network: nn.Module, path: Path) -> _Start:
+    """What an earlier pretraining has left."""
+    from safetensors import safe_open
+
+    load_weights(network, path)
+    with safe_open(path, "numpy") as file:
+        header = json.loads(file.metadata()[_CHOSEN])
+    return _Start(dict(weights_of(network)), header["chosen"], header["scheduler"])
+
+
+def _digest(case: Case) -> str:
+    parts = (case.image, case.mask, case.known)
+    return "".join(sha256_of_array(part) for part in parts if part is not None)
+
+
+def _digest_of(file: str | None) -> str:
+    return sha256_of_file(file) if file else ""
 
 
 def _loss_of(network: nn.Module, patches: Sequence[Patch], device: torch.device) -> Tensor:

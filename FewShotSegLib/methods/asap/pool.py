@@ -17,22 +17,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from FewShotSegLib.data.digests import sha256_of_json
+from FewShotSegLib.data.digests import sha256_of_array, sha256_of_json
 from FewShotSegLib.data.intensity import IntensitySpec, looks_like_hounsfield
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.grid import Grid, onto_grid
+from FewShotSegLib.io.cache import is_sealed, sealed
 from FewShotSegLib.io.datasets import CaseFiles, DataSet, complete_exemplar
-from FewShotSegLib.io.files import sha256_of_file, write_text_whole, written_whole
+from FewShotSegLib.io.files import sha256_of_file, write_text_whole
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.progress import Progress, Report
-from FewShotSegLib.training.patches import corner_of, part_at
+from FewShotSegLib.training.patches import Case, Change, Patch, corner_of, cut
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # of what is kept on disk
+_VERSION = 2  # of what is kept on disk
 _MOST_PLACES = 2000  # voxels of a structure that patches are drawn around, spread over all of it
 
 
@@ -58,11 +60,14 @@ class AuxiliaryArm:
 
 
 class _Prepared(NamedTuple):
-    """A case on the grid: image (D, H, W) in 0..65535, label number (D, H, W), and the labels that it shows."""
+    """A case on the grid: image (D, H, W) in 0..65535, label number (D, H, W), the labels that it shows, and the digest
+    of the image's own voxels.
+    """
 
     image: NDArray[np.uint16]
     labels: NDArray[np.uint8 | np.uint16]
     shown: frozenset[str]
+    digest: str
 
 
 @dataclass(eq=False)
@@ -72,7 +77,8 @@ class Pool:
     At most `max_cases` of a data set are used, chosen by `seed`; its structures share them. `intensity` is the
     target's, used for images of the same kind (CT or not); the others get what `IntensitySpec.auto` says. Of the
     patches, `foreground` is the share that is drawn around a voxel of the structure. `exclude` names arms to leave out,
-    such as the target itself. `cache` is a folder that may be deleted between runs.
+    such as the target itself. Images whose voxels have a digest in `of_target` are left out: those of the exemplars,
+    which would be shown again with other labels. `cache` is a folder that may be deleted between runs.
 
     A file that cannot be used quarantines the arms of its data set: `sample` raises `UnusableArm` for them from then
     on, and `quarantined` {arm: reason} has them.
@@ -86,6 +92,7 @@ class Pool:
     intensity: IntensitySpec | None = None
     foreground: float = 0.7
     exclude: Collection[str] = ()
+    of_target: Collection[str] = ()
     arms: tuple[AuxiliaryArm, ...] = field(init=False)
     quarantined: dict[int, str] = field(init=False, default_factory=dict)
 
@@ -112,6 +119,21 @@ class Pool:
     def names(self) -> tuple[str, ...]:
         """The arms' names, "data set: structure"."""
         return tuple(arm.name for arm in self.arms)
+
+    def digest(self) -> str:
+        """Equal for pools that give the same: arms, contents of their files, and how these are prepared."""
+        keys = []
+        for arm in self.arms:
+            labels = sorted(self._labels[arm.data_set.name])
+            keys.append([arm.name, arm.labels, [self._key_or_none(case, labels) for case in arm.data_set.cases]])
+        return sha256_of_json(keys)
+
+    def _key_or_none(self, case: CaseFiles, labels: list[str]) -> str | None:
+        """The key of a case, None of one whose files cannot be read: that is said when it is drawn."""
+        try:
+            return self._key(case, labels)
+        except (InputError, OSError):
+            return None
 
     def _chosen(self, data_set: DataSet) -> DataSet:
         # The name is part of the seed, so that another data set beside it changes nothing.
@@ -152,20 +174,28 @@ class Pool:
     # ------------------------------------------------------------------------------------------------------- samples
 
     def sample(self, arm: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return a patch of the image, in [0, 1], and the mask of the structure in it, both (D, H, W).
+        """Return a patch of the image, in [0, 1], and the mask of the structure in it, both (D, H, W), unchanged.
 
         What is drawn depends on the generator and the files only, not on what was sampled before. Where a case is
         smaller than the patch it is put in the middle, zeros and background around it.
         """
+        patch = self.draw(arm, rng)
+        return patch.image.numpy(), patch.mask.numpy()
+
+    def draw(
+        self, arm: int, rng: np.random.Generator, change: Change | None = None, device: torch.device | str = "cpu"
+    ) -> Patch:
+        """Return a patch, turned and resized before it is cut, as those of the target are: no corner is left black."""
         if arm in self.quarantined:
             raise UnusableArm(arm, f"{self.names[arm]}: {self.quarantined[arm]}")
-        case, prepared = self._case_showing(arm, rng)
-        numbers = self._numbers(arm)
-        shares, places = rng.random(3), self._places_of(case, arm, prepared)
+        files, prepared = self._case_showing(arm, rng)
+        shares, places = rng.random(3), self._places_of(files, arm, prepared)
         voxel = places[int(rng.integers(len(places)))] if rng.random() < self.foreground else None
         corner = corner_of(voxel, shares, prepared.image.shape, self.grid.patch)
-        image = part_at(prepared.image, corner, self.grid.patch).astype(np.float32) / np.float32(65535)
-        return image, np.isin(part_at(prepared.labels, corner, self.grid.patch), numbers)
+        case = Case(prepared.image, prepared.labels, None, self.grid.spacing_mm, self.names[arm])
+        patch = cut(case, corner + (np.array(self.grid.patch) - 1) / 2, self.grid.patch, change, device)
+        numbers = torch.tensor(self._numbers(arm), device=patch.mask.device)
+        return replace(patch, mask=torch.isin(patch.mask, numbers))
 
     def prepare(self, report: Report) -> None:
         """Bring all cases onto the grid now instead of when they are drawn; a report before each, and quarantine."""
@@ -184,9 +214,12 @@ class Pool:
         cases = chosen.data_set.cases
         for at in rng.permutation(len(cases)):
             prepared = self._prepare(cases[at], arm)
+            if prepared.digest in self.of_target:
+                continue
             if prepared.shown.intersection(chosen.labels):
                 return cases[at], prepared
-        self._quarantine([arm], f"none of its {len(cases)} cases shows it")
+        others = " but those of the exemplars" if self.of_target else ""
+        self._quarantine([arm], f"none of its {len(cases)} cases{others} shows it")
         raise UnusableArm(arm, f"{chosen.name}: {self.quarantined[arm]}")
 
     def _numbers(self, arm: int) -> list[int]:
@@ -243,7 +276,8 @@ class Pool:
         values = spec.apply(volume.array, spec.range_of(volume.array))
         image, numbers = onto_grid(values, number_of[exemplar.labelmap], volume.affine, self.grid)
         shown = frozenset(labels[number - 1] for number in np.unique(numbers).tolist() if number)
-        return _Prepared(np.rint(image * 65535).astype(np.uint16), numbers, shown)
+        digest = sha256_of_array(volume.array)
+        return _Prepared(np.rint(image * 65535).astype(np.uint16), numbers, shown, digest)
 
     def _intensity_of(self, volume: Volume) -> IntensitySpec:
         """The target's rule for images of its kind: a window of Hounsfield units says nothing about MR."""
@@ -254,7 +288,7 @@ class Pool:
 
     def _key(self, case: CaseFiles, labels: list[str]) -> str:
         """Digest of all that a prepared case depends on, the files' contents among it."""
-        given = {
+        given: dict[str, Any] = {
             "version": _VERSION,
             "files": [_digest(case.image), _digest(case.labelmap)],
             "structures": {str(value): name for value, name in (case.structures or {}).items()},
@@ -265,6 +299,8 @@ class Pool:
             "orientation": self.grid.orientation,
             "intensity": self.intensity.to_dict() if self.intensity else None,
         }
+        if case.ignore is not None:  # keys of earlier versions stay as they are
+            given["ignore"] = case.ignore
         return sha256_of_json(given)[:32]
 
 
@@ -306,21 +342,23 @@ def _digest(path: Path) -> str:
 def _keep(prepared: _Prepared, stem: Path) -> None:
     """Write three files; the last of them says that the others are whole."""
     for name, array in (("image", prepared.image), ("labels", prepared.labels)):
-        with written_whole(stem.with_name(f"{stem.name}.{name}.npy")) as part:
+        with sealed(stem.with_name(f"{stem.name}.{name}.npy")) as part:
             np.save(part, array, allow_pickle=False)
-    card = {"shape": list(prepared.image.shape), "shown": sorted(prepared.shown)}
-    write_text_whole(stem.with_name(f"{stem.name}.json"), json.dumps(card))
+    card = {"shape": list(prepared.image.shape), "shown": sorted(prepared.shown), "digest": prepared.digest}
+    write_text_whole(stem.with_name(f"{stem.name}.json"), json.dumps(card), private=True)
 
 
 def _read_kept(stem: Path) -> _Prepared | None:
     """What `_keep` wrote, its arrays read as they are used; None where it is not there or damaged."""
     try:
         card = json.loads(stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8"))
+        if not all(is_sealed(stem.with_name(f"{stem.name}.{name}.npy")) for name in ("image", "labels")):
+            return None
         image, labels = (
             np.load(stem.with_name(f"{stem.name}.{name}.npy"), mmap_mode="r", allow_pickle=False)
             for name in ("image", "labels")
         )
         whole = list(image.shape) == list(labels.shape) == card["shape"]
-        return _Prepared(image, labels, frozenset(card["shown"])) if whole else None
+        return _Prepared(image, labels, frozenset(card["shown"]), card["digest"]) if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -31,15 +31,25 @@ class Scheduler(Protocol):
     similarity: Literal["cosine", "magnitude"]
     """Which of the two similarities of gradients `observe` is to be given."""
 
+    all_at_once: bool
+    """Whether every step trains with every chosen arm, a batch of each, instead of one batch of all."""
+
     @property
     def needs_probe(self) -> bool:
         """Whether it ever wants a measurement."""
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """Arms that are not left out."""
+
+    def described(self) -> str:
+        """How it chooses, with all its options: equal texts, equal choices."""
 
     def probes(self, turn: int) -> tuple[int, ...]:
         """Arms whose loss and gradient similarity are wanted now; empty once they were observed."""
 
     def choose(self, turn: int) -> tuple[int, ...]:
-        """Arms of this turn: none = target only, several = mixed in equal parts. The same until the turn is over."""
+        """Arms of this turn: none = target only. The same until the turn is over."""
 
     def observe(self, turn: int, arm: int, loss: float, cosine: float) -> None:
         """Take in a measurement of the network as it was before this turn changed it."""
@@ -57,15 +67,22 @@ class Scheduler(Protocol):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
 
+    def go_on(self, state: Mapping[str, Any]) -> int:
+        """Go on from the state of an earlier run, with a history of its own; return the number of its last turn."""
+
 
 class _BanditScheduler(Bandit):
     """Does what a bandit says: one arm per turn, none where there are no arms."""
 
     similarity: Literal["cosine", "magnitude"] = "cosine"
+    all_at_once = False
 
     @property
     def needs_probe(self) -> bool:
         return bool(self.live) and (self.policy.first_look or self.policy.refresh != "none")
+
+    def described(self) -> str:
+        return f"{type(self).__name__} {getattr(self.policy, 'recipe', '')}"
 
     def choose(self, turn: int) -> tuple[int, ...]:
         arm = self.pick(turn)
@@ -100,7 +117,9 @@ class Gms(_BanditScheduler):
 
 
 class Mtl(_BanditScheduler):
-    """Multi-task learning: every arm in every batch."""
+    """Multi-task learning: a batch of every arm in every step, which costs a backward pass for each."""
+
+    all_at_once = True
 
     def __init__(self, names: Sequence[str], rng: np.random.Generator) -> None:
         super().__init__(names, Uniform(), rng)
@@ -110,7 +129,11 @@ class Mtl(_BanditScheduler):
 
 
 class Dal(_BanditScheduler):
-    """Dynamic auxiliary learning: FLAD with UCB1 or EXP3, rewarded by the cosine alone."""
+    """Dynamic auxiliary learning after FLAD, rewarded by the cosine alone: its UCB1, or EXP3 by its equations.
+
+    FLAD's code departs from its equations for EXP3 (its clock is 10 t + 1, and it smooths the similarity); `Exp3`
+    follows the equations.
+    """
 
     def __init__(self, names: Sequence[str], kind: Literal["ucb1", "exp3"], rng: np.random.Generator) -> None:
         super().__init__(names, Ucb(READINGS["ucb1"]) if kind == "ucb1" else Exp3(), rng)

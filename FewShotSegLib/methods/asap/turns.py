@@ -1,8 +1,15 @@
 """Training in turns: the target in every step and, beside it, the auxiliary data that a scheduler chose for the turn.
 
 A step follows g_T + g_a, the sum of the gradients of one target batch and one auxiliary batch (Yang et al., ASAP,
-Algorithm 1, line 11). Both backward passes are needed anyway, and the similarity of the two gradients is read off them,
-so a turn costs the same however many arms there are. Only the look at all arms before turn 1 grows with their number.
+Algorithm 1, line 11). Both backward passes are needed anyway, and the similarity of the gradients is read off them, so
+a turn costs the same however many arms there are. Only the look at all arms before turn 1 grows with their number.
+
+What eq. 2 compares, the gradients of whole data sets, is read in one of three ways (`TurnRecipe.gradients`):
+- "running mean": the auxiliary batch against the running mean of the target's gradients. One more copy of the gradient
+  in memory, no further pass. The default.
+- "batches": the mean over several batches of each, measured apart from training before the turn's first step, as lines
+  9 and 10 say. `2 reward_batches` further passes a turn, and a copy of the gradient.
+- "step": the two batches of the step itself. Costs nothing, and is mostly noise.
 
 `Turns` fits into `training.fit`: `loss_at` gives the loss of one micro-batch, `schedule` says how many there are to a
 step, and the state of scheduler and measurements goes into every checkpoint. It knows nothing of networks or images.
@@ -14,7 +21,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,31 +36,39 @@ from .schedulers import Direct, Scheduler
 
 TargetLoss = Callable[[int], Tensor]
 """Step number -> loss of the batch of that step."""
-ArmsLoss = Callable[[Sequence[int], np.random.Generator], Tensor]
-"""(arms, rng) -> loss of a batch drawn from them, in equal parts where there are several."""
+Gradients = Literal["running mean", "batches", "step"]
+ArmLoss = Callable[[int, np.random.Generator], Tensor]
+"""(arm, rng) -> loss of a batch drawn from it."""
 
 _PROBE = 1 << 30  # step numbers from here on belong to looks, so that these use up no batch of training
 
 
-def alternating(arms: Sequence[int], count: int, rng: np.random.Generator) -> list[int]:
-    """The arm of each of `count` samples: one after the other, in an order drawn anew for each batch.
-
-    >>> sorted(alternating((0, 1), 4, np.random.default_rng(0)))
-    [0, 0, 1, 1]
-    """
-    order = [int(arm) for arm in rng.permutation(arms)] if len(arms) > 1 else list(arms)
-    return [order[at % len(order)] for at in range(count)]
+def _nothing() -> Tensor:
+    """A loss that adds nothing to any gradient."""
+    return torch.zeros((), requires_grad=True)
 
 
 @dataclass(frozen=True)
 class TurnRecipe:
-    """How long a turn is, and how much is measured in it. From step `alone_from` on the target is trained alone."""
+    """How long a turn is, and what is measured in it.
+
+    `turns_before`: turns that the scheduler has behind it, so that it needs no first look.
+    `lots_until`: before this step arms are drawn by lot, and only then the scheduler has its first look. From step
+    `alone_from` on the target is trained alone. Without `follow_target` the target's gradient is measured where it is
+    needed and not followed: training on auxiliary data alone.
+    """
 
     steps_per_turn: int = 1
     measured_steps: int = 1
     probe_batches: int = 2
     scope: tuple[str, ...] = ()
     alone_from: int | None = None
+    gradients: Gradients = "running mean"
+    decay: float = 0.9
+    reward_batches: int = 4
+    turns_before: int = 0
+    lots_until: int = 0
+    follow_target: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.measured_steps <= self.steps_per_turn:
@@ -61,12 +76,14 @@ class TurnRecipe:
                 f"A turn has at least 1 step, and from 1 to all of them are measured, got {self.measured_steps} of "
                 f"{self.steps_per_turn}."
             )
-        if self.probe_batches < 1:
-            raise InputError(f"A look at an arm takes at least 1 batch, got {self.probe_batches}.")
+        for name, count in (("probe_batches", self.probe_batches), ("reward_batches", self.reward_batches)):
+            if count < 1:
+                raise InputError(f"A look at an arm takes at least 1 batch, got {name}={count}.")
 
 
 class Turns:
-    """Two micro-batches a step, target and auxiliary; without arms one, and then nothing differs from plain training.
+    """A micro-batch of the target and one of the arm a step; with schedulers that take all arms at once, one of each
+    arm, and then the mean of their gradients counts. Without arms nothing differs from plain training.
 
     `network` is what the losses run, `parameters` what is trained; gradients are compared over those in the scope of
     the recipe (prefixes of names). Use it as a context manager around `fit`. The first step of a turn takes in what the
@@ -78,7 +95,7 @@ class Turns:
         scheduler: Scheduler,
         arms: Sequence[str],
         target: TargetLoss,
-        auxiliary: ArmsLoss,
+        auxiliary: ArmLoss,
         network: nn.Module,
         parameters: Mapping[str, Tensor],
         *,
@@ -91,8 +108,10 @@ class Turns:
         self.network, self.seed = network, seed
         self.recipe, self.probe_scale = recipe or TurnRecipe(), probe_scale
         self.compared = in_scope(parameters, self.recipe.scope)
-        self.alignment = Alignment(self.compared)
+        decay = self.recipe.decay if self.recipe.gradients == "running mean" else 0.0
+        self.alignment = Alignment(self.compared, decay)
         self.has_arms = bool(self.arms) and not isinstance(scheduler, Direct)
+        self.parts = 1 + (len(self.arms) if scheduler.all_at_once else 1)
         self._losses: list[float] = []
         self._target_loss = math.nan
         self._target_probe: tuple[int, Probe] | None = None
@@ -110,55 +129,92 @@ class Turns:
             return schedule
         if schedule.accumulate != 1:
             raise InputError(f"With auxiliary data a step has one batch of each, got accumulate={schedule.accumulate}.")
-        return replace(schedule, accumulate=2, summed=True)
+        return replace(schedule, accumulate=self.parts, summed=True)
 
     def loss_at(self, number: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a micro-batch: even numbers are the target's, odd ones the auxiliary data's."""
+        """Loss of a micro-batch: the first of a step is the target's, the others are the auxiliary data's."""
         if not self.has_arms:
             return self.target(number), {}
-        step, is_auxiliary = divmod(number, 2)
+        step, part = divmod(number, self.parts)
         if self.recipe.alone_from is not None and step >= self.recipe.alone_from:
-            return self._alone(step, bool(is_auxiliary))
-        turn, within = step // self.recipe.steps_per_turn + 1, step % self.recipe.steps_per_turn
-        if not is_auxiliary:
-            if within == 0:
-                self._begin(turn)
-            loss = self.target(step)
-            self._target_loss = float(loss.detach())
-            self._expect("target", within)
-            return loss, {}
-        arms, loss = self._auxiliary_loss(turn, step_rng(self.seed, step))
-        if not arms:
+            return self._alone(step, part)
+        if step < self.recipe.lots_until:
+            return self._by_lot(step, part)
+        turn, within = divmod(step - self.recipe.lots_until, self.recipe.steps_per_turn)
+        turn += self.recipe.turns_before
+        if not part:
+            return self._of_target(step, turn + 1, within), {}
+        return self._of_arms(step, turn + 1, within, part)
+
+    def _of_target(self, step: int, turn: int, within: int) -> Tensor:
+        if within == 0:
+            self._begin(turn)
+        if not self.recipe.follow_target:
+            if self.scheduler.needs_probe and self.recipe.gradients != "batches":
+                loss = self.target(step)
+                self._target_loss = float(loss.detach())
+                self.alignment.look_at_target(loss, self.probe_scale)
+            return _nothing()
+        loss = self.target(step)
+        self._target_loss = float(loss.detach())
+        self._expect("target", within)
+        return loss
+
+    def _of_arms(self, step: int, turn: int, within: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        arm, loss = self._auxiliary_loss(turn, step_rng(self.seed, step * (self.parts - 1) + part - 1), part)
+        if arm is None:
             self._expect("nothing", within)
             return loss, {"loss": self._target_loss}
         self._expect("auxiliary", within)
         value = float(loss.detach())
         if within < self.recipe.measured_steps:
             self._losses.append(value)
-        chosen = {"arm": float(arms[0])} if len(arms) == 1 else {}
-        return loss, {"loss": self._target_loss, "auxiliary_loss": value, "turn": float(turn), **chosen}
+        shown = self._target_loss if math.isfinite(self._target_loss) else value
+        return loss, {"loss": shown, "auxiliary_loss": value, "turn": float(turn), "arm": float(arm)}
 
-    def _alone(self, step: int, is_auxiliary: bool) -> tuple[Tensor, dict[str, float]]:
+    def _alone(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         """A step with the target alone: to its gradient nothing is added."""
         self.alignment.expect("nothing")
-        if is_auxiliary:
-            return torch.zeros((), requires_grad=True), {"loss": self._target_loss}
+        if part:
+            return _nothing(), {"loss": self._target_loss}
         loss = self.target(step)
         self._target_loss = float(loss.detach())
         return loss, {}
 
-    def _expect(self, phase: str, within: int) -> None:
-        measured = self.scheduler.needs_probe and within < self.recipe.measured_steps
-        self.alignment.expect(phase if measured else "nothing")  # type: ignore[arg-type]
-
-    def _auxiliary_loss(self, turn: int, rng: np.random.Generator) -> tuple[tuple[int, ...], Tensor]:
-        """The turn's arms and their loss; an arm that turns out unusable is left out and the turn chooses again."""
-        while arms := self.scheduler.choose(turn):
+    def _by_lot(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        """A step before the first look: an arm drawn by lot, whatever the scheduler."""
+        self.alignment.expect("nothing")
+        if not part:
+            return (self.target(step) if self.recipe.follow_target else _nothing()), {}
+        rng = step_rng(self.seed, step * (self.parts - 1) + part - 1)
+        while live := self.scheduler.live:
             try:
-                return arms, self.auxiliary(arms, rng)
+                loss = self.auxiliary(live[int(rng.integers(len(live)))], rng) / (self.parts - 1)
+                return loss, {"loss": float(loss.detach())}
             except UnusableArm as error:
                 self._leave_out(error)
-        return (), torch.zeros((), requires_grad=True)  # nothing is added to the target's gradient
+        return _nothing(), {}
+
+    def _expect(self, phase: str, within: int) -> None:
+        reads_along = self.scheduler.needs_probe and self.recipe.gradients != "batches"
+        # The running mean takes in every step's target gradient, measured or not.
+        measured = reads_along and (phase == "target" or within < self.recipe.measured_steps)
+        self.alignment.expect(phase if measured else "nothing")  # type: ignore[arg-type]
+
+    def _auxiliary_loss(self, turn: int, rng: np.random.Generator, part: int) -> tuple[int | None, Tensor]:
+        """The arm of a micro-batch and its loss; an arm that turns out unusable is left out, and the turn chooses
+        again.
+        """
+        together = self.scheduler.all_at_once
+        while arms := self.scheduler.choose(turn):
+            if together and part - 1 not in arms:
+                break  # this one is left out
+            arm = part - 1 if together else arms[0]
+            try:
+                return arm, self.auxiliary(arm, rng) / (len(arms) if together else 1)
+            except UnusableArm as error:
+                self._leave_out(error)
+        return None, _nothing()  # nothing is added to the target's gradient
 
     def _leave_out(self, error: UnusableArm) -> None:
         self.scheduler.quarantine(error.arm, str(error))
@@ -168,8 +224,10 @@ class Turns:
     # --------------------------------------------------------------------------------------------------- measurements
 
     def _begin(self, turn: int) -> None:
-        """Take in the turn before, and look at the arms that the scheduler wants to see before it chooses."""
-        if turn > 1:
+        """Take in the turn before, and look at the arms that the scheduler wants to see before it chooses, or before
+        it trains with what it chose.
+        """
+        if turn > 1 + self.recipe.turns_before and self.recipe.gradients != "batches":
             arms = self.scheduler.choose(turn - 1)
             if len(arms) == 1 and arms[0] in self.scheduler.probes(turn - 1) and self._losses:
                 measured = getattr(self.alignment.take(), self.scheduler.similarity)
@@ -177,25 +235,26 @@ class Turns:
         self._losses.clear()
         before = 0 if turn == 1 else turn
         for arm in self.scheduler.probes(before):
-            self._look(before, arm)
+            self._look(before, arm, self.recipe.probe_batches)
+        if self.recipe.gradients == "batches":
+            self.scheduler.choose(turn)
+            for arm in self.scheduler.probes(turn):
+                self._look(turn, arm, self.recipe.reward_batches)
         self._target_probe = None
 
-    def _look(self, turn: int, arm: int) -> None:
-        """Measure an arm with the network as it is."""
+    def _look(self, turn: int, arm: int, batches: int) -> None:
+        """Measure an arm with the network as it is, over several batches."""
+        rngs = [np.random.default_rng([self.seed, _PROBE, turn, arm, batch]) for batch in range(batches)]
         try:
-            seen = self._probed([functools.partial(self.auxiliary, (arm,), rng) for rng in self._rngs(turn, arm)])
+            seen = self._probed([functools.partial(self.auxiliary, arm, rng) for rng in rngs])
         except UnusableArm as error:
             self._leave_out(error)
             return
         if self._target_probe is None or self._target_probe[0] != turn:
-            steps = range(_PROBE + turn * self.recipe.probe_batches, _PROBE + (turn + 1) * self.recipe.probe_batches)
+            steps = range(_PROBE + turn * batches, _PROBE + (turn + 1) * batches)
             self._target_probe = turn, self._probed([functools.partial(self.target, step) for step in steps])
         alike = similarity(self._target_probe[1].gradient, seen.gradient)
         self.scheduler.observe(turn, arm, seen.loss, getattr(alike, self.scheduler.similarity))
-
-    def _rngs(self, turn: int, arm: int) -> list[np.random.Generator]:
-        count = self.recipe.probe_batches
-        return [np.random.default_rng([self.seed, _PROBE, turn, arm, batch]) for batch in range(count)]
 
     def _probed(self, losses: Sequence[Callable[[], Tensor]]) -> Probe:
         self.alignment.expect("nothing")
@@ -212,6 +271,14 @@ class Turns:
         self.scheduler.load_state(state["scheduler"])
         self.alignment.load_state(state["alignment"])
         self._losses = list(state["losses"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The running mean of the target's gradients."""
+        return self.alignment.tensors()
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        self.alignment.load_tensors(tensors)
 
     def summary(self) -> dict[str, Any]:
         """For the adapter's card: the arms, which were left out and why, and a row per turn."""

@@ -83,7 +83,7 @@ class TranslationRecipe:
 TRANSLATION_PRESETS = {
     "cpu": TranslationRecipe(size_px=128, steps=1500, channels=16, blocks=4, judge_channels=16, judge_layers=2),
     "gpu": TranslationRecipe(size_px=192, steps=10_000, channels=32),
-    "paper": TranslationRecipe(blocks=9, skip=False),
+    "paper": TranslationRecipe(blocks=9),
 }
 
 

@@ -2,14 +2,15 @@
 
 Zhu et al., "A novel pseudo label-based unsupervised multiple target domain adaptation framework for abdominal organ
 segmentation" (FLARE 2024). Four parts: a CycleGAN makes the labelled images look like the unlabelled, as they are or
-as *anatomy images*, the edges of both kinds (ASIT, `space=anatomy`); a teacher trained on these labels the targets, in
-rounds; targets that the rounds disagree on borrow the labels of a similar target by registration (MDM); those that stay
-uncertain are left out (PLF). A small fast network learns from what is left.
+as *anatomy images*, the edges of both kinds (ASIT, `space=anatomy`); a teacher trained on these labels the targets, and
+those it is uncertain of borrow the labels of a similar target by registration (MDM); further teachers in turn are
+trained on the updated labels too (self-training); targets whose labels change in these rounds are left out (PLF). A
+small fast network learns from what is left.
 
 Departures, each argued where it is made: see `anatomy_space`, `translation`, `registration` and `pseudo_labels`.
-Translated volumes whose edges have drifted are not trained on. A borrowed label counts as one more round, so it is
-filtered too. Intensities and two rounds are the defaults, because they were better on real cases than the paper's edges
-and three (Testing/BENCHMARKS.md).
+Translated volumes whose edges have drifted are not trained on. Who lends is decided by the domain, where names tell it,
+or by how sure the first teacher is. Intensities are the default, because they were better on real cases than the
+paper's edges (Testing/BENCHMARKS.md). `preset=paper` is the paper as far as it says.
 
 When to use it: labelled CT (or any other kind) and a stack of unlabelled MR. Cost: about an hour on one CPU core,
 by the preset; every stage is kept and not computed twice.
@@ -72,8 +73,8 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
         raise InputError("This method has no time limit; choose fewer steps or rounds in the recipe.")
     seed = run.new_seed()
     stages = _stages(inputs, recipe, seed, run)
-    weights = stages.weights()
-    grid, training = stages.grid, stages.training
+    weights, training = stages.result()
+    grid = stages.grid
     return Adapter(
         tensors=weights,
         method="uda",
@@ -96,6 +97,8 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
             "head": "classes",
             "grid": grid_to_dict(grid),
             "anatomy": stages.anatomy.to_dict() if stages.anatomy else None,
+            "edges": recipe.edges,
+            "decide": recipe.decide,
             "resample": "labels",
         },
     )

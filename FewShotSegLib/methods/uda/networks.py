@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class ClassRecipe:
     """A training run. The paper: SGD 0.01 with momentum 0.99, poly 0.9, batch 2, 250,000 steps."""
 
     network: str = "dynunet"
-    size: Literal["small", "paper"] = "small"
+    size: Literal["small", "paper", "large"] = "small"
     steps: int = 300
     batch_size: int = 2
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -86,7 +86,7 @@ def train_classes(
         recipe.steps,
         recipe.learning_rate,
         recipe.weight_decay,
-        warmup_steps=min(20, recipe.steps // 10),
+        warmup_steps=0 if recipe.optimizer == "sgd" else min(20, recipe.steps // 10),
         optimizer=recipe.optimizer,
         clip_norm=12.0 if recipe.optimizer == "sgd" else 1.0,
         checkpoint_seconds=20.0,
@@ -110,7 +110,16 @@ def class_network(grid: Grid, channels: int, recipe: ClassRecipe, seed: int = 0)
     return build(**network_arguments(grid, recipe.network, recipe.size, channels), seed=seed)
 
 
-def predicted_labels(
+class Prediction(NamedTuple):
+    """Labels (D, H, W), and the mean of 1 - the probability of the label over all that is labelled; 0 where nothing
+    is.
+    """
+
+    labels: NDArray[np.uint8]
+    doubt: float
+
+
+def predicted(
     weights: dict[str, NDArray[np.float32]],
     image: NDArray[np.float32],
     grid: Grid,
@@ -120,8 +129,8 @@ def predicted_labels(
     device: torch.device | str = "cpu",
     report: Report = silent,
     message: str = "segmenting",
-) -> NDArray[np.uint8]:
-    """Labels (D, H, W) of an image (D, H, W) on the grid."""
+) -> Prediction:
+    """What the network says of an image (D, H, W) on the grid."""
     network = class_network(grid, channels, recipe)
     load_weights(network, weights)
     logits = predict(
@@ -135,4 +144,7 @@ def predicted_labels(
         report=report,
         message=message,
     )
-    return decided(logits)
+    labels = decided(logits)
+    found = logits[:, labels > 0].astype(np.float64)  # (C, N)
+    shares = np.exp(found - found.max(axis=0)) if found.size else np.ones((1, 1))
+    return Prediction(labels, float(np.mean(1 - shares.max(axis=0) / shares.sum(axis=0))))

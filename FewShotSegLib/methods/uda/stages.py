@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from FewShotSegLib.data.digests import sha256_of_array, sha256_of_json
-from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.intensity import PERCENTILES, IntensitySpec
 from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.data.structures import structure_colors
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
 from FewShotSegLib.imaging.grid import Grid, onto_grid
-from FewShotSegLib.inference.volume_network import grid_to_dict, seen_by
+from FewShotSegLib.inference.volume_network import grid_to_dict, on_grid
+from FewShotSegLib.io.cache import is_sealed, sealed
 from FewShotSegLib.io.datasets import DataSet, complete_exemplar
-from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.progress import Progress, Report, stage_picture
 from FewShotSegLib.synthesis.plan import Sample
@@ -31,10 +31,10 @@ from FewShotSegLib.visualization.overlays import outlined
 from .cycle_gan import TRANSLATION_PRESETS as TRANSLATIONS
 from .cycle_gan import TranslationRecipe
 from .drift import EdgeConsistency, drift_picture, edge_consistency
-from .networks import ClassRecipe, predicted_labels, train_classes
+from .networks import ClassRecipe, Prediction, predicted, train_classes
 from .pseudo_labels import Uncertainty, Verdict, ensemble, filter_cases, split_domains, uncertainty
 from .recipe import UDA_PRESETS, Recipe, found_in
-from .registration import Borrowed, Measure, borrow_labels, size_of
+from .registration import Measure, borrow_labels, size_of
 from .translation import Translator, load_translator, save_translator, train_translator
 
 Array = NDArray[Any]
@@ -63,11 +63,11 @@ class Sources:
 
 
 class _Stopped(Exception):  # noqa: N818 - the user has seen enough
-    """A network was stopped in its training; `weights` are what is to be kept."""
+    """A network was stopped in its training; `weights` are what is to be kept, of a network trained by `training`."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, training: ClassRecipe) -> None:
         super().__init__()
-        self.weights = weights
+        self.weights, self.training = weights, training
 
 
 class Stages:
@@ -99,37 +99,45 @@ class Stages:
             self.anatomy = AnatomySpace().settled([*sources.volumes.values(), *targets.values()])
         self.grid = _grid_for(first, recipe)
         self.training = ClassRecipe(
-            size="paper" if recipe.size == "paper" else "small",
+            size=cast(Any, recipe.size),
             steps=recipe.steps or 1,
-            patches=recipe.patches,
+            patches=recipe.patches if self.anatomy is None else recipe.patches.unshaded(),
             optimizer="sgd" if recipe.optimizer == "sgd" else "adamw",
             learning_rate=recipe.learning_rate,
         )
+        self.teaching = replace(self.training, size=cast(Any, recipe.teacher_size))
         self.metrics: dict[str, Any] = {"stages": {}}
-        self._last_trained: Weights | None = None
+        self._last_trained: tuple[Weights, ClassRecipe] | None = None
+        self.source_intensity = _foreground_window(sources) if recipe.foreground_percentiles else None
         self.target_images = {name: self._image(volume, self.target_intensity) for name, volume in targets.items()}
         self.folder = cache_folder() / "uda" / self._data_key()
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def weights(self) -> Weights:
-        """The weights of the final network."""
+    def result(self) -> tuple[Weights, ClassRecipe]:
+        """The weights of the final network, and what it was trained by."""
         try:
-            return self._all_stages()
+            return self._all_stages(), self.training
         except _Stopped as stopped:
             self.metrics["stopped_by"] = "user"
-            return stopped.weights
+            return stopped.weights, stopped.training
 
     def _all_stages(self) -> Weights:
+        """Translate; label the targets; improve these labels by matching, and then by self-training on them; filter by
+        how much they change in that; teach the small network.
+        """
+        recipe = self.recipe
         self._stage(0, "translating")
         cases = self._translated()
-        self._stage(1, "teaching")
-        rounds = self._rounds(cases)
-        if not (self.recipe.match or self.recipe.filter) and self.recipe.rounds == 1:
-            return self._teacher(cases, [], 1)
-        self._stage(2, "matching")
-        borrowed = self._borrowed(rounds) if self.recipe.match else {}
-        self._stage(3, "filtering")
-        labels = self._trusted(rounds, borrowed)
+        labels: dict[str, NDArray[np.uint8]] = {}
+        if recipe.rounds > 1 or recipe.match:
+            self._stage(1, "teaching")
+            first = self._first_round(cases)
+            labels = {name: found.labels for name, found in first.items()}
+            self._stage(2, "matching")
+            if recipe.match:
+                labels |= self._borrowed(first)
+            self._stage(3, "self-training")
+            labels = self._trusted(self._self_trained(cases, labels))
         self._stage(4, "learning the small network")
         return self._student(cases, labels)
 
@@ -138,21 +146,27 @@ class Stages:
 
     def _image(self, volume: Volume, intensity: IntensitySpec) -> NDArray[np.float32]:
         """What networks see of a volume, on the grid."""
-        image = seen_by(volume, intensity, self.anatomy)
-        return onto_grid(image, np.zeros(volume.shape, bool), volume.affine, self.grid)[0]
+        return on_grid(volume, intensity, self.grid, self.anatomy, self.recipe.edges)
 
     def _data_key(self) -> str:
         arrays = {name: sha256_of_array(volume.array) for name, volume in self.targets.items()}
         arrays |= {f"source {name}": sha256_of_array(volume.array) for name, volume in self.sources.volumes.items()}
         arrays |= {f"labels {name}": sha256_of_array(labels) for name, labels in self.sources.labels.items()}
-        space = (self.anatomy.to_dict() if self.anatomy else None, self.target_intensity.to_dict())
+        source = self.source_intensity.to_dict() if self.source_intensity else None
+        edges = (self.anatomy.to_dict(), self.recipe.edges) if self.anatomy else None
+        space = (edges, self.target_intensity.to_dict(), source)
         return _digest(arrays, grid_to_dict(self.grid), space, self.structures, self.seed)
+
+    def _places(self) -> str:
+        """A digest of where all volumes lie, which decides what comes onto the grid."""
+        volumes = {**self.targets, **{f"source {name}": volume for name, volume in self.sources.volumes.items()}}
+        return _digest({name: sha256_of_array(volume.affine) for name, volume in volumes.items()})
 
     def _source_case(self, name: str) -> Case:
         """A labelled case on the grid, not yet translated."""
         volume = self.sources.volumes[name]
-        image = seen_by(volume, IntensitySpec.auto(volume), self.anatomy)
-        image, labels = onto_grid(image, self.sources.labels[name], volume.affine, self.grid)
+        image = self._image(volume, self.source_intensity or IntensitySpec.auto(volume))
+        labels = onto_grid(np.zeros(volume.shape, bool), self.sources.labels[name], volume.affine, self.grid)[1]
         return Case(image, labels.astype(np.uint8), None, self.grid.spacing_mm, name)
 
     def training_sample(self, number: int, rng: np.random.Generator) -> Sample:
@@ -235,7 +249,7 @@ class Stages:
         recipe = self._translation_recipe()
         key = _digest(to_dict(recipe))
         path = self.folder / f"translator-{key}.safetensors"
-        if path.is_file():
+        if is_sealed(path, self._places()):
             return load_translator(path, self.device)
         checkpoint = path.with_suffix(".ckpt")
         translator = train_translator(
@@ -246,18 +260,19 @@ class Stages:
             device=self.device,
             report=self.report,
             checkpoint=checkpoint,
-            identity=key,
+            identity=f"{key} {self._places()}",
         )
-        save_translator(translator, path)
+        with sealed(path, self._places()) as part:
+            save_translator(translator, part)
         checkpoint.unlink(missing_ok=True)
         return translator
 
     def _translation_recipe(self) -> TranslationRecipe:
         recipe = self.recipe
-        # Edges of both kinds are much alike, so learning starts from no change; intensities may have to be inverted.
+        # One generator for edges and intensities, or the two could not be compared.
         return replace(
             TRANSLATIONS[UDA_PRESETS[recipe.preset].translation],
-            skip=self.anatomy is not None,
+            skip=recipe.residual,
             steps=recipe.translation_steps or 1,
             cycle_weight=recipe.cycle_weight,
             identity_weight=recipe.identity_weight,
@@ -266,67 +281,87 @@ class Stages:
 
     # ---------------------------------------------------------------------------------------------------------- rounds
 
-    def _rounds(self, cases: Sequence[Case]) -> dict[str, list[NDArray[np.uint8]]]:
-        """Labels of each target (D, H, W), one per round, oldest first."""
-        found: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in self.targets}
-        for number in range(1, self.recipe.rounds + 1):
-            taught = [
-                Case(image, found[name][-1], None, self.grid.spacing_mm, name)
-                for name, image in self.target_images.items()
-                if number > 1 and found[name][-1].any()
-            ]
-            weights = self._teacher(cases, taught, number)
+    def _first_round(self, cases: Sequence[Case]) -> dict[str, Prediction]:
+        """What a teacher of sources alone says of each target."""
+        weights = self._teacher(cases, [], 1)
+        return {name: self._predicted(weights, image, name, 1) for name, image in self.target_images.items()}
+
+    def _self_trained(
+        self, cases: Sequence[Case], labels: Mapping[str, NDArray[np.uint8]]
+    ) -> dict[str, list[NDArray[np.uint8]]]:
+        """Labels of each target (D, H, W) from round to round, oldest first.
+
+        The labels that are given teach round 2, and its answers the next. They are an opinion themselves only where
+        nothing was borrowed: borrowed labels must not be held against who borrowed them.
+        """
+        current = dict(labels)
+        given = [] if self.recipe.match and self.recipe.rounds > 1 else [current]
+        found = {name: [own[name] for own in given] for name in current}
+        for number in range(2, self.recipe.rounds + 1):
+            weights = self._teacher(cases, self._taught(current), number)
             for name, image in self.target_images.items():
-                found[name].append(self._labels(weights, image, name, number))
+                current[name] = self._predicted(weights, image, name, number).labels
+                found[name].append(current[name])
         names = list(found)[:: max(len(found) // 3, 1)][:3]
         self._show("Teachers: labels of each round, oldest first", [self._slice_with(n, found[n]) for n in names])
         return found
 
-    def _teacher(self, cases: Sequence[Case], taught: Sequence[Case], number: int) -> Weights:
-        return self._trained(cases, taught, f"teacher {number}", self.seed + number)
+    def _taught(self, labels: Mapping[str, NDArray[np.uint8]]) -> list[Case]:
+        """The targets with their labels; those without any teach nothing."""
+        return [
+            Case(self.target_images[name], found, None, self.grid.spacing_mm, name)
+            for name, found in labels.items()
+            if found.any()
+        ]
 
-    def _trained(self, cases: Sequence[Case], taught: Sequence[Case], name: str, seed: int) -> Weights:
+    def _teacher(self, cases: Sequence[Case], taught: Sequence[Case], number: int) -> Weights:
+        return self._trained(cases, taught, f"teacher {number}", self.seed + number, self.teaching)
+
+    def _trained(
+        self, cases: Sequence[Case], taught: Sequence[Case], name: str, seed: int, training: ClassRecipe
+    ) -> Weights:
         """Weights of a network taught by sources and by labelled targets; kept."""
         digests = [sha256_of_array(case.image) + sha256_of_array(case.mask) for case in [*cases, *taught]]
-        key = _digest(digests, repr(self.training), self.recipe.target_share, seed)
+        key = _digest(digests, repr(training), self.recipe.target_share, seed)
         path = self.folder / f"network-{key}.npz"
-        if path.is_file():
+        if is_sealed(path, self._places()):
             with np.load(path) as kept:
-                self._last_trained = {tensor: kept[tensor] for tensor in kept.files}
-            return self._last_trained
+                weights = {tensor: kept[tensor] for tensor in kept.files}
+            self._last_trained = weights, training
+            return weights
         share = self.recipe.target_share if taught else 0.0
-        weights = [(1 - share) / len(cases)] * len(cases) + [share / max(len(taught), 1)] * len(taught)
+        shares = [(1 - share) / len(cases)] * len(cases) + [share / max(len(taught), 1)] * len(taught)
         checkpoint = path.with_suffix(".ckpt")
         trained, fitted = train_classes(
             [*cases, *taught],
-            weights,
+            shares,
             self.grid,
             self.structures.values(),
-            self.training,
+            training,
             seed=seed,
             device=self.device,
             report=self.report,
             message=name,
             checkpoint=checkpoint,
-            identity=key,
+            identity=f"{key} {self._places()}",
         )
         if fitted.stopped_by == "user":
             checkpoint.unlink(missing_ok=True)
-            half_done = 2 * fitted.steps >= self.training.steps
-            raise _Stopped(trained if half_done or self._last_trained is None else self._last_trained)
-        self._last_trained = trained
-        with written_whole(path) as part, part.open("wb") as stream:
+            half_done = 2 * fitted.steps >= training.steps
+            raise _Stopped(*((trained, training) if half_done or not self._last_trained else self._last_trained))
+        self._last_trained = trained, training
+        with sealed(path, self._places()) as part, part.open("wb") as stream:
             np.savez(stream, **trained)  # type: ignore[arg-type]
         checkpoint.unlink(missing_ok=True)
         return trained
 
-    def _labels(self, weights: Weights, image: NDArray[np.float32], name: str, number: int) -> NDArray[np.uint8]:
-        return predicted_labels(
+    def _predicted(self, weights: Weights, image: NDArray[np.float32], name: str, number: int) -> Prediction:
+        return predicted(
             weights,
             image,
             self.grid,
             len(self.structures) + 1,
-            self.training,
+            self.teaching,
             device=self.device,
             report=self.report,
             message=f"round {number}: {name}",
@@ -337,27 +372,27 @@ class Stages:
     def _uncertainties(self, rounds: Mapping[str, Sequence[Array]]) -> dict[str, Uncertainty]:
         return {name: uncertainty(list(labels), list(self.structures)) for name, labels in rounds.items()}
 
-    def _borrowed(self, rounds: Mapping[str, Sequence[Array]]) -> dict[str, Borrowed]:
-        """What uncertain targets could borrow from certain ones, on the grid."""
-        if self.recipe.rounds < 2:
-            uncertain = {name: Uncertainty(0.0, {}, empty=not labels[-1].any()) for name, labels in rounds.items()}
-        else:
-            uncertain = self._uncertainties(rounds)
+    def _borrowed(self, first: Mapping[str, Prediction]) -> dict[str, NDArray[np.uint8]]:
+        """Labels of those uncertain targets that could borrow some from certain ones, on the grid.
+
+        There is one round so far, so what is uncertain is what its teacher doubts.
+        """
+        uncertain = {name: Uncertainty(found.doubt, {}, empty=not found.labels.any()) for name, found in first.items()}
         split = split_domains(uncertain, self.domains or None)
-        on_grid = {name: self._gridded(name, volume) for name, volume in self.targets.items()}
+        images = {name: self._gridded(name, volume) for name, volume in self.targets.items()}
         by = cast(Measure, self.recipe.registration.match_by)  # one of its choices
         sizes = {
-            name: size_of(name, on_grid[name], rounds[name][-1], by=by, patient=self.patients.get(name, ""))
+            name: size_of(name, images[name], first[name].labels, by=by, patient=self.patients.get(name, ""))
             for name in self.targets
         }
 
         def load(name: str) -> tuple[Volume, Volume]:
-            return on_grid[name], on_grid[name].like(rounds[name][-1])
+            return images[name], images[name].like(first[name].labels)
 
         found = {
             name: borrow_labels(
                 sizes[name],
-                on_grid[name],
+                images[name],
                 [sizes[other] for other in split.better],
                 load,
                 self.recipe.registration,
@@ -366,17 +401,17 @@ class Stages:
             for name in split.worse
         }
         lent = [
-            self._slice_with(name, [rounds[name][-1], borrowed.labels.array])
+            self._slice_with(name, [first[name].labels, borrowed.labels.array])
             for name, borrowed in found.items()
             if borrowed.labels is not None
         ]
-        self._show("Matching: labels of the last teacher, and those borrowed by registration", lent[:3])
+        self._show("Matching: labels of the first teacher, and those borrowed by registration", lent[:3])
         self.metrics["stages"]["matching"] = {
             "rule": split.rule,
             "lenders": list(split.better),
             "borrowers": {name: borrowed.to_dict() for name, borrowed in found.items()},
         }
-        return found
+        return {name: b.labels.array.astype(np.uint8) for name, b in found.items() if b.labels is not None}
 
     def _gridded(self, name: str, volume: Volume) -> Volume:
         """The intensities of a target on the grid, in the grid's own frame: axis-aligned, origin in the middle."""
@@ -387,19 +422,13 @@ class Stages:
         affine[:3, 3] = -affine[:3, :3] @ ((np.array(image.shape[::-1]) - 1) / 2)
         return Volume(image, affine)
 
-    def _trusted(
-        self, rounds: Mapping[str, Sequence[NDArray[np.uint8]]], borrowed: Mapping[str, Borrowed]
-    ) -> dict[str, NDArray[np.uint8]]:
-        """One labelmap for each target that is trusted."""
-        opinions = {
-            name: [*labels, *(b.labels.array.astype(np.uint8) for b in [borrowed.get(name)] if b and b.labels)]
-            for name, labels in rounds.items()
-        }
+    def _trusted(self, rounds: Mapping[str, Sequence[NDArray[np.uint8]]]) -> dict[str, NDArray[np.uint8]]:
+        """One labelmap for each target that is trusted: the last, or all rounds together where they are filtered."""
         if not self.recipe.filter:
-            return {name: labels[-1] for name, labels in opinions.items() if labels[-1].any()}
-        verdicts = filter_cases(self._uncertainties(opinions), self.recipe.pseudo_labels)
+            return {name: labels[-1] for name, labels in rounds.items() if labels[-1].any()}
+        verdicts = filter_cases(self._uncertainties(rounds), self.recipe.pseudo_labels)
         self.metrics["stages"]["filter"] = [verdict.to_dict() for verdict in verdicts]
-        kept = {v.name: ensemble(opinions[v.name], self.recipe.pseudo_labels.vote) for v in verdicts if v.kept}
+        kept = {v.name: ensemble(rounds[v.name], self.recipe.pseudo_labels.vote) for v in verdicts if v.kept}
         kept = {name: labels for name, labels in kept.items() if labels.any()}
         order = [verdict.name for verdict in verdicts if verdict.name in kept]
         self._show(
@@ -411,10 +440,19 @@ class Stages:
         return kept
 
     def _student(self, cases: Sequence[Case], labels: Mapping[str, NDArray[np.uint8]]) -> Weights:
-        taught = [
-            Case(self.target_images[name], found, None, self.grid.spacing_mm, name) for name, found in labels.items()
-        ]
-        return self._trained(cases, taught, "small network", self.seed + 100)
+        return self._trained(cases, self._taught(labels), "small network", self.seed + 100, self.training)
+
+
+def _foreground_window(sources: Sources) -> IntensitySpec:
+    """The percentiles of all labelled voxels of all sources together."""
+    values = np.concatenate([volume.array[sources.labels[name] > 0] for name, volume in sources.volumes.items()])
+    low, high = np.percentile(values, PERCENTILES) if values.size else (0.0, 0.0)
+    if not high > low:
+        raise InputError(
+            "The labelled voxels of the sources have one value, so they give no percentiles; leave "
+            "foreground_percentiles off."
+        )
+    return IntensitySpec("window", float(low), float(high))
 
 
 def _reasons(verdicts: Sequence[Verdict]) -> str:

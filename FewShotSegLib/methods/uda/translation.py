@@ -25,7 +25,8 @@ from FewShotSegLib.errors import InputError, StopAndKeepBest
 from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.progress import Progress, Report, silent
-from FewShotSegLib.training.fit import read_checkpoint, step_rng
+from FewShotSegLib.training.checkpoint import read_checkpoint, write_checkpoint
+from FewShotSegLib.training.fit import step_rng
 
 from .cycle_gan import CycleGan, Fakes, ImagePool, TranslationRecipe, generator_of
 from .generators import Generator
@@ -268,8 +269,7 @@ class _AdversarialGame:
             "step": self.step,
             "history": self.history,
         }
-        with written_whole(path) as part:
-            torch.save(state, part)
+        write_checkpoint(state, path)
 
     def restore(self, path: Path) -> None:
         state = read_checkpoint(path, self.identity)

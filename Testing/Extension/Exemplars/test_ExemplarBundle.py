@@ -124,3 +124,81 @@ def test_a_bundle_that_cannot_be_written_is_refused_and_leaves_nothing(store: Ex
     with pytest.raises(InputError, match="Cannot write"):
         store.exportBundle(tmp_path / "file" / "exemplars.zip")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def changedBundle(bundle: Path, change: Any) -> Path:
+    """The bundle with its files {name: content} changed."""
+    with zipfile.ZipFile(bundle) as packed:
+        content = {name: packed.read(name) for name in packed.namelist()}
+    change(content)
+    path = bundle.with_name("changed.zip")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, data in content.items():
+            packed.writestr(name, data)
+    return path
+
+
+def withCards(change: Any) -> Any:
+    def changeContent(content: dict[str, bytes]) -> None:
+        values = json.loads(content["exemplars.json"])
+        change(values["exemplars"][-1])
+        content["exemplars.json"] = json.dumps(values).encode()
+
+    return changeContent
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        withCards(lambda card: card.pop("slices")),
+        withCards(lambda card: card.pop("exemplar")),
+        withCards(lambda card: card.update(exemplar=99)),
+        withCards(lambda card: card.update(slices=[4000])),
+        withCards(lambda card: card.update(name=5)),
+        lambda content: content.update({"exemplars.json": b"null"}),
+        lambda content: content.update({"exemplars.json": b"[" * 100_000}),
+        lambda content: content.pop("job.json"),
+        lambda content: content.update({"second.nrrd": content["second.nrrd"][:-40]}),
+    ],
+)
+def test_a_bundle_that_cannot_be_used_as_a_whole_changes_nothing(
+    store: ExemplarStore, bundle: Path, change: Any
+) -> None:
+    slicer.mrmlScene.Clear(0)
+    with pytest.raises(InputError):
+        store.importBundle(changedBundle(bundle, change))
+    assert store.list() == ()
+    assert not slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+
+
+def test_a_card_without_a_note_is_one_without_a_note(store: ExemplarStore, bundle: Path) -> None:
+    slicer.mrmlScene.Clear(0)
+    store.importBundle(changedBundle(bundle, withCards(lambda card: card.pop("note"))))
+    assert len(store.list()) == 3
+
+
+def test_a_bundle_brings_no_other_file_of_this_computer(store: ExemplarStore, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.raw").write_bytes(b"SECRET" * 100_000)
+
+    def detach(content: dict[str, bytes]) -> None:
+        head = content["second.nrrd"].split(b"\n\n", 1)[0]
+        content["second.nrrd"] = head + f"\ndata file: {tmp_path}/secret.raw\n\n".encode()
+
+    slicer.mrmlScene.Clear(0)
+    with pytest.raises(InputError, match=r"second\.nrrd"):
+        store.importBundle(changedBundle(bundle, detach))
+
+
+def test_what_a_bundle_does_not_need_stays_packed(
+    store: ExemplarStore, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    real = zipfile.ZipFile.open
+    monkeypatch.setattr(
+        zipfile.ZipFile, "open", lambda self, name, *a, **k: (opened.append(name), real(self, name, *a, **k))[1]
+    )
+    junk = changedBundle(bundle, lambda content: content.update(junk=bytes(1 << 20)))
+    opened.clear()
+    slicer.mrmlScene.Clear(0)
+    store.importBundle(junk)
+    assert "junk" not in opened

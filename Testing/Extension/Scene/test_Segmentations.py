@@ -109,16 +109,17 @@ def test_an_empty_segmentation_has_no_structures_and_no_annotated_slice(scene):
     assert not Segmentations.sliceMask(node, "empty", volumeNode, 0, 3).any()
 
 
-def test_where_segments_overlap_the_later_is_kept_and_the_log_says_so(scene, caplog):
+def test_where_segments_overlap_the_later_is_kept_and_the_voxels_of_the_first_are_known(scene):
     volumeNode = addVolume(np.zeros(SHAPE, np.int16), np.eye(4))
     node = addSegmentation(volumeNode, "first", "second")
     first, second = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
     first[1:4], second[3:5] = True, True
     paint(node, "first", first, np.eye(4))
     paint(node, "second", second, np.eye(4))
-    labels = Segmentations.labelmapFromSegmentation(node, volumeNode).volume.array
-    np.testing.assert_array_equal(labels, np.where(second, 2, first))
-    assert f"overlap in {SHAPE[1] * SHAPE[2]} voxels" in caplog.text
+    labelmap = Segmentations.labelmapFromSegmentation(node, volumeNode)
+    np.testing.assert_array_equal(labelmap.volume.array, np.where(second, 2, first))
+    np.testing.assert_array_equal(labelmap.mask(1), first)
+    np.testing.assert_array_equal(labelmap.mask(2), second)
 
 
 def test_two_segments_of_one_name_stay_two_structures(scene):

@@ -94,12 +94,14 @@ def test_base_model_boxes_and_clicks_are_scored_once_for_all_numbers_of_exemplar
     cells = accuracy._done(tmp_path / "result.jsonl")
     assert [(shots, prompt) for _, shots, model, prompt in cells if model == "base"] == [
         (0, accuracy.CLICK),
+        (0, accuracy.RANDOM),
         (0, accuracy.BOX),
         (0, accuracy.CORRECTED),
     ]
     table = (tmp_path / "result.md").read_text()
     assert capsys.readouterr().out == table
     assert table.count("\n| toy | ") == 1 + 2 + 3  # of the three slices none shows b
+    assert table.count("\n| 0 | base, one ") == 2
     before = (tmp_path / "result.jsonl").read_bytes()
     assert accuracy.main(given) == 0
     assert (tmp_path / "result.jsonl").read_bytes() == before
@@ -111,3 +113,30 @@ def test_a_box_around_a_line_has_an_area() -> None:
     assert accuracy._box(mask, 7)["box_ijk"].tolist() == [[3, 0, 7], [8, 0.5, 7]]
     mask[1] = mask[0]
     assert accuracy._box(mask, 7)["box_ijk"].tolist() == [[3, 0, 7], [8, 1, 7]]
+
+
+def test_the_paper_s_layout_has_dsc_and_hd95_over_structures_and_dsc_of_each() -> None:
+    def row(case: str, structure: str, scope: str, dsc: float, hd95: float | None) -> dict[str, object]:
+        return {"case": case, "structure": structure, "scope": scope, "dsc": dsc, "hd95_mm": hd95}
+
+    scores = [
+        row("1", "a", "oracle_slices", 0.8, 4.0),
+        row("2", "a", "oracle_slices", 0.6, np.inf),  # a mask was empty
+        row("1", "b", "oracle_slices", 0.2, 10.0),
+        row("1", "a", "all_slices", 0.1, 90.0),
+    ]
+    cells = {("btcv", 9, accuracy.PAPER, accuracy.CLICK): {"scores": scores}}
+    lines = accuracy._paper_tables(cells).splitlines()
+    assert lines[0] == "btcv"
+    assert lines[2] == "| slices | model | DSC, % | HD95, mm | a | b |"
+    assert lines[4] == "| 9 | adapted as the paper, one click | 45.0 | 7.0 | 70.0 | 20.0 |"
+    assert accuracy._paper_tables({("btcv", accuracy.ALL, "U-Net", accuracy.FREE): {"scores": scores}}).count("| all |")
+
+
+def test_a_random_click_lies_in_the_mask_and_is_the_same_each_time() -> None:
+    mask = np.zeros((30, 30), bool)
+    mask[5:25, 8:20] = True
+    clicks = [accuracy._random(mask, index)["points_ijk"][0].astype(int) for index in range(30)]
+    assert all(mask[y, x] for x, y, _ in clicks)
+    assert len({(int(x), int(y)) for x, y, _ in clicks}) > 20
+    assert accuracy._random(mask, 3)["points_ijk"].tolist() == accuracy._random(mask, 3)["points_ijk"].tolist()

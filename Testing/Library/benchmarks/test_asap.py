@@ -36,9 +36,22 @@ def setting(data: Path, cases: int = 4) -> Setting:
     return Setting(data, 10, cases, ())
 
 
-def test_schedulers_are_compared_under_one_name_each() -> None:
-    assert set(METHODS.values()) <= set(SCHEDULERS)
-    assert len(set(METHODS.values())) == len(METHODS)
+def test_methods_differ_in_the_choice_of_auxiliary_data_alone_and_no_two_are_the_same() -> None:
+    assert {options["scheduler"] for options in METHODS.values()} == set(SCHEDULERS)
+    names = {name for options in METHODS.values() for name in options}
+    assert names == {"scheduler", "pretraining", "gradients", "reading", "finish"}
+    # The oracle has other arms.
+    others = [sorted(options.items()) for name, options in METHODS.items() if not name.startswith("Oracle")]
+    assert len({str(options) for options in others}) == len(others)
+    assert all(asap.asap.Recipe(**options) for options in METHODS.values())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_oracle_s_arm_is_one_of_the_target_s_arms_and_the_only_one_it_has(name: str, a_data_folder: Path) -> None:
+    target = TARGETS[name]
+    every = arms_for(target, a_data_folder, sorted(a_data_folder.glob(DATASETS[target.data_set].images)))
+    (alone,) = asap._only(every, target.oracle)
+    assert [f"{alone.name}: {structure}" for structure in alone.structures or {}] == [target.oracle]
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -50,29 +63,37 @@ def test_a_target_is_a_structure_of_its_data_set(name: str) -> None:
 
 
 def test_nothing_is_tested_on_that_gave_exemplars_or_arms(a_data_folder: Path) -> None:
-    shots, tests, rest = asap._split(asap._known(SPLEEN), setting(a_data_folder))
-    assert (len(shots), len(tests), len(rest)) == (3, 4, 4)
-    assert not set(tests) & {*shots, *rest}
-    assert set(shots) <= set(rest)
+    for fold in range(5):
+        shots, tests, rest = asap._split(asap._known(SPLEEN), setting(a_data_folder), fold)
+        assert (len(shots), len(tests), len(rest)) == (3, 4, 1)
+        assert len({*shots, *tests, *rest}) == 8
+
+
+def test_every_fold_has_other_exemplars(a_data_folder: Path) -> None:
+    folds = [asap._split(asap._known(SPLEEN), setting(a_data_folder), fold)[0] for fold in range(5)]
+    numbers = [[int(path.name[0]) for path in shots] for shots in folds]
+    assert numbers == [[0, 1, 2], [3, 4, 5], [6, 7, 0], [1, 2, 3], [4, 5, 6]]
+    two = Setting(a_data_folder, 10, 4, (), shots=2)
+    assert len(asap._split(asap._known(SPLEEN), two, 0)[0]) == 2
 
 
 def test_where_cases_are_few_one_is_left_to_test_on(tmp_path: Path) -> None:
     (tmp_path / "chaos_mr_t2").mkdir()
     for number in range(2):
         (tmp_path / "chaos_mr_t2" / f"{number}_img.nii.gz").touch()
-    shots, tests, rest = asap._split(asap._known(SPLEEN), setting(tmp_path))
-    assert [[path.name[0] for path in part] for part in (shots, tests, rest)] == [["0"], ["1"], ["0"]]
+    shots, tests, rest = asap._split(asap._known(SPLEEN), setting(tmp_path), 0)
+    assert [[path.name[0] for path in part] for part in (shots, tests, rest)] == [["0"], ["1"], []]
 
 
 def test_arms_are_all_other_structures_and_of_the_targets_own_patients_only_the_rest(a_data_folder: Path) -> None:
-    _, tests, rest = asap._split(asap._known(SPLEEN), setting(a_data_folder))
+    shots, tests, rest = asap._split(asap._known(SPLEEN), setting(a_data_folder), 0)
     arms = {data_set.name: data_set for data_set in arms_for(SPLEEN, a_data_folder, rest)}
     assert arms["chaos"].structures == {name: (name,) for name in ("liver", "right kidney", "left kidney")}
     assert {case.image for case in arms["chaos"].cases} == set(rest)
     assert "spleen" in (arms["btcv"].structures or {})  # another hospital's
     assert len(arms["btcv"].cases) == asap.MOST_CASES
     for data_set in arms.values():
-        assert not {case.image for case in data_set.cases} & set(tests)
+        assert not {case.image for case in data_set.cases} & {*shots, *tests}
 
 
 def test_parts_of_a_merged_structure_make_one_arm(a_data_folder: Path) -> None:
@@ -84,7 +105,7 @@ def test_parts_of_a_merged_structure_make_one_arm(a_data_folder: Path) -> None:
 
 def test_a_data_set_whose_only_structure_is_the_target_gives_no_arm(a_data_folder: Path) -> None:
     names = [arm.name for arm in arms_for(TARGETS["ms lesions"], a_data_folder, [])]
-    assert set(DATASETS) - set(names) == {"ms"}
+    assert set(names) == {"btcv", "chaos", "brats"}  # those that have cases here
 
 
 def test_long_cases_are_thinned_and_stay_in_their_place() -> None:
@@ -103,11 +124,12 @@ def test_a_case_without_the_structure_has_no_score(tmp_path: Path) -> None:
     image = tmp_path / "chaos_mr_t2" / "0_img.nii.gz"
     save_volume(Volume(np.random.default_rng(0).random((2, 4, 4)), np.eye(4)), image)
     save_volume(Volume(np.ones((2, 4, 4), np.uint8), np.eye(4)), tmp_path / "chaos_mr_t2" / "0_lab.nii.gz")
-    assert asap._score(None, asap._known(SPLEEN), image, SPLEEN) is None
+    assert asap._score(None, asap._known(SPLEEN), image, SPLEEN, asap.CPU) is None
 
 
 def a_run(target: str, method: str, seed: int, dice: float, network: str = "unet") -> dict[str, Any]:
-    return {"target": target, "network": network, "method": method, "seed": seed, "dice": dice, "iou": dice / 2}
+    run = {"target": target, "network": network, "method": method, "seed": seed, "dice": dice, "iou": dice / 2}
+    return run | {"fold": 0, "shots": 3, "steps": 300, "seconds": 10.0 * seed}
 
 
 def test_the_table_has_mean_and_spread_over_seeds_and_a_mean_where_every_target_was_run() -> None:
@@ -117,13 +139,15 @@ def test_the_table_has_mean_and_spread_over_seeds_and_a_mean_where_every_target_
         a_run("btcv liver", "ASAP", 0, 0.50),
         a_run("chaos spleen", "Direct", 0, 0.60),
     ]
-    lines = asap._table(runs, 300).splitlines()
-    assert lines[0] == "DSC / mIoU (%), mean and spread over seeds, 300 steps, three shots."
-    assert lines[2] == "| network | method | chaos spleen | btcv liver | mean |"
+    lines = asap._table(runs).splitlines()
+    assert lines[0] == "DSC / mIoU (%), mean and spread over seeds and folds, 300 steps, 3 shots."
+    assert lines[2] == "| network | method | chaos spleen | btcv liver | mean | seconds |"
     assert lines[4:] == [
-        "| unet | Direct | 60.0 / 30.0 |  |  |",
-        "| unet | ASAP | 75.0 ± 5.0 / 37.5 | 50.0 / 25.0 | 62.5 |",
+        "| unet | Direct | 60.0 / 30.0 |  |  | 0 |",
+        "| unet | ASAP | 75.0 ± 5.0 / 37.5 | 50.0 / 25.0 | 62.5 | 3 |",
     ]
+    two = [*runs, a_run("chaos spleen", "ASAP", 0, 0.4) | {"shots": 2}]
+    assert asap._table(two).count("| unet | ASAP |") == 2
 
 
 def test_a_run_that_is_there_is_not_made_again(
@@ -131,16 +155,17 @@ def test_a_run_that_is_there_is_not_made_again(
 ) -> None:
     made = []
 
-    def run(target: Any, method: str, network: str, seed: int, setting: Setting) -> dict[str, Any]:
-        made.append((method, seed))
-        return {"dice": 0.5, "iou": 0.25, "turns": []}
+    def run(target: Any, method: str, network: str, seed: int, fold: int, setting: Setting) -> dict[str, Any]:
+        made.append((method, seed, fold))
+        return {"dice": 0.5, "iou": 0.25, "turns": [], "seconds": 1.0}
 
     monkeypatch.setattr(asap, "_run", run)
     out = a_data_folder / "result"
     words = ["--data", str(a_data_folder), "--out", str(out), "--targets", "chaos spleen", "--methods", "ASAP", "GMS"]
     assert asap.main([*words, "--seeds", "1"]) == 0
     assert asap.main([*words, "--seeds", "2"]) == 0
-    assert made == [("ASAP", 0), ("GMS", 0), ("ASAP", 1), ("GMS", 1)]
+    assert asap.main([*words, "--seeds", "1", "--folds", "1"]) == 0
+    assert made == [("ASAP", 0, 0), ("GMS", 0, 0), ("ASAP", 1, 0), ("GMS", 1, 0)]
     lines = out.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["seed"] for line in lines] == [0, 0, 1, 1]
     assert capsys.readouterr().out.endswith(out.with_suffix(".md").read_text(encoding="utf-8"))

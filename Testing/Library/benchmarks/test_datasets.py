@@ -6,7 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from FewShotSegLib.benchmarks.datasets import DATASETS, STARE, exemplars, thinned, unseen_cases
+from FewShotSegLib.benchmarks.datasets import (
+    DATASETS,
+    STARE,
+    exemplars,
+    in_plane,
+    random_exemplars,
+    thinned,
+    unseen_cases,
+)
 from FewShotSegLib.data.volume import Volume, ras_from_ijk
 from FewShotSegLib.io.volumes import save_volume
 from Testing.Library.benchmarks.conftest import TOY
@@ -47,3 +55,27 @@ def test_merged_labels_are_one_structure(tmp_path: Path) -> None:
 def test_photographs_are_pictures_of_one_slice() -> None:
     assert STARE.merged
     assert STARE.structures == {1: "vessel"}
+
+
+def test_every_plane_shows_the_same_voxels_in_the_same_place() -> None:
+    affine = np.array([[0, -2, 0, 5], [1, 0, 0, -3], [0, 0, 2.5, 7], [0, 0, 0, 1.0]])
+    volume = Volume(np.arange(24).reshape(2, 3, 4), affine)
+    for axis in range(3):
+        turned = in_plane(volume, axis)
+        assert turned.shape[0] == volume.shape[axis]
+        for k, j, i in ((1, 2, 3), (0, 1, 2)):
+            at = np.argwhere(turned.array == volume.array[k, j, i])[0]
+            np.testing.assert_allclose(
+                ras_from_ijk(turned.affine, np.array([at[::-1]], float)),
+                ras_from_ijk(affine, np.array([[i, j, k]], float)),
+            )
+
+
+def test_slices_by_lot_show_something_and_differ_from_draw_to_draw(a_data_folder: Path) -> None:
+    chosen = set()
+    for seed in range(5):
+        (exemplar,) = random_exemplars(TOY, a_data_folder, 3, np.random.default_rng(seed))
+        assert len(exemplar.annotated_slices) == 3
+        assert all(exemplar.labels_on(index).any() for index in exemplar.annotated_slices)
+        chosen.add(exemplar.annotated_slices)
+    assert len(chosen) > 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,7 @@ def test_every_size_is_scored_once_and_goes_on_where_it_stopped(
     assert support.main(words) == 0
     runs = [json.loads(line) for line in out.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(run["size"], run["model"]) for run in runs] == [(1, support.SUPPORT), (2, support.SUPPORT)]
-    for row in (row for run in runs for row in run["scores"]):
-        assert row["iou"] == pytest.approx(row["dsc"] / (2 - row["dsc"]))
+    assert all({row["structure"] for row in run["scores"]} == {"disc", "square"} for run in runs)
     table = out.with_suffix(".md").read_text(encoding="utf-8")
     assert capsys.readouterr().out == table
     assert table.count("\n| toy | ") == 2
@@ -79,7 +79,8 @@ def a_run(size: int, model: str, seed: int, *dice: float, dataset: str = "acdc")
         for case in "ab"
     ]
     times = {"setup_s": 2.0 + seed, "setup_cpu_s": 4.0, "slice_s": 0.1}
-    return {"kind": "size", "dataset": dataset, "size": size, "model": model, "seed": seed, "scores": scores, **times}
+    run = {"kind": "size", "dataset": dataset, "size": size, "model": model, "seed": seed, "scores": scores, **times}
+    return {**run, "plane": 0, "drawn": False, "tasks": None}
 
 
 def test_tables_have_means_over_structures_and_spreads_over_seeds() -> None:
@@ -89,13 +90,50 @@ def test_tables_have_means_over_structures_and_spreads_over_seeds() -> None:
         a_run(8, support.SUPPORT, 0, 0.8, 0.9),
         a_run(8, support.UNET, 0, 0.2, 0.3),
     ]
-    sizes, structures, times = (table.splitlines()[2:] for table in support._tables(runs).split("\n\n"))
+    sizes, structures, times = (table.strip().splitlines()[2:] for table in support._tables(runs).split("\n\n"))
     assert sizes == [
-        "| acdc | 1 | 60.0 ± 10.0 / 30.0 / 1.5 |  |  |  |",
-        "| acdc | 8 | 85.0 / 42.5 / 1.5 |  |  | 25.0 / 12.5 / 1.5 |",
+        "| acdc | 1 | 60.0 ± 10.0 / 30.0 / 1.5 |  |  |  |  |  |  |",
+        "| acdc | 8 | 85.0 / 42.5 / 1.5 |  |  |  |  |  | 25.0 / 12.5 / 1.5 |",
     ]
     assert structures == ["| acdc: left ventricle | 50.0 | 80.0 |", "| acdc: myocardium | 70.0 | 90.0 |"]
     assert times == ["| 1 | 2.50 | 4.00 | 0.10 |", "| 8 | 2.00 | 4.00 | 0.10 |"]
+
+
+def test_of_sets_drawn_by_lot_the_table_has_quartiles() -> None:
+    runs = [a_run(4, support.SUPPORT, seed, seed / 10, seed / 10) | {"drawn": True} for seed in range(1, 6)]
+    (row,) = support._quartile_table(runs).splitlines()[2:]
+    assert row == "| acdc | 4 | support set | 5 | 10.0 | 20.0 | 30.0 | 40.0 | 50.0 |"
+
+
+@pytest.mark.parametrize("model", [support.CROSS, support.NEAREST, support.GMISEG])
+def test_what_is_trained_on_other_data_sets_answers_from_the_support_set(
+    a_tiny_base: str, a_data_folder: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """The other data set is the same discs under another name, so that even a short training may learn something."""
+    other = replace(TOY, name="other", images="toy/*_img.nii.gz")
+    monkeypatch.setattr(support, "DATASETS", {"toy": TOY, "other": other})
+    monkeypatch.setitem(support.KNOWN, "toy", TOY)
+    monkeypatch.setitem(support.KNOWN, "other", other)
+    monkeypatch.setattr(support.cross_convolution, "SIDE", 32)
+    out = a_data_folder / "result"
+    words = ["--data", str(a_data_folder), "--datasets", "toy", "--sizes", "2", "--seeds", "1", "--trained"]
+    words += ["--cases", "1", "--slices", "3", "--out", str(out), "--base", a_tiny_base, "--models", model]
+    assert support.main([*words, "--seconds", "2"]) == 0
+    (run,) = [json.loads(line) for line in out.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["structure"] for row in run["scores"]} == {"disc", "square"}
+    if model == support.NEAREST:
+        assert support._mean(run["scores"], "dsc") > 0.1
+
+
+def test_gmiseg_and_the_peer_never_see_the_data_set_they_are_tested_on(tmp_path: Path) -> None:
+    setting = support.Setting(tmp_path, "bundled", 1, 3, 1.0, tasks=2)
+    elsewhere = support._TrainedElsewhere(None, setting)  # type: ignore[arg-type]
+    for name in support.DATASETS:
+        others = [dataset.name for dataset in elsewhere.others(name)]
+        assert name not in others
+        assert len(others) == 2
+    every = support._TrainedElsewhere(None, replace(setting, tasks=None))  # type: ignore[arg-type]
+    assert len(every.others("acdc")) == len(support.DATASETS) - 1
 
 
 def test_a_structure_counts_alike_however_many_cases_show_it() -> None:

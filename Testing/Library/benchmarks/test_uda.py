@@ -36,19 +36,41 @@ def test_the_source_has_all_labelled_cases_and_the_scored_organs_only(tmp_path: 
 
 
 def a_run(row: str, seed: int, dsc: float, seconds: float) -> dict[str, Any]:
-    scores = {name: [dsc + 0.01 * at, dsc / 2] for at, name in enumerate(MR)}
-    return {"row": row, "seed": seed, "seconds": seconds, "scores": scores, "stages": {}}
+    """Two targets and a volume held back, which is 10 points worse."""
+    scores = {
+        case: {name: [dsc + better + 0.01 * at, dsc / 2] for at, name in enumerate(MR)}
+        for case, better in (("1", 0.0), ("2", 0.04), ("3", -0.1))
+    }
+    cost = {"seconds": seconds / 10, "peak_mb": 0.0, "mean_mb": 0.0, "area_mb_s": 0.0}
+    common = {"row": row, "seed": seed, "seconds": seconds, "segmenting": cost, "stages": {}}
+    return {**common, "scores": scores, "held_out": ["3"]}
 
 
-def test_the_table_has_means_over_seeds_and_organs_in_the_order_of_the_paper() -> None:
+def test_the_tables_have_means_over_seeds_and_organs_in_the_order_of_the_paper() -> None:
     runs = [a_run("CycleGAN", 1, 0.60, 30.0), a_run("CT only", 0, 0.20, 5.0), a_run("CycleGAN", 0, 0.40, 10.0)]
-    lines = uda._table(runs).splitlines()
-    assert lines[0] == "DSC / NSD (%, 2 mm), mean over all targets and seeds."
-    assert lines[2] == "|  | liver | right kidney | left kidney | spleen | mean | seconds |"
-    assert lines[4:] == [
-        "| CT only | 20.0 / 10.0 | 21.0 / 10.0 | 22.0 / 10.0 | 23.0 / 10.0 | 21.5 / 10.0 | 5 |",
-        "| CycleGAN | 50.0 / 25.0 | 51.0 / 25.0 | 52.0 / 25.0 | 53.0 / 25.0 | 51.5 / 25.0 | 20 |",
-    ]
+    held_out, targets = uda._table(runs).split("\n\nDSC")[0], uda._table(runs).split("\nDSC")[1]
+    lines = held_out.splitlines()
+    assert lines[0] == "DSC / NSD (%, 2 mm), mean over all held back volumes and seeds; quartiles of DSC."
+    assert lines[2].startswith("|  | liver | right kidney | left kidney | spleen | mean | quartiles | seconds |")
+    assert lines[4] == (
+        "| CT only | 10.0 / 10.0 | 11.0 / 10.0 | 12.0 / 10.0 | 13.0 / 10.0 | 11.5 / 10.0 | 11.5 to 11.5 | 5 | 0.5 |  |"
+    )
+    organs = "40.0 / 25.0 | 41.0 / 25.0 | 42.0 / 25.0 | 43.0 / 25.0"
+    assert lines[5] == f"| CycleGAN | {organs} | 41.5 / 25.0 | 36.5 to 46.5 | 20 | 2.0 |  |"
+    (only,) = [line for line in targets.splitlines() if line.startswith("| CT only")]
+    assert only.startswith("| CT only | 22.0 / 10.0 | 23.0 / 10.0 |")  # mean of the two targets
+
+
+def test_each_part_has_a_row_of_its_own_and_one_on_top_of_the_others() -> None:
+    for space in ("CycleGAN", "ASIT"):
+        rows = {row.removeprefix(space): Recipe(**ROWS[row]) for row in ROWS if row.startswith(f"{space} +")}
+        assert {(r.rounds, r.match, r.filter) for r in rows.values()} == {
+            (3, False, False),
+            (1, True, False),
+            (3, True, False),
+            (3, False, True),
+            (3, True, True),
+        }
 
 
 def test_a_run_that_is_there_is_not_made_again(
@@ -56,8 +78,8 @@ def test_a_run_that_is_there_is_not_made_again(
 ) -> None:
     made = []
 
-    def run(data: Path, row: str, seed: int, overrides: list[str]) -> dict[str, Any]:
-        made.append((row, seed, overrides))
+    def run(row: str, seed: int, setting: uda.Setting) -> dict[str, Any]:
+        made.append((row, seed, setting.recipe, setting.held_out))
         return {key: value for key, value in a_run(row, seed, 0.5, 1.0).items() if key not in ("row", "seed")}
 
     monkeypatch.setattr(uda, "_run", run)
@@ -65,7 +87,7 @@ def test_a_run_that_is_there_is_not_made_again(
     words = ["--data", str(tmp_path), "--out", str(out), "--rows", "CT only", "CycleGAN", "--recipe", "steps=3"]
     assert uda.main(words) == 0
     assert uda.main([*words, "--seeds", "2"]) == 0
-    assert made == [(row, seed, ["steps=3"]) for seed in (0, 1) for row in ("CT only", "CycleGAN")]
+    assert made == [(row, seed, ("steps=3",), 2) for seed in (0, 1) for row in ("CT only", "CycleGAN")]
     assert capsys.readouterr().out.endswith(out.with_suffix(".md").read_text(encoding="utf-8"))
 
 

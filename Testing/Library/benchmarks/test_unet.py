@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.networks import nets
 from torch import Tensor, nn
 
 from FewShotSegLib.benchmarks import unet
@@ -54,6 +55,13 @@ def test_training_follows_its_seed_and_leaves_the_global_generator_alone(
     assert losses[0] == losses[1] != losses[2]
     assert torch.equal(weights[0], weights[1])
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("attention", "kind"), [(False, nets.UNet), (True, nets.AttentionUnet)])
+def test_both_kinds_are_monais_and_one_channel_is_the_background(attention: bool, kind: type[nn.Module]) -> None:
+    network = unet._network(4, attention)
+    assert isinstance(network, kind)
+    assert network.eval()(torch.zeros(1, 1, 64, 64)).shape == (1, 4, 64, 64)
 
 
 class Stopper(Listener):

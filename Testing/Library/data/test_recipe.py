@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from FewShotSegLib.data.recipe import check, describe, from_dict, option, to_dict, with_overrides
+from FewShotSegLib.data.recipe import check, describe, from_dict, option, to_dict, with_overrides, with_preset
 from FewShotSegLib.errors import InputError
 
 
@@ -166,3 +166,15 @@ def test_an_option_of_several_types_cannot_be_described():
 
     with pytest.raises(TypeError, match=r'"size" has several types'):
         describe(Mixed)
+
+
+@dataclass(frozen=True)
+class Rates:
+    rate: float = option(0.3, "How fast", min=0.0, max=1.0)
+    steps: int = option(5, "How long", min=1)
+
+
+def test_a_preset_fills_in_what_still_has_its_default() -> None:
+    assert with_preset(Rates(rate=0.5), {"rate": 0.1, "steps": 7}) == Rates(rate=0.5, steps=7)
+    with pytest.raises(AttributeError, match="depth"):
+        with_preset(Rates(), {"depth": 3})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from FewShotSegLib.data.volume import Volume
+from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.metrics import compare
 from FewShotSegLib.evaluation.scoring import evaluate_case, evaluate_folder, summarize
@@ -164,3 +164,26 @@ def test_missing_and_empty_folders_are_named(folders, tmp_path):
 def test_the_deviation_of_a_single_case_is_not_a_number_but_null(tmp_path):
     rows = evaluate_case(labelmap(labels()), labelmap(labels()))
     assert summarize(rows)[0]["dsc"] == {"mean": 1.0, "sd": None, "median": 1.0}
+
+
+def test_a_structure_under_another_one_is_scored_whole() -> None:
+    liver = np.zeros((6, 20, 24), bool)
+    liver[1:5, 4:14, 4:16] = True
+    tumour = np.zeros_like(liver)
+    tumour[2:4, 7:11, 8:12] = True
+    grid = Volume(np.zeros(liver.shape, np.uint8), np.diag([-0.8, -0.9, 2.5, 1.0]))
+    merged = grid.like(np.where(tumour, 2, liver).astype(np.uint8))
+    reference = Labelmap(merged, {1: "liver", 2: "tumour"}, {1: tumour})
+    perfect = Labelmap(grid.like(liver.astype(np.uint8)), {1: "liver"})
+    for pred, ref in ((perfect, reference), (reference, perfect)):
+        rows = evaluate_case(pred, ref, {1: "liver"})
+        assert [row.dsc for row in rows] == [1.0, 1.0]
+
+
+def test_a_segmentation_that_slicer_saved_without_a_voxel_is_empty_wherever_it_lies() -> None:
+    array = np.zeros((4, 5, 6), np.uint8)
+    array[1:3, 1:3, 1:3] = 1
+    full = Labelmap(Volume(array, np.diag([-1.0, -1.0, 2.0, 1.0])), {1: "liver"})
+    empty = Labelmap(Volume(np.zeros((1, 1, 1), np.uint8), np.eye(4)), {1: "liver"})
+    assert [row.dsc for row in evaluate_case(full, empty)] == [0.0]
+    assert {row.dsc for row in evaluate_case(empty, full)} == {0.0}

@@ -106,3 +106,10 @@ def test_labels_brought_back_are_nearly_those_of_logits_brought_back() -> None:
         found, wanted = one == value, other == value
         assert 2 * np.count_nonzero(found & wanted) / (found.sum() + wanted.sum()) > 0.96
         assert found.sum() == pytest.approx(wanted.sum(), rel=0.02)
+
+
+def test_with_a_threshold_the_background_has_no_say() -> None:
+    logits = np.array([[5.0, -9.0, 0.0, 3.0], [1.0, -1.0, -0.5, 2.0], [0.5, -2.0, 0.25, 4.0]], np.float32)
+    found = decided(logits.reshape(3, 1, 1, 4), threshold=0.0)
+    assert found.ravel().tolist() == [1, 0, 2, 2]
+    assert decided(logits.reshape(3, 1, 1, 4)).ravel().tolist() == [0, 1, 2, 2]

@@ -18,9 +18,9 @@ from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.scoring import evaluate_case
 from FewShotSegLib.imaging.slices import labelled_slices
-from FewShotSegLib.inference.predictor import Predictor
+from FewShotSegLib.inference.predictor import Masks, Predictor
 from FewShotSegLib.inference.segment import SegmentOptions, segment
-from FewShotSegLib.inference.structure_maps import BOX, CLICK, MAP, derived_prompts
+from FewShotSegLib.inference.structure_maps import BOX, CLICK, MAP, MapPredictor, derived_prompts
 from FewShotSegLib.inference.support import SupportPredictor, SupportRecipe, support_adapter
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.sam.network import POSITIVE, PromptableNetwork
@@ -146,8 +146,36 @@ def test_the_mean_of_equal_answers_is_that_answer(a_tiny_sam: PromptableNetwork)
     predictor = a_support(a_tiny_sam, case)
     image = a_query(predictor, an_annotated_case(9))
     alone = logits_of(predictor, image)
-    predictor.maps = replace(predictor.maps, classifiers=predictor.maps.classifiers * 4)
+    predictor.members = predictor.members * 4
     np.testing.assert_allclose(logits_of(predictor, image), alone, atol=1e-5)
+
+
+def test_an_ensemble_is_the_mean_of_its_members_masks_and_not_a_mask_of_the_mean_map(
+    a_tiny_sam: PromptableNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def squared(self: Predictor, embedding: Any, prompts: Any, *given: Any) -> Masks:
+        """A decoder that is far from linear, as a trained one is."""
+        logits = prompts.masks[:, 0].numpy() ** 2 / 4
+        return Masks(logits, np.zeros(len(logits), np.float32))
+
+    monkeypatch.setattr(Predictor, "decode", squared)
+    many = [an_annotated_case(seed) for seed in range(7)]
+    predictor = a_support(a_tiny_sam, *many, subsets=3)
+    predictor.maps = replace(predictor.maps, ways=(CLICK, CLICK))
+    image = a_query(predictor, an_annotated_case(9))
+    embedding = predictor.encode([image])[0]
+    ensemble = predictor.decode_structures(embedding, (DISC, SQUARE)).logits
+    alone = []
+    for number in range(3):
+        member = a_support(a_tiny_sam, *many, subsets=3)
+        chosen = member.maps.classifiers[number : number + 1]
+        member.maps = replace(predictor.maps, classifiers=chosen)
+        member.members = [member.maps]
+        alone.append(member.decode_structures(embedding, (DISC, SQUARE)).logits)
+    np.testing.assert_allclose(ensemble, np.mean(alone, axis=0), atol=1e-4)
+    of_mean_map = MapPredictor.decode_structures(predictor, embedding, (DISC, SQUARE)).logits
+    assert np.abs(ensemble - of_mean_map).max() > 0.05
+    assert not np.allclose(ensemble, alone[-1], atol=0.05)
 
 
 def test_subsets_are_drawn_from_more_than_six_slices_and_always_the_same(a_tiny_sam: PromptableNetwork) -> None:

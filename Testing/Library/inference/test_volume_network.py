@@ -25,6 +25,7 @@ from FewShotSegLib.inference.volume_network import (
     grid_to_dict,
     is_volume_network,
     network_arguments,
+    on_grid,
     seen_by,
     tensors_of,
 )
@@ -177,6 +178,58 @@ def test_a_network_sees_edges_in_anatomy_space_and_scaled_intensities_elsewhere(
     inverted = tissue.like(1000 - tissue.array)  # has the same edges
     np.testing.assert_allclose(seen_by(inverted, WINDOW, space), seen, atol=1e-5)
     assert VolumePredictor(an_adapter_of(anatomy=space.to_dict()), CPU).anatomy == space
+
+
+def test_edges_on_the_grid_are_those_of_the_resampled_image_and_free_of_haze(an_rng: np.random.Generator) -> None:
+    """Noise in small voxels: rectified and averaged it is a haze, averaged first it is little."""
+    array = np.full((4, 64, 64), 100.0)
+    array[:, :, 32:] = 160.0
+    volume = Volume((array + 25 * an_rng.standard_normal(array.shape)).astype(np.float32), np.diag([0.5, 0.5, 2.0, 1]))
+    grid, space = Grid((2.0, 2.0, 2.0), (4, 16, 16), "RAS"), AnatomySpace("2d")
+    late, early = (on_grid(volume, WINDOW, grid, space, edges) for edges in ("grid", "voxels"))
+    coarse = array[:, ::4, ::4]
+    assert late.shape == early.shape == coarse.shape
+    inside, rim = np.s_[:, 2:-2, 2:5], np.s_[:, 2:-2, 7:9]
+    assert late[inside].mean() / late[rim].mean() < 0.3
+    assert early[inside].mean() / early[rim].mean() > 0.5
+    resampled = Volume(on_grid(volume, WINDOW, grid), np.diag([2.0, 2.0, 2.0, 1.0]))
+    by_hand = AnatomySpace("2d", intensity=IntensitySpec("window", 0, 1)).apply(resampled).array
+    np.testing.assert_allclose(late, by_hand, atol=1e-6)
+
+
+@pytest.mark.parametrize("edges", ["grid", None])
+def test_an_adapter_says_where_its_edges_are_computed_and_older_ones_mean_their_own_voxels(
+    edges: str | None, a_volume: Volume
+) -> None:
+    space = AnatomySpace("2d")
+    predictor = VolumePredictor(an_adapter_of(anatomy=space.to_dict(), **({"edges": edges} if edges else {})), CPU)
+    predictor.grid = Grid((2.0, 2.0, 4.0), (4, 16, 16), "LPS")
+    seen: list[np.ndarray] = []
+
+    class Watching(Line):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.numpy())
+            return super().forward(x)
+
+    predictor.networks = {2: Watching(1, 0)}
+    predictor.segment(a_volume)
+    expected = on_grid(a_volume, predictor.adapter.intensity, predictor.grid, space, edges or "voxels")
+    assert np.isclose(max(window.max() for window in seen), expected.max(), atol=1e-6)
+    other = on_grid(a_volume, predictor.adapter.intensity, predictor.grid, space, "voxels" if edges else "grid")
+    first = seen[0][0, 0]
+    d, h, w = (slice(0, n) for n in first.shape)
+    np.testing.assert_allclose(first, expected[d, h, w], atol=1e-6)
+    assert not np.allclose(first, other[d, h, w], atol=1e-3)
+
+
+def test_an_adapter_that_decides_by_threshold_asks_each_class_alone(a_volume: Volume) -> None:
+    argmax, threshold = (a_predictor("classes", **more) for more in ({}, {"decide": "threshold"}))
+    for predictor in (argmax, threshold):
+        predictor.networks = {0: Classes()}
+    x = scaled(a_volume)  # Classes: background .45, x, .8 - x; both are above 0 for x in (0, .8)
+    found = threshold.segment(a_volume).labelmap.volume.array
+    assert (found > 0).mean() > (argmax.segment(a_volume).labelmap.volume.array > 0).mean()
+    assert np.array_equal(found > 0, np.maximum(x, 0.8 - x) > 0)
 
 
 def test_a_volume_of_another_spacing_is_segmented_on_its_own_voxels() -> None:

@@ -7,11 +7,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from FewShotSegLib.data.job import AuxiliaryFiles, ExemplarFiles
+from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.io.datasets import DataSet, data_set_of, data_sets_in
+from FewShotSegLib.io.datasets import DataSet, complete_exemplar, data_set_of, data_sets_in, files_of
+from FewShotSegLib.io.volumes import save_volume
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -95,11 +98,11 @@ def test_a_decathlon_data_set_lists_its_cases_and_stacks_its_channels(tmp_path: 
 @pytest.mark.parametrize(
     ("card", "words"),
     [
-        ("{", "cannot be read as JSON"),
+        ("{", "is not JSON"),
         ([1], "must hold a table"),
         ({"channel_names": {"0": "CT"}}, 'has no "labels"'),
         ({"channel_names": ["CT"], "labels": {"a": 1}}, "the channels must be a table"),
-        ({"labels": {"a": 1, "b": 1.5}}, "structures must be a table"),
+        ({"labels": {"a": 1, "b": 1.5}}, "must be a whole number or a list"),
         ({"labels": {"a": 1}}, "no image that fits"),
     ],
 )
@@ -206,3 +209,29 @@ def test_a_case_annotated_on_single_slices_is_no_auxiliary_case() -> None:
     files = AuxiliaryFiles("ours", (ExemplarFiles("a.nrrd", "b.nrrd", slices=(3,)),))
     with pytest.raises(InputError, match=r'"ours": a\.nrrd is annotated on single slices only'):
         data_set_of(files)
+
+
+def test_what_nnunet_calls_ignore_is_unknown_and_no_background(tmp_path: Path) -> None:
+    values = np.zeros((6, 20, 24), np.uint8)
+    values[1:5, 4:14, 4:16] = 1
+    values[3:] = 2
+    affine = np.diag([-0.8, -0.9, 2.5, 1.0])
+    folder = tmp_path / "set"
+    save_volume(Volume(values.astype(np.int16) * 50, affine), folder / "imagesTr" / "a_0000.nrrd")
+    save_volume(Volume(values, affine), folder / "labelsTr" / "a.nrrd")
+    card = {"labels": {"background": 0, "liver": 1, "ignore": 2}, "channel_names": {"0": "CT"}}
+    (folder / "dataset.json").write_text(json.dumps(card), encoding="utf-8")
+    (found,) = data_sets_in(folder)
+    for case in (found.cases[0], data_set_of(files_of(found)).cases[0]):  # also through a job
+        exemplar = complete_exemplar(case)
+        assert (exemplar.annotated_slices, exemplar.empty_slices) == ((1, 2), (0,))
+        assert exemplar.structures == {1: "liver"}
+
+
+@pytest.mark.parametrize("labels", [[], {"liver": "x"}, {"liver": {"a": 1}}, {"liver": None}, {"liver": [1, "x"]}, 5])
+def test_labels_of_a_wrong_kind_are_told_in_a_sentence(labels: object, tmp_path: Path) -> None:
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "labelsTr").mkdir()
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"dataset\.json"):
+        data_sets_in(tmp_path)

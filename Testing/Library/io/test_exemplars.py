@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from PIL import Image
 
+from FewShotSegLib.data.exemplar import preflight
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.exemplars import load_exemplar, parse_exemplar
@@ -117,7 +120,7 @@ def test_another_geometry_is_refused_with_the_difference_and_resampled_when_aske
     array = np.zeros(shape, np.uint8)
     array[3:5, 4:8, 4:8] = 1
     save_volume(Volume(array, affine), files / "other.nrrd")
-    with pytest.raises(InputError, match=rf"do not cover the same voxels: {difference}.*--resample, resample=True"):
+    with pytest.raises(InputError, match=rf"do not cover the same voxels: {difference}.*--resample"):
         load_exemplar(files / "image.nrrd", files / "other.nrrd")
     exemplar = load_exemplar(files / "image.nrrd", files / "other.nrrd", resample=True)
     assert exemplar.labelmap.shape == SHAPE
@@ -187,3 +190,80 @@ def test_an_equals_sign_in_a_name_is_found_by_the_files_that_exist(tmp_path):
     (tmp_path / "labels.nrrd").touch()
     image, labelmap, _, _ = parse_exemplar(f"{tmp_path}/time=30.nrrd={tmp_path}/labels.nrrd@k:1")
     assert (image.name, labelmap.name) == ("time=30.nrrd", "labels.nrrd")
+
+
+# ----------------------------------------------------------------------------------- overlaps, unknown voxels, geometry
+
+CT = np.diag([-0.8, -0.9, 2.5, 1.0])
+
+
+def a_ct(folder: Path) -> Path:
+    array = np.random.default_rng(0).integers(0, 400, (6, 20, 24)).astype(np.int16)
+    save_volume(Volume(array, CT), folder / "ct.nrrd")
+    return folder / "ct.nrrd"
+
+
+def two_overlapping(folder: Path) -> tuple[Path, np.ndarray, np.ndarray]:
+    """A segmentation file with liver and tumour in layers of their own, the tumour inside the liver."""
+    liver = np.zeros((6, 20, 24), bool)
+    liver[1:5, 4:14, 4:16] = True
+    tumour = np.zeros_like(liver)
+    tumour[2:4, 7:11, 8:12] = True
+    image = sitk.GetImageFromArray(np.stack([liver, tumour], axis=-1).astype(np.uint8), isVector=True)
+    image.SetSpacing([0.8, 0.9, 2.5])
+    for number, name in enumerate(("liver", "tumour")):
+        fields = {"ID": f"s{number}", "Name": name, "LabelValue": "1", "Layer": str(number)}
+        for key, text in fields.items():
+            image.SetMetaData(f"Segment{number}_{key}", text)
+    sitk.WriteImage(image, str(folder / "ct.seg.nrrd"))
+    return folder / "ct.seg.nrrd", liver, tumour
+
+
+def test_a_structure_under_another_one_is_whole_when_it_is_asked_for_alone(tmp_path: Path) -> None:
+    labelmap, liver, tumour = two_overlapping(tmp_path)
+    found = load_exemplar(a_ct(tmp_path), labelmap, structures={1: "liver"})
+    assert np.array_equal(found.labelmap > 0, liver)
+    assert found.overlapping == 0
+    for structures in ({1: "liver", 2: "tumour"}, None):
+        both = load_exemplar(tmp_path / "ct.nrrd", labelmap, structures=structures)
+        assert np.array_equal(both.labelmap, np.where(tumour, 2, liver))
+        assert both.overlapping == tumour.sum()
+        assert any(f"overlap in {tumour.sum()} voxels" in sentence for sentence in preflight([both]))
+
+
+def test_slices_that_hold_the_label_for_unknown_are_neither_annotated_nor_empty(tmp_path: Path) -> None:
+    known = np.zeros((6, 20, 24), np.uint8)
+    known[1:3, 4:9, 4:9], known[2, 0, 0], known[4] = 1, 9, 9
+    save_volume(Volume(known, CT), tmp_path / "lab.nrrd")
+    image = a_ct(tmp_path)
+    complete = load_exemplar(image, tmp_path / "lab.nrrd", slices="all", ignore=9)
+    assert (complete.annotated_slices, complete.empty_slices) == ((1,), (0, 3, 5))
+    assert complete.structures == {1: "1"}
+    assert load_exemplar(image, tmp_path / "lab.nrrd", ignore=9).annotated_slices == (1,)
+    with pytest.raises(InputError, match="k=2 is listed as complete and holds the label for unknown"):
+        load_exemplar(image, tmp_path / "lab.nrrd", slices=(1, 2), ignore=9)
+    known[:, 0, 0] = 9
+    save_volume(Volume(known, CT), tmp_path / "lab.nrrd")
+    with pytest.raises(InputError, match="every slice holds the label for unknown"):
+        load_exemplar(image, tmp_path / "lab.nrrd", slices="all", ignore=9)
+
+
+def test_headers_that_disagree_can_be_told_to_be_of_the_same_voxels(tmp_path: Path) -> None:
+    image, elsewhere = a_ct(tmp_path), np.diag([0.8, 0.9, 2.0, 1.0])
+    drawn = np.zeros((6, 20, 24), np.uint8)
+    drawn[2, 4:9, 4:9] = 1
+    save_volume(Volume(drawn, elsewhere), tmp_path / "lab.nrrd")
+    with pytest.raises(InputError, match=r"do not cover the same voxels.*take the image's geometry \(--same-voxels"):
+        load_exemplar(image, tmp_path / "lab.nrrd")
+    assert np.array_equal(load_exemplar(image, tmp_path / "lab.nrrd", same_voxels=True).labelmap, drawn)
+    save_volume(Volume(drawn[:5], elsewhere), tmp_path / "lab.nrrd")
+    with pytest.raises(InputError, match="different sizes cannot belong together"):
+        load_exemplar(image, tmp_path / "lab.nrrd", same_voxels=True)
+
+
+def test_a_photograph_and_its_mask_belong_together_whatever_their_dots_per_inch(tmp_path: Path) -> None:
+    drawn = np.zeros((40, 50), np.uint8)
+    drawn[5:15, 5:20], drawn[20:35, 25:45] = 1, 2
+    Image.fromarray(drawn * 90).save(tmp_path / "p.jpg", dpi=(72, 72), quality=95)
+    Image.fromarray(drawn).save(tmp_path / "m.png")
+    assert np.array_equal(load_exemplar(tmp_path / "p.jpg", tmp_path / "m.png").labelmap[0], drawn)

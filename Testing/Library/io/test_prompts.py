@@ -80,7 +80,7 @@ def test_missing_point_labels_mean_inside(tmp_path, volume):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"axis": "z", "index": 1, "structure": "a"}, "axis is k, j or i, got 'z'"),
+        ({"axis": "z", "index": 1, "structure": "a"}, 'axis is k, j or i, got "z"'),
         ({"axis": "k", "structure": "a"}, "needs the index of its slice"),
         ({"axis": "k", "points_ijk": [[30, 1, 1]]}, "Point 1 .* lies outside the volume"),
         ({"axis": "k", "point": [[1, 1, 1]]}, 'Unknown key "point" in a prompt; allowed are axis, box_ijk'),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -68,20 +66,21 @@ def two_layers():
 
 
 @pytest.mark.parametrize("vector", [True, False])
-def test_layers_are_merged_and_the_higher_one_wins_where_they_overlap(tmp_path, caplog, vector):
+def test_layers_are_merged_and_the_higher_one_wins_where_they_overlap(tmp_path, vector):
     segments = [
         {"ID": "a", "Name": "Liver", "LabelValue": "1", "Layer": "0"},
         {"ID": "b", "Name": "Tumör", "LabelValue": "1", "Layer": "1"},
         {"ID": "c", "Name": "Spleen", "LabelValue": "2", "Layer": "0"},
     ]
     write_segments(tmp_path / "a.seg.nrrd", two_layers(), segments, vector=vector)
-    with caplog.at_level(logging.WARNING):
-        labelmap = load_labelmap(tmp_path / "a.seg.nrrd")
+    labelmap = load_labelmap(tmp_path / "a.seg.nrrd")
     expected = np.zeros((3, 4, 5), int)
     expected[0], expected[0, :2], expected[1], expected[2] = 1, 2, 2, 3  # numbered in the order of the file
     assert np.array_equal(labelmap.volume.array, expected)
     assert labelmap.structures == {1: "Liver", 2: "Tumör", 3: "Spleen"}
-    assert "overlap in 10 voxels" in caplog.text
+    for value, layer, label in ((1, 0, 1), (2, 1, 1), (3, 0, 2)):  # each structure still has all of its voxels
+        assert np.array_equal(labelmap.mask(value), two_layers()[layer] == label)
+    assert sum(mask.sum() for mask in labelmap.hidden.values()) == 10
 
 
 def test_label_values_of_layers_are_kept_when_they_differ(tmp_path):
@@ -130,7 +129,7 @@ def test_of_overlapping_segments_every_voxel_has_the_one_in_the_highest_layer() 
     rng = np.random.default_rng(0)
     layers = [rng.integers(0, 3, (3, 4, 5)).astype(np.uint8) for _ in range(3)]
     segments = [Segment("c", 2, 2), Segment("a", 1, 0), Segment("b", 2, 1), Segment("d", 1, 1)]
-    merged, structures, overlapping = merged_layers(layers, segments)
+    merged, structures, hidden = merged_layers(layers, segments)
     assert structures == {1: "c", 2: "a", 3: "b", 4: "d"}  # in the order of the file, as values are used twice
     expected, several = np.zeros((3, 4, 5), int), 0
     for at in np.ndindex(3, 4, 5):
@@ -138,7 +137,10 @@ def test_of_overlapping_segments_every_voxel_has_the_one_in_the_highest_layer() 
         expected[at] = max(here)[1] if here else 0
         several += len(here) - 1 if here else 0
     assert np.array_equal(merged, expected)
-    assert overlapping == several
+    assert sum(int(mask.sum()) for mask in hidden.values()) == several
+    for number, segment in enumerate(segments, 1):
+        whole = (merged == number) | hidden.get(number, np.zeros(merged.shape, bool))
+        assert np.array_equal(whole, layers[segment.layer] == segment.value)
 
 
 @pytest.mark.parametrize(

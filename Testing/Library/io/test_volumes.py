@@ -142,3 +142,12 @@ def test_labels_above_255_need_two_bytes(tmp_path):
     assert again.volume.array.dtype == np.uint16
     assert again.structures == {15: "15", 1000: "a"}
     assert as_labels(np.array([[[300.0]]]), "a").dtype == np.uint16
+
+
+def test_labels_that_a_scale_in_the_header_made_almost_whole_are_whole(tmp_path):
+    array = np.array([[[0, 1.0010, 2.0020, 1.9989, 100.00001]]], np.float32)
+    save_volume(Volume(array, np.eye(4)), tmp_path / "a.nrrd")
+    assert load_labelmap(tmp_path / "a.nrrd").volume.array.tolist() == [[[0, 1, 2, 2, 100]]]
+    save_volume(Volume(array + np.float32(0.3), np.eye(4)), tmp_path / "a.nrrd")
+    with pytest.raises(InputError, match=r"5 voxels hold fractions.*round them"):
+        load_labelmap(tmp_path / "a.nrrd")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from dataclasses import replace
 from importlib import metadata
@@ -16,9 +15,9 @@ import torch
 from FewShotSegLib.data.job import AdaptJob
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.jobs.record import (
-    check_writable,
     checksums,
     is_complete,
+    known_digests,
     read_record,
     record_of,
     result_path,
@@ -102,22 +101,6 @@ def test_a_record_that_names_no_output_is_not_complete(record: dict[str, object]
     assert not is_complete(record, tmp_path)
 
 
-def test_trying_whether_a_file_can_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
-    check_writable(tmp_path / "new" / "a.nrrd")
-    assert list((tmp_path / "new").iterdir()) == []
-    (tmp_path / "new" / "a.part.nrrd").write_bytes(b"half")  # of a run that goes on later
-    check_writable(tmp_path / "new" / "a.nrrd")
-    assert (tmp_path / "new" / "a.part.nrrd").read_bytes() == b"half"
-
-
-def test_a_folder_in_the_place_of_an_output_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.nrrd").mkdir()
-    with pytest.raises(InputError, match=r"Cannot write .*a\.nrrd: it is a folder"):
-        check_writable(tmp_path / "a.nrrd")
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o555)
-    with pytest.raises(InputError, match="Permission denied"):
-        check_writable(tmp_path / "a.nrrd")
+def test_everything_that_a_record_names_is_known_and_nothing_else() -> None:
+    assert known_digests({"outputs": {"a.nrrd": "12"}, "replaced": ["34"]}) == {"12", "34"}
+    assert known_digests(None) == known_digests({"outputs": ["a"], "replaced": "12"}) == set()

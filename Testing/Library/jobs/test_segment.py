@@ -67,7 +67,7 @@ def test_an_image_that_is_done_is_not_done_again(a_segment_job: SegmentJob, a_li
     assert sum("there already" in message for message in a_listener.messages) == 2
 
 
-@pytest.mark.parametrize("change", ["image", "option", "adapter", "output", "prompts"])
+@pytest.mark.parametrize("change", ["image", "option", "adapter", "missing output", "prompts"])
 def test_an_image_is_done_again_when_anything_that_matters_has_changed(
     change: str, a_segment_job: SegmentJob, tmp_path: Path
 ) -> None:
@@ -85,9 +85,52 @@ def test_an_image_is_done_again_when_anything_that_matters_has_changed(
         save_prompts([a_click_on_the_disc()], tmp_path / "clicks.json")
         job = replace(job, prompts=str(tmp_path / "clicks.json"))
     else:
-        (Path(job.out) / "p1.seg.nrrd").write_bytes(b"cut off")
+        (Path(job.out) / "p1.seg.nrrd").unlink()
     assert not run(job)["images"][0].get("skipped")
     assert load_labelmap(Path(job.out) / "p1.seg.nrrd").volume.shape == (6, 64, 64)
+
+
+def test_a_segmentation_that_was_corrected_by_hand_stays_and_is_told(
+    a_segment_job: SegmentJob, tmp_path: Path, a_listener: Listener
+) -> None:
+    run(a_segment_job)
+    corrected = Path(a_segment_job.out) / "p1.seg.nrrd"
+    corrected.write_bytes((tmp_path / "p1.seg.nrrd").read_bytes())
+    first, second = run(a_segment_job, a_listener)["images"]
+    assert first["skipped"]
+    assert first["changed"] == ["p1.seg.nrrd"]
+    assert any("p1.seg.nrrd" in sentence and "changed since" in sentence for sentence in a_listener.messages)
+    assert second["skipped"]
+    other = replace(a_segment_job, largest_component=True)  # another job would make another file
+    with pytest.raises(InputError, match=r"1 of 2 images.*p1\.seg\.nrrd is there already.*--overwrite"):
+        run(other)
+    assert corrected.read_bytes() == (tmp_path / "p1.seg.nrrd").read_bytes()
+    run(replace(other, overwrite=True))
+    assert corrected.read_bytes() != (tmp_path / "p1.seg.nrrd").read_bytes()
+
+
+def test_an_annotation_beside_the_image_stays_also_where_it_supports(a_supported_job: SegmentJob) -> None:
+    annotation = Path(a_supported_job.images[0]).with_name("p.seg.nrrd")
+    before = annotation.read_bytes()
+    beside = replace(a_supported_job, out=str(annotation.parent))
+    with pytest.raises(InputError, match=r"p\.seg\.nrrd is there already"):
+        run(beside)
+    files = replace(a_supported_job.support[0], image=a_supported_job.images[0], labelmap=str(annotation))
+    with pytest.raises(InputError, match=r"p\.seg\.nrrd is what this job reads"):
+        run(replace(beside, support=(files,), overwrite=True))
+    assert annotation.read_bytes() == before
+
+
+def test_each_structure_has_a_probability_file_of_its_own(a_segment_job: SegmentJob) -> None:
+    adapter = load_adapter(a_segment_job.adapter or "")
+    awkward = {1: "lesion/Left", 2: "lesion:left"}
+    save_adapter(replace(adapter, structures=awkward), a_segment_job.adapter or "")
+    job = replace(a_segment_job, images=a_segment_job.images[:1], probabilities=True)
+    run(job)
+    assert len(list(Path(job.out).glob("*.probability.nrrd"))) == 2
+    save_adapter(replace(adapter, structures={1: "n" * 300, 2: "b"}), a_segment_job.adapter or "")
+    run(job)
+    assert load_labelmap(Path(job.out) / "p1.seg.nrrd").structures == {1: "n" * 300, 2: "b"}
 
 
 def a_click_on_the_disc() -> Prompt:

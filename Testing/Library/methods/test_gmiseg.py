@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
@@ -15,7 +17,7 @@ from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import from_dict, to_dict
 from FewShotSegLib.data.volume import Volume
-from FewShotSegLib.errors import InputError
+from FewShotSegLib.errors import InputError, StopAndKeepBest
 from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.segment import SegmentOptions, segment
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
@@ -147,6 +149,39 @@ def test_flips_spare_what_is_left_or_right(name: str, expected: tuple[bool, bool
     samples = gmiseg.training_samples(inputs, recipe, np.random.default_rng(0), 24)
     turned = np.array([sample.provenance["plan"]["scene"]["mirrored"] for sample in samples])
     assert tuple(turned.any(axis=0)) == expected
+
+
+def test_what_trains_is_lora_in_the_encoder_and_prompt_encoder_and_decoder_in_full(
+    a_tiny_sam: PromptableNetwork, an_exemplar: Exemplar
+) -> None:
+    names = set(adapt(a_tiny_sam, an_exemplar, encoder_blocks=-1).tensors)
+    transformer = {f"mask_decoder.transformer.{n}" for n, _ in a_tiny_sam.mask_decoder.transformer.named_parameters()}
+    assert transformer <= names
+    assert any(name.startswith("prompt_encoder.") for name in names)
+    in_full = ("mask_decoder.", "prompt_encoder.", "structure_tokens")
+    others = {name for name in names if not name.startswith(in_full)}
+    assert others
+    assert all(name.startswith("image_encoder.") and "lora" in name for name in others)
+    assert not any(name.startswith("locator.") for name in names)
+
+
+def test_the_loss_is_focal_as_the_recipe_says(
+    a_tiny_sam: PromptableNetwork, an_exemplar: Exemplar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {}
+
+    def learning(lesson: Any, *more: Any, **options: Any) -> Any:
+        given["lesson"] = lesson
+        raise StopAndKeepBest
+
+    monkeypatch.setattr(gmiseg, "learn", learning)
+    with pytest.raises(StopAndKeepBest):
+        adapt(a_tiny_sam, an_exemplar, focal_gamma=3.0)
+    logits, targets = torch.tensor([[[2.0, -1.0]]]), torch.tensor([[[1.0, 1.0]]])
+    p = torch.sigmoid(logits)
+    expected = (-((1 - p) ** 3) * torch.log(p)).mean((-2, -1))
+    torch.testing.assert_close(given["lesson"].pixel_loss(logits, targets), expected)
+    assert given["lesson"].recipe.most_points == 3  # one or more
 
 
 # --- middle slices

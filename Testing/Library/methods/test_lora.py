@@ -12,7 +12,7 @@ from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.methods import lora
-from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.network import PADDING, PromptableNetwork
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from Testing.conftest import QUICK, Listener
 
@@ -29,7 +29,7 @@ def adapt(
 def test_the_numbers_of_the_paper_are_the_defaults() -> None:
     recipe = lora.Recipe()
     assert (recipe.rank, recipe.learning_rate) == (4, 1e-3)
-    assert (recipe.cross_entropy_weight, recipe.dice_weight) == (1.0, 0.8)
+    assert (recipe.cross_entropy_weight, recipe.dice_weight, recipe.weight_decay) == (1.0, 0.8, 0.1)
     assert lora.needs_base(recipe)
     assert frozenset({"exemplars"}) == lora.NEEDS
 
@@ -90,3 +90,38 @@ def test_samples_to_look_at_are_those_of_the_recipe(an_exemplar: Exemplar) -> No
     pasted = replace(recipe, synthesis=True, synthesizer=replace(recipe.synthesizer, original_probability=0.0))
     samples = lora.training_samples(inputs, pasted, np.random.default_rng(0), 5)
     assert {sample.provenance["plan"]["kind"] for sample in samples} == {"pasted"}
+
+
+@pytest.mark.parametrize(("name", "count"), [("paper", 1800), ("paper tumour", 4500)])
+def test_the_paper_s_presets_are_the_paper_and_leave_what_was_set(name: str, count: int) -> None:
+    recipe = lora.resolve(lora.Recipe(preset=name), "compact", torch.device("cpu"))
+    assert (recipe.preset, recipe.pool_size, recipe.encoder_blocks) == (name, count, -1)
+    assert (recipe.box_share, recipe.central_share, recipe.correction_probability) == (0.0, 0.0, 0.0)
+    assert (recipe.click_prompts, recipe.token_prompts, recipe.most_points) == (1, 0, 1)
+    assert (recipe.dice, recipe.quality_weight) == ("with background", 0.0)
+    synthesis = recipe.synthesizer
+    assert (synthesis.composite, synthesis.rim, synthesis.original_probability) == ("paper", 0.0, 0.0)
+    assert (synthesis.flip, synthesis.rotation_deg) == (("both", 180.0) if "tumour" in name else ("never", 15.0))
+    own = lora.resolve(lora.Recipe(preset=name, pool_size=7, rank=8), "compact", torch.device("cpu"))
+    assert (own.pool_size, own.rank, own.dice) == (7, 8, "with background")
+    assert lora.smaller_preset(name) is None
+
+
+def test_an_adapter_of_the_paper_learns_from_points_alone(
+    a_tiny_sam: PromptableNetwork, an_exemplar: Exemplar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.Tensor] = []
+    decode = type(a_tiny_sam).decode
+
+    def listening(self, embedding, prompts):
+        asked.append(prompts.labels)
+        return decode(self, embedding, prompts)
+
+    monkeypatch.setattr(type(a_tiny_sam), "decode", listening)
+    small = lora.Recipe(preset="paper", steps=3, image_size=64, batch_size=2, guard="off", pool_size=4)
+    adapter = adapt(a_tiny_sam, an_exemplar, small)
+    assert adapter.recipe["preset"] == "paper"
+    assert len(asked) == 3
+    for labels in asked:
+        assert labels.shape[0] == 2  # a click on each of two slices
+        assert (labels[:, 1:] == PADDING).all()

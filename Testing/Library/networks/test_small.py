@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from monai.networks import nets
 
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.networks import build
 from FewShotSegLib.networks.shape import kernels_of, strides_of
 from FewShotSegLib.networks.small import FILTERS, supervised
@@ -45,3 +47,13 @@ def test_it_is_the_network_of_monai_planned_by_nnunets_rules() -> None:
         finest = network.eval()(image)
         assert torch.equal(finest, several[:, 0])
         assert torch.equal(finest, stock.eval()(image))
+
+
+def test_the_teacher_is_the_default_network_of_the_paper() -> None:
+    """32 channels in the first stage, five downsamplings, on the paper's patch."""
+    network = build("dynunet", size="large", patch=(40, 224, 192), spacing=(2.5, 0.81, 0.81), out_channels=14)
+    widths = [conv.out_channels for conv in network.modules() if isinstance(conv, torch.nn.Conv3d)]
+    assert (widths[0], max(widths)) == (32, 320)
+    assert network.multiple == (8, 32, 32)
+    with pytest.raises(InputError, match='one of small, paper, got "large"'):
+        build("unet", size="large", patch=(8, 32, 32))

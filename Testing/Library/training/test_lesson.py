@@ -14,8 +14,9 @@ from FewShotSegLib.lora.layers import LoraSpec
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.synthesis.plan import Sample
 from FewShotSegLib.training import lesson as module
-from FewShotSegLib.training.lesson import Lesson, checkpointing, joined
+from FewShotSegLib.training.lesson import Lesson, checkpointing, joined, weights_of
 from FewShotSegLib.training.prompted_recipe import PromptedRecipe
+from FewShotSegLib.training.queries import LossWeights, Pointing, click_query
 from Testing.Library.lora.miniatures import STRUCTURES, compact, generator
 
 RECIPE = PromptedRecipe(batch_size=2, click_prompts=1, token_prompts=2, pool_size=0, correction_probability=0.0)
@@ -58,6 +59,52 @@ def test_a_step_is_the_same_whatever_was_done_before(a_tiny_sam: PromptableNetwo
     assert losses_at(a_lesson(a_tiny_sam), 2, 0, 1) == [forward[2], forward[0], forward[1]]
     assert losses_at(a_lesson(a_tiny_sam, seed=4), 0) != forward[:1]
     assert len(set(forward)) == 3
+
+
+@pytest.mark.parametrize(("probability", "decoded"), [(0.0, 2), (1.0, 4)])
+def test_corrective_clicks_come_as_often_as_the_recipe_says(
+    a_tiny_sam: PromptableNetwork, monkeypatch: pytest.MonkeyPatch, probability: float, decoded: int
+) -> None:
+    lengths = []
+    decode = type(a_tiny_sam).decode
+
+    def listening(self: Any, embedding: Any, prompts: Any) -> Any:
+        lengths.append(prompts.coords.shape[1])
+        return decode(self, embedding, prompts)
+
+    monkeypatch.setattr(type(a_tiny_sam), "decode", listening)
+    losses_at(a_lesson(a_tiny_sam, correction_probability=probability), *range(5))
+    assert len(lengths) == 5 * decoded  # a query of clicks and one of tokens, answered once or twice
+    assert (max(lengths) > min(lengths)) == (probability > 0)
+
+
+def test_the_locator_learns_with_the_tokens(a_tiny_sam: PromptableNetwork) -> None:
+    """Its loss is its own: without it the decoder's would not reach the bias of its last layer so plainly."""
+    lesson = a_lesson(a_tiny_sam)
+    with lesson.adaptation.applied(lesson.network):
+        loss, _ = lesson.loss_at(0)
+        samples = drawn(lesson)[:2]
+        images = module.images_of(samples, lesson.network, "unit")
+        alone = module.locator_loss(lesson.adaptation, lesson.network.encode(images), samples)
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patched:
+        patched.setattr(module, "locator_loss", lambda *given: torch.zeros(()))
+        with lesson.adaptation.applied(lesson.network):
+            without, _ = lesson.loss_at(0)
+    alone, loss, without = (float(value.detach()) for value in (alone, loss, without))
+    assert alone > 0.1
+    assert loss == pytest.approx(without + alone, rel=1e-4)
+
+
+def test_the_recipe_s_weights_prompts_and_points_are_those_of_the_lesson(
+    a_tiny_sam: PromptableNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"cross_entropy_weight": 2.0, "dice_weight": 3.0, "quality_weight": 5.0, "dice": "with background"}
+    assert weights_of(replace(RECIPE, **options)) == LossWeights(2.0, 3.0, 5.0, with_background=True)
+    asked = []
+    monkeypatch.setattr(module, "click_query", lambda *given: asked.append(given[-1]) or click_query(*given))
+    losses_at(a_lesson(a_tiny_sam, box_share=0.1, central_share=0.2, most_points=2), 0)
+    assert asked == [Pointing(0.1, 0.2, 2)]
 
 
 def test_every_step_draws_a_batch_of_its_own(a_tiny_sam: PromptableNetwork) -> None:

@@ -217,13 +217,21 @@ def test_left_structures_are_never_mirrored_to_the_right(an_rng: np.random.Gener
     assert PatchSource([case], GRID, PatchRecipe(), ["liver"]).mirrors == (False, False, False)
 
 
-def test_a_patch_of_the_pool_is_changed_like_one_of_the_target(an_rng: np.random.Generator) -> None:
-    mask = np.zeros(GRID.patch, bool)
-    mask[1:3, 2:6, 2:6] = True
-    source = PatchSource([noise_case(an_rng)], GRID, PatchRecipe(change_probability=0.0))
-    same = source.changed(mask.astype(np.float32), mask, an_rng)
-    np.testing.assert_array_equal(same.mask, mask)
-    assert same.known.all()
+def test_a_kept_image_of_16_bits_gives_the_patch_of_its_floats(an_rng: np.random.Generator) -> None:
+    case = noise_case(an_rng)
+    kept = Case(np.rint(case.image * 65535).astype(np.uint16), case.mask, case.known, case.spacing_mm)
+    change = Change(angles_deg=(10.0, 0.0, 0.0), scale=1.1, gain=0.9)
+    for given in (Change(), change):
+        one, other = (cut(c, np.array(case.image.shape) / 2, GRID.patch, given) for c in (case, kept))
+        np.testing.assert_allclose(other.image, one.image, atol=2e-5)
+        np.testing.assert_array_equal(other.mask, one.mask)
+
+
+def test_changes_for_other_sources_are_drawn_as_for_its_own(an_rng: np.random.Generator) -> None:
+    source = PatchSource([noise_case(an_rng)], GRID)
+    assert source.change(np.random.default_rng(4)) == draw_change(
+        PatchRecipe(), source.mirrors, np.random.default_rng(4)
+    )
 
 
 @pytest.mark.parametrize(
@@ -299,3 +307,31 @@ def test_patches_are_drawn_around_small_structures_as_often_as_around_large_ones
     shows_small = sum(bool((patch == 2).any()) for patch in drawn)
     assert 15 < shows_small < 45
     assert {int(value) for patch in drawn for value in patch.unique()} == {0, 1, 2}
+
+
+def test_an_elastic_change_moves_image_and_mask_alike_and_smoothly(an_rng: np.random.Generator) -> None:
+    """A ramp along an axis says where each voxel of the patch came from."""
+    shape = (20, 60, 60)
+    ramps = np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij")
+    spacing, patch = (1.0, 2.0, 4.0), (8, 24, 24)
+    change = Change(elastic_mm=3.0, elastic_seed=5)
+    centre = (np.array(shape) - 1) / 2
+    moved = []
+    for axis, ramp in enumerate(ramps):
+        case = Case(ramp.astype(np.float32), ramp > 0.5, None, spacing)
+        plain, bent = cut(case, centre, patch), cut(case, centre, patch, change)
+        moved.append((bent.image - plain.image).numpy() * shape[axis] * spacing[2 - axis])  # mm
+        clear = np.abs(bent.image.numpy() - 0.5) > 1 / shape[axis]  # the mask is that of the nearest voxel
+        np.testing.assert_array_equal(bent.mask.numpy()[clear], (bent.image.numpy() > 0.5)[clear])
+    for along in moved:
+        assert 0.5 < np.abs(along).mean() < 6.0 + 1e-3
+        assert np.abs(along).max() <= 6.0 + 1e-2  # two standard deviations
+        assert np.abs(np.diff(along, axis=2)).max() < 3.0  # from pixel to pixel
+
+
+def test_edges_get_the_changes_of_shape_and_none_of_intensities() -> None:
+    recipe = PatchRecipe(elastic_mm=2.0, change_probability=1.0).unshaded()
+    change = draw_change(recipe, (False, False, False), np.random.default_rng(0))
+    assert change.moves
+    assert (change.gain, change.bias, change.gamma, change.blur_sigma_px, change.noise_sd) == (1.0, 0.0, 1.0, 0.0, 0.0)
+    assert change.elastic_mm == 2.0

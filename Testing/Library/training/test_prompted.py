@@ -9,6 +9,7 @@ import pytest
 
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.imaging.slices import labelled_slices
 from FewShotSegLib.methods import lora
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.synthesis.plan import SynthesisRecipe
@@ -44,12 +45,28 @@ def test_a_synthesizer_is_given_what_is_annotated_empty_and_near(an_exemplar: Ex
     assert source().image_size == 64
 
 
-def test_without_synthesis_the_exemplar_slices_themselves_are_shown(an_exemplar: Exemplar) -> None:
+def test_without_synthesis_the_exemplar_slices_are_shown_as_they_are(
+    a_tiny_sam: PromptableNetwork, an_exemplar: Exemplar
+) -> None:
     recipe = PromptedRecipe(image_size=64, synthesis=False)
-    samples = training_samples(AdaptInputs(exemplars=[an_exemplar]), recipe, np.random.default_rng(0), 8)
-    assert {sample.provenance["plan"]["kind"] for sample in samples} == {"original"}
+    samples = training_samples(AdaptInputs(exemplars=[an_exemplar]), recipe, np.random.default_rng(0), 20)
+    intensity = IntensitySpec.auto(an_exemplar.volume)
+    pieces = labelled_slices(an_exemplar, intensity, 64)
+    shown = {piece.image.tobytes() + piece.labels.astype(np.int32).tobytes() for piece in pieces}
+    assert {sample.image.tobytes() + sample.labels.tobytes() for sample in samples} == shown
+    assert all(sample.known is None for sample in samples)
     with pytest.raises(TypeError, match="not resolved"):
         training_samples(AdaptInputs(exemplars=[an_exemplar]), PromptedRecipe(), np.random.default_rng(0), 1)
+
+
+@pytest.mark.parametrize("synthesis", [True, False])
+def test_that_something_is_pasted_is_said_only_where_it_is(
+    a_tiny_sam: PromptableNetwork, an_exemplar: Exemplar, synthesis: bool
+) -> None:
+    listener = Listener()
+    recipe = lora.Recipe(**{**QUICK, "steps": 1, "synthesis": synthesis})
+    lora.adapt(AdaptInputs(a_tiny_sam, [an_exemplar]), recipe, RunContext(np.random.default_rng(0), listener))
+    assert any("pasted" in progress.message for progress in listener.heard) == synthesis
 
 
 def test_tokens_start_from_clicks_spread_over_the_slices_that_show_a_structure(an_exemplar: Exemplar) -> None:

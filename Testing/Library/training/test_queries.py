@@ -13,11 +13,13 @@ from torch import Tensor
 
 from FewShotSegLib.lora.adaptation import Adaptation, AdaptationSpec
 from FewShotSegLib.lora.layers import LoraSpec
-from FewShotSegLib.sam.network import PADDING, Embedding, PromptableNetwork, PromptBatch
+from FewShotSegLib.sam.network import PADDING, POSITIVE, Embedding, PromptableNetwork, PromptBatch
 from FewShotSegLib.synthesis.plan import Sample
 from FewShotSegLib.training import queries as module
 from FewShotSegLib.training.losses import cross_entropy, soft_dice_loss
 from FewShotSegLib.training.queries import (
+    LossWeights,
+    Pointing,
     Query,
     batch_dice,
     click_query,
@@ -29,7 +31,7 @@ from FewShotSegLib.training.queries import (
 
 SIZE = 64
 STRUCTURES = (1, 2, 3)
-WEIGHTS = (1.0, 0.8)
+WEIGHTS = LossWeights()
 
 
 def a_sample(present: tuple[int, ...] = (1, 2, 3), known: NDArray[np.bool_] | None = None) -> Sample:
@@ -92,7 +94,48 @@ def test_clicks_boxes_and_both_come_in_their_shares() -> None:
     labels = np.concatenate([click_query([sample], 20, rng).prompts.labels.numpy() for _ in range(30)])
     has_click, has_box = labels[:, 0] != PADDING, labels[:, 1] != PADDING
     counts = [(has_click & ~has_box).sum(), (has_box & ~has_click).sum(), (has_box & has_click).sum()]
-    assert stats.chisquare(counts, 600 * np.array(module.SHARES)).pvalue > 0.01
+    assert stats.chisquare(counts, 600 * np.array([0.7, 0.2, 0.1])).pvalue > 0.01
+
+
+def test_points_alone_anywhere_in_the_structure_as_in_the_paper() -> None:
+    """Without boxes and central clicks each pixel of the structure is as likely as any other."""
+    sample, rng = a_sample((2,)), np.random.default_rng(5)
+    how = Pointing(box_share=0.0, central_share=0.0)
+    batches = [click_query([sample], 32, rng, how).prompts for _ in range(20)]
+    labels = np.concatenate([batch.labels.numpy() for batch in batches])
+    assert (labels[:, 0] != PADDING).all()
+    assert (labels[:, 1:] == PADDING).all()
+    x, y = np.concatenate([batch.coords.numpy()[:, 0] for batch in batches]).T
+    for values, low, high in ((x, 32, 44), (y, 8, 24)):  # the square of structure 2
+        counts, _ = np.histogram(values, bins=4, range=(low - 0.5, high - 0.5))
+        assert stats.chisquare(counts).pvalue > 0.01
+
+
+def test_a_share_of_clicks_lies_deep_inside() -> None:
+    sample, rng = a_sample((2,)), np.random.default_rng(6)
+    deep = []
+    for central in (0.0, 1.0):
+        prompts = click_query([sample], 400, rng, Pointing(0.0, central)).prompts
+        x, y = prompts.coords.numpy()[:, 0].T
+        deep.append(np.mean((np.abs(x - 37.5) <= 1) & (y >= 13) & (y <= 18)))  # far from every edge of 12 x 16
+    assert deep[0] < 0.2
+    assert deep[1] == 1.0
+
+
+def test_prompts_have_one_point_or_several_as_the_recipe_says() -> None:
+    sample, rng = a_sample(), np.random.default_rng(7)
+    query = click_query([sample], 300, rng, Pointing(0.0, 0.0, most_points=3))
+    labels = query.prompts.labels.numpy()
+    counts = np.bincount((labels == POSITIVE).sum(1), minlength=4)
+    assert counts[0] == 0
+    assert stats.chisquare(counts[1:]).pvalue > 0.01
+    for row in range(300):
+        points = query.prompts.coords[row].numpy()[labels[row] == POSITIVE].astype(int)
+        assert query.targets[row][points[:, 1], points[:, 0]].all()
+    one = click_query([sample], 4, np.random.default_rng(0), Pointing())
+    assert one.prompts.labels.shape[1] == 3
+    mixed = token_query([sample], STRUCTURES, 6, rng, 0.5, Pointing(most_points=3)).prompts.labels
+    assert mixed.shape[1] == 5
 
 
 def test_absent_structures_are_asked_for_too_and_their_target_is_empty() -> None:
@@ -166,6 +209,36 @@ def test_the_loss_is_the_weighted_sum_of_cross_entropy_dice_and_the_error_of_the
     predicted = torch.tensor([0.3, 0.9])
     expected = (cross_entropy(logits, target) + 0.8 * dice + (predicted - torch.from_numpy(iou)) ** 2).mean()
     torch.testing.assert_close(loss_of(logits, query, predicted), expected.float())
+
+
+def test_dice_with_background_is_that_of_two_classes_over_the_whole_batch() -> None:
+    """SAMed's: per class 2 sum(p t) / (sum(p^2) + sum(t^2)), 1e-5 in both, over all pixels of all samples."""
+    query = a_query()
+    logits = torch.randn(2, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).double()
+    truth = query.targets.astype(float)
+    p = 1 / (1 + np.exp(-logits.numpy()))
+    losses = [
+        1 - (2 * (q * t).sum() + 1e-5) / ((q * q).sum() + (t * t).sum() + 1e-5)
+        for q, t in ((p, truth), (1 - p, 1 - truth))
+    ]
+    weights = LossWeights(pixel=0.0, dice=1.0, quality=0.0, with_background=True)
+    found = query_loss(Answering(logits.float()), NO_ADAPTATION, NO_EMBEDDING, query, weights)  # type: ignore[arg-type]
+    assert float(found) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("part", ["pixel", "dice", "quality"])
+def test_each_part_of_the_loss_has_its_own_weight(part: str) -> None:
+    query, none = a_query(), {"pixel": 0.0, "dice": 0.0, "quality": 0.0}
+    logits = torch.randn(2, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    answering = Answering(logits, torch.tensor([0.3, 0.9]))
+
+    def loss(**weights: float) -> float:
+        given = LossWeights(**{**none, **weights})
+        return float(query_loss(answering, NO_ADAPTATION, NO_EMBEDDING, query, given))  # type: ignore[arg-type]
+
+    assert loss() == 0
+    assert loss(**{part: 1.0}) > 0
+    assert loss(**{part: 2.0}) == pytest.approx(2 * loss(**{part: 1.0}), rel=1e-5)
 
 
 def test_a_right_answer_with_the_right_iou_costs_next_to_nothing() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
+from matplotlib.image import imread, imsave
 
 from FewShotSegLib.data.structures import structure_colors
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.synthesis.plan import Sample, SynthesisRecipe
-from FewShotSegLib.visualization.contact_sheet import contact_sheet
+from FewShotSegLib.visualization.contact_sheet import contact_sheet, is_contact_sheet
 from Testing.Library.synthesis.pieces import a_neighbour, a_synthesizer
 
 
@@ -72,3 +72,16 @@ def test_what_is_unknown_lies_under_a_blue_veil(tmp_path):
 def test_no_columns_are_refused(tmp_path):
     with pytest.raises(InputError, match="got 1 and 0"):
         contact_sheet([a_sample()], tmp_path / "sheet.png", columns=0)
+
+
+def test_a_name_that_looks_like_a_formula_is_a_name(tmp_path):
+    sample = a_sample(1)
+    sample.provenance["structures"]["1"] = "$\\frac{$"
+    assert drawn([sample], tmp_path, 1).std() > 0
+
+
+def test_a_sheet_is_known_as_one_and_another_picture_is_not(tmp_path):
+    drawn([a_sample()], tmp_path)
+    assert is_contact_sheet(tmp_path / "sheet.png")
+    imsave(tmp_path / "mine.png", np.zeros((8, 8, 3)))
+    assert not is_contact_sheet(tmp_path / "mine.png")

@@ -135,11 +135,16 @@ def test_an_adapter_that_the_same_job_has_made_is_not_made_again(an_adapter_file
     assert not was_made(job)
     assert was_made(replace(job, seed=1))
     image = Path(job.exemplars[0].image)
-    later = image.stat().st_mtime + 1e6
-    os.utime(image, (later, later))
+    stamp, other = image.stat().st_mtime, write_discs(tmp_path / "other", "case", 7)[0]
+    os.utime(image, (stamp + 1e6, stamp + 1e6))
+    assert not was_made(replace(job, seed=1))  # contents count, not times
+    image.write_bytes(other.read_bytes())
+    os.utime(image, (stamp - 1e6, stamp - 1e6))
     assert was_made(replace(job, seed=1))
-    Path(job.out).write_bytes(b"damaged")
-    assert was_made(job)
+    Path(job.out).unlink()
+    assert was_made(replace(job, seed=1))
+    Path(job.out).write_bytes(b"changed by somebody")
+    assert "is there already" in run_jobs([replace(job, seed=1)])[0].error
 
 
 def test_a_defect_in_one_job_is_told_apart_from_bad_input(a_job: SegmentJob, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,3 +156,20 @@ def test_the_client_does_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_worker_runs_no_code_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("numpy", "SimpleITK", "argparse"):
+        text = f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\nraise ImportError('planted')\n"
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", os.environ.get("PYTHONPATH", "")]))
+    with WorkerClient() as client:
+        client.submit({"op": "hello"})
+        until = time.monotonic() + 60
+        messages: list[dict[str, Any]] = []
+        while not messages and time.monotonic() < until:
+            messages += client.poll()
+            time.sleep(0.02)
+    assert messages[0]["type"] == "result", messages
+    assert not (tmp_path / "ran").exists()

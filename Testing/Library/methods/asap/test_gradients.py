@@ -341,6 +341,79 @@ def test_steps_are_pooled_until_they_are_taken(a_network: nn.Module) -> None:
         assert alignment.take().cosine == pytest.approx(sums[0, 1] / math.sqrt(sums[0, 0] * sums[1, 1]), rel=1e-12)
 
 
+def flat_gradients(network: nn.Module, losses: Sequence[LossOf]) -> list[np.ndarray]:
+    """The gradient of each loss as one vector, by autograd."""
+    found = []
+    for loss_of in losses:
+        grads = torch.autograd.grad(loss_of(), list(network.parameters()), allow_unused=True)
+        found.append(np.concatenate([g.numpy().ravel() for g in grads if g is not None]))
+    return found
+
+
+@pytest.mark.parametrize("followed", [True, False])
+def test_the_auxiliary_gradient_is_compared_with_the_running_mean_of_the_targets(
+    a_network: nn.Module, followed: bool
+) -> None:
+    network = a_network.double().eval()
+    parameters = dict(network.named_parameters())
+    targets, auxiliaries = losses_of(network, 1, 4), losses_of(network, 2, 4)
+    one, two, three, four = flat_gradients(network, targets)
+    mean = 0.25 * (0.25 * (0.25 * one + 0.75 * two) + 0.75 * three) + 0.75 * four
+    last = flat_gradients(network, auxiliaries)[-1]
+    with Alignment(parameters, decay=0.25) as alignment:
+        for target, auxiliary in zip(targets, auxiliaries, strict=True):
+            alignment.take()
+            if followed:
+                step_of(network, target, auxiliary, alignment)
+            else:
+                network.zero_grad()
+                alignment.look_at_target(target(), scale=8.0)
+                assert all(p.grad is None for p in parameters.values())
+                alignment.expect("auxiliary")
+                auxiliary().backward()
+        found = alignment.take().cosine
+    assert found == pytest.approx(mean @ last / (np.linalg.norm(mean) * np.linalg.norm(last)), rel=1e-9)
+    assert found != pytest.approx(four @ last / (np.linalg.norm(four) * np.linalg.norm(last)), rel=1e-3)
+
+
+def test_a_target_gradient_that_overflowed_leaves_the_running_mean_as_it_was(a_network: nn.Module) -> None:
+    (target,), (auxiliary,) = losses_of(a_network, 1, 1), losses_of(a_network, 2, 1)
+    a_network.eval()
+    with Alignment(dict(a_network.named_parameters()), decay=0.5) as alignment:
+        step_of(a_network, target, auxiliary, alignment)
+        expected = alignment.take().cosine
+        step_of(a_network, lambda: target() * math.inf, auxiliary, alignment)
+        alignment.take()
+        step_of(a_network, target, auxiliary, alignment)
+        assert alignment.take().cosine == pytest.approx(expected, rel=1e-5)
+
+
+def test_in_noise_only_the_running_mean_finds_the_arm_that_helps() -> None:
+    """A target whose batches are mostly noise, an arm along its mean and one across."""
+    rng = np.random.default_rng(0)
+    x = torch.zeros(400, requires_grad=True)
+    aim, across = torch.zeros(400), torch.zeros(400)
+    aim[0], across[1] = 1.0, 1.0
+    gains = {}
+    for decay in (0.0, 0.9):
+        differences = []
+        with Alignment({"x": x}, decay) as alignment:
+            for step in range(120):
+                noise = torch.from_numpy(rng.standard_normal(400)).float() / 10  # twice the length of the aim
+                found = []
+                for arm in (aim, across):
+                    x.grad = None
+                    alignment.expect("target")
+                    (x @ (aim + noise)).backward()
+                    alignment.expect("auxiliary")
+                    (x @ arm).backward()
+                    found.append(alignment.take().cosine)
+                if step >= 40:
+                    differences.append(found[0] - found[1])
+        gains[decay] = np.mean(differences) / np.std(differences)
+    assert gains[0.9] > 2 * gains[0.0]
+
+
 def test_micro_batches_of_both_kinds_add_up(a_network: nn.Module) -> None:
     network = a_network.double().eval()
     parameters = dict(network.named_parameters())
@@ -453,6 +526,12 @@ class Turns:
         self.alignment.load_state(state["alignment"])
         self.losses = list(state["losses"])
 
+    def tensors(self) -> dict[str, Tensor]:
+        return self.alignment.tensors()
+
+    def load_tensors(self, tensors: Any) -> None:
+        self.alignment.load_tensors(tensors)
+
 
 @pytest.mark.parametrize("stop_after", [0, 4, 6, 8])
 def test_the_loop_can_be_read_along_and_resumed_to_the_byte(tmp_path: Path, stop_after: int) -> None:
@@ -465,7 +544,7 @@ def test_the_loop_can_be_read_along_and_resumed_to_the_byte(tmp_path: Path, stop
 
     def train(report: Callable[[Progress], None], kept: Path | None) -> tuple[Tensor, Turns]:
         parameters = {"x": torch.full((3,), -0.5, requires_grad=True)}
-        with Alignment(parameters) as alignment:
+        with Alignment(parameters, decay=0.5) as alignment:
             turns = Turns(alignment, parameters)
             fit(parameters, turns.loss_at, schedule, report=report, checkpoint=kept, identity="a", companion=turns)
             return parameters["x"].detach(), turns

@@ -96,11 +96,115 @@ def test_the_same_job_gives_the_same_bytes_with_and_without_a_warm_cache(a_job: 
     assert Path(a_job.out).read_bytes() == Path(again.out).read_bytes()
 
 
+PLAYED = {"asap": 3, "direct": 0, "gms": 3, "mtl": 0, "dal_ucb1": 3, "dal_exp3": 3, "random": 3}
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_way_of_choosing_runs(a_job: AdaptJob, scheduler: str) -> None:
-    record = run(replace(a_job, recipe={**NETWORK, "scheduler": scheduler}))
-    turns = record["metrics"].get("auxiliary", {"turns": []})["turns"]
-    assert bool(turns) == (scheduler not in ("direct", "mtl"))
+def test_every_way_of_choosing_plays_and_measures_what_it_says(a_job: AdaptJob, scheduler: str) -> None:
+    record = run(replace(a_job, recipe={**NETWORK, "scheduler": scheduler, "finish": 0.0}))
+    rows = record["metrics"].get("auxiliary", {"turns": []})["turns"]
+    before = record["metrics"].get("pretraining_of", {"disc": {"turns": []}})["disc"]["turns"]
+    assert len(rows) == PLAYED[scheduler]  # all arms at once are no choice
+    assert all(row["turn"] > 0 for row in rows)  # the bandit goes on with what it knows
+    looked_at = {row["arm"] for row in before if row["turn"] == 0}
+    assert looked_at == ({0, 1, 2, 3} if scheduler in ("asap", "gms", "dal_ucb1") else set())
+    measured = [row for row in rows[:-1] if row["cosine"] is not None]  # the last is not over
+    assert len(measured) == (2 if scheduler in ("asap", "dal_ucb1", "dal_exp3") else 0)
+    assert all(abs(row["cosine"]) > 0 for row in measured)
+    if scheduler == "gms":
+        (arm,) = {row["arm"] for row in rows}
+        similarity = {row["arm"]: row["cosine"] for row in before if row["turn"] == 0}
+        assert similarity[arm] == max(similarity.values())
+
+
+def test_what_the_arms_show_is_learned(a_job: AdaptJob, tmp_path: Path) -> None:
+    """The auxiliary loss reaches the weights: other auxiliary images, another adapter."""
+    options = {**NETWORK, "scheduler": "random", "pretraining": "none", "finish": 0.0}
+    run(replace(a_job, recipe=options))
+    before = load_adapter(a_job.out).tensors
+    for case in range(2):
+        for name in ("north", "south"):
+            write_discs(tmp_path / "auxiliary" / name, f"case {case}", 77 + case)
+    run(replace(a_job, out=str(tmp_path / "other.safetensors"), recipe=options))
+    after = load_adapter(tmp_path / "other.safetensors").tensors
+    assert not all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "pretraining", "chooser"),
+    [
+        ("asap", "chosen", "bandit"),
+        ("asap", "by lot", "lots"),
+        ("asap", "none", None),
+        ("direct", "chosen", None),
+        ("direct", "by lot", "lots"),
+    ],
+)
+def test_what_a_network_starts_from_is_chosen_as_the_recipe_says(
+    a_job: AdaptJob, scheduler: str, pretraining: str, chooser: str | None
+) -> None:
+    options = {"scheduler": scheduler, "pretraining": pretraining, "pretraining_steps": 8, "steps_per_turn": 1}
+    record = run(replace(a_job, recipe={**NETWORK, **options}))
+    found = record["metrics"].get("pretraining_of")
+    if chooser is None:
+        assert found is None
+        return
+    rows = found["disc"]["turns"]
+    looks = [row for row in rows if row["turn"] == 0]
+    assert len(looks) == (4 if chooser == "bandit" else 0)
+    # A quarter of the steps is drawn by lot before the bandit looks.
+    assert len(rows) - len(looks) == (6 if chooser == "bandit" else 8)
+    if scheduler == "asap":
+        turns = [row["turn"] for row in record["metrics"]["auxiliary"]["turns"]]
+        assert (0 in turns) == (chooser == "lots")  # who did not choose the start has to look
+        assert max(turns) > 6 or chooser == "lots"
+
+
+def test_pretraining_follows_the_auxiliary_data_alone(a_job: AdaptJob, tmp_path: Path) -> None:
+    """Without a measurement the target's images have no influence on what the network starts from."""
+    options = {**NETWORK, "steps": 1, "learning_rate": 1e-6, "scheduler": "direct", "pretraining": "by lot"}
+    starts = []
+    for seed in (5, 6):
+        image, labelmap = write_discs(tmp_path / str(seed), "patient", seed)
+        exemplar = replace(a_job.exemplars[0], image=str(image), labelmap=str(labelmap))
+        out = str(tmp_path / f"{seed}.safetensors")
+        run(replace(a_job, out=out, exemplars=(exemplar,), recipe=options))
+        starts.append(load_adapter(out).tensors)
+    assert all(np.allclose(starts[0][name], starts[1][name], atol=1e-4) for name in starts[0])
+
+
+def test_arms_do_not_show_the_exemplars_own_scans(a_job: AdaptJob, tmp_path: Path) -> None:
+    for case in range(2):
+        write_discs(tmp_path / "auxiliary" / "north", f"case {case}", 5)  # the exemplar's image
+    record = run(a_job)
+    assert set(record["metrics"]["auxiliary"]["left_out"]) == {"north: disc", "north: square"}
+
+
+def test_the_paper_s_preset_is_the_paper_and_leaves_what_was_set() -> None:
+    recipe = asap.resolve(asap.Recipe(preset="paper", network="unet"), "compact", torch.device("cpu"))
+    assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size) == (3e-4, 1e-7, 4)
+    assert (recipe.patch, recipe.size, recipe.reading, recipe.finish) == ((32, 240, 240), "paper", "paper", 0.0)
+    assert recipe.steps // recipe.steps_per_turn == 400  # epochs are turns
+    assert (recipe.estimate_folds, recipe.preset) == (5, "paper")
+    assert asap._turn_recipe(recipe).gradients == "batches"
+    own = asap.resolve(asap.Recipe(preset="paper", network="unet", steps=7), "compact", torch.device("cpu"))
+    assert (own.steps, own.learning_rate) == (7, 3e-4)
+    with pytest.raises(InputError, match="choose network=unet"):
+        asap.resolve(asap.Recipe(preset="paper"), "compact", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("reading", "gradients", "expected"),
+    [
+        ("default", "as reading", "running mean"),
+        ("paper", "as reading", "batches"),
+        ("released", "as reading", "batches"),
+        ("default", "step", "step"),
+        ("paper", "running mean", "running mean"),
+    ],
+)
+def test_what_is_compared_follows_the_reading_unless_it_is_chosen(reading: str, gradients: str, expected: str) -> None:
+    assert asap._turn_recipe(asap.Recipe(reading=reading, gradients=gradients)).gradients == expected
 
 
 def test_every_structure_of_the_exemplars_gets_a_network(a_job: AdaptJob, tmp_path: Path, a_listener: Listener) -> None:

@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from FewShotSegLib.data.digests import sha256_of_array
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.job import AuxiliaryFiles, ExemplarFiles
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.io.datasets import CaseFiles, DataSet, data_set_of, data_sets_in
-from FewShotSegLib.io.volumes import save_labelmap, save_volume
+from FewShotSegLib.io.volumes import load_volume, save_labelmap, save_volume
 from FewShotSegLib.methods.asap import pool
 from FewShotSegLib.methods.asap.pool import Pool, UnusableArm
 from FewShotSegLib.progress import Progress, silent
+from FewShotSegLib.training.patches import Change
 from Testing.conftest import BALL, BOX, axial, placed
 
 GRID = Grid((2.0, 2.0, 4.0), (6, 20, 16))
@@ -176,6 +178,42 @@ def test_what_is_drawn_depends_on_the_generator_alone(a_folder: Path) -> None:
     rng = np.random.default_rng(0)
     image, _ = first.sample(2, rng)
     assert not np.array_equal(image, first.sample(2, rng)[0])
+
+
+def test_patches_are_turned_before_they_are_cut(a_folder: Path) -> None:
+    """A turned square shows what lies around it; only beyond the case there is black."""
+    small = Grid((2.0, 2.0, 4.0), (4, 8, 8))
+    pool = pool_of(a_folder, grid=small, foreground=1.0)
+    black = []
+    for seed in range(12):
+        image = pool.draw(0, np.random.default_rng(seed), Change(angles_deg=(45.0, 0.0, 0.0))).image.numpy()
+        black.append(float((image == 0).mean()))
+    corners = 1 - (2**0.5 - 1) * 2  # of a square that was cut first, and then turned by 45 degrees
+    assert np.median(black) < corners / 4
+
+
+def test_the_mask_of_a_changed_patch_is_the_structure_moved_along(a_folder: Path) -> None:
+    pool = pool_of(a_folder, foreground=1.0)
+    plain = pool.draw(1, np.random.default_rng(3))
+    mirrored = pool.draw(1, np.random.default_rng(3), Change(mirrored=(False, False, True)))
+    assert plain.mask.any()
+    np.testing.assert_array_equal(mirrored.mask.flip(2), plain.mask)
+    np.testing.assert_allclose(mirrored.image.flip(2), plain.image, atol=1e-4)
+    assert not np.array_equal(mirrored.mask, plain.mask)
+
+
+def test_the_exemplars_own_scans_are_never_drawn(a_folder: Path) -> None:
+    own = load_volume(a_folder / "shapes" / "images" / "case_0.nii.gz")
+    digests = {sha256_of_array(own.array)}
+    for warm in range(2):  # also from the cache
+        pool = pool_of(a_folder, of_target=digests)
+        arm = pool.names.index("shapes: box")
+        names = [pool._case_showing(arm, np.random.default_rng(seed))[0].image.name for seed in range(8)]
+        assert set(names) == {"case_1.nii.gz"}, warm
+    other = load_volume(a_folder / "shapes" / "images" / "case_1.nii.gz")
+    pool = pool_of(a_folder, of_target=digests | {sha256_of_array(other.array)})
+    with pytest.raises(UnusableArm, match="none of its 2 cases but those of the exemplars shows it"):
+        pool.sample(arm, np.random.default_rng(0))
 
 
 def test_a_sample_is_the_callers_own(a_folder: Path) -> None:

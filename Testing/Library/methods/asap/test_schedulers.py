@@ -168,7 +168,10 @@ def similarity(kind: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> flo
 
 
 def accuracy_of(name: str, seed: int, **options: Any) -> tuple[float, float]:
-    """Test accuracy on the target after 60 turns of one step each, and the share of turns with the helpful arm."""
+    """Test accuracy on the target after 60 turns of one step each, and the share of turns with the helpful arm.
+
+    Gradients are those of small batches, and the reward is read off their running mean, as in `turns`.
+    """
     rng = np.random.default_rng(seed)
     truth = rng.standard_normal(DIMENSIONS)
     truth /= np.linalg.norm(truth)
@@ -183,15 +186,22 @@ def accuracy_of(name: str, seed: int, **options: Any) -> tuple[float, float]:
         drawn = batches.choice(len(labels), 16, replace=False)
         return points[drawn], labels[drawn]
 
-    first = loss_and_gradient(weights, target)[1]
+    def shot() -> NDArray[np.float64]:
+        """The target's gradient of one small batch, as training has it."""
+        some = batches.choice(SHOTS, 4, replace=False)
+        return loss_and_gradient(weights, (target[0][some], target[1][some]))[1]
+
+    first = np.mean([shot() for _ in range(2)], axis=0)
+    mean = first
     for arm in scheduler.probes(0):
         loss, gradient = loss_and_gradient(weights, arms[arm])
         scheduler.observe(0, arm, loss, similarity(scheduler.similarity, gradient, first))
     for turn in range(1, TURNS + 1):
-        chosen, step = scheduler.choose(turn), loss_and_gradient(weights, target)[1]
+        chosen, step = scheduler.choose(turn), shot()
+        mean = 0.9 * mean + 0.1 * step
         pulls = {arm: loss_and_gradient(weights, batch(arm)) for arm in chosen}
         for arm in scheduler.probes(turn):
-            scheduler.observe(turn, arm, pulls[arm][0], similarity("cosine", pulls[arm][1], step))
+            scheduler.observe(turn, arm, pulls[arm][0], similarity("cosine", pulls[arm][1], mean))
         if pulls:
             step = step + np.mean([gradient for _, gradient in pulls.values()], axis=0)
         weights -= 0.1 * step

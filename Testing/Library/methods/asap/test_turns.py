@@ -36,11 +36,10 @@ class Point(nn.Module):
     def target(self, step: int) -> Tensor:
         return self._pull(1.0, step_rng(0, step))
 
-    def auxiliary(self, arms: Sequence[int], rng: np.random.Generator) -> Tensor:
-        for arm in arms:
-            if arm in self.broken:
-                raise UnusableArm(arm, "its file is damaged")
-        return torch.stack([self._pull(list(AIMS.values())[arm], rng) for arm in arms]).mean()
+    def auxiliary(self, arm: int, rng: np.random.Generator) -> Tensor:
+        if arm in self.broken:
+            raise UnusableArm(arm, "its file is damaged")
+        return self._pull(list(AIMS.values())[arm], rng)
 
     def _pull(self, aim: float, rng: np.random.Generator) -> Tensor:
         self.passes += 1
@@ -140,9 +139,123 @@ def test_what_is_written_down_is_what_the_gradients_were() -> None:
 def point_cosine(arm: int) -> float:
     """Of the first training step: target and arm at the point where training starts."""
     point = Point()
-    losses = (point.target(0), point.auxiliary((arm,), step_rng(5, 0)))
+    losses = (point.target(0), point.auxiliary(arm, step_rng(5, 0)))
     a, b = (torch.autograd.grad(loss, point.x)[0].double() for loss in losses)
     return float(a @ b / (a.norm() * b.norm()))
+
+
+def flat(network: Point, loss: Tensor) -> Tensor:
+    return torch.autograd.grad(loss, network.x)[0].double()
+
+
+def test_the_reward_of_later_steps_is_measured_against_the_mean_of_all_targets_so_far() -> None:
+    point = Point()
+    turns = turns_of(point, "asap", steps_per_turn=1, decay=0.5)
+    seen: list[Tensor] = []
+    turns.target = lambda step: _noted(point, point.target(step), seen)
+    mean, expected = torch.zeros(4, dtype=torch.float64), {}
+
+    def auxiliary(arm: int, rng: np.random.Generator) -> Tensor:
+        nonlocal mean
+        loss = point.auxiliary(arm, rng)
+        if len(seen) > 1:  # after the look of turn 0
+            new = seen[-1]
+            mean = new if not expected else 0.5 * mean + 0.5 * new
+            own = flat(point, point.auxiliary(arm, step_rng(5, len(expected))))
+            expected[len(expected) + 1] = float(mean @ own / (mean.norm() * own.norm()))
+        return loss
+
+    turns.auxiliary = auxiliary
+    trained(point, turns, replace(SCHEDULE, steps=6))
+    rows = {row["turn"]: row["cosine"] for row in turns.summary()["turns"] if row["turn"]}
+    assert [rows[turn] for turn in range(1, 6)] == pytest.approx([expected[turn] for turn in range(1, 6)], abs=1e-4)
+
+
+def _noted(point: Point, loss: Tensor, seen: list[Tensor]) -> Tensor:
+    seen.append(torch.autograd.grad(loss, point.x, retain_graph=True)[0].double())
+    return loss
+
+
+def test_to_the_letter_a_turn_measures_means_of_several_batches_before_its_first_step() -> None:
+    point = Point()
+    turns = turns_of(point, gradients="batches", reward_batches=3)
+    trained(point, turns)
+    count = SCHEDULE.steps // 2
+    assert point.passes == 1 + len(AIMS) + count * 2 * 3 + 2 * SCHEDULE.steps
+    first = Point()
+    steps = range((1 << 30) + 3, (1 << 30) + 6)
+    row = next(row for row in turns.summary()["turns"] if row["turn"] == 1)
+    rngs = [np.random.default_rng([5, 1 << 30, 1, row["arm"], batch]) for batch in range(3)]
+    a = torch.stack([flat(first, first.target(step)) for step in steps]).mean(0)
+    b = torch.stack([flat(first, first.auxiliary(row["arm"], rng)) for rng in rngs]).mean(0)
+    assert row["cosine"] == pytest.approx(float(a @ b / (a.norm() * b.norm())), abs=1e-6)
+
+
+def test_multi_task_learning_follows_the_target_and_the_mean_of_all_arms_in_every_step() -> None:
+    point = Point()
+    turns = turns_of(point, "mtl")
+    schedule = replace(turns.schedule(SCHEDULE), steps=1, clip_norm=0.0)
+    assert (schedule.accumulate, schedule.summed) == (1 + len(AIMS), True)
+    seen: list[Tensor] = []
+    point.x.register_hook(lambda grad: seen.append(grad.double().clone()))
+    with turns:
+        fit({"x": point.x}, turns.loss_at, schedule, report=silent)
+    target, *arms = seen
+    assert len(arms) == len(AIMS)
+    noise = 0.2  # the aims are 1 apart, and a gradient is twice the distance
+    for aim, grad in zip(AIMS.values(), arms, strict=True):
+        torch.testing.assert_close(3 * grad, torch.full((4,), -2 * aim).double(), atol=3 * noise, rtol=0)
+    torch.testing.assert_close(target, torch.full((4,), -2.0).double(), atol=3 * noise, rtol=0)
+
+
+def test_an_arm_that_breaks_leaves_the_others_their_share_of_multi_task_learning() -> None:
+    point = Point()
+    point.broken = {1}
+    turns = turns_of(point, "mtl")
+    trained(point, turns)
+    assert turns.summary()["left_out"] == {"aside": "its file is damaged"}
+    with turns:
+        losses = [turns.loss_at(number)[0] for number in range(8, 12)]  # step 2: target and three arms
+    found = [flat(point, loss) if number != 2 else None for number, loss in enumerate(losses)]
+    near, far = (point.auxiliary(arm, step_rng(5, 6 + arm)) for arm in (0, 2))
+    assert losses[2].item() == 0
+    for grad, loss in ((found[0], point.target(2)), (found[1], near / 2), (found[3], far / 2)):
+        assert grad is not None
+        torch.testing.assert_close(grad, flat(point, loss))
+
+
+def test_before_the_first_look_arms_are_drawn_by_lot_and_after_it_the_scheduler_chooses() -> None:
+    point = Point()
+    turns = turns_of(point, "asap", lots_until=10, steps_per_turn=1)
+    drawn: list[int] = []
+    auxiliary = point.auxiliary
+    turns.auxiliary = lambda arm, rng: (drawn.append(arm), auxiliary(arm, rng))[1]
+    trained(point, turns)
+    assert {0, 1, 2} == set(drawn[:10])
+    assert drawn[10:13] == [0, 1, 2]  # the look
+    assert [row["turn"] for row in turns.summary()["turns"]] == [0, 0, 0, *range(1, SCHEDULE.steps - 9)]
+
+
+def test_turns_go_on_from_those_of_a_run_before_without_another_look() -> None:
+    point = Point()
+    first = turns_of(point, steps_per_turn=1)
+    trained(point, first, replace(SCHEDULE, steps=10))
+    passes, second = point.passes, turns_of(point, steps_per_turn=1, turns_before=10)
+    assert second.scheduler.go_on(first.scheduler.state()) == 10
+    trained(point, second, replace(SCHEDULE, steps=6))
+    assert point.passes == passes + 2 * 6
+    assert [row["turn"] for row in second.summary()["turns"]] == list(range(11, 17))
+    assert all(row["cosine"] is not None for row in second.summary()["turns"][:-1])
+
+
+def test_a_target_that_is_not_followed_moves_nothing_and_still_decides() -> None:
+    point = Point()
+    turns = turns_of(point, "asap", ["far"], follow_target=False)
+    turns.auxiliary = lambda arm, rng: point.auxiliary(2, rng)
+    end = trained(point, turns, replace(SCHEDULE, steps=200))
+    assert end == pytest.approx([-1] * 4, abs=0.1)  # where the arm pulls
+    cosines = [row["cosine"] for row in turns.summary()["turns"] if row["turn"] > 1][:5]
+    assert max(cosine for cosine in cosines if cosine is not None) < -0.9
 
 
 @pytest.mark.parametrize("scheduler", ["asap", "gms", "mtl", "dal_ucb1", "dal_exp3", "random"])
@@ -185,7 +298,9 @@ def test_when_all_arms_break_the_target_is_trained_alone() -> None:
     np.testing.assert_allclose(trained(point, turns_of(point)), plain.x.tolist(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [{"steps_per_turn": 0}, {"measured_steps": 3}, {"probe_batches": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps_per_turn": 0}, {"measured_steps": 3}, {"probe_batches": 0}, {"reward_batches": 0}]
+)
 def test_a_turn_that_cannot_be_measured_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(InputError, match="got"):
         TurnRecipe(**{"steps_per_turn": 2, "measured_steps": 1, "probe_batches": 1, **wrong})

@@ -18,7 +18,7 @@ QUICK: dict[str, Any] = {
     "steps": 3,
     "translation_steps": 2,
     "patch": [4, 32, 32],
-    "rounds": 2,
+    "rounds": 3,
     "drift_limit": -1.0,
     "pseudo_labels": {"keep_empty": True, "drop_fraction": 0.0, "uncertainty_limit": None, "vote": "union"},
 }

@@ -44,7 +44,7 @@ def test_all_stages_run_and_the_network_segments(a_job: AdaptJob, tmp_path: Path
     ("parts", "absent"),
     [
         ({"translate": False}, {"learning to translate"}),
-        ({"rounds": 1, "match": False, "filter": False}, {"teacher 2", "small network"}),
+        ({"rounds": 1, "match": False, "filter": False}, {"teacher 1", "teacher 2"}),
         ({"space": "intensity"}, set()),
         ({"match": False}, set()),
         ({"filter": False}, set()),

@@ -11,9 +11,9 @@ import torch
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
 from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.methods.uda import networks as module
-from FewShotSegLib.methods.uda.networks import ClassRecipe, class_network, predicted_labels, train_classes
+from FewShotSegLib.methods.uda.networks import ClassRecipe, class_network, predicted, train_classes
 from FewShotSegLib.networks.weights import weights_of
-from FewShotSegLib.training.patches import Case
+from FewShotSegLib.training.patches import Case, PatchRecipe
 from Testing.conftest import DISC, SQUARE, Listener, discs
 from Testing.Library.methods.uda.conftest import other_kind
 
@@ -28,10 +28,10 @@ def test_edges_of_one_kind_teach_about_the_other() -> None:
     space = AnatomySpace("2d")
     # Orientation and spacing of the grid are those of the volumes.
     cases = [Case(space.apply(volume).array, labels, None, grid.spacing_mm, "") for volume, labels in sources]
-    recipe = ClassRecipe(steps=120, batch_size=2, learning_rate=4e-3)
+    recipe = ClassRecipe(steps=120, batch_size=2, learning_rate=4e-3, patches=PatchRecipe().unshaded())
     weights, _ = train_classes(cases, [1, 1, 1], grid, ["disc", "square"], recipe, seed=0)
     volume, truth = other_kind(9)
-    found = predicted_labels(weights, space.apply(volume).array, grid, 3, recipe)
+    found = predicted(weights, space.apply(volume).array, grid, 3, recipe).labels
     for value in (DISC, SQUARE):
         overlap = 2 * np.count_nonzero((found == value) & (truth == value))
         assert overlap / (np.count_nonzero(found == value) + np.count_nonzero(truth == value)) > 0.5
@@ -72,7 +72,7 @@ def test_training_goes_on_from_given_weights() -> None:
     assert all(np.allclose(moved[name], value, atol=1e-6) for name, value in start.items())
 
 
-def test_predicted_labels_are_those_of_the_highest_logit(
+def test_labels_are_those_of_the_highest_logit_and_doubt_is_what_others_share(
     an_rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "patch_precision", lambda device: None)  # logits of fresh weights are nearly equal
@@ -80,7 +80,11 @@ def test_predicted_labels_are_those_of_the_highest_logit(
     image = an_rng.random((4, 32, 32), np.float32)
     network = class_network(GRID, 3, FEW, seed=5).eval()
     with torch.inference_mode():
-        expected = network(torch.from_numpy(image)[None, None])[0].argmax(0).numpy()  # one window covers it
-    found = predicted_labels(weights, image, GRID, 3, FEW)
-    assert np.array_equal(found, expected)
-    assert found.dtype == np.uint8
+        logits = network(torch.from_numpy(image)[None, None])[0]  # one window covers it
+    expected = logits.argmax(0)
+    found = predicted(weights, image, GRID, 3, FEW)
+    assert np.array_equal(found.labels, expected)
+    assert found.labels.dtype == np.uint8
+    doubts = 1 - torch.softmax(logits, 0).max(0).values
+    assert 0 < float((expected > 0).float().mean()) < 1
+    assert found.doubt == pytest.approx(float(doubts[expected > 0].mean()), abs=1e-5)

@@ -10,10 +10,33 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.methods.uda.cycle_gan import TRANSLATION_PRESETS
 from FewShotSegLib.methods.uda.recipe import UDA_PRESETS, Recipe, found_in, needs_base, resolve, smaller_preset
 
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
-def test_filtering_needs_two_rounds() -> None:
-    with pytest.raises(InputError, match="rounds=1"):
-        Recipe(rounds=1)
+
+def test_filtering_needs_two_rounds_that_can_be_compared() -> None:
+    with pytest.raises(InputError, match="after that of matching, got rounds=2; choose 3"):
+        Recipe(rounds=2)
+    with pytest.raises(InputError, match="at least 2 rounds, got rounds=1; choose 2"):
+        Recipe(rounds=1, match=False)
+    assert Recipe(rounds=2, match=False).filter
+    assert Recipe(rounds=1, filter=False).match
+
+
+def test_the_paper_s_preset_is_the_paper_and_leaves_what_was_set() -> None:
+    paper = resolve(Recipe(preset="paper"), "", CPU)
+    assert (paper.space, paper.rounds, paper.patch, paper.spacing_mm) == (
+        "anatomy",
+        3,
+        (40, 224, 192),
+        (0.81, 0.81, 2.5),
+    )
+    assert (paper.optimizer, paper.learning_rate, paper.decide) == ("sgd", 0.01, "threshold")
+    assert (paper.size, paper.teacher_size, paper.adversarial) == ("paper", "large", "log")
+    assert paper.foreground_percentiles
+    assert paper.patches.elastic_mm > 0
+    assert paper.pseudo_labels.drop_fraction == 0.038
+    own = resolve(Recipe(preset="paper", learning_rate=0.02, space="anatomy", steps=9), "", CPU)
+    assert (own.learning_rate, own.steps, own.optimizer) == (0.02, 9, "sgd")
 
 
 @pytest.mark.parametrize(("name", "smaller"), [("cpu", None), ("gpu", "cpu"), ("paper", "gpu")])
@@ -21,13 +44,11 @@ def test_presets_step_down(name: str, smaller: str | None) -> None:
     assert smaller_preset(name) == smaller
 
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
-
-
 @pytest.mark.parametrize("name", UDA_PRESETS)
 def test_a_preset_decides_what_the_user_left_open(name: str) -> None:
     preset, resolved = UDA_PRESETS[name], resolve(Recipe(preset=name), "", CPU)
     assert (resolved.steps, resolved.patch, resolved.size) == (preset.steps, preset.patch, preset.size)
+    assert resolved.teacher_size == preset.teacher_size
     assert resolved.translation_steps == TRANSLATION_PRESETS[preset.translation].steps
     assert resolve(resolved, "", GPU) == resolved
 

@@ -18,11 +18,14 @@ from FewShotSegLib.io.datasets import CaseFiles, DataSet, data_sets_in
 from FewShotSegLib.io.volumes import load_volume, save_labelmap, save_volume
 from FewShotSegLib.jobs.run import run
 from FewShotSegLib.methods.uda import stages as module
+from FewShotSegLib.methods.uda.networks import Prediction
 from FewShotSegLib.methods.uda.pseudo_labels import PseudoLabelRecipe
 from FewShotSegLib.methods.uda.recipe import UDA_PRESETS, Recipe, resolve
+from FewShotSegLib.methods.uda.registration import Attempt, Borrowed, Match, Registration
 from FewShotSegLib.methods.uda.stages import Sources, Stages
 from FewShotSegLib.progress import silent
 from FewShotSegLib.training.fit import FitResult
+from FewShotSegLib.training.patches import PatchRecipe
 from Testing.conftest import Listener
 from Testing.Library.methods.uda.conftest import QUICK, messages_of, other_kind
 
@@ -33,11 +36,11 @@ def test_a_stage_that_is_there_is_not_computed_again(a_job: AdaptJob, tmp_path: 
     run(again, listener)
     assert not {"learning to translate", "teacher 1", "small network"} & messages_of(listener)
     assert Path(again.out).read_bytes() == Path(a_job.out).read_bytes()
-    other = replace(a_job, out=str(tmp_path / "other.safetensors"), recipe={**QUICK, "rounds": 3})
+    other = replace(a_job, out=str(tmp_path / "other.safetensors"), recipe={**QUICK, "rounds": 4})
     listener = Listener()
     run(other, listener)
-    assert not {"learning to translate", "teacher 1", "teacher 2"} & messages_of(listener)
-    assert "teacher 3" in messages_of(listener)
+    assert not {"learning to translate", "teacher 1", "teacher 2", "teacher 3"} & messages_of(listener)
+    assert "teacher 4" in messages_of(listener)
 
 
 def test_a_cancelled_run_leaves_no_adapter_and_goes_on_where_it_was(a_job: AdaptJob) -> None:
@@ -135,6 +138,8 @@ def test_all_that_results_depend_on_decides_where_they_are_kept(stages: Any, a_c
         stages(space="intensity").folder,
         stages(patch=(4, 48, 48)).folder,
         stages(spacing_mm=(2.0, 2.0, 4.0)).folder,
+        stages(edges="voxels").folder,
+        stages(foreground_percentiles=True).folder,
     ]
     assert len(set(folders)) == len(folders)
     assert stages(steps=99).folder == folders[0]  # what only a later stage depends on is in the name of its file
@@ -187,9 +192,152 @@ def test_one_stopped_early_gives_way_to_the_network_before_and_a_half_trained_on
         return {"weights": np.full(1, steps, np.float32)}, FitResult({}, None, -1, steps, 0.0, stopped_by)
 
     monkeypatch.setattr(module, "train_classes", train)
-    monkeypatch.setattr(Stages, "_labels", lambda self, weights, image, *given: np.ones(image.shape, np.uint8))
-    made = stages(translate=False, steps=3)
-    assert made.weights()["weights"].tolist() == [3]  # of 3 steps of the second one was done
+    monkeypatch.setattr(Stages, "_predicted", lambda self, weights, image, *given: Prediction(ones_like(image), 0.1))
+    made = stages(translate=False, steps=3, teacher_size="paper")
+    weights, training = made.result()
+    assert weights["weights"].tolist() == [3]  # of 3 steps of the second one was done
+    assert (training.size, made.training.size) == ("paper", "small")  # what is kept is a teacher
     assert made.metrics["stopped_by"] == "user"
     done["teacher 2"] = (2, "user")
-    assert stages(translate=False, steps=3).weights()["weights"].tolist() == [2]
+    assert stages(translate=False, steps=3).result()[0]["weights"].tolist() == [2]
+
+
+def ones_like(image: np.ndarray) -> np.ndarray:
+    return np.ones(image.shape, np.uint8)
+
+
+# What each network is taught, with networks that only answer: a teacher labels every target with its own number, and
+# doubts the last one.
+
+
+class Taught:
+    """Stands in for training and prediction; `of` has the cases that each network was taught, by its name."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.of: dict[str, dict[str, Any]] = {}
+        self.sizes: dict[str, str] = {}
+        monkeypatch.setattr(module, "train_classes", self._train)
+        monkeypatch.setattr(Stages, "_predicted", self._predict)
+
+    def _train(
+        self, cases: Any, shares: Any, grid: Any, names: Any, training: Any, *, message: str, **more: Any
+    ) -> Any:
+        self.of[message] = {case.name: case for case in cases}
+        self.sizes[message] = training.size
+        number = int(message.split()[-1]) if message.startswith("teacher") else 0
+        return {"number": np.full(1, number, np.float32)}, FitResult({}, None, -1, training.steps, 0.0, "steps")
+
+    @staticmethod
+    def _predict(self: Stages, weights: Any, image: np.ndarray, name: str, number: int) -> Prediction:
+        labels = np.zeros(image.shape, np.uint8)
+        labels[:, : int(weights["number"][0])] = 1  # one row more from round to round
+        return Prediction(labels, 0.4 if name.endswith("2") else 0.1)
+
+    def rows(self, network: str, case: str) -> int:
+        """How many rows of a target were labelled for a network, or -1 where it was not taught that target."""
+        taught = self.of[network].get(case)
+        return -1 if taught is None else int(taught.mask[0, :, 0].sum())
+
+
+@pytest.fixture
+def taught(monkeypatch: pytest.MonkeyPatch) -> Taught:
+    def lent(case: Any, volume: Volume, pool: Any, *given: Any, **more: Any) -> Borrowed:
+        """Whoever borrows gets 20 rows."""
+        labels = np.zeros(volume.shape, np.uint8)
+        labels[:, :20] = 1
+        attempt = Attempt(Match(pool[0].name, 0.0, False), Registration(np.eye(4), 1.0, 0.5, 1.0, 1.0))
+        return Borrowed(volume.like(labels), (attempt,))
+
+    monkeypatch.setattr(module, "borrow_labels", lent)
+    return Taught(monkeypatch)
+
+
+SOURCES = {"case 0.nrrd", "case 1.nrrd"}
+TARGETS = {"patient 0", "patient 1", "patient 2"}
+
+
+def test_matching_comes_before_self_training_which_goes_on_from_the_updated_labels(stages: Any, taught: Taught) -> None:
+    made = stages(translate=False, rounds=3)
+    made.result()
+    assert set(taught.of) == {"teacher 1", "teacher 2", "teacher 3", "small network"}
+    assert set(taught.of["teacher 1"]) == SOURCES
+    assert [taught.rows("teacher 2", f"patient {at}") for at in range(3)] == [1, 1, 20]  # 2 is doubted and borrows
+    assert [taught.rows("teacher 3", f"patient {at}") for at in range(3)] == [2, 2, 2]
+    # The filter sees rounds 2 and 3 alone: 1/3 of change for each, whoever borrowed.
+    changes = {row["name"]: row["uncertainty"] for row in made.metrics["stages"]["filter"]}
+    assert changes == pytest.approx(dict.fromkeys(TARGETS, 1 / 3))
+    assert made.metrics["stages"]["matching"]["lenders"] == ["patient 0", "patient 1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "networks", "rows"),
+    [
+        ({"rounds": 1, "match": False, "filter": False}, {"small network"}, [-1, -1, -1]),
+        ({"rounds": 1, "match": True, "filter": False}, {"teacher 1", "small network"}, [1, 1, 20]),
+        ({"rounds": 2, "match": False, "filter": False}, {"teacher 1", "teacher 2", "small network"}, [2, 2, 2]),
+        ({"rounds": 2, "match": True, "filter": False}, {"teacher 1", "teacher 2", "small network"}, [2, 2, 2]),
+        ({"rounds": 2, "match": False, "filter": True}, {"teacher 1", "teacher 2", "small network"}, [2, 2, 2]),
+    ],
+)
+def test_each_part_alone_teaches_the_small_network_what_it_says(
+    stages: Any, taught: Taught, options: dict[str, Any], networks: set[str], rows: list[int]
+) -> None:
+    stages(translate=False, **options).result()
+    assert set(taught.of) == networks
+    assert set(taught.of["small network"]) >= SOURCES
+    assert [taught.rows("small network", f"patient {at}") for at in range(3)] == rows
+
+
+def test_the_filter_keeps_the_most_uncertain_target_from_the_small_network(stages: Any, taught: Taught) -> None:
+    made = stages(translate=False, rounds=2, match=False, pseudo_labels=PseudoLabelRecipe(drop_fraction=0.34))
+    made.result()
+    (dropped,) = [row["name"] for row in made.metrics["stages"]["filter"] if not row["kept"]]
+    assert set(taught.of["small network"]) == SOURCES | TARGETS - {dropped}
+
+
+def test_networks_learn_from_the_translated_images(
+    stages: Any, taught: Taught, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Inverting:
+        def translate(self, image: np.ndarray, **more: Any) -> np.ndarray:
+            return 1 - image
+
+    monkeypatch.setattr(Stages, "_translator", lambda self, cases: Inverting())
+    made = stages(space="intensity", rounds=2, match=False, filter=False)
+    made.result()
+    for network in ("teacher 1", "teacher 2", "small network"):
+        for name in SOURCES:
+            expected = 1 - made._source_case(name).image
+            np.testing.assert_allclose(taught.of[network][name].image, expected, atol=1e-6)
+
+
+def test_teachers_are_larger_than_the_network_that_is_kept_where_the_recipe_says_so(
+    stages: Any, taught: Taught
+) -> None:
+    _, training = stages(translate=False, rounds=2, match=False, filter=False, teacher_size="large").result()
+    assert taught.sizes == {"teacher 1": "large", "teacher 2": "large", "small network": "small"}
+    assert training.size == "small"
+
+
+def test_edges_and_intensities_are_translated_by_one_kind_of_generator(stages: Any) -> None:
+    recipes = [stages(space=space)._translation_recipe() for space in ("anatomy", "intensity")]
+    assert recipes[0] == recipes[1]
+    assert not recipes[0].skip
+    assert stages(residual=True)._translation_recipe().skip
+
+
+def test_edges_are_not_shaded(stages: Any) -> None:
+    assert stages(space="anatomy").training.patches == PatchRecipe().unshaded()
+    assert stages(space="intensity").training.patches == PatchRecipe()
+
+
+def test_percentiles_of_the_foreground_are_those_of_all_labelled_voxels(stages: Any) -> None:
+    made = stages(space="intensity", foreground_percentiles=True)
+    volumes, labels = made.sources.volumes, made.sources.labels
+    values = np.concatenate([volumes[name].array[labels[name] > 0] for name in volumes])
+    window = made.source_intensity
+    assert (window.kind, window.low, window.high) == ("window", *np.percentile(values, (0.5, 99.5)))
+    name = next(iter(volumes))
+    expected = window.apply(volumes[name].array)
+    np.testing.assert_allclose(made._source_case(name).image, expected, atol=1e-6)
+    assert stages(space="intensity").source_intensity is None

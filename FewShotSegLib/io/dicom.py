@@ -1,0 +1,360 @@
+"""DICOM: a folder with one series, or one file of one or many frames; every voxel where the file says, or refused.
+
+GDCM decodes the pixels. Where each frame lies and what its numbers mean is read from the headers here, alike for
+single-frame files and for multi-frame ones (DICOM PS3.3, C.7.6.2 and C.7.6.16), and compared in millimetres with the
+straight stack of equally spaced slices that a volume is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from FewShotSegLib.errors import InputError
+
+if TYPE_CHECKING:
+    import pydicom
+    import SimpleITK
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+log = logging.getLogger(__name__)
+
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"  # SOP class of DICOM SEG
+_TOLERANCE_MM = 0.05  # of a slice beside its place in the stack; headers with one decimal are that far off
+_TURNED = 1e-4  # change of a direction between slices; 0.05 mm over 500 mm
+_SAME_PLACE_MM = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """One image: where its first pixel lies (LPS mm), along which directions rows and columns run, mm between columns
+    and rows, slope and intercept of stored numbers, and its thickness in mm. `at` is its place among the frames of its
+    file, `time` what puts phases into an order."""
+
+    file: Path
+    at: int
+    position: Array | None
+    directions: Array | None
+    spacing: tuple[float, float] | None
+    rescale: tuple[float, float] | None
+    thickness: float = 1.0
+    time: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class DicomVolume:
+    """Values (T, K, J, I), with the channels behind them where there are several, and the affine (IJK to RAS)."""
+
+    array: Array
+    affine: Array
+
+
+def read_series(folder: Path, name: str) -> DicomVolume:
+    """Return the largest series of a folder."""
+    with quiet():
+        files = _largest_series(folder, name)
+        if len(files) == 1:
+            return read_file(files[0], name)
+        frames = [frame for file in files for frame in _frames_of(file, name)]
+        if len(frames) > len(files):
+            raise InputError(f"{name} holds {len(files)} files of many frames; give one of them.")
+        return _stacked(frames, lambda ordered: _pixels_of_files(ordered, name), name)
+
+
+def read_file(file: Path, name: str) -> DicomVolume:
+    """Return what one file holds, of one frame or of many."""
+    with quiet():
+        frames = _frames_of(file, name)
+        return _stacked(frames, lambda ordered: _pixels_of_frames(ordered, name), name)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep ITK's warnings, dozens of lines for a harmless header, off standard error."""
+    import SimpleITK as sitk
+
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
+
+
+def _largest_series(folder: Path, name: str) -> list[Path]:
+    """Return the files of the series with most files; several of that size are refused."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageSeriesReader
+    series = {uid: reader.GetGDCMSeriesFileNames(str(folder), uid) for uid in reader.GetGDCMSeriesIDs(str(folder))}
+    if not series:
+        raise InputError(f"{name} holds no DICOM series; give a folder with the files of one series, or an image file.")
+    most = max(len(files) for files in series.values())
+    largest = [uid for uid, files in series.items() if len(files) == most]
+    if len(largest) > 1:
+        described = "; ".join(f"{uid} (for example {Path(series[uid][0]).name})" for uid in sorted(largest))
+        raise InputError(f"{name} holds {len(largest)} series of {most} files, keep one in the folder: {described}.")
+    if len(series) > 1:
+        log.warning("%s holds %d DICOM series; the largest, with %d files, is read.", name, len(series), most)
+    return [Path(file) for file in series[largest[0]]]
+
+
+# ------------------------------------------------------------------------------------------------------------- headers
+
+
+def header_of(file: Path, name: str) -> pydicom.Dataset:
+    """Return the header of a DICOM file, without its pixels."""
+    import pydicom
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about values that break the standard; what matters is checked here
+            return pydicom.dcmread(file, stop_before_pixels=True)
+    except Exception as error:  # of many kinds, as many as there are ways to damage a file
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name} cannot be read: {file.name} is damaged or no DICOM file ({reason}).") from None
+
+
+def _frames_of(file: Path, name: str) -> list[_Frame]:
+    header = header_of(file, name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _frames_in(header, file, name)
+    except InputError:
+        raise
+    except Exception as error:  # numbers that are text, sequences that are none, ...
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name} cannot be read: the header of {file.name} has no meaning ({reason}).") from None
+
+
+def _frames_in(header: pydicom.Dataset, file: Path, name: str) -> list[_Frame]:
+    if header.get("SOPClassUID") == SEGMENTATION:
+        raise InputError(
+            f"{name} is a DICOM segmentation, which holds structures and no image; save it as a segmentation "
+            "(.seg.nrrd), for example with 3D Slicer, and give that as a labelmap."
+        )
+    count = int(header.get("NumberOfFrames") or 1)
+    if not 1 <= count <= 1_000_000:
+        raise InputError(f"{name} cannot be read: its header says {count} frames.")
+    own = list(header.get("PerFrameFunctionalGroupsSequence") or [])
+    shared = list(header.get("SharedFunctionalGroupsSequence") or [])
+    if own and len(own) != count:
+        raise InputError(f"{name} cannot be read: its header says {count} frames and describes {len(own)} of them.")
+    frames = []
+    for at in range(count):
+        groups = [*own[at : at + 1], *shared[:1]]
+        position = _numbers(groups, header, "PlanePositionSequence", "ImagePositionPatient", 3)
+        directions = _numbers(groups, header, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
+        spacing = _numbers(groups, header, "PixelMeasuresSequence", "PixelSpacing", 2)
+        slope = _numbers(groups, header, "PixelValueTransformationSequence", "RescaleSlope", 1)
+        offset = _numbers(groups, header, "PixelValueTransformationSequence", "RescaleIntercept", 1)
+        thickness = _numbers(groups, header, "PixelMeasuresSequence", "SliceThickness", 1)
+        known = slope is not None and offset is not None
+        if count > 1 and not own:
+            position = None  # one position for all frames is none
+        frames.append(
+            _Frame(
+                file,
+                at,
+                position,
+                None if directions is None else directions.reshape(2, 3),
+                None if spacing is None else (float(spacing[1]), float(spacing[0])),
+                (float(slope[0]), float(offset[0])) if known else None,  # type: ignore[index]
+                float(thickness[0]) if thickness is not None and thickness[0] > 0 else 1.0,
+                _time_of(groups, header, at),
+            )
+        )
+    return frames
+
+
+def _numbers(groups: Sequence[Any], header: Any, sequence: str, key: str, count: int) -> Array | None:
+    """`count` finite numbers under a key: in the functional groups of the frame, in the shared ones, in the header."""
+    found = [group[sequence][0] for group in groups if group.get(sequence)]
+    for place in (*found, header):
+        value = place.get(key)
+        if value is None or (isinstance(value, str) and not value):
+            continue
+        numbers = np.array(value, dtype=np.float64).reshape(-1)
+        if numbers.size != count or not np.isfinite(numbers).all():
+            raise ValueError(f"{key} is {value}")
+        return numbers
+    return None
+
+
+def _time_of(groups: Sequence[Any], header: Any, at: int) -> tuple[float, ...]:
+    """What puts frames at one place into an order: their time or temporal index, then their numbers."""
+    content: Any = next((group["FrameContentSequence"][0] for group in groups if group.get("FrameContentSequence")), {})
+    keys = ((content, "TemporalPositionIndex"), (header, "TemporalPositionIdentifier"), (header, "AcquisitionNumber"))
+    found = [float(place.get(key) or 0) for place, key in keys]
+    return (*found, float(header.get("TriggerTime") or 0), float(header.get("InstanceNumber") or 0), float(at))
+
+
+# ------------------------------------------------------------------------------------------------------------ geometry
+
+
+def _stacked(frames: list[_Frame], pixels: Any, name: str) -> DicomVolume:
+    """The frames as a stack in the order of their places, one for each time."""
+    if len(frames) == 1:
+        array = pixels(frames)
+        return DicomVolume(array[np.newaxis], _affine_of_one(frames[0]))
+    if any(frame.position is None or frame.directions is None for frame in frames):
+        if any(frame.file != frames[0].file for frame in frames):
+            raise InputError(
+                f"{name}: the files do not say where their slices lie, as screenshots do not; give them one by one, or "
+                "make a volume of them first, for example as NRRD."
+            )
+        # The frames of an ultrasound clip: pictures one after the other, not a stack.
+        array = pixels(frames)
+        return DicomVolume(array[:, np.newaxis], _affine_of_one(frames[0]))
+    directions = np.array([frame.directions for frame in frames])
+    if np.abs(directions - directions[0]).max() > _TURNED:
+        raise InputError(f"{name}: the slices are turned against each other; keep slices of one orientation.")
+    if len({frame.spacing for frame in frames}) > 1:
+        raise InputError(f"{name}: the slices differ in the size of their pixels; keep slices of one size.")
+    along = np.cross(*directions[0])
+    places: list[list[_Frame]] = []
+    reached = -np.inf
+    for frame in sorted(frames, key=lambda frame: float(frame.position @ along)):
+        at = float(frame.position @ along)
+        if at - reached < _SAME_PLACE_MM:
+            places[-1].append(frame)
+        else:
+            places.append([frame])
+            reached = at
+    times = len(places[0])
+    if any(len(place) != times for place in places):
+        raise InputError(
+            f"{name}: several images lie at the same position, at some positions more than at others; keep one time "
+            "point or phase."
+        )
+    places = [sorted(place, key=lambda frame: frame.time) for place in places]
+    affine = _affine_of_stack([place[0] for place in places], name)
+    ordered = [place[time] for time in range(times) for place in places]
+    array = pixels(ordered)
+    return DicomVolume(array.reshape(times, len(places), *array.shape[1:]), affine)
+
+
+def _affine_of_stack(frames: Sequence[_Frame], name: str) -> Array:
+    """The affine of equally spaced slices, in order along their normal; each must lie where the affine has it."""
+    positions = np.array([frame.position for frame in frames])
+    row, column = frames[0].directions  # type: ignore[misc]
+    along = np.cross(row, column)
+    if len(frames) == 1:
+        return _affine_of_one(frames[0])
+    step = (positions[-1] - positions[0]) / (len(frames) - 1)
+    _check_spacing(frames, positions @ along, name)
+    beside = positions - positions.mean(axis=0) - np.outer(np.arange(len(frames)) - (len(frames) - 1) / 2, step)
+    middle = (beside.max(axis=0) + beside.min(axis=0)) / 2
+    worst = float(np.linalg.norm(beside - middle, axis=1).max())
+    sideways = float(np.linalg.norm(step - (step @ along) * along)) * (len(frames) - 1)
+    if sideways > 2 * _TOLERANCE_MM:
+        raise InputError(
+            f"{name}: the slices are shifted sideways (gantry tilt), {sideways:.3g} mm from the first to the last; "
+            "correct the tilt and resample first."
+        )
+    if worst > _TOLERANCE_MM:
+        raise InputError(
+            f"{name}: the slices are unevenly spaced, up to {worst:.3g} mm beside their place in an even stack; "
+            "resample to even spacing first."
+        )
+    return _affine(row, column, along * float(step @ along), frames[0].spacing, positions[0] + middle)
+
+
+def _check_spacing(frames: Sequence[_Frame], at: Array, name: str) -> None:
+    """Name the two slices between which something is missing, where a gap is plainly another one."""
+    gaps = np.diff(at)
+    usual = float(np.median(gaps))
+    wrong = np.flatnonzero(np.abs(gaps - usual) > max(0.1 * usual, 2 * _TOLERANCE_MM))
+    if not wrong.size:
+        return
+    between = [frame.file.name if frame.at == 0 else f"frame {frame.at + 1}" for frame in frames[wrong[0] :][:2]]
+    raise InputError(
+        f"{name}: slices are missing, unevenly spaced, or of several phases, {gaps[wrong[0]]:g} mm between "
+        f"{between[0]} and {between[1]} where {usual:g} mm is usual; complete the series, or keep one phase in it."
+    )
+
+
+def _affine_of_one(frame: _Frame) -> Array:
+    """A single slice is 1 mm thick and lies in the plane z = 0 where its header does not say otherwise."""
+    row, column = frame.directions if frame.directions is not None else np.eye(3)[:2]
+    position = frame.position if frame.position is not None else np.zeros(3)
+    return _affine(row, column, np.cross(row, column) * frame.thickness, frame.spacing, position)
+
+
+def _affine(row: Array, column: Array, step: Array, spacing: tuple[float, float] | None, position: Array) -> Array:
+    between_columns, between_rows = spacing or (1.0, 1.0)
+    lps = np.eye(4)
+    lps[:3, 0], lps[:3, 1], lps[:3, 2], lps[:3, 3] = row * between_columns, column * between_rows, step, position
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+
+
+# -------------------------------------------------------------------------------------------------------------- pixels
+
+
+def _pixels_of_files(frames: Sequence[_Frame], name: str) -> Array:
+    """Values (N, J, I) of single-frame files in the given order, as their headers mean them."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([str(frame.file) for frame in frames])
+    rescales = {frame.rescale or (1.0, 0.0) for frame in frames}
+    whole = all(float(number).is_integer() for rescale in rescales for number in rescale)
+    if len(rescales) > 1 or not whole:
+        reader.SetOutputPixelType(sitk.sitkFloat32)  # the type of the first file may have no room for the others
+    return _executed(reader, name)
+
+
+def _pixels_of_frames(frames: Sequence[_Frame], name: str) -> Array:
+    """Values (N, J, I) of the frames of one file in the given order, as its header means them."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(frames[0].file))
+    if len({frame.rescale for frame in frames}) > 1:
+        return _rescaled_each(frames, name)
+    array = _executed(reader, name)
+    if len(frames) == 1:
+        return array if array.shape[0] == 1 and array.ndim > 2 else array[np.newaxis]
+    if array.shape[0] != len(frames):
+        raise InputError(f"{name} cannot be read: it holds {array.shape[0]} frames and describes {len(frames)}.")
+    return array[[frame.at for frame in frames]]
+
+
+def _rescaled_each(frames: Sequence[_Frame], name: str) -> Array:
+    """Frames whose stored numbers mean different things: read as stored, since GDCM knows one meaning for a file."""
+    import pydicom
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            stored = pydicom.dcmread(frames[0].file).pixel_array.astype(np.float32)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{name}: its frames have values on scales of their own, and cannot be read ({reason}); save it without "
+            "compression, or one file a frame."
+        ) from None
+    scales = [frame.rescale or (1.0, 0.0) for frame in frames]
+    return np.stack([stored[f.at] * slope + offset for f, (slope, offset) in zip(frames, scales, strict=True)])
+
+
+def _executed(reader: SimpleITK.ImageFileReader | SimpleITK.ImageSeriesReader, name: str) -> Array:
+    import SimpleITK as sitk
+
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InputError(
+            f"{name}: the DICOM pixels cannot be read ({lines[-1] if lines else 'no reason given'})."
+        ) from None
+    return sitk.GetArrayFromImage(image)

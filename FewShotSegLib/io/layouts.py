@@ -1,0 +1,134 @@
+"""Where the voxels of an image file lie, and whether they are all there and undamaged."""
+
+from __future__ import annotations
+
+import bz2
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from FewShotSegLib.data.volume import not_finite
+from FewShotSegLib.errors import InputError
+
+Packing = Literal["raw", "gzip", "zlib", "bzip2", "text"]
+
+_MOST_DIMENSIONS = 7
+_BLOCK = 1 << 20
+# What a byte can unpack to at most: deflate reaches 1032, bzip2 some ten thousands.
+_MOST_PACKED: dict[Packing, int] = {"raw": 1, "text": 1, "gzip": 1100, "zlib": 1100, "bzip2": 50_000}
+_SPARE = 1 << 20  # bytes behind the voxels that some programs write
+
+
+class Wrong(Exception):  # noqa: N818 - named after what it says
+    """What is wrong with a file, in words that follow its name."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the voxels of a file lie: in `data`, from byte `start` of what it holds once it is unpacked.
+
+    `sizes` as in the header, fastest first. `dtype` has the byte order of the file, None where ITK finds out. `skip`
+    is the byte of the file that the packed data begin at. Voxels that are not finite are looked for where ITK would
+    change them silently (`scan`).
+    """
+
+    sizes: tuple[int, ...]
+    dtype: np.dtype[Any]
+    packing: Packing
+    data: Path
+    skip: int
+    start: int = 0
+    scan: bool = False
+
+    @property
+    def length(self) -> int:
+        """Bytes of all voxels."""
+        return math.prod(self.sizes) * self.dtype.itemsize
+
+
+def checked_sizes(sizes: list[int], called: str) -> tuple[int, ...]:
+    """Return the sizes of a header; more dimensions than any image has, none, or sizes without meaning are wrong."""
+    if not 1 <= len(sizes) <= _MOST_DIMENSIONS:
+        raise Wrong(f"its header says {len(sizes)} dimensions")
+    if min(sizes) < 1 or max(sizes) >= 2**31:
+        raise Wrong(f"its header says the {called} {' '.join(map(str, sizes))}")
+    return tuple(sizes)
+
+
+def check_length(layout: Layout) -> None:
+    """Raise `Wrong` where the file is too short for what its header promises, without reading it."""
+    there = layout.data.stat().st_size - layout.skip
+    if layout.packing == "text":
+        if there < 2 * math.prod(layout.sizes) - 1:
+            raise Wrong("the file was cut short; copy it again")
+    elif there * _MOST_PACKED[layout.packing] < layout.start + layout.length:
+        raise Wrong(
+            f"the file was cut short, or its header is damaged: it promises {layout.length / 1e6:.3g} MB of voxels, "
+            f"and {max(there, 0) / 1e6:.3g} MB are there; copy it again"
+        )
+
+
+def check_content(layout: Layout, name: str) -> None:
+    """Read packed voxels to their end, checksums included, and look at every voxel where ITK would change some."""
+    if layout.packing == "text" or (layout.packing == "raw" and not layout.scan):
+        return
+    wanted, got, bad = layout.start + layout.length, 0, 0
+    rest = b""
+    for block in unpacked(layout):
+        voxels = rest + block[max(layout.start - got, 0) : max(wanted - got, 0)]
+        got += len(block)
+        if layout.scan:
+            whole = len(voxels) - len(voxels) % layout.dtype.itemsize
+            values = np.frombuffer(voxels[:whole], layout.dtype)
+            bad += values.size - int(np.count_nonzero(np.isfinite(values)))
+            rest = voxels[whole:]
+        if got > wanted + _SPARE:
+            raise Wrong("it holds more than its header says; the header is damaged, copy the file again")
+    if got < wanted:
+        raise Wrong("the file was cut short; copy it again")
+    if bad:
+        raise InputError(f"{name}: {not_finite(bad)}")
+
+
+def unpacked(layout: Layout) -> Iterator[bytes]:
+    """The blocks of what the data file holds behind `skip`, unpacked; `Wrong` where it is damaged."""
+    with layout.data.open("rb") as stream:
+        stream.seek(layout.skip)
+        if layout.packing == "raw":
+            while block := stream.read(_BLOCK):
+                yield block
+            return
+        yield from decompressed(stream, layout.packing)
+
+
+def decompressed(stream: Any, packing: Packing) -> Iterator[bytes]:
+    """The blocks of a packed stream; checksums are compared at its end (gzip: of each of its members)."""
+    damaged = Wrong("its compressed voxels are damaged; copy it again")
+    try:
+        if packing == "bzip2":
+            unpacker = bz2.BZ2Decompressor()
+            while not unpacker.eof:
+                given = stream.read(_BLOCK) if unpacker.needs_input else b""
+                if unpacker.needs_input and not given:
+                    raise damaged
+                yield unpacker.decompress(given, _BLOCK)
+            return
+        left = b""
+        while True:
+            inflater = zlib.decompressobj(31 if packing == "gzip" else 15)
+            while not inflater.eof:
+                left = left or stream.read(_BLOCK)
+                if not left:
+                    raise damaged
+                yield inflater.decompress(left, _BLOCK)
+                left = inflater.unconsumed_tail
+            left = (inflater.unused_data or stream.read(_BLOCK)).lstrip(b"\0")
+            if packing != "gzip" or left[:2] != b"\x1f\x8b":
+                return
+    except (zlib.error, OSError) as error:
+        raise damaged from error

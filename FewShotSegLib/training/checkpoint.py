@@ -1,0 +1,44 @@
+"""Checkpoints of a run that may be killed: whole or absent, checked when they are read, and of this run only."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from FewShotSegLib.errors import InputError
+from FewShotSegLib.io.files import written_whole
+
+_HEAD = b"FewShotSeg checkpoint 2\n"  # then the SHA-256 of the rest in 64 digits, and a line end
+
+
+def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+    """Write the state of a run (tensors and plain values), with "identity" among it; only this user can read it."""
+    stream = io.BytesIO()  # PyTorch reports a full disk in words of its own, files in those of the system
+    torch.save(dict(state), stream)
+    content = stream.getbuffer()
+    with written_whole(path, private=True) as part, part.open("wb") as file:
+        file.write(_HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n")
+        file.write(content)
+
+
+def read_checkpoint(path: Path, identity: str) -> dict[str, Any]:
+    """The state that the run of this `identity` saved, on the CPU; damaged files and other runs' are refused."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"Cannot read the checkpoint {path}: {error.strerror or error}.") from error
+    start = len(_HEAD) + 65
+    head = _HEAD + hashlib.sha256(content[start:]).hexdigest().encode() + b"\n"
+    if content[:start] != head:
+        raise InputError(
+            f"The checkpoint {path} is damaged, or of another version of this program; delete it to start anew."
+        )
+    state = torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or state.get("identity") != identity:
+        raise InputError(f"The checkpoint {path} belongs to another run; delete it or choose another output.")
+    return state

@@ -1,0 +1,415 @@
+"""Whether the tests notice when the essentials of the methods are cut out: `make mutants`.
+
+Each mutant is one edit of one line that takes away what a paper is about, and a test that must fail for it. A mutant
+that lives says that the test looks at something else. The edits are made in a copy; the tree stays as it is. Run before
+a release; it takes some minutes, in one process after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("FewShotSegLib", "Testing", "pyproject.toml")
+MISSED, CAUGHT, STALE = "LIVES", "caught", "stale: the line is not there"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """What is taken away, where, by which edit, and the test (file::name) that must fail then."""
+
+    what: str
+    file: str
+    before: str
+    after: str
+    test: str
+
+
+ASAP, UDA, TRAINING = "methods/asap/", "methods/uda/", "training/"
+MUTANTS = (
+    # ASAP
+    Mutant(
+        "the auxiliary loss counts nothing",
+        ASAP + "turns.py",
+        "return arm, self.auxiliary(arm, rng) / (len(arms) if together else 1)",
+        "return arm, self.auxiliary(arm, rng) * 0",
+        ASAP + "test_turns.py::test_multi_task_learning_follows_the_target_and_the_mean_of_all_arms_in_every_step",
+    ),
+    Mutant(
+        "patches of the chosen arm count nothing",
+        ASAP + "networks.py",
+        "return _loss_of(network, patches, self.device)",
+        "return _loss_of(network, patches, self.device) * 0",
+        ASAP + "test_method.py::test_what_the_arms_show_is_learned",
+    ),
+    Mutant(
+        "every arm is the first one",
+        ASAP + "turns.py",
+        "arm = part - 1 if together else arms[0]",
+        "arm = 0",
+        ASAP + "test_turns.py::test_multi_task_learning_follows_the_target_and_the_mean_of_all_arms_in_every_step",
+    ),
+    Mutant(
+        "multi-task learning trains with one arm a step",
+        ASAP + "schedulers.py",
+        "    all_at_once = True",
+        "    all_at_once = False",
+        ASAP + "test_turns.py::test_multi_task_learning_follows_the_target_and_the_mean_of_all_arms_in_every_step",
+    ),
+    Mutant(
+        "the mean of the target's gradients does not run",
+        ASAP + "gradients.py",
+        "torch.lerp(new, mean, self._decay)",
+        "new",
+        ASAP + "test_gradients.py::test_the_auxiliary_gradient_is_compared_with_the_running_mean_of_the_targets",
+    ),
+    Mutant(
+        "the auxiliary gradient is not told from the sum",
+        ASAP + "gradients.py",
+        "_products((m, total - t) for m, t, total in parts)",
+        "_products((m, total) for m, t, total in parts)",
+        ASAP + "test_gradients.py::test_a_joint_step_goes_along_both_gradients_and_tells_their_cosine",
+    ),
+    Mutant(
+        "means of several batches are of one batch",
+        ASAP + "turns.py",
+        "self._look(turn, arm, self.recipe.reward_batches)",
+        "self._look(turn, arm, 1)",
+        ASAP + "test_turns.py::test_to_the_letter_a_turn_measures_means_of_several_batches_before_its_first_step",
+    ),
+    Mutant(
+        "the first look comes at once",
+        ASAP + "turns.py",
+        "if step < self.recipe.lots_until:",
+        "if step < 0:",
+        ASAP + "test_turns.py::test_before_the_first_look_arms_are_drawn_by_lot_and_after_it_the_scheduler_chooses",
+    ),
+    Mutant(
+        "pretraining follows the target too",
+        ASAP + "turns.py",
+        "if not self.recipe.follow_target:",
+        "if False:",
+        ASAP + "test_turns.py::test_a_target_that_is_not_followed_moves_nothing_and_still_decides",
+    ),
+    Mutant(
+        "a high loss is a reward",
+        ASAP + "bandit.py",
+        "return -alpha * arm.loss + (1 - alpha) * arm.cosine",
+        "return alpha * arm.loss + (1 - alpha) * arm.cosine",
+        ASAP + "test_bandit.py::test_loss_and_cosine_averaged_apart_are_mixed_by_the_turn_that_decides",
+    ),
+    Mutant(
+        "the bonus forgets how often an arm was played",
+        ASAP + "bandit.py",
+        "return self.recipe.exploration * math.sqrt(2 * math.log(clock) / n)",
+        "return self.recipe.exploration * math.sqrt(2 * math.log(clock))",
+        ASAP + "test_bandit.py::test_the_bonus_is_that_of_the_published_run",
+    ),
+    Mutant(
+        "averages of eq. 4 keep the first value",
+        ASAP + "bandit.py",
+        "return (1 - weight) * before + weight * new",
+        "return before",
+        ASAP + "test_bandit.py::test_eq_4_has_its_closed_form",
+    ),
+    Mutant(
+        "EXP3 forgets by which chance an arm was drawn",
+        ASAP + "bandit.py",
+        "+ cosine / (arm.score or 1.0)",
+        "+ cosine",
+        ASAP + "test_bandit.py::test_exp3_sums_rewards_over_the_probability_they_were_drawn_with",
+    ),
+    Mutant(
+        "the bandit of the start is forgotten",
+        ASAP + "networks.py",
+        "before = scheduler.go_on(start.scheduler) if start.scheduler is not None else 0",
+        "before = 0",
+        ASAP + "test_method.py::test_every_way_of_choosing_plays_and_measures_what_it_says",
+    ),
+    Mutant(
+        "arms show the exemplars' own scans",
+        ASAP + "pool.py",
+        "if prepared.digest in self.of_target:",
+        "if False:",
+        ASAP + "test_pool.py::test_the_exemplars_own_scans_are_never_drawn",
+    ),
+    Mutant(
+        "auxiliary patches are not changed",
+        ASAP + "pool.py",
+        "self.grid.patch, change, device)",
+        "self.grid.patch, None, device)",
+        ASAP + "test_pool.py::test_the_mask_of_a_changed_patch_is_the_structure_moved_along",
+    ),
+    Mutant(
+        "GMS compares directions",
+        ASAP + "schedulers.py",
+        'similarity: Literal["cosine", "magnitude"] = "magnitude"',
+        'similarity: Literal["cosine", "magnitude"] = "cosine"',
+        ASAP + "test_schedulers.py::test_gms_chooses_once_by_the_size_of_the_gradients",
+    ),
+    # UDA
+    Mutant(
+        "borrowed labels are dropped",
+        UDA + "stages.py",
+        "labels |= self._borrowed(first)",
+        "self._borrowed(first)",
+        UDA + "test_stages.py::test_matching_comes_before_self_training_which_goes_on_from_the_updated_labels",
+    ),
+    Mutant(
+        "the small network learns from sources alone",
+        UDA + "stages.py",
+        'self._taught(labels), "small network"',
+        '[], "small network"',
+        UDA + "test_stages.py::test_each_part_alone_teaches_the_small_network_what_it_says",
+    ),
+    Mutant(
+        "teachers do not train themselves",
+        UDA + "stages.py",
+        "weights = self._teacher(cases, self._taught(current), number)",
+        "weights = self._teacher(cases, [], number)",
+        UDA + "test_stages.py::test_matching_comes_before_self_training_which_goes_on_from_the_updated_labels",
+    ),
+    Mutant(
+        "the translation is thrown away",
+        UDA + "stages.py",
+        "kept.append(replace(case, image=image))",
+        "kept.append(case)",
+        UDA + "test_stages.py::test_networks_learn_from_the_translated_images",
+    ),
+    Mutant(
+        "a borrower is judged by what it borrowed",
+        UDA + "stages.py",
+        "given = [] if self.recipe.match and self.recipe.rounds > 1 else [current]",
+        "given = [current]",
+        UDA + "test_stages.py::test_matching_comes_before_self_training_which_goes_on_from_the_updated_labels",
+    ),
+    Mutant(
+        "the filter keeps every target",
+        UDA + "pseudo_labels.py",
+        "if not reason and rank <= count:",
+        "if False:",
+        UDA + "test_stages.py::test_the_filter_keeps_the_most_uncertain_target_from_the_small_network",
+    ),
+    Mutant(
+        "eq. 7 measures by what changed",
+        UDA + "pseudo_labels.py",
+        "return changed / found",
+        "return float(changed > 0)",
+        UDA + "test_pseudo_labels.py::test_a_growing_structure_is_as_uncertain_as_equation_7_says",
+    ),
+    Mutant(
+        "the union is the majority",
+        UDA + "pseudo_labels.py",
+        'for value in [0, *candidates] if vote == "majority" else candidates:',
+        "for value in [0, *candidates]:",
+        UDA + "test_pseudo_labels.py::test_every_triple_of_labels_has_one_answer",
+    ),
+    Mutant(
+        "edges have a generator of their own",
+        UDA + "stages.py",
+        "skip=recipe.residual,",
+        "skip=self.anatomy is not None,",
+        UDA + "test_stages.py::test_edges_and_intensities_are_translated_by_one_kind_of_generator",
+    ),
+    Mutant(
+        "edges are shaded",
+        UDA + "stages.py",
+        "recipe.patches if self.anatomy is None else recipe.patches.unshaded()",
+        "recipe.patches",
+        UDA + "test_stages.py::test_edges_are_not_shaded",
+    ),
+    Mutant(
+        "teachers have the small network's size",
+        UDA + "stages.py",
+        "self.teaching = replace(self.training, size=cast(Any, recipe.teacher_size))",
+        "self.teaching = self.training",
+        UDA + "test_stages.py::test_teachers_are_larger_than_the_network_that_is_kept_where_the_recipe_says_so",
+    ),
+    Mutant(
+        "the cycle loss is left out",
+        UDA + "cycle_gan.py",
+        "weighted = recipe.cycle_weight * self.cycle + recipe.identity_weight * self.identity",
+        "weighted = recipe.identity_weight * self.identity",
+        UDA + "test_cycle_gan.py::test_the_terms_add_up_to_eq_4",
+    ),
+    Mutant(
+        "labels travel the wrong way",
+        UDA + "registration.py",
+        "fixed_from_moving = np.linalg.inv(moving_from_fixed)",
+        "fixed_from_moving = moving_from_fixed",
+        UDA + "test_registration.py::test_labels_travel_as_simpleitk_resamples_them",
+    ),
+    Mutant(
+        "edges are computed before the grid",
+        "inference/volume_network.py",
+        'late = anatomy is not None and edges == "grid"',
+        "late = False",
+        "inference/test_volume_network.py::test_edges_on_the_grid_are_those_of_the_resampled_image_and_free_of_haze",
+    ),
+    # Cheap Lunch
+    Mutant(
+        "without synthesis samples are transformed",
+        "synthesis/synthesizer.py",
+        'return Plan("original", index, None, "exemplar", self._sources(index, "exemplar", None))',
+        "return super().sample(rng)",
+        TRAINING + "test_prompted.py::test_without_synthesis_the_exemplar_slices_are_shown_as_they_are",
+    ),
+    Mutant(
+        "synthesis=False does nothing",
+        TRAINING + "prompted.py",
+        "if not recipe.synthesis:",
+        "if False:",
+        TRAINING + "test_prompted.py::test_without_synthesis_the_exemplar_slices_are_shown_as_they_are",
+    ),
+    Mutant(
+        "the recipe's weight of Dice is ignored",
+        TRAINING + "lesson.py",
+        "return LossWeights(recipe.cross_entropy_weight, recipe.dice_weight,",
+        "return LossWeights(recipe.cross_entropy_weight, 0.1,",
+        TRAINING + "test_lesson.py::test_the_recipe_s_weights_prompts_and_points_are_those_of_the_lesson",
+    ),
+    Mutant(
+        "Dice is left out",
+        TRAINING + "queries.py",
+        "per_mask = per_mask + weights.dice * soft_dice_loss(probability, target * known, squared=True)",
+        "per_mask = per_mask + 0",
+        TRAINING + "test_queries.py::test_each_part_of_the_loss_has_its_own_weight",
+    ),
+    Mutant(
+        "Dice with background is without it",
+        TRAINING + "queries.py",
+        "pairs = ((probability, target), (1 - probability, 1 - target))",
+        "pairs = ((probability, target),)",
+        TRAINING + "test_queries.py::test_dice_with_background_is_that_of_two_classes_over_the_whole_batch",
+    ),
+    Mutant(
+        "prompts are nearly all boxes",
+        TRAINING + "queries.py",
+        "return 1 - self.box_share, 2 * self.box_share / 3, self.box_share / 3",
+        "return 0.05, 0.9, 0.05",
+        TRAINING + "test_queries.py::test_clicks_boxes_and_both_come_in_their_shares",
+    ),
+    Mutant(
+        "training clicks are always the deepest",
+        "sam/clicks.py",
+        "if central and rng.random() < central:\n        depth",
+        "if True:\n        depth",
+        TRAINING + "test_queries.py::test_points_alone_anywhere_in_the_structure_as_in_the_paper",
+    ),
+    Mutant(
+        "there are no corrective clicks",
+        TRAINING + "lesson.py",
+        "correction = rng if rng.random() < recipe.correction_probability else None",
+        "correction = None",
+        TRAINING + "test_lesson.py::test_corrective_clicks_come_as_often_as_the_recipe_says",
+    ),
+    Mutant(
+        "the locator learns nothing",
+        TRAINING + "lesson.py",
+        "loss = loss + locator_loss(self.adaptation, embedding, samples)",
+        "pass",
+        TRAINING + "test_lesson.py::test_the_locator_learns_with_the_tokens",
+    ),
+    Mutant(
+        "the learning rate is ten times the paper's",
+        TRAINING + "prompted_recipe.py",
+        "learning_rate: float = option(1e-3,",
+        "learning_rate: float = option(1e-2,",
+        "methods/test_lora.py::test_the_numbers_of_the_paper_are_the_defaults",
+    ),
+    Mutant(
+        "noise is left out",
+        "synthesis/synthesizer.py",
+        "image += np.float32(plan.noise_sd) * rng",
+        "image += np.float32(0) * rng",
+        "synthesis/test_synthesizer.py::test_noise_has_the_drawn_standard_deviation",
+    ),
+    # GMISeg
+    Mutant(
+        "the loss is not focal",
+        "methods/gmiseg.py",
+        "functools.partial(focal_loss, gamma=recipe.focal_gamma)",
+        "functools.partial(focal_loss, gamma=0.0)",
+        "methods/test_gmiseg.py::test_the_loss_is_focal_as_the_recipe_says",
+    ),
+    Mutant(
+        "a click has one point",
+        TRAINING + "queries.py",
+        'if pointing.most_points > 1 and kind != "box":',
+        "if False:",
+        TRAINING + "test_queries.py::test_prompts_have_one_point_or_several_as_the_recipe_says",
+    ),
+    Mutant(
+        "an ensemble answers with its last subset",
+        "inference/support.py",
+        "logits = torch.stack(resized).mean(0)",
+        "logits = resized[-1]",
+        "inference/test_support.py::test_an_ensemble_is_the_mean_of_its_members_masks_and_not_a_mask_of_the_mean_map",
+    ),
+    Mutant(
+        "an ensemble decodes the mean of its maps",
+        "inference/support.py",
+        "if len(self.members) == 1:",
+        "if True:",
+        "inference/test_support.py::test_an_ensemble_is_the_mean_of_its_members_masks_and_not_a_mask_of_the_mean_map",
+    ),
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print a table; the exit status is the number of mutants that no test has caught."""
+    parser = argparse.ArgumentParser(prog="mutants", description=__doc__)
+    parser.add_argument("--only", default="", help="mutants whose description or file holds this text")
+    chosen = [m for m in MUTANTS if parser.parse_args(arguments).only in f"{m.what} {m.file}"]
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            copy = shutil.copytree if source.is_dir() else shutil.copy2
+            copy(source, tree / name)  # type: ignore[operator]
+        tests = sorted({mutant.test for mutant in chosen})
+        if not _pass(tree, tests):
+            sys.stderr.write("A test that is to catch a mutant fails without any; mend it first.\n")
+            return 1
+        return sum(verdict != CAUGHT for verdict in _verdicts(tree, chosen))
+
+
+def _verdicts(tree: Path, mutants: Sequence[Mutant]) -> Iterator[str]:
+    """One after the other, each said when it is known."""
+    for mutant in mutants:
+        started = time.monotonic()
+        path = tree / "FewShotSegLib" / mutant.file
+        whole = path.read_text(encoding="utf-8")
+        verdict = STALE
+        if whole.count(mutant.before) == 1:
+            path.write_text(whole.replace(mutant.before, mutant.after), encoding="utf-8")
+            verdict = MISSED if _pass(tree, [mutant.test]) else CAUGHT
+            path.write_text(whole, encoding="utf-8")
+        seconds = time.monotonic() - started
+        sys.stdout.write(f"{verdict:8} {seconds:5.1f} s  {mutant.file}: {mutant.what}\n")
+        sys.stdout.flush()
+        yield verdict
+
+
+def _pass(tree: Path, tests: Sequence[str]) -> bool:
+    """Whether these tests pass in that tree."""
+    names = [f"Testing/Library/{test}" for test in tests]
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *names]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"pytest did not run ({done.returncode}): {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
