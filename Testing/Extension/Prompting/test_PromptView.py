@@ -130,14 +130,6 @@ def test_a_corner_is_as_easy_to_take_hold_of_on_a_screen_of_many_pixels(
     assert len(kept) == 1, "another box was begun"
 
 
-def test_a_trembling_hand_draws_no_box_on_a_screen_of_many_pixels(
-    hiDpi: None, toolBench: ToolBench, dragIn: Any
-) -> None:
-    toolBench.tool.mode = "box"
-    dragIn("Red", (100, 100), (106, 106))
-    assert toolBench.prompt("Red").box_ras is None
-
-
 @pytest.mark.parametrize(("mode", "label"), [("positive", 1), ("negative", 0)])
 def test_a_line_drawn_with_a_point_tool_becomes_points_along_it(
     toolBench: ToolBench, mouse: Any, snapshot: Any, mode: Any, label: int
