@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.pretraining.tasks import draw_task
-from FewShotSegLib.progress import Progress
+from FewShotSegLib.progress import Progress, Report
 from FewShotSegLib.sam.clicks import corrected
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact, set_image_size
 from FewShotSegLib.sam.loading import write_model
@@ -116,14 +116,14 @@ def prompted_loss(
         with torch.set_grad_enabled(learns):
             logits, iou = network.decode(embedding, prompts)
         if learns:
-            loss, metrics[f"dice{turn}"] = _mask_loss(logits, iou, target, first=turn == 1)
+            loss, metrics[f"dice{turn}"] = mask_loss(logits, iou, target, first=turn == 1)
             losses.append(loss)
         if turn < rounds:
             prompts = corrected(prompts, logits[:, 0].detach(), target, network, rng, central=0.5)
     return torch.stack(losses).mean(), metrics
 
 
-def _mask_loss(logits: Tensor, iou: Tensor, target: Tensor, *, first: bool) -> tuple[Tensor, float]:
+def mask_loss(logits: Tensor, iou: Tensor, target: Tensor, *, first: bool) -> tuple[Tensor, float]:
     """Focal and Dice of logits (N, M, h, w) and MSE of their IoU; also the mean Dice of mask 0, which answers every
     prompt. Masks 1.. share the ambiguous first one: the best of them learns.
     """
@@ -185,7 +185,7 @@ def _run(
         ema_decay=0.998,
         checkpoint_seconds=180,
     )
-    steps = _Steps(stage, seed, number, _steps_done(checkpoint), cache)
+    steps = _Steps(stage, seed, number, steps_done(checkpoint), cache)
     loader = iter(DataLoader(steps, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None))
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -197,7 +197,7 @@ def _run(
         {k: v for k, v in parameters.items() if k not in frozen},
         loss_at,
         schedule,
-        report=_log(number),
+        report=logged(f"stage {number}"),
         checkpoint=checkpoint,
         identity=f"pretraining {seed} {number} {stage}",
         amp=torch.bfloat16,
@@ -220,13 +220,15 @@ def deepened(network: PromptableNetwork, architecture: CompactArchitecture) -> P
     return deeper
 
 
-def _steps_done(checkpoint: Path) -> int:
+def steps_done(checkpoint: Path) -> int:
+    """The steps that a checkpoint holds."""
     if not checkpoint.exists():
         return 0
     return int(torch.load(checkpoint, weights_only=True)["counters"][2])
 
 
-def _log(stage: int):  # type: ignore[no-untyped-def]
+def logged(stage: str) -> Report:
+    """A report that logs means of 50 steps."""
     recent: dict[str, list[float]] = {}
 
     def report(progress: Progress) -> None:
@@ -234,7 +236,7 @@ def _log(stage: int):  # type: ignore[no-untyped-def]
             recent.setdefault(key, []).append(value)
         if progress.step % 50 == 0:
             line = {k: round(float(np.mean(v)), 4) for k, v in recent.items()}
-            logger.info("stage %d step %d %s", stage, progress.step, json.dumps(line))
+            logger.info("%s step %d %s", stage, progress.step, json.dumps(line))
             recent.clear()
 
     return report

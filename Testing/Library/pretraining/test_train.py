@@ -77,11 +77,11 @@ def test_a_killed_run_resumes_to_the_same_file(small: None, tmp_path: Path, monk
         return report
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_log", dying)
+        patch.setattr(module, "logged", dying)
         with pytest.raises(Cancelled):
             run(killed, stage)
     assert not killed.exists()
-    assert module._steps_done(tmp_path / "killed-stage0.ckpt") == 2
+    assert module.steps_done(tmp_path / "killed-stage0.ckpt") == 2
     run(killed, stage)
     assert killed.read_bytes() == whole.read_bytes()
 

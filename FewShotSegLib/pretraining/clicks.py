@@ -1,0 +1,181 @@
+"""Teaches LiteMedSAM to take clicks, on random scenes: `python -m FewShotSegLib.pretraining.clicks --out FILE`.
+
+Three parts. The decoder alone learns what a click is; then everything learns the scenes; then the encoder becomes the
+mean of the official one and of what it was trained to, and stays, while the decoder learns corrections: up to eight
+rounds of clicks where the mask is wrong, each with the answer before it as a further prompt (Kirillov et al. 2023,
+appendix A). On a part of the scenes the resolution is that of a small image that was enlarged. Interrupted, the same
+command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from FewShotSegLib.pretraining.tasks import draw_task
+from FewShotSegLib.pretraining.train import logged, mask_loss
+from FewShotSegLib.sam.clicks import corrected
+from FewShotSegLib.sam.loading import load_base, write_model
+from FewShotSegLib.sam.network import PromptableNetwork, PromptBatch
+from FewShotSegLib.training.fit import Schedule, fit, step_rng
+
+START = "litemedsam"
+PADDING_POINTS = 2  # of the first prompt, as scenes are drawn with
+SMALLEST_SHOWN = 3  # pixels of a target at low resolution
+CHECKPOINT_SECONDS = 180.0
+LOW_RESOLUTIONS = (28, 80)  # pixels a side
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the training. `encoder`: whether the image encoder learns too. `rounds`: shares of scenes with 1, 2,
+    ... prompts in a row. `low_resolution`: share of the scenes that are drawn small and enlarged.
+    """
+
+    steps: int
+    scenes: int
+    learning_rate: float
+    encoder: bool
+    rounds: tuple[float, ...]
+    low_resolution: float = 0.0
+    prompts: int = 8
+
+
+FEW, MANY = (0.3, 0.25, 0.2, 0.15, 0.1), (0.12, 0.14, 0.16, 0.16, 0.14, 0.12, 0.1, 0.06)
+PARTS = (
+    Part(183, 16, 3e-4, False, FEW),
+    Part(225, 16, 5e-5, True, FEW),
+    Part(875, 2, 2e-4, False, MANY, low_resolution=0.25),
+)
+
+
+def teach(start: PromptableNetwork, parts: Sequence[Part], out: Path, *, seed: int, device: str) -> PromptableNetwork:
+    """A network that was taught all parts, and is the file `out`; the last part learns on the mean encoder."""
+    network = start.to(device).requires_grad_(False)
+    network.padding_points = PADDING_POINTS
+    official = {name: value.detach().clone() for name, value in network.image_encoder.state_dict().items()}
+    for number, part in enumerate(parts):
+        if not part.encoder and any(before.encoder for before in parts[:number]):
+            _mix(network.image_encoder, official)
+        _run(network, part, number, out.with_name(f"{out.stem}-part{number}.ckpt"), seed)
+    write_model(network, out, {"kind": "tiny_vit", "padding_points": PADDING_POINTS})
+    return network
+
+
+def _mix(encoder: torch.nn.Module, official: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in encoder.state_dict().items():
+            if value.is_floating_point():
+                value.copy_((value + official[name]) / 2)
+
+
+def _run(network: PromptableNetwork, part: Part, number: int, checkpoint: Path, seed: int) -> None:
+    fixed = "prompt_encoder.pe_layer."
+    parameters = {
+        name: parameter
+        for name, parameter in network.named_parameters()
+        if not name.startswith(fixed) and (part.encoder or not name.startswith("image_encoder."))
+    }
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    schedule = Schedule(
+        part.steps,
+        part.learning_rate,
+        weight_decay=0.01,
+        warmup_steps=min(50, part.steps // 4),
+        ema_decay=0.998,
+        checkpoint_seconds=CHECKPOINT_SECONDS,
+    )
+    result = fit(
+        parameters,
+        lambda step: part_loss(network, part, step_rng(seed + number, step)),
+        schedule,
+        report=logged(f"part {number}"),
+        checkpoint=checkpoint,
+        identity=f"clicks {seed} {number} {part}",
+        amp=torch.bfloat16,
+    )
+    with torch.no_grad():
+        for name, value in result.best.items():
+            parameters[name].copy_(value).requires_grad_(False)
+
+
+def part_loss(network: PromptableNetwork, part: Part, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    """Loss of the first and of the last of some rounds of prompts on scenes of `rng`."""
+    tasks = [draw_task(rng, network.image_size, part.prompts) for _ in range(part.scenes)]
+    images = np.stack([_looked_at(task.image, rng) for task in tasks])
+    targets = np.stack([task.targets for task in tasks])
+    for scene in range(part.scenes):
+        if rng.random() < part.low_resolution:
+            images[scene], targets[scene] = enlarged(images[scene], targets[scene], int(rng.integers(*LOW_RESOLUTIONS)))
+    device = network.device
+    coords, labels = (torch.from_numpy(np.stack([getattr(t, n) for t in tasks])) for n in ("coords", "labels"))
+    target = torch.from_numpy(targets).flatten(0, 1).to(device)
+    with torch.set_grad_enabled(part.encoder):
+        embedding = network.encode(network.normalize(torch.from_numpy(images).to(device), "unit"))
+    prompts = PromptBatch(coords.flatten(0, 1).to(device), labels.flatten(0, 1).to(device))
+    rounds = 1 + int(rng.choice(len(part.rounds), p=np.array(part.rounds) / sum(part.rounds)))
+    losses, metrics = [], {}
+    for turn in range(1, rounds + 1):
+        learns = turn in (1, rounds)
+        with torch.set_grad_enabled(learns):
+            logits, iou = network.decode(embedding, prompts)
+            logits = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear")
+        if learns:
+            loss, metrics[f"dice{turn}"] = mask_loss(logits, iou.float(), target, first=turn == 1)
+            losses.append(loss)
+        if turn < rounds:
+            prompts = corrected(prompts, logits[:, 0].detach(), target, network, rng, central=0.5)
+    return torch.stack(losses).mean(), metrics
+
+
+def _looked_at(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Another window, another gamma, and now and then the negative: what scanners and displays differ in."""
+    if rng.random() < 0.5:
+        width = rng.uniform(0.4, 1)
+        image = image * np.float32(width) + np.float32(rng.uniform(0, 1 - width))
+    if rng.random() < 0.5:
+        image = image ** np.float32(rng.uniform(0.6, 1.6))
+    return 1 - image if rng.random() < 0.3 else image
+
+
+def enlarged(
+    image: NDArray[np.float32], targets: NDArray[np.float32], side: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A scene (S, S) with targets (P, h, w) as if drawn with `side` pixels a side and enlarged; as it was where a
+    target would all but vanish.
+    """
+    masks = torch.from_numpy(targets)[:, None]
+    small = (F.interpolate(masks, (side, side), mode="area") >= 0.5).float()
+    if small.flatten(1).sum(1).min() < SMALLEST_SHOWN:
+        return image, targets
+    low = F.interpolate(torch.from_numpy(image)[None, None], (side, side), mode="area")
+    shown = F.interpolate(low, image.shape, mode="bilinear")[0, 0].numpy()
+    return shown, F.interpolate(small, targets.shape[-2:], mode="nearest-exact")[:, 0].numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", default=START, help="base model to start from, by name or file (litemedsam)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
+    torch.set_num_threads(arguments.threads)
+    teach(load_base(arguments.start), PARTS, arguments.out, seed=arguments.seed, device=arguments.device)
+
+
+if __name__ == "__main__":
+    main()
