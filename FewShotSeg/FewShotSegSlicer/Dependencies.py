@@ -38,6 +38,7 @@ _DOWNLOAD = {  # with what they need in turn
     "segment-anything": "1 MB",
     "safetensors": "1 MB",
     "matplotlib": "25 MB",
+    "pydicom": "3 MB",
 }
 _DISK_GB, _DISK_GB_WITH_TORCH = 0.3, 2.0  # at least
 _TORCH_CHOOSER = "light-the-torch>=0.5"

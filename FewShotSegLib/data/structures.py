@@ -66,21 +66,21 @@ _PALETTE_RGB = (
     (153, 204, 89),
     (107, 133, 240),
 )
-_DISTINCT = 25.0  # difference of two colours (CIE 1976) from which on thin outlines of them are told apart
+_DISTINCT = 40.0  # difference of two colours (CIE 1976) from which on they are told apart where they lie on grey
 
 
-def structure_colors(structures: Mapping[int, str]) -> dict[int, Color]:
+def structure_colors(structures: Mapping[int, str], taken: Sequence[Color] = ()) -> dict[int, Color]:
     """Return {value: (r, g, b) in 0..1}: the one colour of each structure, in files, panel, pictures and reports alike.
 
     Structures have the colour of Slicer's anatomy table, as long as it can be told from those before it; all others get
-    one that can. The same structures always give the same colours.
+    one that can. The same structures always give the same colours. `taken` are colours that others have already.
     """
     chosen: dict[int, Color] = {}
     for value in sorted(structures):
         known = _ANATOMY_RGB.get(_plain_name(structures[value]))
         candidates = [_as_shares(rgb) for rgb in ((known,) if known else ()) + _PALETTE_RGB]
         candidates += [_generated_color(value + turn) for turn in range(len(_PALETTE_RGB))]
-        chosen[value] = _first_distinct(candidates, list(chosen.values()))
+        chosen[value] = _first_distinct(candidates, [*taken, *chosen.values()])
     return chosen
 
 

@@ -38,8 +38,21 @@ def quality(found: Segmentation, axis: int) -> dict[str, dict[str, Any]]:
     return rows
 
 
+def least_sure_slice(found: Segmentation, axis: int) -> int | None:
+    """Index along `axis` of the slice with the lowest predicted IoU of a structure it holds; None without any."""
+    doubts: list[tuple[float, int]] = []
+    for value, per_slice in found.confidence.items():
+        held = _held(found.labelmap.volume.array == value, axis)
+        doubts += [(iou, index) for index, iou in per_slice.items() if held[index]]
+    return min(doubts)[1] if doubts else None
+
+
+def _held(mask: Mask, axis: int) -> Mask:
+    return np.asarray(np.any(mask, axis=tuple(other for other in range(3) if other != axis)))
+
+
 def _confidence(mask: Mask, per_slice: dict[int, float], axis: int) -> float | None:
-    held = np.any(mask, axis=tuple(other for other in range(3) if other != axis))
+    held = _held(mask, axis)
     values = [iou for index, iou in per_slice.items() if held[index]]
     return float(np.mean(values)) if values else None
 

@@ -25,7 +25,7 @@ from FewShotSegLib.data.volume import AXES, Volume
 from FewShotSegLib.errors import Cancelled, InputError, of_the_system
 from FewShotSegLib.inference.load import load_any_predictor, load_support_predictor
 from FewShotSegLib.inference.predictor import Predictor
-from FewShotSegLib.inference.quality import CUT_OFF, quality
+from FewShotSegLib.inference.quality import CUT_OFF, least_sure_slice, quality
 from FewShotSegLib.inference.segment import Segmentation, SegmentOptions, segment, slice_axis
 from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.io.dicom_seg import SUFFIX as DICOM_SEG_SUFFIX
@@ -161,6 +161,7 @@ def _segment_image(
         notes.warnings.extend(f"{name}: {structure} {flag}." for flag in row["flags"] if flag != CUT_OFF)
     record = record_of(job, predictor.device.type, timings, notes.warnings)
     record |= {"image": image, "digest": digest, "axis": "kji"[axis]}
+    record["least_sure_slice"] = least_sure_slice(found, axis)
     record["metrics"] = {"structures": structures} | ({"gpu_memory": curve.summary()} if curve else {})
     return outputs.finish(record)
 

@@ -18,7 +18,7 @@ from FewShotSegLib.errors import InputError
 from FewShotSegSlicer import Dependencies
 from Testing.Extension.shelf import writeMetadata
 
-ALL = ("torch>=2.4", "monai>=1.5", "einops", "segment-anything>=1.0", "safetensors", "matplotlib")
+ALL = ("torch>=2.4", "monai>=1.5", "einops", "segment-anything>=1.0", "safetensors", "matplotlib", "pydicom>=2.4")
 FRESH = {"numpy": "2.4.6", "scipy": "1.17.1", "SimpleITK": "2.5.5", "packaging": "25.0"}  # as Slicer comes
 
 
@@ -103,7 +103,7 @@ def test_without_the_pytorch_extension_the_question_offers_it(computer: Computer
 
 
 def test_pip_installs_what_is_missing_in_one_go(computer: Computer) -> None:
-    computer.installed["matplotlib"] = "3.10"
+    computer.installed["pydicom"] = "3.0"
     ((python, *command),) = Dependencies.commands("PythonSlicer")
     assert (python, command[:3]) == ("PythonSlicer", ["-m", "pip", "install"])
     assert command[-len(ALL) + 1 :] == list(ALL[:-1])

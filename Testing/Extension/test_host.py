@@ -505,6 +505,16 @@ def test_a_segments_table_keeps_its_selection_when_segments_change(segmentation)
     assert heard == [("spleen",)]
 
 
+def test_a_segments_table_shows_the_colour_of_the_selected_row(segmentation):
+    table = slicer.qMRMLSegmentsTableView()
+    table.resize(300, 120)
+    table.setSegmentationNode(segmentation)
+    table.setSelectedSegmentIDs(["liver"])
+    picture = table.grab().toImage()
+    seen = {qt.QColor(picture.pixel(x, y)).name() for x in range(0, 120) for y in range(20, 60)}
+    assert qt.QColor.fromRgbF(0.9, 0.1, 0.1).name() in seen
+
+
 def test_a_collapsible_button_shows_again_only_what_was_shown(slicerHost):
     section = ctk.ctkCollapsibleButton("Adapt")
     layout = qt.QVBoxLayout(section)

@@ -115,6 +115,15 @@ class qMRMLSegmentSelectorWidget(_SegmentsWidget):
     )
 
 
+def _swatch(color: QtGui.QColor) -> QtGui.QIcon:
+    """A square of a colour that a selected row does not tint."""
+    pixmap, icon = QtGui.QPixmap(16, 16), QtGui.QIcon()
+    pixmap.fill(color)
+    for mode in (QtGui.QIcon.Normal, QtGui.QIcon.Selected):
+        icon.addPixmap(pixmap, mode)
+    return icon
+
+
 _COLUMNS = ("visibility", "color", "opacity", "name", "status", "layer")
 
 
@@ -173,7 +182,7 @@ class qMRMLSegmentsTableView(_SegmentsWidget):
         status = logic.GetSegmentStatusAsHumanReadableString(logic.GetSegmentStatus(segment))
         texts = ("\N{BULLET}" if visible else "", "", f"{opacity:.2f}", segment.GetName() or "", status, "")
         items = [QtWidgets.QTableWidgetItem(text) for text in texts]
-        items[_COLUMNS.index("color")].setBackground(QtGui.QColor.fromRgbF(*segment.GetColor()))
+        items[_COLUMNS.index("color")].setIcon(_swatch(QtGui.QColor.fromRgbF(*segment.GetColor())))
         return items
 
     def _onClick(self, row: int, column: int) -> None:

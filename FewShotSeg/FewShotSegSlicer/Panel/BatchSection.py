@@ -16,6 +16,7 @@ from .Chooser import Chooser
 from .NodeChooser import NodeChooser
 from .Selection import Selection
 from .Status import Status, allow, unless
+from .Worklist import Worklist
 
 _FOLDER, _FILES, _SEQUENCE = range(3)
 
@@ -31,9 +32,11 @@ class BatchSection:
         self.files: tuple[str, ...] = ()
         self.run: Any = None
         self._table: Path | None = None
+        self.worklist = Worklist(ui, logic, selection, self.status)
         for edit in (ui.batchFolderEdit, ui.batchOutputEdit):
             edit.filters = ctk.ctkPathLineEdit.Dirs
             edit.connect("currentPathChanged(QString)", self.update)
+        ui.batchOutputEdit.connect("currentPathChanged(QString)", lambda path: self._try(lambda: self._onOutput(path)))
         self.sequence = NodeChooser(ui.sequenceSelector, self.update)
         actions = {
             ui.chooseFilesButton: self.chooseFiles,
@@ -91,6 +94,11 @@ class BatchSection:
         self.ui.batchStack.setCurrentIndex(self.source.value)
         self.update()
 
+    def _onOutput(self, path: str) -> None:
+        """Go on with the results of an earlier batch, where there are some."""
+        if path and Path(path).is_dir():
+            self.worklist.show(path)
+
     def _onProgress(self, message: Mapping[str, Any]) -> None:
         if message["total"]:
             self.ui.batchProgressBar.setValue(round(100 * (message["fraction"] or 0.0)))
@@ -98,6 +106,7 @@ class BatchSection:
 
     def _onDone(self, table: Any) -> None:
         self._table = Path(table)
+        self.worklist.show(self._table.parent)
         self.status.say(_("Done. Volumes and quality flags are in {name}.").format(name=self._table.name))
         self.selection.changed()
 
@@ -128,6 +137,7 @@ class BatchSection:
             unless(ui.batchOutputEdit.currentPath, _("choose the output folder first")),
         )
         ui.batchFrame.setVisible(self.isRunning)
+        self.worklist.update()
         for button in (ui.openTableButton, ui.openFolderButton):
             allow(button, unless(self._table, _("nothing was run yet")))
 

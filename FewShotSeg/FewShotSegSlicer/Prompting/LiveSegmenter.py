@@ -24,7 +24,7 @@ from FewShotSegSlicer.Scene.SegmentWriter import SegmentWriter
 from FewShotSegSlicer.Workers.Workers import Workers
 
 from .LiveSignals import LiveSignals
-from .Prompts import PromptStore, Slice, SlicePrompt
+from .Prompts import Point, PromptStore, Slice, SlicePrompt, sampled
 from .Question import Model
 from .Session import Session
 from .Target import Target
@@ -164,6 +164,14 @@ class LiveSegmenter:
         session = self._ready(axis, index)
         point = session.target.pointOnSlice(axis, index, point_ras)
         session.edit(axis, index, self.promptOn(axis, index).withPoint(point, positive))
+
+    def addScribble(self, axis: int, index: int, line_ras: Sequence[Point], positive: bool) -> None:
+        """Add a freehand line inside or outside the structure as points along it, in one step. It continues a point
+        that is there already, where it begins."""
+        session, prompt = self._ready(axis, index), self.promptOn(axis, index)
+        for point_ras in sampled(line_ras)[1:]:
+            prompt = prompt.withPoint(session.target.pointOnSlice(axis, index, point_ras), positive)
+        session.edit(axis, index, prompt)
 
     def movePoint(self, axis: int, index: int, number: int, point_ras: Sequence[float], dragging: bool = False) -> None:
         """Move a point, counted from 0. With `dragging` more is to come: all of it becomes one step."""

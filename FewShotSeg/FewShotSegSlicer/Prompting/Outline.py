@@ -1,4 +1,4 @@
-"""The box of a prompt, drawn in a slice view."""
+"""The box of a prompt, or the line that is being drawn, in a slice view."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _RGB = (1.0, 0.85, 0.1)
 
 
 class Outline:
-    """A closed line of corners in pixels of a view."""
+    """A line through corners in pixels of a view."""
 
     def __init__(self, view: Any) -> None:
         self._view, self._corners = view, [(0.0, 0.0)][:0]
@@ -31,18 +31,19 @@ class Outline:
         self._renderer.RemoveViewProp(self._actor)
         self._view.scheduleRender()
 
-    def show(self, corners: list[tuple[float, float]]) -> None:
-        """Draw the line through corners, or none without any."""
+    def show(self, corners: list[tuple[float, float]], isClosed: bool = True) -> None:
+        """Draw the line through corners, and back to the first if it is closed; none without any."""
         if corners == self._corners:
             return
         self._corners = corners
         points, lines = vtk.vtkPoints(), vtk.vtkCellArray()
         if corners:
-            lines.InsertNextCell(len(corners) + 1)
+            lines.InsertNextCell(len(corners) + isClosed)
             for number, (x, y) in enumerate(corners):
                 points.InsertNextPoint(x, y, 0.0)
                 lines.InsertCellPoint(number)
-            lines.InsertCellPoint(0)
+            if isClosed:
+                lines.InsertCellPoint(0)
         self._data.SetPoints(points)
         self._data.SetLines(lines)
         self._view.scheduleRender()

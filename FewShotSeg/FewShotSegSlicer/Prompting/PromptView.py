@@ -40,6 +40,8 @@ class PromptView:
         self._anchor: Point | None = None  # the corner of a box that stays while the opposite one is dragged
         self._started: Position = (0, 0)
         self._box: tuple[Point, Point] | None = None
+        self._scribble: list[Position] = []  # from where a point was set to where the mouse is, while it is pressed
+        self._isPositive = True
         self._points = [
             PointsNode(name, self._sliceNode, isPositive, onMoved=self._movePoint, onRemoved=self._removePoint)
             for isPositive in (True, False)
@@ -137,8 +139,9 @@ class PromptView:
         if mode == "box":
             self._beginBox(position)
         else:
+            self._started, self._scribble, self._isPositive = position, [position], mode == "positive"
             with self._live.signals.tellingErrors():
-                self._live.addPoint(*self.where, self._ras(position), mode == "positive")
+                self._live.addPoint(*self.where, self._ras(position), self._isPositive)
         return True
 
     def _pressTwice(self) -> bool:
@@ -158,12 +161,16 @@ class PromptView:
             self._anchor = corners[(nearest + 2) % 4]
 
     def _move(self) -> bool:
-        if self._anchor is None or self.where is None:
+        if self.where is None or (self._anchor is None and not self._scribble):
             return False
         position = self._interactor.GetEventPosition()
         moved_px = max(abs(a - b) for a, b in zip(position, self._started, strict=True))
-        if moved_px >= SMALLEST_DRAG_PX * self._pixelRatio():
+        isDrag = moved_px >= SMALLEST_DRAG_PX * self._pixelRatio()
+        if self._anchor is not None and isDrag:
             self._setBox((self._anchor, self._ras(position)), dragging=True)
+        elif self._scribble and (isDrag or len(self._scribble) > 1):
+            self._scribble.append(position)
+            self._outline.show([(float(x), float(y)) for x, y in self._scribble], isClosed=False)
         return True
 
     def _setBox(self, box: tuple[Point, Point], dragging: bool) -> None:
@@ -181,7 +188,18 @@ class PromptView:
         self._anchor = None
         if self._box is not None:
             self._setBox(self._box, dragging=False)
+        self._endScribble()
         return wasPressed
+
+    def _endScribble(self) -> None:
+        """A line that was drawn goes on from the point that was set where it began."""
+        drawn, self._scribble = self._scribble, []
+        if len(drawn) < 2 or self.where is None:
+            return
+        line = [self._ras(position) for position in drawn]
+        with self._live.signals.tellingErrors():
+            self._live.addScribble(*self.where, line, self._isPositive)
+        self.draw()
 
     # --------------------------------------------------------------------------------- what happens to a drawn point
 

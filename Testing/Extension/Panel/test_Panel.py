@@ -51,11 +51,12 @@ def test_the_choices_are_saved_with_the_scene_and_hold_again(case: Case, adapter
     volumeNode, segmentationNode = case.load()
     case.show("adapt")
     case.panel.segment.model.choose((adapter, None))
-    case.panel.adapt._forms["lora"].widget.findChild(qt.QSpinBox).setValue(9)
+    boxes = case.panel.adapt._forms["lora"].widget.findChildren(qt.QSpinBox)
+    next(box for box in boxes if box.enabled).setValue(5)
     node = case.logic.getParameterNode()
     assert node.GetNodeReference("Volume") is volumeNode
     assert node.GetNodeReference("Segmentation") is segmentationNode
-    assert json.loads(node.GetParameter("Recipes")) == {"lora": {"steps": 9}}
+    assert json.loads(node.GetParameter("Recipes")) == {"lora": {"estimate_folds": 5}}
     slicer.util.selectModule("")
     slicer.util.getModule("FewShotSeg").discardWidget()
     slicer.util.selectModule("FewShotSeg")

@@ -14,7 +14,7 @@ from FewShotSegSlicer.Prompting.PromptView import CORNER_PX
 from FewShotSegSlicer.Scene import Geometry
 from Testing.Extension.bench import AFFINE, SHAPE
 from Testing.Extension.nodes import addTransform, addWarp, rotation
-from Testing.Extension.toolbench import VIEWS, ToolBench, pointsIn, sliceNode
+from Testing.Extension.toolbench import VIEWS, ToolBench, pointsIn, sliceNode, yellow
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -130,12 +130,35 @@ def test_a_corner_is_as_easy_to_take_hold_of_on_a_screen_of_many_pixels(
     assert len(kept) == 1, "another box was begun"
 
 
-def test_a_trembling_hand_draws_no_box_on_a_screen_of_many_pixels(
-    hiDpi: None, toolBench: ToolBench, dragIn: Any
+@pytest.mark.parametrize(("mode", "label"), [("positive", 1), ("negative", 0)])
+def test_a_line_drawn_with_a_point_tool_becomes_points_along_it(
+    toolBench: ToolBench, mouse: Any, snapshot: Any, mode: Any, label: int
 ) -> None:
-    toolBench.tool.mode = "box"
-    dragIn("Red", (100, 100), (106, 106))
-    assert toolBench.prompt("Red").box_ras is None
+    toolBench.tool.mode = mode
+    mouse.move("Red", (100, 100))
+    mouse.press("Red")
+    for step in range(1, 11):
+        mouse.move("Red", (100 + 10 * step, 100 + 5 * step))
+    assert len(yellow(snapshot("Red"))) > 60, "the line is seen while it is drawn"
+    mouse.release("Red")
+    assert len(yellow(snapshot("Red"))) == 0
+    prompt = toolBench.prompt("Red")
+    expected = [
+        sliceNode("Red").GetXYToRAS().MultiplyPoint((100 + d, 100 + d / 2, 0, 1))[:3] for d in range(0, 101, 20)
+    ]
+    np.testing.assert_allclose(prompt.points_ras, expected, atol=1e-6)
+    assert prompt.labels == (label,) * 6
+    toolBench.workers.answer()
+    toolBench.live.undo()
+    assert len(toolBench.prompt("Red").points_ras) == 1
+
+
+def test_a_line_that_leaves_the_volume_is_told_and_leaves_the_point_where_it_began(
+    toolBench: ToolBench, dragIn: Any
+) -> None:
+    dragIn("Red", toolBench.at("Red", 4, 20), toolBench.at("Red", 4, 40))
+    assert len(toolBench.prompt("Red").points_ras) == 1
+    assert len(toolBench.failures) == 1
 
 
 def test_a_box_dragged_beyond_the_volume_ends_at_its_edge(toolBench: ToolBench, dragIn: Any) -> None:

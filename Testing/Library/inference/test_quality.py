@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from FewShotSegLib.data.volume import Labelmap, Volume
-from FewShotSegLib.inference.quality import CUT_OFF, EMPTY, UNSURE, quality
+from FewShotSegLib.inference.quality import CUT_OFF, EMPTY, UNSURE, least_sure_slice, quality
 from FewShotSegLib.inference.segment import Segmentation
 from Testing.Library.grids import affine_of
 
@@ -71,3 +71,11 @@ def test_the_only_slice_of_an_image_is_no_border() -> None:
     assert quality(found(labels, {3: "liver"}), 0)["liver"]["flags"] == []
     labels[0, 0, 5] = 3
     assert quality(found(labels, {3: "liver"}, {3: {0: 0.2}}), 0)["liver"]["flags"] == [UNSURE, CUT_OFF]
+
+
+def test_the_least_sure_slice_is_one_that_holds_the_structure() -> None:
+    labels = a_block()
+    labels[5, 0, 0] = 7
+    doubts = {3: {0: 0.1, 2: 0.8, 3: 0.6}, 7: {3: 0.2, 5: 0.7}}  # nothing of 3 is on slice 0, nothing of 7 on slice 3
+    assert least_sure_slice(found(labels, {3: "liver", 7: "spleen"}, doubts), 0) == 3
+    assert least_sure_slice(found(labels, {3: "liver"}), 0) is None

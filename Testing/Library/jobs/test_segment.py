@@ -351,6 +351,7 @@ def test_what_to_look_at_first_is_a_warning_of_the_record(
     record = run(replace(a_segment_job, images=a_segment_job.images[:1]))
     assert record["images"][0]["warnings"] == ["p1: disc is empty.", "p1: square has a low confidence."]
     assert record["images"][0]["metrics"]["structures"]["square"]["flags"] == flags["square"]
+    assert record["images"][0]["least_sure_slice"] in range(6)
 
 
 def test_a_dicom_series_gets_a_dicom_segmentation_that_evaluates_like_the_other(
