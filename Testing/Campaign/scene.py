@@ -89,7 +89,8 @@ class Scene:
             job["recipe"] = dict(UDA_QUICK)
         if method == "gmiseg":
             job["auxiliary_folder"] = str(self.folder / "auxiliary")
-            job["recipe"] = {k: v for k, v in QUICK.items() if k in _options_of("gmiseg")}
+            options = _options_of("gmiseg") - {"token_prompts"}  # it has no structures of its own
+            job["recipe"] = {k: v for k, v in QUICK.items() if k in options}
         return job
 
     def segment_job(self, out: Path, count: int = 2) -> dict[str, Any]:
