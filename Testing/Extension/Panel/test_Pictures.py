@@ -87,7 +87,6 @@ def test_a_window_stays_open_without_anybody_holding_it_and_goes_when_closed(sce
         window = dialogCalled(title)
         assert window.findChild(qt.QLabel).pixmap.height() == 800
         window.close()
-    slicer.app.processEvents()
-    qt.QApplication.sendPostedEvents(None, qt.QEvent.DeferredDelete)
+        qt.QApplication.sendPostedEvents(window, qt.QEvent.DeferredDelete)
     titles = [window.windowTitle for window in slicer.util.mainWindow().findChildren(qt.QDialog)]
     assert not {"first", "second"} & set(titles)
