@@ -28,6 +28,7 @@ from FewShotSegLib.sam.clicks import corrected
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact, set_image_size
 from FewShotSegLib.sam.loading import write_model
 from FewShotSegLib.sam.network import PromptableNetwork, PromptBatch
+from FewShotSegLib.training.checkpoint import read_checkpoint
 from FewShotSegLib.training.fit import Schedule, fit
 from FewShotSegLib.training.losses import focal_loss, soft_dice_loss
 
@@ -185,7 +186,8 @@ def _run(
         ema_decay=0.998,
         checkpoint_seconds=180,
     )
-    steps = _Steps(stage, seed, number, steps_done(checkpoint), cache)
+    identity = f"pretraining {seed} {number} {stage}"
+    steps = _Steps(stage, seed, number, steps_done(checkpoint, identity), cache)
     loader = iter(DataLoader(steps, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None))
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -199,7 +201,7 @@ def _run(
         schedule,
         report=logged(f"stage {number}"),
         checkpoint=checkpoint,
-        identity=f"pretraining {seed} {number} {stage}",
+        identity=identity,
         amp=torch.bfloat16,
     )
     with torch.no_grad():
@@ -220,11 +222,9 @@ def deepened(network: PromptableNetwork, architecture: CompactArchitecture) -> P
     return deeper
 
 
-def steps_done(checkpoint: Path) -> int:
-    """The steps that a checkpoint holds."""
-    if not checkpoint.exists():
-        return 0
-    return int(torch.load(checkpoint, weights_only=True)["counters"][2])
+def steps_done(checkpoint: Path, identity: str) -> int:
+    """The steps that a checkpoint of this run holds."""
+    return int(read_checkpoint(checkpoint, identity)["counters"][2]) if checkpoint.exists() else 0
 
 
 def logged(stage: str) -> Report:

@@ -15,7 +15,6 @@ from FewShotSegLib.io.jobs import load_job
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.jobs.run import run
 from FewShotSegLib.sam import registry
-from Testing.conftest import Listener
 
 ARCHIVE = Path(__file__).resolve().parents[1] / "Golden" / "version-0.1.0.zip"
 
@@ -86,13 +85,14 @@ def test_the_same_seed_draws_the_same_samples_and_learns_the_same(golden: Path) 
         np.testing.assert_allclose(after[name], value, atol=2e-4, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    ("name", "stage"), [("uda", "learning to translate"), ("unet", "pretraining on all auxiliary data")]
-)
-def test_what_a_cache_holds_is_not_made_again(golden: Path, name: str, stage: str) -> None:
-    job, listener = load_job(golden / f"{name}.job.json"), Listener()
+@pytest.mark.parametrize("name", ["uda", "unet"])
+def test_a_cache_stays_as_it_is_and_is_in_nobodys_way(golden: Path, name: str) -> None:
+    """Both methods learn their first stage otherwise than version 0.1 did, so that its results are not taken for it."""
+    job = load_job(golden / f"{name}.job.json")
     assert isinstance(job, AdaptJob)
-    cached = {path: path.stat().st_mtime_ns for path in (golden / "cache").rglob("*") if path.is_file()}
-    run(replace(job, out=str(golden / "again.safetensors")), listener)
-    assert not [message for message in listener.messages if message.startswith(stage)]
-    assert {path: path.stat().st_mtime_ns for path in cached} == cached
+    cached = {path: path.read_bytes() for path in (golden / "cache").rglob("*") if path.is_file()}
+    run(replace(job, out=str(golden / "again.safetensors")))
+    assert {path: path.read_bytes() for path in cached} == cached
+    assert (
+        load_adapter(golden / "again.safetensors").structures == load_adapter(golden / f"{name}.safetensors").structures
+    )

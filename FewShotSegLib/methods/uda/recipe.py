@@ -144,11 +144,9 @@ class Recipe:
         check(self)
         for name in ("domain_of", "patient_of"):
             found_in((), getattr(self, name), name)
-        needed = 3 if self.match else 2
-        if self.filter and self.rounds < needed:
+        if self.filter and self.rounds < 2:
             raise InputError(
-                f"Filtering compares at least 2 rounds{', after that of matching' if self.match else ''}, got "
-                f"rounds={self.rounds}; choose {needed} or set filter off."
+                f"Filtering compares at least 2 rounds, got rounds={self.rounds}; choose more rounds or set filter off."
             )
 
 

@@ -295,7 +295,8 @@ class Stages:
         nothing was borrowed: borrowed labels must not be held against who borrowed them.
         """
         current = dict(labels)
-        given = [] if self.recipe.match and self.recipe.rounds > 1 else [current]
+        # What was labelled before matching is compared only where two rounds are all there is, as version 0.1 did.
+        given = [] if self.recipe.match and self.recipe.rounds > 2 else [current]
         found = {name: [own[name] for own in given] for name in current}
         for number in range(2, self.recipe.rounds + 1):
             weights = self._teacher(cases, self._taught(current), number)

@@ -149,12 +149,14 @@ def test_what_is_no_pair_of_label_and_name_is_refused(text: str) -> None:
 
 def test_of_a_recipe_only_what_differs_is_kept_and_later_words_win(tmp_path: Path) -> None:
     path = tmp_path / "of=mine.json"  # an equals sign is no hindrance where there is such a file
-    path.write_text(json.dumps({"rank": 2, "steps": 400, "synthesizer": {"rotation_deg": 5, "elastic": 0.0}}), "utf-8")
+    path.write_text(
+        json.dumps({"rank": 2, "tokens": 4, "steps": 9, "synthesizer": {"rotation_deg": 5, "elastic": 0.0}}), "utf-8"
+    )
     words = ["rank=16", str(path), "steps=7", "synthesizer.elastic=0.01"]
     defaults = to_dict(PromptedRecipe())
-    assert (defaults["steps"], defaults["synthesizer"]["elastic"]) == (400, 0.01)
+    assert (defaults["tokens"], defaults["synthesizer"]["elastic"]) == (4, 0.01)
     assert recipe_from(PromptedRecipe, words) == {"rank": 2, "steps": 7, "synthesizer": {"rotation_deg": 5.0}}
-    assert recipe_from(PromptedRecipe, [*words, "rank=4", "synthesizer.rotation_deg=15", "steps=400"]) == {}
+    assert recipe_from(PromptedRecipe, [*words, "rank=4", "synthesizer.rotation_deg=15", "tokens=4"]) == {"steps": 7}
 
 
 @pytest.mark.parametrize(

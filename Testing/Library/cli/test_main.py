@@ -68,7 +68,7 @@ def test_gmiseg_learns_from_folders_of_data_sets(
     words = ["--method", "gmiseg", "--exemplar", str(tmp_path / "sets"), "--recipe", *options]
     assert main(adapt_words(a_case, out, *words)) == 0
     tasks = [task["name"] for task in load_adapter(out).provenance["tasks"]]
-    assert tasks == ["ct.nrrd", "heart mr", "liver ct"]
+    assert tasks == ["image 1", "heart mr", "liver ct"]
     capsys.readouterr()
     assert main(["show", str(out)]) == 0
     shown = capsys.readouterr().out

@@ -21,7 +21,7 @@ def test_a_job_equals_itself_after_json(job: Job) -> None:
 
 def test_what_is_left_out_has_its_default() -> None:
     job = from_dict(minimal("adapt"))
-    assert job == AdaptJob(out="a.safetensors", method="lora", base="bundled", seed=0, device="auto")
+    assert job == AdaptJob(out="a.safetensors", method="lora", base="auto", seed=0, device="auto")
 
 
 def test_lists_and_paths_become_the_declared_types() -> None:

@@ -131,7 +131,7 @@ def test_a_folder_is_paired_by_case_and_unpredicted_references_are_reported(fold
         for scope in ("all_slices", "oracle_slices")
     ]
     assert "case_02" in told[0].message
-    assert [(p.step, p.total) for p in told] == [(0, 2), (1, 2), (2, 2)]
+    assert [(p.kind, p.step, p.total) for p in told] == [("note", 0, 0), ("step", 1, 2), ("step", 2, 2)]
 
 
 def test_without_structures_every_case_is_scored_for_all_that_occur(folders):

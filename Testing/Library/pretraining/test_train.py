@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from FewShotSegLib.errors import Cancelled
+from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.pretraining import train as module
 from FewShotSegLib.pretraining.train import Stage, _Steps, deepened, prompted_loss, train
 from FewShotSegLib.progress import Progress
@@ -69,7 +69,7 @@ def test_a_killed_run_resumes_to_the_same_file(small: None, tmp_path: Path, monk
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     run(whole, stage)
 
-    def dying(stage_number: int):  # type: ignore[no-untyped-def]
+    def dying(stage_name: str):  # type: ignore[no-untyped-def]
         def report(progress: Progress) -> None:
             if progress.step == 2:
                 raise Cancelled
@@ -81,7 +81,10 @@ def test_a_killed_run_resumes_to_the_same_file(small: None, tmp_path: Path, monk
         with pytest.raises(Cancelled):
             run(killed, stage)
     assert not killed.exists()
-    assert module.steps_done(tmp_path / "killed-stage0.ckpt") == 2
+    identity = f"pretraining 1 0 {stage}"
+    assert module.steps_done(tmp_path / "killed-stage0.ckpt", identity) == 2
+    with pytest.raises(InputError, match="belongs to another run"):
+        module.steps_done(tmp_path / "killed-stage0.ckpt", "another")
     run(killed, stage)
     assert killed.read_bytes() == whole.read_bytes()
 

@@ -14,9 +14,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def test_filtering_needs_two_rounds_that_can_be_compared() -> None:
-    with pytest.raises(InputError, match="after that of matching, got rounds=2; choose 3"):
-        Recipe(rounds=2)
-    with pytest.raises(InputError, match="at least 2 rounds, got rounds=1; choose 2"):
+    with pytest.raises(InputError, match="at least 2 rounds, got rounds=1; choose more"):
         Recipe(rounds=1, match=False)
     assert Recipe(rounds=2, match=False).filter
     assert Recipe(rounds=1, filter=False).match
