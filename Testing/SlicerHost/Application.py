@@ -70,6 +70,7 @@ class qSlicerScriptedLoadableModule:
             delattr(slicer.modules, self.name + "Widget")
             widget.setParent(None)
             widget.deleteLater()
+            QtCore.QCoreApplication.sendPostedEvents(widget, QtCore.QEvent.DeferredDelete)
 
 
 class qSlicerScriptedLoadableModuleWidget(qSlicerWidget):

@@ -59,6 +59,11 @@ class Observer:
     def __init__(self) -> None:
         self._tags: list[tuple[Any, int]] = []
 
+    def until(self, widget: QtWidgets.QWidget) -> Observer:
+        """Observe no longer than the widget lives, as Slicer's own widgets do."""
+        widget.destroyed.connect(self.clear)
+        return self
+
     def add(self, subject: Any, events: list[Any], function: Any) -> None:
         self._tags += [(subject, subject.AddObserver(event, function)) for event in events]
 
@@ -82,7 +87,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
     def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
         super().__init__(parent)
         self._scene: Any = None
-        self._observer, self._renames = Observer(), Observer()
+        self._observer, self._renames = Observer().until(self), Observer().until(self)
         self._nodeTypes: list[str] = []
         self._noneEnabled = False
         self._ids: list[str] = []  # of the items; "" is the item "None"

@@ -18,7 +18,7 @@ class _SegmentsWidget(qMRMLWidget):
     def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
         super().__init__(parent)
         self._node: Any = None
-        self._observer = Observer()
+        self._observer = Observer().until(self)
 
     def _follow(self, node: Any) -> None:
         self._observer.clear()
