@@ -117,7 +117,7 @@ def decided(
     for number, found in left_out:
         embedding = predictor.encode([pictures[number].image])[0]
         moved = found + offsets[:, None, None]
-        answers = (predictor.from_maps(embedding, moved, structures, [way] * len(moved)) for way in WAYS)
+        answers = (predictor.from_maps(embedding, moved, [way] * len(moved)) for way in WAYS)
         overlaps += np.stack([_overlap(answer, pictures[number].labels, structures) for answer in answers])
     ways = tuple(WAYS[row] for row in _best(overlaps))
     return StructureMaps(tuple(structures), tuple(classifiers), offsets, ways)

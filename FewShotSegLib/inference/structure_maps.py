@@ -111,8 +111,8 @@ class MapPredictor(Predictor):
     that would be derived.
 
     `looks` is an adapter that the network looks with, such as one of GMISeg. An `adapter` with maps of its own brings a
-    decoder that was trained to use them; it answers beside the base model's, and the mean counts: on real cases better
-    than either (see BENCHMARKS.md).
+    decoder that was trained to use them; where a user points it answers beside the base model's, and the mean counts:
+    on real cases better than either. Without a click it made some answers better and some worse (see BENCHMARKS.md).
     """
 
     def __init__(
@@ -151,11 +151,11 @@ class MapPredictor(Predictor):
         """Target logits of structures asked for by name alone, on one slice from `encode`."""
         maps = self.maps.log_odds(embedding, structures)
         ways = [self.maps.ways[row] for row in self.maps.rows(structures)]
-        logits = self.from_maps(embedding, maps, structures, ways)
+        logits = self.from_maps(embedding, maps, ways)
         return Masks(logits.cpu().numpy(), expected_iou(logits).cpu().numpy())
 
-    def from_maps(self, embedding: Embedding, maps: Tensor, structures: Sequence[int], ways: Sequence[str]) -> Tensor:
-        """Logits (N, h, w): maps (N, g, g) of N structures, or their means with what decoders make of them."""
+    def from_maps(self, embedding: Embedding, maps: Tensor, ways: Sequence[str]) -> Tensor:
+        """Logits (N, h, w): the maps (N, g, g), or their means with what the base decoder makes of them."""
         coords, labels = derived_prompts(maps, ways, self.image_size)
         asked = np.flatnonzero(labels[:, 0] == POSITIVE)
         if not len(asked):
@@ -163,12 +163,10 @@ class MapPredictor(Predictor):
         device, rows = maps.device, torch.from_numpy(asked)
         prompts = PromptBatch(torch.from_numpy(coords[asked]).to(device), torch.from_numpy(labels[asked]).to(device))
         prompts = prompts.with_masks(self._as_prompts(maps[rows]))
-        decoded = [self.decode(embedding, prompts)]
-        if self.trained is not None:
-            decoded.append(self._decode_trained(embedding, prompts, [structures[row] for row in asked.tolist()]))
-        logits = [torch.from_numpy(masks.logits).to(device).clamp(-MOST_LOGIT, MOST_LOGIT) for masks in decoded]
-        answers = F.interpolate(maps[:, None], logits[0].shape[-2:], mode="bilinear")[:, 0]
-        answers[rows] = torch.stack([answers[rows], *logits]).mean(0)
+        decoded = self.decode(embedding, prompts)
+        logits = torch.from_numpy(decoded.logits).to(device).clamp(-MOST_LOGIT, MOST_LOGIT)
+        answers = F.interpolate(maps[:, None], logits.shape[-2:], mode="bilinear")[:, 0]
+        answers[rows] = 0.5 * (answers[rows] + logits)
         return answers
 
     def decode_known(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:

@@ -126,10 +126,7 @@ class SupportPredictor(MapPredictor):
         if len(self.members) == 1:
             return super().decode_structures(embedding, structures)
         ways = [self.maps.ways[row] for row in self.maps.rows(structures)]
-        answers = [
-            self.from_maps(embedding, member.log_odds(embedding, structures), structures, ways)
-            for member in self.members
-        ]
+        answers = [self.from_maps(embedding, member.log_odds(embedding, structures), ways) for member in self.members]
         side = max(answer.shape[-1] for answer in answers)  # a map that the decoder was not asked about is coarser
         resized = [F.interpolate(answer[:, None], (side, side), mode="bilinear")[:, 0] for answer in answers]
         logits = torch.stack(resized).mean(0)

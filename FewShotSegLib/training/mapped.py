@@ -3,7 +3,8 @@
 Each picture is encoded once. The maps (`inference.map_fitting`) are solved for, not trained; what is trained, for a few
 dozen steps, is the decoder: LoRA on its attention, its small layers, the prompt encoder and structure tokens. It learns
 from maps as they are on pictures that were left out when they were fitted, so that it corrects the mistakes that maps
-make on patients nobody has seen. Afterwards map, base decoder and trained decoder answer together.
+make on patients nobody has seen. Afterwards map and base decoder answer without clicks, and base decoder and trained
+decoder together where a user points.
 """
 
 from __future__ import annotations

@@ -166,7 +166,12 @@ def test_in_the_library_only_downloading_base_models_opens_a_connection(path: Pa
 def test_what_the_workers_import_is_required_or_comes_with_slicer() -> None:
     lines = (MODULE.parent / "Resources" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     required = {line.split(">")[0].replace("-", "_") for line in lines if not line.startswith("#")}
-    optional = {"dask"}  # named by the user, who then has it
+    optional = {
+        "dask",
+        "distributed",
+        "highdicom",
+        "tqdm",
+    }  # of the command line, or named by the user, who then has it
     allowed = {*sys.stdlib_module_names, "numpy", "scipy", "SimpleITK", "PIL", "FewShotSegLib", *required, *optional}
     elsewhere = {"benchmarks", "pretraining", "cli", "display", "demo", "__main__"}  # the command line's
     for path in LIBRARY:

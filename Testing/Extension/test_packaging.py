@@ -258,7 +258,8 @@ def test_the_wheel_holds_the_library_and_its_model_which_is_found(wheel: Path, a
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         archive.extractall(tmp_path / "site")
-    assert names == {name for name in packagedFiles() if name.startswith("FewShotSegLib/")}
+    packaged = {name for name in packagedFiles() if name.startswith("FewShotSegLib/")}
+    assert names == {*packaged, "FewShotSegLib/py.typed"}  # for type checkers, which Slicer has none of
     library, model, *_ = runPython(FIND_MODEL, tmp_path / "site", tmp_path)
     assert Path(library).is_relative_to(tmp_path / "site")
     assert Path(model) == tmp_path / "site" / "FewShotSegLib" / "Models" / "bundled.safetensors"

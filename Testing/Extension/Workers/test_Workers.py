@@ -154,13 +154,14 @@ def test_a_volume_that_cannot_be_written_is_tried_again_for_what_needs_it(
 
 
 def test_of_a_defect_the_traceback_follows_the_sentence(workers: Workers) -> None:
-    workers.sendVolume("v", np.zeros((2, 4, 4), np.int16), np.eye(4))
-    what, (kind, message) = asked(workers, "prompt", op="encode", volume="v", index=0, base=["no", "text"])
+    heard: list[tuple[str, str]] = []
+    number = workers.request("prompt", {"op": "hello"}, onError=lambda *error: heard.append(error))
+    answer = {"kind": "defect", "message": "KeyError: 'x'", "traceback": "Traceback (most recent call last): ..."}
+    workers._end("prompt", number, "error", answer)
+    ((kind, message),) = heard
     sentence, traceback = message.split("\n\n", 1)
-    assert (what, kind) == ("onError", "defect")
-    assert "\n" not in sentence
+    assert (kind, sentence) == ("defect", "KeyError: 'x'")
     assert traceback.startswith("Traceback")
-    workers.forgetVolume("v")
 
 
 def test_a_volume_is_known_to_the_worker_it_was_sent_to(workers: Workers) -> None:

@@ -18,7 +18,7 @@ from FewShotSegLib.inference.structure_maps import MapPredictor
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.methods import lora
 from FewShotSegLib.progress import Progress
-from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.network import POSITIVE, PromptableNetwork, PromptBatch
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.training.mapped import map_samples
 from Testing.conftest import DISC, QUICK, SQUARE, Listener, discs
@@ -82,17 +82,20 @@ def test_the_same_seed_gives_the_same_bytes_and_another_other_ones(a_tiny_sam: P
     assert first.digest == again.digest
 
 
-def test_the_trained_decoder_answers_beside_the_bases(a_tiny_sam: PromptableNetwork) -> None:
+def test_the_trained_decoder_answers_clicks_on_what_it_learned_beside_the_base(a_tiny_sam: PromptableNetwork) -> None:
     adapter = adapted(a_tiny_sam, cases(), steps=6)
     predictor = predictor_of(a_tiny_sam, adapter)
     assert isinstance(predictor, MapPredictor)
     image = cases()[0].volume.array[2].astype(np.float32)
     embedding = predictor.encode([(image - image.min()) / np.ptp(image)])[0]
-    maps = predictor.maps.log_odds(embedding)
-    both = predictor.from_maps(embedding, maps, [DISC, SQUARE], ["click", "click"])
+    click = PromptBatch(torch.tensor([[[20.0, 20.0]]]), torch.tensor([[POSITIVE]]))
+    known, other = (predictor.decode_known(embedding, click, structures).logits for structures in ([DISC], []))
+    free = predictor.decode_structures(embedding, [DISC]).logits
     predictor.trained = None
-    alone = predictor.from_maps(embedding, maps, [DISC, SQUARE], ["click", "click"])
-    assert not torch.allclose(both, alone)
+    assert not np.allclose(predictor.decode_known(embedding, click, [DISC]).logits, known)
+    # What was not learned, and what nobody pointed at, is answered without it.
+    assert np.array_equal(predictor.decode_known(embedding, click, []).logits, other)
+    assert np.array_equal(predictor.decode_structures(embedding, [DISC]).logits, free)
 
 
 def test_left_out_exemplars_are_estimated_and_a_hurried_run_says_that_it_did_not(
