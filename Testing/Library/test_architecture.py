@@ -34,9 +34,6 @@ LEVELS = (
     ("worker", "api", "cli", "demo", "benchmarks", "pretraining", "__main__"),
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-# Modules that still lie flat beside the rooms, and arrows that go with their move; both lists only shrink.
-FLAT: dict[str, str] = {}  # FLAT
-NOT_YET: set[tuple[str, str]] = set()  # NOT_YET
 DATA = "data"
 
 SLICER_SIDE = {"slicer", "qt", "vtk", "ctk", "PythonQt", "SlicerFewShotSeg", "FewShotSeg", "FewShotSegSlicer"}
@@ -86,7 +83,7 @@ def name_of(path: Path) -> str:
 def room_of(module: str) -> str:
     """The room of a module written out in full; the package itself is "__init__"."""
     parts = module.split(".")
-    return FLAT.get(parts[1], parts[1]) if len(parts) > 1 else "__init__"
+    return parts[1] if len(parts) > 1 else "__init__"
 
 
 def key_of(path: Path) -> str:
@@ -174,10 +171,9 @@ def test_imports_point_only_downward(path: Path) -> None:
     if room == "__init__":
         return  # the public names, imported on first use
     for module, line in own_imports(path):
-        if (name_of(path), module) not in NOT_YET:
-            assert LEVEL_OF[room_of(module)] <= LEVEL_OF[room], (
-                f"{where(path, line)} imports {module}, which lies above; see LEVELS, where every room has its place"
-            )
+        assert LEVEL_OF[room_of(module)] <= LEVEL_OF[room], (
+            f"{where(path, line)} imports {module}, which lies above; see LEVELS, where every room has its place"
+        )
 
 
 def circles(arrows: dict[str, set[str]]) -> list[str]:
@@ -196,13 +192,11 @@ def circles(arrows: dict[str, set[str]]) -> list[str]:
 
 
 def test_no_file_and_no_room_reaches_itself() -> None:
-    if FLAT:
-        return  # the circles go with the last moves
     files: dict[str, set[str]] = {}
     rooms: dict[str, set[str]] = {}
     for path in FILES:
         if key_of(path) != "__init__":
-            targets = {m for m, _ in own_imports(path) if m != name_of(path) and (name_of(path), m) not in NOT_YET}
+            targets = {m for m, _ in own_imports(path) if m != name_of(path)}
             files[name_of(path)] = targets
             rooms.setdefault(key_of(path), set()).update({room_of(m) for m in targets} - {key_of(path)})
     assert circles(files) == []
