@@ -10,7 +10,7 @@ decoder together where a user points.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,7 +126,8 @@ def map_samples(inputs: AdaptInputs, recipe: PromptedRecipe, rng: np.random.Gene
         raise TypeError("The recipe is not resolved: it has no image size.")
     pictures = map_pictures(inputs.exemplars, inputs.intensity_of_exemplars(), size, recipe, int(rng.integers(2**31)))
     chosen = rng.choice(len(pictures), count, replace=count > len(pictures))
-    return [_sample(pictures[number]) for number in chosen.tolist()]
+    structures = check_exemplars(inputs.exemplars)
+    return [_sample(pictures[number], structures) for number in chosen.tolist()]
 
 
 @dataclass(eq=False)
@@ -236,7 +237,7 @@ class _Lesson:
         rng, recipe, network = step_rng(self.seed, step), self.recipe, self.predictor.network
         batch = min(recipe.batch_size or 1, len(self.pictures))
         numbers = rng.choice(len(self.pictures), batch, replace=False).tolist()
-        samples = [_sample(self.pictures[n]) for n in numbers]
+        samples = [_sample(self.pictures[n], {}) for n in numbers]
         embedding = joined([_plain(self.predictor.encode([self.pictures[n].image])[0]) for n in numbers])
         odds = torch.stack([self.left_out[n] for n in numbers]) + self.predictor.maps.offsets[:, None, None]
         told = _ToldByMaps(adaptation, odds, rng)
@@ -292,8 +293,9 @@ class _ToldByMaps:
         return PromptBatch(coords, labels, mask_prompts(maps, network.mask_input_size), tokens=tokens)
 
 
-def _sample(picture: Picture) -> Sample:
-    return Sample(picture.image, picture.labels, None, {})
+def _sample(picture: Picture, structures: Mapping[int, str]) -> Sample:
+    caption = f"slice {picture.source + 1}" + ("" if picture.original else ", transformed")
+    return Sample(picture.image, picture.labels, None, {"caption": caption, "structures": dict(structures)})
 
 
 def _plain(embedding: Embedding) -> Embedding:

@@ -21,6 +21,7 @@ from FewShotSegLib.progress import Progress
 from FewShotSegLib.sam.network import POSITIVE, PromptableNetwork, PromptBatch
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.training.mapped import map_samples
+from FewShotSegLib.visualization.contact_sheet import contact_sheet
 from Testing.conftest import DISC, QUICK, SQUARE, Listener, discs
 
 RECIPE = lora.Recipe(
@@ -140,7 +141,7 @@ def test_going_on_needs_the_same_structures(a_tiny_sam: PromptableNetwork) -> No
         adapted(a_tiny_sam, other, start=first)
 
 
-def test_the_preview_shows_slices_and_copies_of_them_or_slices_alone(a_tiny_sam: PromptableNetwork) -> None:
+def test_the_preview_shows_slices_and_copies_of_them_or_slices_alone(tmp_path: Path) -> None:
     inputs = AdaptInputs(exemplars=cases())
     recipe = replace(RECIPE, image_size=64)
     drawn = map_samples(inputs, recipe, np.random.default_rng(0), 12)
@@ -148,5 +149,8 @@ def test_the_preview_shows_slices_and_copies_of_them_or_slices_alone(a_tiny_sam:
     assert len({sample.image.tobytes() for sample in drawn}) == 4
     plain = map_samples(inputs, replace(recipe, synthesis=False), np.random.default_rng(0), 12)
     assert len({sample.image.tobytes() for sample in plain}) == 2
+    contact_sheet(drawn, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    assert {sample.provenance["caption"] for sample in plain} == {"slice 1", "slice 2"}
     with pytest.raises(TypeError, match="not resolved"):
         map_samples(inputs, replace(RECIPE, image_size=None), np.random.default_rng(0), 1)
