@@ -64,17 +64,17 @@ def run_demo(
     """
     started = time.monotonic()
     _take_folder(out)
-    family = registry.find(base_of(AdaptJob("adapter.safetensors", base=base)))[0].family
-    recipe = RECIPE | (ENCODER_RECIPE if family == "compact" else {}) | (recipe or {})
+    adapter = out / "adapter.safetensors"
+    base = base_of(AdaptJob(str(adapter), base=base))
+    of_encoder = ENCODER_RECIPE if registry.find(base)[0].family == "compact" else {}
+    recipe = RECIPE | of_encoder | (recipe or {})
     report(note("Making synthetic patients."))
     patients = _patients(out, seed, patient or {})
     known = [p for p in patients if p.annotated]
     unseen = [p for p in patients if not p.annotated]
     sheet = out / "synthesized.png"
-    adapter = out / "adapter.safetensors"
     history: list[Progress] = []
     job = AdaptJob(str(adapter), exemplars=_files(known), base=base, recipe=recipe, seed=seed, overwrite=True)
-    base = base_of(job)
     save_job(job, out / "jobs" / "adapt.json")
     preview(job, sheet)
     record = run(job, _remembering(report, history))

@@ -30,6 +30,11 @@ class Picture:
     original: bool
 
 
+def digest_of_piece(piece: LabelledSlice | Picture) -> str:
+    """SHA-256 of a slice's picture and labels: equal for the same slice given twice."""
+    return sha256_of_array(np.stack([piece.image, piece.labels]))
+
+
 def distinct_slices(
     exemplars: Sequence[Exemplar], intensity: IntensitySpec, image_size: int, most: int
 ) -> dict[str, LabelledSlice]:
@@ -43,7 +48,7 @@ def distinct_slices(
         shown = labelled_slices(some, intensity, image_size)
         empty = background_slices(some, intensity, image_size, limit=max(len(shown), 1))
         for piece in (*shown, *empty):
-            pieces[sha256_of_array(np.stack([piece.image, piece.labels]))] = piece
+            pieces[digest_of_piece(piece)] = piece
     return {digest: pieces[digest] for digest in sorted(pieces)}
 
 

@@ -18,7 +18,7 @@ from FewShotSegLib.data.adapter import Adapter, card, check_base
 from FewShotSegLib.data.job import AdaptJob, to_dict
 from FewShotSegLib.data.recipe import from_dict
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.io.adapters import load_adapter, save_adapter
+from FewShotSegLib.io.adapters import read_card, save_adapter
 from FewShotSegLib.io.files import check_writable, written_whole
 from FewShotSegLib.methods import Method, method
 from FewShotSegLib.sam import registry
@@ -112,8 +112,8 @@ def base_of(job: AdaptJob) -> str:
     """The name or file of the base model that is adapted."""
     if job.base != registry.AUTO:
         return job.base
-    start = load_adapter(job.warm_start) if job.warm_start else None
-    return start.base_model if start is not None and start.base_model else registry.base_for(job.method)
+    card = read_card(job.warm_start) if job.warm_start else {}  # the weights are not needed for a name
+    return card.get("base_model") or registry.base_for(job.method)
 
 
 def family_of(job: AdaptJob, recipe: Any) -> str:

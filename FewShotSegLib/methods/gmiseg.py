@@ -30,7 +30,6 @@ import numpy as np
 import torch
 
 from FewShotSegLib.data.adapter import Adapter
-from FewShotSegLib.data.digests import sha256_of_array
 from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
 from FewShotSegLib.data.exemplar import preflight as preflight_of_task
 from FewShotSegLib.data.intensity import PERCENTILES, IntensitySpec, Scale
@@ -38,6 +37,7 @@ from FewShotSegLib.data.recipe import option, to_dict
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slices import LabelledSlice, labelled_slices
+from FewShotSegLib.inference.pictures import digest_of_piece
 from FewShotSegLib.io.datasets import complete_exemplar
 from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.progress import note
@@ -131,7 +131,7 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     adaptation = Adaptation(base, spec, (), generator=torch.Generator().manual_seed(seed))
     if start is not None:
         adaptation.load(base, {name: t for name, t in start.tensors.items() if not name.startswith("locator.")})
-    digests = [sha256_of_array(np.stack([piece.image, piece.labels])) for task in tasks for piece in task.slices]
+    digests = [digest_of_piece(piece) for task in tasks for piece in task.slices]
     identity = (base.sha256, base.image_size, to_dict(recipe), seed, start.digest if start else "", digests)
     pixel_loss = functools.partial(focal_loss, gamma=recipe.focal_gamma)
     lesson = Lesson(base, adaptation, mixture, recipe, own.scale, seed, pixel_loss)

@@ -26,11 +26,9 @@ from FewShotSegLib.data.recipe import option, with_preset
 from FewShotSegLib.sam.presets import ALL_BLOCKS, smaller_preset
 from FewShotSegLib.synthesis.plan import Sample, SynthesisRecipe
 from FewShotSegLib.training.context import AdaptInputs, RunContext
-from FewShotSegLib.training.mapped import adapt_with_maps, map_samples
+from FewShotSegLib.training.mapped import MapRecipe, adapt_with_maps, map_samples, resolve_maps
 from FewShotSegLib.training.prompted import adapt_prompted
 from FewShotSegLib.training.prompted import training_samples as synthesized_samples
-from FewShotSegLib.training.prompted_recipe import PromptedRecipe
-from FewShotSegLib.training.prompted_recipe import resolve as resolve_prompted
 
 __all__ = [
     "LABEL",
@@ -80,7 +78,7 @@ PAPERS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Recipe(PromptedRecipe):
+class Recipe(MapRecipe):
     """Options of a promptable model, and the paper's."""
 
     preset: str = option(
@@ -90,17 +88,17 @@ class Recipe(PromptedRecipe):
     )
 
 
-def needs_base(recipe: PromptedRecipe) -> bool:
+def needs_base(recipe: Recipe) -> bool:
     """Whether a promptable base model is adapted."""
     return True
 
 
-def resolve(recipe: PromptedRecipe, family: str, device: torch.device) -> PromptedRecipe:
+def resolve(recipe: Recipe, family: str, device: torch.device) -> Recipe:
     """The recipe with everything the preset decides filled in; what the user set stays."""
-    return resolve_prompted(with_preset(recipe, PAPERS.get(recipe.preset, {})), family, device)
+    return resolve_maps(with_preset(recipe, PAPERS.get(recipe.preset, {})), family, device)
 
 
-def adapt(inputs: AdaptInputs, recipe: PromptedRecipe, run: RunContext) -> Adapter:
+def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     """Train an adapter for the structures of the exemplars on the promptable base: in encoder and decoder
     (`adapt_prompted`), or beside a frozen encoder (`adapt_with_maps`).
     """
@@ -109,6 +107,6 @@ def adapt(inputs: AdaptInputs, recipe: PromptedRecipe, run: RunContext) -> Adapt
     return (adapt_with_maps if resolved.structure_maps else adapt_prompted)(inputs, resolved, run, method="lora")
 
 
-def training_samples(inputs: AdaptInputs, recipe: PromptedRecipe, rng: np.random.Generator, count: int) -> list[Sample]:
+def training_samples(inputs: AdaptInputs, recipe: Recipe, rng: np.random.Generator, count: int) -> list[Sample]:
     """`count` samples of what would be trained on with this resolved recipe."""
     return (map_samples if recipe.structure_maps else synthesized_samples)(inputs, recipe, rng, count)

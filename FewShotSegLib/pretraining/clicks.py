@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from FewShotSegLib.pretraining.tasks import draw_task
-from FewShotSegLib.pretraining.train import logged, mask_loss
-from FewShotSegLib.sam.clicks import corrected
+from FewShotSegLib.pretraining.train import corrected_loss, logged
 from FewShotSegLib.sam.loading import load_base, write_model
 from FewShotSegLib.sam.network import PromptableNetwork, PromptBatch
 from FewShotSegLib.training.fit import Schedule, fit, step_rng
@@ -125,18 +124,7 @@ def part_loss(network: PromptableNetwork, part: Part, rng: np.random.Generator) 
         embedding = network.encode(network.normalize(torch.from_numpy(images).to(device), "unit"))
     prompts = PromptBatch(coords.flatten(0, 1).to(device), labels.flatten(0, 1).to(device))
     rounds = 1 + int(rng.choice(len(part.rounds), p=np.array(part.rounds) / sum(part.rounds)))
-    losses, metrics = [], {}
-    for turn in range(1, rounds + 1):
-        learns = turn in (1, rounds)
-        with torch.set_grad_enabled(learns):
-            logits, iou = network.decode(embedding, prompts)
-            logits = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear")
-        if learns:
-            loss, metrics[f"dice{turn}"] = mask_loss(logits, iou.float(), target, first=turn == 1)
-            losses.append(loss)
-        if turn < rounds:
-            prompts = corrected(prompts, logits[:, 0].detach(), target, network, rng, central=0.5)
-    return torch.stack(losses).mean(), metrics
+    return corrected_loss(network, embedding, prompts, target, rng, rounds)
 
 
 def _looked_at(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,7 +28,7 @@ from FewShotSegLib.progress import Progress, Report
 from FewShotSegLib.sam.clicks import corrected
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact, set_image_size
 from FewShotSegLib.sam.loading import write_model
-from FewShotSegLib.sam.network import PromptableNetwork, PromptBatch
+from FewShotSegLib.sam.network import Embedding, PromptableNetwork, PromptBatch
 from FewShotSegLib.training.checkpoint import read_checkpoint
 from FewShotSegLib.training.fit import Schedule, fit
 from FewShotSegLib.training.losses import focal_loss, soft_dice_loss
@@ -104,27 +105,41 @@ class _Steps(Dataset[tuple[Tensor, ...]]):
 def prompted_loss(
     network: PromptableNetwork, batch: tuple[Tensor, ...], rng: np.random.Generator, rounds: int
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of a first prompt and, after `rounds` - 1 corrections, of the last. The masks in between are made without
-    gradients: they cost a third and only serve to show the kinds of errors that people correct.
-    """
+    """The loss of `corrected_loss` on a batch of tasks."""
     images, targets, coords, labels = batch
-    target = targets.flatten(0, 1)  # N h w
     prompts = PromptBatch(coords.flatten(0, 1), labels.flatten(0, 1))
-    embedding = network.encode(network.normalize(images))
+    return corrected_loss(
+        network, network.encode(network.normalize(images)), prompts, targets.flatten(0, 1), rng, rounds
+    )
+
+
+def corrected_loss(
+    network: PromptableNetwork,
+    embedding: Embedding,
+    prompts: PromptBatch,
+    target: Tensor,
+    rng: np.random.Generator,
+    rounds: int,
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss of a first prompt on targets (N, h, w) and, after `rounds` - 1 corrections, of the last. The masks in
+    between are made without gradients: they cost a third and only serve to show the kinds of errors that people correct.
+    """
     losses, metrics = [], {}
     for turn in range(1, rounds + 1):
         learns = turn in (1, rounds)
         with torch.set_grad_enabled(learns):
             logits, iou = network.decode(embedding, prompts)
+            if logits.shape[-2:] != target.shape[-2:]:
+                logits, iou = F.interpolate(logits.float(), target.shape[-2:], mode="bilinear"), iou.float()
         if learns:
-            loss, metrics[f"dice{turn}"] = mask_loss(logits, iou, target, first=turn == 1)
+            loss, metrics[f"dice{turn}"] = _mask_loss(logits, iou, target, first=turn == 1)
             losses.append(loss)
         if turn < rounds:
             prompts = corrected(prompts, logits[:, 0].detach(), target, network, rng, central=0.5)
     return torch.stack(losses).mean(), metrics
 
 
-def mask_loss(logits: Tensor, iou: Tensor, target: Tensor, *, first: bool) -> tuple[Tensor, float]:
+def _mask_loss(logits: Tensor, iou: Tensor, target: Tensor, *, first: bool) -> tuple[Tensor, float]:
     """Focal and Dice of logits (N, M, h, w) and MSE of their IoU; also the mean Dice of mask 0, which answers every
     prompt. Masks 1.. share the ambiguous first one: the best of them learns.
     """

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,15 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from FewShotSegLib.data.adapter import Adapter
-from FewShotSegLib.data.digests import sha256_of_array
 from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
 from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.data.recipe import to_dict
+from FewShotSegLib.data.recipe import option
 from FewShotSegLib.devices import training_precision
-from FewShotSegLib.imaging.slices import LabelledSlice, background_slices, in_one_piece, labelled_slices
+from FewShotSegLib.imaging.slices import LabelledSlice, background_slices, labelled_slices
 from FewShotSegLib.inference.embedding_cache import EmbeddingCache
 from FewShotSegLib.inference.map_fitting import MOST_TRIED, decided, fitted_classifier, samples_of, tried
-from FewShotSegLib.inference.pictures import Picture, distinct_slices, numbered, pictures_of
+from FewShotSegLib.inference.pictures import Picture, digest_of_piece, distinct_slices, numbered, pictures_of
 from FewShotSegLib.inference.pixel_classifier import PixelSamples
 from FewShotSegLib.inference.predictor import network_tensors
 from FewShotSegLib.inference.structure_maps import (
@@ -42,16 +41,26 @@ from FewShotSegLib.inference.structure_maps import (
 )
 from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.progress import Report, with_share_done
-from FewShotSegLib.sam.clicks import random_click
 from FewShotSegLib.sam.network import PADDING, Embedding, PromptableNetwork, PromptBatch
+from FewShotSegLib.sam.presets import best_preset, preset_of
 from FewShotSegLib.synthesis.plan import Sample
 
 from . import estimate
 from .context import AdaptInputs, RunContext
-from .fit import FitResult, Schedule, fit, step_rng
+from .fit import FitResult, fit, step_rng
 from .lesson import joined, queries_of, weights_of
-from .prompted import adapter_of, check_same_structures, metrics_of, speak
-from .prompted_recipe import PromptedRecipe, adaptation_spec, resolve
+from .prompted import (
+    adapter_of,
+    facts_of,
+    identity_of,
+    metrics_of,
+    schedule_of,
+    speak,
+    structures_and_intensity,
+    typical_clicks,
+    why_no_estimate,
+)
+from .prompted_recipe import STEPS, PromptedRecipe, adaptation_spec, image_size_of, resolve
 from .queries import query_loss
 
 PIXELS = 12_000  # of all pictures, to fit on
@@ -59,10 +68,49 @@ MOST_SLICES = 64
 WAYS, SHARES = (MAP, CLICK, BOX), (0.2, 0.4, 0.4)  # how the decoder is asked about a map
 MOST_COMPARED = 4  # slices of the guard, and of the estimate of each fold; decoding is what costs
 TRIED_FOR_ESTIMATE = 2  # slices that ways are compared on there
+MAP_STEPS = 40
+HURRIED = "left out: the time was too short"
 CACHE_BYTES = 2**30  # some 250 pictures of 256 pixels
 
 
-def adapt_with_maps(inputs: AdaptInputs, recipe: PromptedRecipe, run: RunContext, *, method: str) -> Adapter:
+@dataclass(frozen=True)
+class MapRecipe(PromptedRecipe):
+    """Options of a promptable model that may be adapted beside its encoder."""
+
+    steps: int | None = option(
+        None,
+        "Maximum optimization steps; default: 400, or 40 of the mask decoder with structure maps",
+        min=1,
+        max=100_000,
+    )
+    structure_maps: bool | None = option(
+        None,
+        "Leave the encoder as it is: solve for maps of the structures and train the mask decoder to use them; "
+        "default: set by the preset",
+        advanced=True,
+    )
+    pictures: int = option(
+        12,
+        "With structure maps: slices and transformed copies of them to learn from, at least",
+        min=1,
+        max=256,
+        advanced=True,
+    )
+
+
+M = TypeVar("M", bound=MapRecipe)
+
+
+def resolve_maps(recipe: M, family: str, device: torch.device) -> M:
+    """The recipe with everything the preset decides filled in, maps or no maps among it; what the user set stays."""
+    resolved = resolve(recipe, family, device)
+    maps = recipe.structure_maps
+    if maps is None:
+        maps = preset_of(family, best_preset(device), device).structure_maps
+    return replace(resolved, structure_maps=maps, steps=recipe.steps or (MAP_STEPS if maps else STEPS))
+
+
+def adapt_with_maps(inputs: AdaptInputs, recipe: MapRecipe, run: RunContext, *, method: str) -> Adapter:
     """An adapter for the structures of the exemplars, on a promptable base whose encoder stays as it is.
 
     Estimates of accuracy are those of maps fitted without the exemplar in question and the base model's decoder: a
@@ -70,11 +118,8 @@ def adapt_with_maps(inputs: AdaptInputs, recipe: PromptedRecipe, run: RunContext
     """
     started = time.monotonic()
     base, exemplars = inputs.promptable_base, inputs.exemplars
-    recipe = resolve(recipe, base.family, base.device)
-    structures = check_exemplars(exemplars)
-    if inputs.start is not None:
-        check_same_structures(inputs.start, structures)
-    intensity = inputs.intensity or replace(inputs.intensity_of_exemplars(), scale=base.scale)
+    recipe = resolve_maps(recipe, base.family, base.device)
+    structures, intensity = structures_and_intensity(inputs)
     seed = run.new_seed()
     lesson = _Lesson.of(base, exemplars, recipe, intensity, seed, with_share_done(run.report, 0.0, 0.4))
     hurried = run.max_seconds is not None and time.monotonic() - started > run.max_seconds / 3
@@ -84,46 +129,37 @@ def adapt_with_maps(inputs: AdaptInputs, recipe: PromptedRecipe, run: RunContext
     spent = time.monotonic() - started
     seconds = max(run.max_seconds - spent, 1.0) if run.max_seconds else None
     part = replace(run, report=with_share_done(run.report, 0.4, 1.0), max_seconds=seconds)
-    identity = _identity(base, exemplars, intensity, recipe, seed, inputs.start)
+    identity = "maps " + identity_of(base, exemplars, intensity, recipe, seed, inputs.start)
     adaptation, fitted = lesson.trained_decoder(part, identity, inputs.start)
-    metrics = metrics_of(fitted, scores, folds, structures, recipe.estimate_folds)
-    shown = [piece for exemplar in exemplars for piece in labelled_slices(exemplar, intensity, base.image_size)]
-    metrics["in_one_piece"] = in_one_piece(shown, structures)
-    if hurried and recipe.estimate_folds:
-        metrics["estimate"] = "left out: the time was too short"
+    why_none = HURRIED if hurried and recipe.estimate_folds else why_no_estimate(recipe)
+    metrics = metrics_of(fitted, scores, folds, structures, why_none)
     adapter = adapter_of(
         base,
         adaptation,
         recipe,
         maps=lesson.predictor.maps,
         method=method,
-        structures=structures,
-        intensity=intensity,
         seed=seed,
-        axis=exemplars[0].axis,
-        provenance={"exemplars": [estimate.provenance(exemplar) for exemplar in exemplars]},
-        metrics=metrics,
+        **facts_of(exemplars, structures, intensity, base.image_size, metrics),
     )
     if recipe.guard == "off":
         return adapter
     verdict = lesson.compared_with_base(adapter, exemplars)
     speak(verdict, recipe, run.report)
-    return replace(adapter, metrics={**metrics, "guard": verdict})
+    return replace(adapter, metrics={**adapter.metrics, "guard": verdict})
 
 
 def map_pictures(
-    exemplars: Sequence[Exemplar], intensity: IntensitySpec, image_size: int, recipe: PromptedRecipe, seed: int
+    exemplars: Sequence[Exemplar], intensity: IntensitySpec, image_size: int, recipe: MapRecipe, seed: int
 ) -> list[Picture]:
     """What maps and decoder learn from: slices of the exemplars and, where samples are synthesized, copies of them."""
     slices = numbered(distinct_slices(exemplars, intensity, image_size, MOST_SLICES).values())
     return pictures_of(slices, recipe.pictures, seed) if recipe.synthesis else slices
 
 
-def map_samples(inputs: AdaptInputs, recipe: PromptedRecipe, rng: np.random.Generator, count: int) -> list[Sample]:
+def map_samples(inputs: AdaptInputs, recipe: MapRecipe, rng: np.random.Generator, count: int) -> list[Sample]:
     """`count` of the pictures that `adapt_with_maps` learns from, at the image size of the recipe."""
-    size = recipe.image_size
-    if size is None:
-        raise TypeError("The recipe is not resolved: it has no image size.")
+    size = image_size_of(recipe)
     pictures = map_pictures(inputs.exemplars, inputs.intensity_of_exemplars(), size, recipe, int(rng.integers(2**31)))
     chosen = rng.choice(len(pictures), count, replace=count > len(pictures))
     structures = check_exemplars(inputs.exemplars)
@@ -136,7 +172,7 @@ class _Lesson:
 
     predictor: MapPredictor
     structures: tuple[int, ...]
-    recipe: PromptedRecipe
+    recipe: MapRecipe
     intensity: IntensitySpec
     seed: int
     pictures: list[Picture]
@@ -150,7 +186,7 @@ class _Lesson:
         cls,
         base: PromptableNetwork,
         exemplars: Sequence[Exemplar],
-        recipe: PromptedRecipe,
+        recipe: MapRecipe,
         intensity: IntensitySpec,
         seed: int,
         report: Report,
@@ -160,14 +196,14 @@ class _Lesson:
         predictor = MapPredictor(base, scale=intensity.scale, cache=EmbeddingCache(CACHE_BYTES))
         pictures = map_pictures(exemplars, intensity, base.image_size, recipe, seed)
         samples = samples_of(predictor, pictures, structures, PIXELS, seed, report)
-        digests = [_digest(picture) for picture in pictures if picture.original]
+        digests = [digest_of_piece(picture) for picture in pictures if picture.original]
         return cls(predictor, structures, recipe, intensity, seed, pictures, digests, samples, {})
 
     def held_out_dice(self, exemplar: Exemplar) -> dict[int, float]:
         """Dice of each structure on an exemplar's slices, by maps that have not seen them and the base's decoder."""
         shown = labelled_slices(exemplar, self.intensity, self.predictor.image_size)
         empty = background_slices(exemplar, self.intensity, self.predictor.image_size)
-        hidden = {_digest(piece) for piece in (*shown, *empty)}
+        hidden = {digest_of_piece(piece) for piece in (*shown, *empty)}
         kept = [number for number, digest in enumerate(self.digests) if digest not in hidden]
         if not kept:
             return {}
@@ -200,17 +236,11 @@ class _Lesson:
         if start is not None:
             adaptation.load(network, network_tensors(start))
         else:
-            adaptation.remember_clicks(network, self._typical_clicks(recipe.tokens))
-        steps = recipe.steps or 1
-        schedule = Schedule(
-            steps,
-            recipe.learning_rate,
-            recipe.weight_decay,
-            min(recipe.warmup_steps, steps // 8),
-            max_seconds=run.max_seconds,
-            accumulate=recipe.accumulate,
-            checkpoint_seconds=recipe.checkpoint_seconds,
-        )
+            labels = [picture.labels for picture in self.pictures]
+            clicks = typical_clicks(labels, self.structures, recipe.tokens, step_rng(self.seed + 3, 0))
+            adaptation.remember_clicks(network, clicks)
+        schedule = schedule_of(recipe, run)
+        schedule = replace(schedule, warmup_steps=min(schedule.warmup_steps, schedule.steps // 8))
         with adaptation.applied(network) as parameters:
             fitted = fit(
                 parameters,
@@ -225,20 +255,12 @@ class _Lesson:
             )
         return adaptation, fitted
 
-    def _typical_clicks(self, count: int) -> dict[int, NDArray[np.float32]]:
-        rng, clicks = step_rng(self.seed + 3, 0), {}
-        for value in self.structures:
-            masks = [mask for picture in self.pictures if (mask := picture.labels == value).any()]
-            drawn = [random_click(masks[i % len(masks)], rng, central=0.5) for i in range(count)]
-            clicks[value] = np.array(drawn, np.float32)
-        return clicks
-
     def _loss_at(self, adaptation: Adaptation, step: int) -> tuple[Tensor, dict[str, float]]:
         rng, recipe, network = step_rng(self.seed, step), self.recipe, self.predictor.network
         batch = min(recipe.batch_size or 1, len(self.pictures))
         numbers = rng.choice(len(self.pictures), batch, replace=False).tolist()
         samples = [_sample(self.pictures[n], {}) for n in numbers]
-        embedding = joined([_plain(self.predictor.encode([self.pictures[n].image])[0]) for n in numbers])
+        embedding = joined([self.predictor.encode([self.pictures[n].image])[0].to(torch.float32) for n in numbers])
         odds = torch.stack([self.left_out[n] for n in numbers]) + self.predictor.maps.offsets[:, None, None]
         told = _ToldByMaps(adaptation, odds, rng)
         queries = queries_of(samples, self.structures, recipe, rng, network.device)
@@ -296,25 +318,3 @@ class _ToldByMaps:
 def _sample(picture: Picture, structures: Mapping[int, str]) -> Sample:
     caption = f"slice {picture.source + 1}" + ("" if picture.original else ", transformed")
     return Sample(picture.image, picture.labels, None, {"caption": caption, "structures": dict(structures)})
-
-
-def _plain(embedding: Embedding) -> Embedding:
-    return Embedding(embedding.features.float(), tuple(skip.float() for skip in embedding.skips))
-
-
-def _digest(piece: LabelledSlice | Picture) -> str:
-    return sha256_of_array(np.stack([piece.image, piece.labels]))
-
-
-def _identity(
-    base: PromptableNetwork,
-    exemplars: Sequence[Exemplar],
-    intensity: IntensitySpec,
-    recipe: PromptedRecipe,
-    seed: int,
-    start: Adapter | None,
-) -> str:
-    """What must be equal for a checkpoint to be continued."""
-    digests = [estimate.provenance(exemplar)["sha256"] for exemplar in exemplars]
-    given = (intensity.to_dict(), to_dict(recipe), seed, start.digest if start else "")
-    return repr(("maps", base.name, base.sha256, base.image_size, digests, *given))

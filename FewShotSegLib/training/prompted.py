@@ -31,7 +31,7 @@ from . import estimate
 from .context import AdaptInputs, RunContext
 from .fit import FitResult, JointTraining, Schedule, fit, step_rng
 from .lesson import Lesson, checkpointing
-from .prompted_recipe import PromptedRecipe, adaptation_spec, resolve
+from .prompted_recipe import PromptedRecipe, adaptation_spec, image_size_of, resolve
 from .queries import (
     images_of,
 )
@@ -56,10 +56,7 @@ def adapt_prompted(
     """
     base, exemplars = inputs.promptable_base, inputs.exemplars
     recipe = resolve(recipe, base.family, base.device)
-    structures = check_exemplars(exemplars)
-    if inputs.start is not None:
-        check_same_structures(inputs.start, structures)
-    intensity = inputs.intensity or replace(inputs.intensity_of_exemplars(), scale=base.scale)
+    structures, intensity = structures_and_intensity(inputs)
     seed = run.new_seed()
     trainer = _Trainer(base, structures, intensity, seed, inputs.start, beside, beside_identity)
     folds = estimate.leave_out(exemplars, recipe.estimate_folds)
@@ -78,9 +75,7 @@ def adapt_prompted(
     rest = run.max_seconds - (fold_seconds or 0) * len(folds) if run.max_seconds else None
     part = replace(run, report=with_share_done(run.report, 1 - steps / all_steps, 1.0), max_seconds=rest)
     adaptation, fitted, joint = trainer.train(exemplars, recipe, part, "adapting", can_stop=True)
-    metrics = metrics_of(fitted, scores, folds, structures, recipe.estimate_folds)
-    shown = [piece for exemplar in exemplars for piece in labelled_slices(exemplar, intensity, base.image_size)]
-    metrics["in_one_piece"] = in_one_piece(shown, structures)
+    metrics = metrics_of(fitted, scores, folds, structures, why_no_estimate(recipe))
     if joint is not None:
         metrics["auxiliary"] = joint.summary()
     if recipe.guard != "off":
@@ -94,13 +89,38 @@ def adapt_prompted(
         adaptation,
         recipe,
         method=method,
-        structures=structures,
-        intensity=intensity,
         seed=seed,
-        axis=exemplars[0].axis,
-        provenance={"exemplars": [estimate.provenance(exemplar) for exemplar in exemplars]},
-        metrics=metrics,
+        **facts_of(exemplars, structures, intensity, base.image_size, metrics),
     )
+
+
+def structures_and_intensity(inputs: AdaptInputs) -> tuple[dict[int, str], IntensitySpec]:
+    """What is learned, {value: name}, and how images are scaled; an adapter to go on from must be of the same
+    structures.
+    """
+    structures = check_exemplars(inputs.exemplars)
+    if inputs.start is not None:
+        _check_same_structures(inputs.start, structures)
+    scale = inputs.promptable_base.scale
+    return structures, inputs.intensity or replace(inputs.intensity_of_exemplars(), scale=scale)
+
+
+def facts_of(
+    exemplars: Sequence[Exemplar],
+    structures: dict[int, str],
+    intensity: IntensitySpec,
+    image_size: int,
+    metrics: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The fields of an `Adapter` that its exemplars decide, and its metrics with what they show of its structures."""
+    shown = [piece for exemplar in exemplars for piece in labelled_slices(exemplar, intensity, image_size)]
+    return {
+        "structures": structures,
+        "intensity": intensity,
+        "axis": exemplars[0].axis,
+        "provenance": {"exemplars": [estimate.provenance(exemplar) for exemplar in exemplars]},
+        "metrics": {**metrics, "in_one_piece": in_one_piece(shown, structures)},
+    }
 
 
 def adapter_of(
@@ -137,9 +157,7 @@ def adapter_of(
 def training_samples(inputs: AdaptInputs, recipe: PromptedRecipe, rng: np.random.Generator, count: int) -> list[Sample]:
     """`count` samples of the kind that `adapt_prompted` trains on, at the image size of the recipe."""
     structures = check_exemplars(inputs.exemplars)
-    size = recipe.image_size
-    if size is None:
-        raise TypeError("The recipe is not resolved: it has no image size.")
+    size = image_size_of(recipe)
     source = synthesizer_of(inputs.exemplars, inputs.intensity_of_exemplars(), size, recipe, structures)
     return [source.draw(rng) for _ in range(count)]
 
@@ -191,25 +209,24 @@ class _Trainer:
         for sentence in source.notes:
             run.report(note(sentence))
         lesson = Lesson(network, adaptation, source, recipe, self.intensity.scale, self.seed)
-        identity = _identity(network, exemplars, self.intensity, recipe, self.seed, start) + self.beside_identity
+        identity = identity_of(network, exemplars, self.intensity, recipe, self.seed, start) + self.beside_identity
         fitted, joint = learn(lesson, run, stage, identity=identity, beside=self.beside, can_stop=can_stop)
         return adaptation, fitted, joint
 
     def _prepare(self, adaptation: Adaptation, source: Synthesizer, tokens: int) -> None:
         """Start the tokens from clicks on the exemplars, and the locator from the statistics of their features."""
         network = self.network
-        adaptation.remember_clicks(network, _typical_clicks(source, tokens, step_rng(self.seed + 3, 0)))
+        labels = [piece.labels for piece in source.slices]
+        clicks = typical_clicks(labels, tuple(source.structures), tokens, step_rng(self.seed + 3, 0))
+        adaptation.remember_clicks(network, clicks)
         drawn = [source.draw(step_rng(self.seed + 4, number)) for number in range(8)]
         with torch.no_grad():
             adaptation.locator.standardize(network.encode(images_of(drawn, network, self.intensity.scale)))
 
 
-def learn(
-    lesson: Lesson, run: RunContext, stage: str, *, identity: str, beside: Beside | None = None, can_stop: bool = False
-) -> tuple[FitResult, JointTraining | None]:
-    """Train the adaptation of `lesson` in place; it ends as the best state that was seen."""
-    network, adaptation, recipe = lesson.network, lesson.adaptation, lesson.recipe
-    schedule = Schedule(
+def schedule_of(recipe: PromptedRecipe, run: RunContext) -> Schedule:
+    """How long and how fast a resolved recipe learns in this run."""
+    return Schedule(
         steps=recipe.steps or 1,
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
@@ -220,6 +237,14 @@ def learn(
         accumulate=recipe.accumulate,
         checkpoint_seconds=recipe.checkpoint_seconds,
     )
+
+
+def learn(
+    lesson: Lesson, run: RunContext, stage: str, *, identity: str, beside: Beside | None = None, can_stop: bool = False
+) -> tuple[FitResult, JointTraining | None]:
+    """Train the adaptation of `lesson` in place; it ends as the best state that was seen."""
+    network, adaptation, recipe = lesson.network, lesson.adaptation, lesson.recipe
+    schedule = schedule_of(recipe, run)
     with adaptation.applied(network) as parameters, checkpointing(network, bool(recipe.checkpointing)):
         joint = beside(lesson, parameters, lesson.seed) if beside else None
         with joint or contextlib.nullcontext():
@@ -242,17 +267,19 @@ def learn(
     return fitted, joint
 
 
-def _typical_clicks(source: Synthesizer, count: int, rng: np.random.Generator) -> dict[int, NDArray[np.float32]]:
-    """`count` clicks per structure, spread over the exemplar slices that show it."""
+def typical_clicks(
+    labels: Sequence[NDArray[np.int32]], structures: Sequence[int], count: int, rng: np.random.Generator
+) -> dict[int, NDArray[np.float32]]:
+    """`count` clicks (n, 2) per structure in network pixels, spread over the slices (S, S) that show it."""
     clicks = {}
-    for value in source.structures:
-        masks = [piece.labels == value for piece in source.slices if (piece.labels == value).any()]
+    for value in structures:
+        masks = [mask for shown in labels if (mask := shown == value).any()]
         drawn = [random_click(masks[i % len(masks)], rng, central=0.5) for i in range(count)]
         clicks[value] = np.array(drawn, np.float32)
     return clicks
 
 
-def _identity(
+def identity_of(
     network: PromptableNetwork,
     exemplars: Sequence[Exemplar],
     intensity: IntensitySpec,
@@ -269,10 +296,17 @@ def _identity(
     return repr((network.name, network.sha256, network.image_size, digests, *given))
 
 
+def why_no_estimate(recipe: PromptedRecipe) -> str:
+    """Why an adaptation has nothing to leave out."""
+    return "not asked for" if recipe.estimate_folds == 0 else "not estimable with one annotated slice"
+
+
 def metrics_of(
-    fitted: FitResult, scores: list[dict[int, float]], folds: Sequence[Any], structures: dict[int, str], asked: int
+    fitted: FitResult, scores: list[dict[int, float]], folds: Sequence[Any], structures: dict[int, str], why_none: str
 ) -> dict[str, Any]:
-    """What training and estimate came to, as JSON types for the card of the adapter."""
+    """What training and estimate came to, as JSON types for the card of the adapter. `why_none` says why there is no
+    estimate where there are no folds.
+    """
     metrics: dict[str, Any] = {
         "steps": fitted.steps,
         "stopped_by": fitted.stopped_by,
@@ -281,8 +315,7 @@ def metrics_of(
         **fitted.oddities,
     }
     if not folds:
-        why = "not asked for" if asked == 0 else "not estimable with one annotated slice"
-        return {**metrics, "estimated_dice": None, "estimate": why}
+        return {**metrics, "estimated_dice": None, "estimate": why_none}
     names = {v: [s[v] for s in scores if v in s] for v in structures}
     estimated = {structures[v]: float(np.mean(values)) for v, values in names.items() if values}
     return {**metrics, "estimated_dice": estimated, "estimate": estimate.described(folds)}
@@ -298,7 +331,7 @@ def _with_picture(report: Report, lesson: Lesson) -> Report:
     return told
 
 
-def check_same_structures(start: Adapter, structures: dict[int, str]) -> None:
+def _check_same_structures(start: Adapter, structures: dict[int, str]) -> None:
     """Refuse to go on from an adapter of other structures."""
     if dict(start.structures) != structures:
         had, has = (", ".join(f"{v} = {name}" for v, name in s.items()) for s in (start.structures, structures))

@@ -15,7 +15,7 @@ from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.presets import ALL_BLOCKS, PRESETS, best_preset, preset_of
 from FewShotSegLib.synthesis.plan import SynthesisRecipe
 
-STEPS, MAP_STEPS = 400, 40
+STEPS = 400
 R = TypeVar("R", bound="PromptedRecipe")
 
 
@@ -28,12 +28,7 @@ class PromptedRecipe:
         "Image size, batch size and trained blocks, chosen by free GPU memory",
         choices=("auto", "cpu", "8GB", "12GB", "24GB"),
     )
-    steps: int | None = option(
-        None,
-        "Maximum optimization steps; default: 400, or 40 of the mask decoder with structure maps",
-        min=1,
-        max=100_000,
-    )
+    steps: int | None = option(None, "Maximum optimization steps; default: 400", min=1, max=100_000)
     learning_rate: float = option(1e-3, "Peak learning rate (Cheap Lunch: 1e-3)", min=1e-6, max=0.1, advanced=True)
     synthesis: bool = option(
         True, "Train on synthesized samples; off: on the exemplar slices as they are", advanced=True
@@ -45,19 +40,6 @@ class PromptedRecipe:
         "warn",
         "What to do if the adapter is worse than the base model",
         choices=("warn", "refuse", "off"),
-        advanced=True,
-    )
-    structure_maps: bool | None = option(
-        None,
-        "Leave the encoder as it is: solve for maps of the structures and train the mask decoder to use them; "
-        "default: set by the preset",
-        advanced=True,
-    )
-    pictures: int = option(
-        12,
-        "With structure maps: slices and transformed copies of them to learn from, at least",
-        min=1,
-        max=256,
         advanced=True,
     )
     rank: int = option(4, "LoRA rank (Cheap Lunch: 4)", min=1, max=256, advanced=True)
@@ -139,18 +121,23 @@ def resolve(recipe: R, family: str, device: torch.device) -> R:
     """The recipe with everything the preset decides filled in; what the user set stays."""
     name = recipe.preset if recipe.preset in PRESETS else best_preset(device)
     preset = preset_of(family, name, device)
-    maps = preset.structure_maps if recipe.structure_maps is None else recipe.structure_maps
     return replace(
         recipe,
         preset=name if recipe.preset == "auto" else recipe.preset,
-        structure_maps=maps,
-        steps=recipe.steps or (MAP_STEPS if maps else STEPS),
+        steps=recipe.steps or STEPS,
         encoder_blocks=preset.encoder_blocks if recipe.encoder_blocks is None else recipe.encoder_blocks,
         image_size=recipe.image_size or preset.image_size,
         batch_size=recipe.batch_size or preset.batch_size,
         checkpointing=preset.checkpointing if recipe.checkpointing is None else recipe.checkpointing,
         pool_size=preset.pool_size if recipe.pool_size is None else recipe.pool_size,
     )
+
+
+def image_size_of(recipe: PromptedRecipe) -> int:
+    """The image size of a resolved recipe, in pixels."""
+    if recipe.image_size is None:
+        raise TypeError("The recipe is not resolved: it has no image size.")
+    return recipe.image_size
 
 
 def adaptation_spec(recipe: PromptedRecipe, network: PromptableNetwork) -> AdaptationSpec:

@@ -161,8 +161,6 @@ def needs_base(recipe: Recipe) -> bool:
 
 def resolve(recipe: Recipe, family: str, device: torch.device) -> Recipe:
     """The recipe with everything the preset decides filled in."""
-    # Gradients of the encoder are what arms are valued by: it is never left as it is.
-    recipe = replace(recipe, structure_maps=False)
     if recipe.preset == "paper":
         if needs_base(recipe):
             raise InputError("preset=paper is of the paper's 3-D networks; choose network=unet, swinunet or mambaunet.")

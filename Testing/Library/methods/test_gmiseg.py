@@ -239,3 +239,9 @@ def test_percentiles_are_those_of_the_whole_volume_on_every_plane() -> None:
 def test_volumes_that_are_read_alike_keep_their_rule_and_others_get_percentiles() -> None:
     assert gmiseg._common([WINDOW, WINDOW]) == WINDOW
     assert gmiseg._common([WINDOW, IntensitySpec("percentile", 1, 99)]).kind == "percentile"
+
+
+def test_it_trains_as_long_on_every_family_and_offers_no_structure_maps() -> None:
+    for family in ("compact", "tiny_vit"):
+        assert gmiseg.resolve(gmiseg.Recipe(), family, torch.device("cpu")).steps == 400
+    assert not hasattr(gmiseg.Recipe(), "structure_maps")

@@ -14,7 +14,7 @@ from FewShotSegLib.methods import lora
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.synthesis.plan import SynthesisRecipe
 from FewShotSegLib.training.context import AdaptInputs, RunContext
-from FewShotSegLib.training.prompted import _typical_clicks, adapt_prompted, synthesizer_of, training_samples
+from FewShotSegLib.training.prompted import adapt_prompted, synthesizer_of, training_samples, typical_clicks
 from FewShotSegLib.training.prompted_recipe import PromptedRecipe
 from Testing.conftest import DISC, QUICK, SQUARE, Listener, discs
 
@@ -71,7 +71,8 @@ def test_that_something_is_pasted_is_said_only_where_it_is(
 
 def test_tokens_start_from_clicks_spread_over_the_slices_that_show_a_structure(an_exemplar: Exemplar) -> None:
     source = synthesizer_of([an_exemplar], WINDOW, 64, PromptedRecipe(), dict(an_exemplar.structures))
-    clicks = _typical_clicks(source, 6, np.random.default_rng(0))
+    labels = [piece.labels for piece in source.slices]
+    clicks = typical_clicks(labels, tuple(source.structures), 6, np.random.default_rng(0))
     assert clicks.keys() == {DISC, SQUARE}
     for value, points in clicks.items():
         for at, (x, y) in enumerate(points):
