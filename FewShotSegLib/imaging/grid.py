@@ -78,6 +78,33 @@ def onto_grid(
     The image is interpolated linearly, over a wider range where voxels become larger; labels are those of the nearest
     voxel. A single slice stays one.
     """
+    return image_onto_grid(image, affine, grid), labels_onto_grid(labels, affine, grid)
+
+
+def image_onto_grid(image: NDArray[Any], affine: NDArray[Any], grid: Grid) -> NDArray[np.float32]:
+    """Return the image of `onto_grid` alone."""
+    image, steps = _turned_to(image, affine, grid)
+    image = image.astype(np.float32)
+    for axis, step in enumerate(steps):
+        at = _positions(image.shape[axis], step)
+        if at is not None:
+            weights = _weights(at, image.shape[axis], max(1.0, step))
+            image = np.moveaxis(np.tensordot(weights, image, axes=(1, axis)), 0, axis)
+    return np.ascontiguousarray(image)
+
+
+def labels_onto_grid(labels: NDArray[Any], affine: NDArray[Any], grid: Grid) -> NDArray[Any]:
+    """Return the labels of `onto_grid` alone."""
+    labels, steps = _turned_to(labels, affine, grid)
+    for axis, step in enumerate(steps):
+        at = _positions(labels.shape[axis], step)
+        if at is not None:
+            labels = np.take(labels, np.clip(np.floor(at + 0.5), 0, labels.shape[axis] - 1).astype(int), axis=axis)
+    return np.ascontiguousarray(labels)
+
+
+def _turned_to(array: NDArray[Any], affine: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], list[float]]:
+    """An array in the orientation of the grid, and the grid's voxel in voxels of it, along each of its axes."""
     own, wanted = _signed_axes(affine), np.zeros((3, 3), dtype=np.int64)
     for index, letter in enumerate(grid.orientation):
         axis, sign = _RAS_AXIS[letter]
@@ -85,14 +112,8 @@ def onto_grid(
     turn = np.eye(4)
     turn[:3, :3] = wanted.T @ own
     spacing = np.abs(turn[:3, :3]) @ np.linalg.norm(affine[:3, :3], axis=0)
-    image, labels = turned(image, turn).astype(np.float32), turned(labels, turn)
-    for axis, (mm, new_mm) in enumerate(zip(spacing[::-1], grid.spacing_mm[::-1], strict=True)):
-        at = _positions(image.shape[axis], new_mm / mm)
-        if at is not None:
-            labels = np.take(labels, np.clip(np.floor(at + 0.5), 0, labels.shape[axis] - 1).astype(int), axis=axis)
-            weights = _weights(at, image.shape[axis], max(1.0, new_mm / mm))
-            image = np.moveaxis(np.tensordot(weights, image, axes=(1, axis)), 0, axis)
-    return np.ascontiguousarray(image), np.ascontiguousarray(labels)
+    steps = [new_mm / mm for mm, new_mm in zip(spacing[::-1], grid.spacing_mm[::-1], strict=True)]
+    return turned(array, turn), steps
 
 
 def _positions(size: int, step: float) -> NDArray[Any] | None:

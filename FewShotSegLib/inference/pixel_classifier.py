@@ -8,6 +8,7 @@ each structure is with a probability.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,11 @@ class PixelMaps:
 
     appearance: Tensor
     position: Tensor
+
+    @functools.cached_property
+    def place(self) -> Tensor:
+        """Waves and powers of the positions (g g, P), which every classifier looks at."""
+        return _place(self.position.flatten(1).T)
 
 
 def grid_of(image_size: int) -> int:
@@ -201,7 +207,7 @@ class PixelClassifier:
         """log(p / (1 - p)) of each structure (K, g, g); context (D, g, g)."""
         channels = len(maps.appearance)
         scores = self.of_seen[:channels].T @ maps.appearance.flatten(1)
-        scores += self.of_place.T @ _place(maps.position.flatten(1).T).T
+        scores += self.of_place.T @ maps.place.T
         if context is not None:
             scores += self.of_seen[channels:].T @ context.flatten(1)
         log_p = F.log_softmax(scores, dim=0)[1:]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from FewShotSegLib.data.adapter import Adapter, check_base
@@ -27,13 +26,13 @@ from FewShotSegLib.sam.clicks import FIRST_PROMPT
 from FewShotSegLib.sam.network import (
     BOX_CORNER_HIGH,
     BOX_CORNER_LOW,
-    MOST_LOGIT,
     NEGATIVE,
     PADDING,
     POSITIVE,
     Embedding,
     PromptableNetwork,
     PromptBatch,
+    mask_prompts,
 )
 
 from .embedding_cache import EmbeddingCache
@@ -157,9 +156,8 @@ class Predictor:
         given = replace(whole, coords=whole.coords[:, :first], labels=whole.labels[:, :first])
         masks = self.decode_known(embedding, given, structures)
         for end in range(first + 1, whole.coords.shape[1] + 1):
-            previous = torch.from_numpy(masks.logits)[:, None].to(self.network.device)
-            side = (self.network.mask_input_size,) * 2
-            previous = F.interpolate(previous, side, mode="bilinear").clamp(-MOST_LOGIT, MOST_LOGIT)
+            previous = torch.from_numpy(masks.logits).to(self.network.device)
+            previous = mask_prompts(previous, self.network.mask_input_size)
             given = PromptBatch(whole.coords[:, :end], whole.labels[:, :end], previous)
             masks = self.decode_known(embedding, given, structures)
         return masks

@@ -262,13 +262,13 @@ def keep_main_pieces(labels: NDArray[Any], certainty: NDArray[np.uint8], value: 
     """Remove from labels (K, J, I) the pieces of a structure that weigh little beside its heaviest one. The weight of a
     piece is the sum of its logits (K, J, I, in steps): the certain piece counts, not the large one.
     """
-    window = ndimage.find_objects((labels == value).astype(np.uint8))
-    if not window:
+    window = ndimage.find_objects(labels, max_label=value)[value - 1]
+    if window is None:
         return
-    pieces, count = ndimage.label(labels[window[0]] == value, np.ones((3, 3, 3)))
-    weights = ndimage.sum_labels(certainty[window[0]], pieces, range(1, count + 1))
+    pieces, count = ndimage.label(labels[window] == value, np.ones((3, 3, 3)))
+    weights = ndimage.sum_labels(certainty[window], pieces, range(1, count + 1))
     light = 1 + np.flatnonzero(weights < MAIN_SHARE * weights.max())
-    labels[window[0]][np.isin(pieces, light)] = 0
+    labels[window][np.isin(pieces, light)] = 0
 
 
 def in_one_piece(adapter: Adapter) -> list[int]:

@@ -30,6 +30,7 @@ from FewShotSegLib.sam.network import (
     Embedding,
     PromptableNetwork,
     PromptBatch,
+    mask_prompts,
 )
 
 from .embedding_cache import EmbeddingCache
@@ -51,9 +52,8 @@ class StructureMaps:
     offsets: Tensor
     ways: tuple[str, ...]
 
-    def log_odds(self, embedding: Embedding, structures: Sequence[int] | None = None) -> Tensor:
+    def log_odds(self, maps: PixelMaps, structures: Sequence[int] | None = None) -> Tensor:
         """log(p / (1 - p)) of the structures asked for (N, g, g), moved to where Dice is largest."""
-        maps = maps_of(embedding)
         odds = torch.stack([classifier.log_odds(maps) for classifier in self.classifiers]).mean(0)
         odds = odds + self.offsets[:, None, None]
         return odds if structures is None else odds[self.rows(structures)]
@@ -149,7 +149,7 @@ class MapPredictor(Predictor):
 
     def decode_structures(self, embedding: Embedding, structures: Sequence[int]) -> Masks:
         """Target logits of structures asked for by name alone, on one slice from `encode`."""
-        maps = self.maps.log_odds(embedding, structures)
+        maps = self.maps.log_odds(maps_of(embedding), structures)
         ways = [self.maps.ways[row] for row in self.maps.rows(structures)]
         logits = self.from_maps(embedding, maps, ways)
         return Masks(logits.cpu().numpy(), expected_iou(logits).cpu().numpy())
@@ -177,7 +177,7 @@ class MapPredictor(Predictor):
         if not structures:
             return answers[0]
         if prompts.masks is None:
-            prompts = prompts.with_masks(self._as_prompts(self.maps.log_odds(embedding, structures)))
+            prompts = prompts.with_masks(self._as_prompts(self.maps.log_odds(maps_of(embedding), structures)))
             answers.append(self.decode(embedding, prompts))
         if self.trained is not None:
             answers.append(self._decode_trained(embedding, prompts, structures))
@@ -202,11 +202,6 @@ def maps_of(embedding: Embedding) -> PixelMaps:
     if not isinstance(embedding, SeenEmbedding) or embedding.image is None:
         raise TypeError("Maps answer embeddings that their own predictor made.")
     return pixel_maps(embedding.image, embedding)
-
-
-def mask_prompts(maps: Tensor, side: int) -> Tensor:
-    """Maps (N, g, g) as mask prompts (N, 1, side, side)."""
-    return F.interpolate(maps[:, None], (side, side), mode="bilinear").clamp(-MOST_LOGIT, MOST_LOGIT)
 
 
 def derived_prompts(

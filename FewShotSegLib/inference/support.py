@@ -28,7 +28,7 @@ from .embedding_cache import EmbeddingCache
 from .map_fitting import decided, fitted_classifier, samples_of, tried
 from .pictures import Picture, distinct_slices, pictures_of
 from .predictor import Masks
-from .structure_maps import MapPredictor, expected_iou
+from .structure_maps import MapPredictor, expected_iou, maps_of
 
 METHOD = "support"
 SUBSET = 6  # slices; the paper: ensembles help from more than six on
@@ -126,7 +126,8 @@ class SupportPredictor(MapPredictor):
         if len(self.members) == 1:
             return super().decode_structures(embedding, structures)
         ways = [self.maps.ways[row] for row in self.maps.rows(structures)]
-        answers = [self.from_maps(embedding, member.log_odds(embedding, structures), ways) for member in self.members]
+        maps = maps_of(embedding)
+        answers = [self.from_maps(embedding, member.log_odds(maps, structures), ways) for member in self.members]
         side = max(answer.shape[-1] for answer in answers)  # a map that the decoder was not asked about is coarser
         resized = [F.interpolate(answer[:, None], (side, side), mode="bilinear")[:, 0] for answer in answers]
         logits = torch.stack(resized).mean(0)

@@ -28,7 +28,7 @@ from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.devices import patch_precision
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
-from FewShotSegLib.imaging.grid import Grid, onto_grid
+from FewShotSegLib.imaging.grid import Grid, image_onto_grid
 from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.progress import Progress, Report, silent
@@ -83,7 +83,7 @@ def on_grid(
     """
     late = anatomy is not None and edges == "grid"
     image = seen_by(volume, intensity, None if late else anatomy)
-    image, _ = onto_grid(image, np.zeros(volume.shape, bool), volume.affine, grid)
+    image = image_onto_grid(image, volume.affine, grid)
     if anatomy is None or not late:
         return image
     space = replace(anatomy, intensity=IntensitySpec("window", 0.0, 1.0))

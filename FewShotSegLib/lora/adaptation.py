@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.sam.network import MOST_LOGIT, POSITIVE, Embedding, PromptableNetwork, PromptBatch
+from FewShotSegLib.sam.network import POSITIVE, Embedding, PromptableNetwork, PromptBatch, mask_prompts
 
 from .attach import attached, lora_parameters
 from .heads import LOCATOR_SKIPS, Locator, two_class_decoder
@@ -118,8 +117,8 @@ class Adaptation:
         images = len(maps)
         per_image = len(structures) // images
         rows = [self.structures.index(value) for value in structures]
-        chosen = torch.stack([maps[i // per_image, row] for i, row in enumerate(rows)])[:, None]
-        masks = F.interpolate(chosen, (network.mask_input_size,) * 2, mode="bilinear").clamp(-MOST_LOGIT, MOST_LOGIT)
+        chosen = torch.stack([maps[i // per_image, row] for i, row in enumerate(rows)])
+        masks = mask_prompts(chosen, network.mask_input_size)
         if prompts.masks is not None:
             own = torch.ones(len(prompts), dtype=torch.bool) if prompts.has_mask is None else prompts.has_mask
             masks = torch.where(own.to(masks.device).view(-1, 1, 1, 1), prompts.masks, masks)

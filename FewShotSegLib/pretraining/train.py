@@ -121,8 +121,10 @@ def corrected_loss(
     rng: np.random.Generator,
     rounds: int,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of a first prompt on targets (N, h, w) and, after `rounds` - 1 corrections, of the last. The masks in
-    between are made without gradients: they cost a third and only serve to show the kinds of errors that people correct.
+    """Loss of a first prompt on targets (N, h, w) and, after `rounds` - 1 corrections, of the last.
+
+    The masks in between are made without gradients: they cost a third and only serve to show the kinds of errors that
+    people correct.
     """
     losses, metrics = [], {}
     for turn in range(1, rounds + 1):

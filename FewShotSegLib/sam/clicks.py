@@ -13,12 +13,12 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.sam.network import (
     BOX_CORNER_HIGH,
     BOX_CORNER_LOW,
-    MOST_LOGIT,
     NEGATIVE,
     PADDING,
     POSITIVE,
     PromptableNetwork,
     PromptBatch,
+    mask_prompts,
 )
 
 FIRST_PROMPT = 3  # points of a first prompt: click, box corner low, box corner high
@@ -103,11 +103,10 @@ def corrected(
     xy = (torch.stack([where % side, where // side], -1).float() + 0.5) * (network.image_size / side) - 0.5
     inside = truth.flatten(1).gather(1, where[:, None])[:, 0]
     label = torch.where(index < 0, PADDING, torch.where(inside, POSITIVE, NEGATIVE))
-    mask = F.interpolate(logits[:, None], (network.mask_input_size,) * 2, mode="bilinear")
     return PromptBatch(
         torch.cat([prompts.coords, xy[:, None]], 1),
         torch.cat([prompts.labels, label[:, None]], 1),
-        mask.clamp(-MOST_LOGIT, MOST_LOGIT),
+        mask_prompts(logits, network.mask_input_size),
         tokens=prompts.tokens,
     )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from FewShotSegLib.sam import two_way
@@ -64,6 +65,11 @@ class PromptBatch:
 
     def with_tokens(self, tokens: Tensor) -> PromptBatch:
         return replace(self, tokens=tokens)
+
+
+def mask_prompts(logits: Tensor, side: int) -> Tensor:
+    """Logits (N, h, w) as mask prompts (N, 1, side, side)."""
+    return F.interpolate(logits[:, None], (side, side), mode="bilinear").clamp(-MOST_LOGIT, MOST_LOGIT)
 
 
 class PromptableNetwork(nn.Module):

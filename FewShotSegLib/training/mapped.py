@@ -37,11 +37,10 @@ from FewShotSegLib.inference.structure_maps import (
     MapPredictor,
     StructureMaps,
     derived_prompts,
-    mask_prompts,
 )
 from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.progress import Report, with_share_done
-from FewShotSegLib.sam.network import PADDING, Embedding, PromptableNetwork, PromptBatch
+from FewShotSegLib.sam.network import PADDING, Embedding, PromptableNetwork, PromptBatch, mask_prompts
 from FewShotSegLib.sam.presets import best_preset, preset_of
 from FewShotSegLib.synthesis.plan import Sample
 
@@ -111,14 +110,14 @@ def resolve_maps(recipe: M, family: str, device: torch.device) -> M:
 
 
 def adapt_with_maps(inputs: AdaptInputs, recipe: MapRecipe, run: RunContext, *, method: str) -> Adapter:
-    """An adapter for the structures of the exemplars, on a promptable base whose encoder stays as it is.
+    """An adapter for the structures of the exemplars, on a promptable base whose encoder stays as it is; the recipe is
+    a resolved one.
 
     Estimates of accuracy are those of maps fitted without the exemplar in question and the base model's decoder: a
     little below what the adapter reaches, and cheap.
     """
     started = time.monotonic()
     base, exemplars = inputs.promptable_base, inputs.exemplars
-    recipe = resolve_maps(recipe, base.family, base.device)
     structures, intensity = structures_and_intensity(inputs)
     seed = run.new_seed()
     lesson = _Lesson.of(base, exemplars, recipe, intensity, seed, with_share_done(run.report, 0.0, 0.4))

@@ -251,7 +251,7 @@ def _one_click(sample: Sample, value: int, rng: np.random.Generator, pointing: P
         return (*_no_click(sample, value, pointing)[:4], 0.0)
     kind = str(rng.choice(KINDS, p=pointing.shares))
     first = first_prompt(target, kind, rng, central=pointing.central_share)
-    coords, labels, *_ = _no_click(sample, value, pointing)
+    coords, labels = _no_points(pointing)
     coords[:FIRST_PROMPT], labels[:FIRST_PROMPT] = first
     if pointing.most_points > 1 and kind != "box":
         for further in range(int(rng.integers(pointing.most_points))):
@@ -260,10 +260,13 @@ def _one_click(sample: Sample, value: int, rng: np.random.Generator, pointing: P
     return coords, labels, target, _known(sample), 1.0
 
 
-def _no_click(sample: Sample, value: int, pointing: Pointing) -> _Drawn:
+def _no_points(pointing: Pointing) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     count = FIRST_PROMPT + pointing.most_points - 1
-    coords, labels = np.zeros((count, 2), np.float32), np.full(count, PADDING, np.int64)
-    return coords, labels, (sample.labels == value) & (value > 0), _known(sample), 1.0
+    return np.zeros((count, 2), np.float32), np.full(count, PADDING, np.int64)
+
+
+def _no_click(sample: Sample, value: int, pointing: Pointing) -> _Drawn:
+    return (*_no_points(pointing), (sample.labels == value) & (value > 0), _known(sample), 1.0)
 
 
 def _known(sample: Sample) -> NDArray[np.bool_]:

@@ -165,9 +165,7 @@ def resolve(recipe: Recipe, family: str, device: torch.device) -> Recipe:
         if needs_base(recipe):
             raise InputError("preset=paper is of the paper's 3-D networks; choose network=unet, swinunet or mambaunet.")
         recipe = with_preset(recipe, PAPER)
-        resolved = replace(resolve_prompted(replace(recipe, preset="auto"), family, device), preset="paper")
-    else:
-        resolved = resolve_prompted(recipe, family, device)
+    resolved = resolve_prompted(recipe, family, device)
     if needs_base(recipe):
         return resolved
     return replace(resolved, batch_size=recipe.batch_size or 2, encoder_blocks=0, checkpointing=False, pool_size=0)

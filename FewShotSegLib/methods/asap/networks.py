@@ -193,13 +193,15 @@ class _Learner:
             )
             message = f"estimating {number + 1}/{len(folds)}: {self.name}"
             # What is left out must not choose what the fold starts from, either.
-            curves.append(self._fold(kept, held_out, self._start(kept, run.report), part, message))
+            cases = self._cases(kept)
+            curves.append(self._fold(cases, held_out, self._start(cases, run.report), part, message))
         best_step, estimated = _best(curves)
         rest = run.max_seconds - (fold_seconds or 0) * len(folds) if run.max_seconds else None
         final = replace(run, report=with_share_done(run.report, len(folds) / parts, 1.0), max_seconds=rest)
         schedule = self._schedule(rest, 0, best_step)
-        start = self._start(shown, run.report)
-        network, fitted, turns = self._run(self._cases(shown), start, schedule, final, "adapting", can_stop=True)
+        cases = self._cases(shown)
+        start = self._start(cases, run.report)
+        network, fitted, turns = self._run(cases, start, schedule, final, "adapting", can_stop=True)
         training = {"steps": fitted.steps, "stopped_by": fitted.stopped_by, "best_step": best_step}
         how = estimate.described(folds) if folds else "not estimable with one annotated slice"
         return network, {
@@ -227,7 +229,7 @@ class _Learner:
         )
 
     def _fold(
-        self, kept: Sequence[Exemplar], held_out: Exemplar, start: _Start, run: RunContext, stage: str
+        self, kept: Sequence[Case], held_out: Exemplar, start: _Start, run: RunContext, stage: str
     ) -> list[tuple[int, float]]:
         """Dice on the exemplar left out, by step."""
         (case,) = self._cases([held_out])
@@ -240,7 +242,7 @@ class _Learner:
 
         schedule = self._schedule(run.max_seconds, self.recipe.validate_every or self.recipe.steps, None)
         part = replace(run, report=told)
-        _, fitted, _ = self._run(self._cases(kept), start, schedule, part, stage, self.can_stop, validation=case)
+        _, fitted, _ = self._run(kept, start, schedule, part, stage, self.can_stop, validation=case)
         if fitted.stopped_by == "user":
             raise StopAndKeepBest
         return curve
@@ -319,14 +321,14 @@ class _Learner:
 
     # ----------------------------------------------------------------------------------------------------------- start
 
-    def _start(self, exemplars: Sequence[Exemplar], report: Report) -> _Start:
+    def _start(self, cases: Sequence[Case], report: Report) -> _Start:
         """The weights of a file, of a short training on auxiliary data, or fresh ones."""
         network = self._network()
         scheduler = self._pretrainer()
         if self.recipe.weights:
             load_weights(network, self.recipe.weights, head=False)
         elif scheduler is not None:
-            return self._pretrained(network, scheduler, exemplars, report)
+            return self._pretrained(network, scheduler, cases, report)
         return _Start(dict(weights_of(network)))
 
     def _pretrainer(self) -> Scheduler | None:
@@ -346,15 +348,12 @@ class _Learner:
             lots.quarantine(arm, reason)
         return lots
 
-    def _pretrained(
-        self, network: nn.Module, scheduler: Scheduler, exemplars: Sequence[Exemplar], report: Report
-    ) -> _Start:
+    def _pretrained(self, network: nn.Module, scheduler: Scheduler, cases: Sequence[Case], report: Report) -> _Start:
         """After some steps on auxiliary data alone; kept, as it may be asked for again.
 
         A scheduler that measures sees the target's gradient without following it. Its first look comes after a quarter
         of the steps with arms drawn by lot: of fresh weights all gradients are alike.
         """
-        cases = self._cases(exemplars)
         path = cache_folder() / "networks" / f"{self._pretraining_key(scheduler, cases)}.safetensors"
         assert self.pool is not None  # there are arms
         if is_sealed(path, self.pool.digest()):

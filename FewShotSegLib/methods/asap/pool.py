@@ -113,6 +113,7 @@ class Pool:
         for arm in arms:
             self._labels[arm.data_set.name].update(arm.labels)
         self._prepared: dict[CaseFiles, _Prepared] = {}
+        self._contents: dict[Path, str] = {}
         self._places: dict[tuple[CaseFiles, int], NDArray[np.int64]] = {}
 
     @property
@@ -286,11 +287,17 @@ class Pool:
             return given
         return IntensitySpec.auto(volume)
 
+    def _content(self, path: Path) -> str:
+        """The digest of a file, read once: all arms of a data set share its files."""
+        if path not in self._contents:
+            self._contents[path] = _digest(path)
+        return self._contents[path]
+
     def _key(self, case: CaseFiles, labels: list[str]) -> str:
         """Digest of all that a prepared case depends on, the files' contents among it."""
         given: dict[str, Any] = {
             "version": _VERSION,
-            "files": [_digest(case.image), _digest(case.labelmap)],
+            "files": [self._content(case.image), self._content(case.labelmap)],
             "structures": {str(value): name for value, name in (case.structures or {}).items()},
             "time_index": case.time_index,
             "resample": case.resample,

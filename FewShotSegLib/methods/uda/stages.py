@@ -17,7 +17,7 @@ from FewShotSegLib.data.structures import structure_colors
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
-from FewShotSegLib.imaging.grid import Grid, onto_grid
+from FewShotSegLib.imaging.grid import Grid, image_onto_grid, labels_onto_grid
 from FewShotSegLib.inference.volume_network import grid_to_dict, on_grid
 from FewShotSegLib.io.cache import is_sealed, sealed
 from FewShotSegLib.io.datasets import DataSet, complete_exemplar
@@ -166,7 +166,7 @@ class Stages:
         """A labelled case on the grid, not yet translated."""
         volume = self.sources.volumes[name]
         image = self._image(volume, self.source_intensity or IntensitySpec.auto(volume))
-        labels = onto_grid(np.zeros(volume.shape, bool), self.sources.labels[name], volume.affine, self.grid)[1]
+        labels = labels_onto_grid(self.sources.labels[name], volume.affine, self.grid)
         return Case(image, labels.astype(np.uint8), None, self.grid.spacing_mm, name)
 
     def training_sample(self, number: int, rng: np.random.Generator) -> Sample:
@@ -418,7 +418,7 @@ class Stages:
         """The intensities of a target on the grid, in the grid's own frame: axis-aligned, origin in the middle."""
         intensity = self.target_intensity
         image = intensity.apply(volume.array, intensity.range_of(volume.array))
-        image = onto_grid(image, np.zeros(volume.shape, bool), volume.affine, self.grid)[0]
+        image = image_onto_grid(image, volume.affine, self.grid)
         affine = np.diag([*self.grid.spacing_mm, 1.0])
         affine[:3, 3] = -affine[:3, :3] @ ((np.array(image.shape[::-1]) - 1) / 2)
         return Volume(image, affine)

@@ -20,6 +20,7 @@ from FewShotSegLib.inference.structure_maps import (
     StructureMaps,
     derived_prompts,
     expected_iou,
+    maps_of,
 )
 from FewShotSegLib.sam.network import BOX_CORNER_HIGH, BOX_CORNER_LOW, PADDING, POSITIVE, PromptableNetwork
 
@@ -72,11 +73,11 @@ def test_an_adapter_that_lost_a_part_of_its_maps_is_refused(missing: str) -> Non
 
 def test_only_structures_that_were_asked_for_are_mapped(a_tiny_sam: PromptableNetwork) -> None:
     predictor = MapPredictor(a_tiny_sam)
-    embedding = predictor.encode([np.zeros((64, 64), np.float32)])[0]
+    seen = maps_of(predictor.encode([np.zeros((64, 64), np.float32)])[0])
     maps = some_maps(channels=32 + 8)
-    whole = maps.log_odds(embedding)
-    assert torch.equal(maps.log_odds(embedding, [7]), whole[1:])
-    unmoved = replace(maps, offsets=torch.zeros(2)).log_odds(embedding)
+    whole = maps.log_odds(seen)
+    assert torch.equal(maps.log_odds(seen, [7]), whole[1:])
+    unmoved = replace(maps, offsets=torch.zeros(2)).log_odds(seen)
     torch.testing.assert_close(whole - unmoved, torch.tensor([0.0, 1.5])[:, None, None].expand_as(whole))
 
 
