@@ -24,6 +24,11 @@ def of_the_system(error: OSError) -> str:
     return f"Cannot use{about}: {error.strerror or error}. Check the path, your rights and the free space."
 
 
+def reason_of(error: Exception) -> str:
+    """What another library says of a failure, in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
 class Cancelled(Exception):  # noqa: N818 - not an error: the user asked for it
     """Raised by a report callback, or at a cancellation point, to stop the work without leaving half an output."""
 

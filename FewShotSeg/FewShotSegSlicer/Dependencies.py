@@ -90,9 +90,9 @@ def permission() -> bool:
 
 def obstacle() -> str:
     """Return why what is missing cannot be installed in this Slicer at all, "" where it can."""
-    torch = _torchOf(_unmet())
     isIntelMac = sys.platform == "darwin" and platform.machine() == "x86_64"  # so is Slicer on Apple's own processors
-    if not isIntelMac or torch is None:
+    torch = _torchOf(_unmet()) if isIntelMac else None
+    if torch is None:
         return ""
     return _(
         "This Slicer is made for Macs with Intel processors, and {torch} is not: nothing can be computed in it. Masks "
@@ -203,12 +203,15 @@ def _requirePlace(unmet: list[Requirement]) -> None:
             ).format(free=free, folder=place, needed=needed)
         )
     if not os.access(place, os.W_OK):
-        raise InputError(
-            _(
-                "You may not write to {folder}, where Slicer keeps its Python packages: start Slicer once as an "
-                "administrator and install there, or install Slicer in a folder of your own."
-            ).format(folder=place)
-        )
+        raise InputError(notWritable())
+
+
+def notWritable() -> str:
+    """Say that Slicer's folder of packages is not the user's to write to."""
+    return _(
+        "You may not write to {folder}, where Slicer keeps its Python packages: start Slicer once as an "
+        "administrator and install there, or install Slicer in a folder of your own."
+    ).format(folder=folder())
 
 
 def _torchOf(unmet: list[Requirement]) -> Requirement | None:

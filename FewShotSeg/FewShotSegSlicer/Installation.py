@@ -233,10 +233,7 @@ def _causes() -> list[tuple[tuple[str, ...], str]]:
         ),
         (
             ("Read-only file system", "Permission denied", "Operation not permitted", "Access is denied"),
-            _(
-                "You may not write to {folder}, where Slicer keeps its Python packages: start Slicer once as an "
-                "administrator and install there, or install Slicer in a folder of your own."
-            ).format(folder=Dependencies.folder()),
+            Dependencies.notWritable(),
         ),
         (
             # The last is said by pip before 25.1 of a file that ends too soon.

@@ -12,7 +12,7 @@ import torch
 
 from FewShotSegLib.data.adapter import Adapter as PlainAdapter
 from FewShotSegLib.data.exemplar import Exemplar, preflight
-from FewShotSegLib.data.job import AdaptJob, SegmentJob
+from FewShotSegLib.data.job import AdaptJob, Part, SegmentJob
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Labelmap, axis_index
 from FewShotSegLib.devices import choose_device
@@ -32,7 +32,7 @@ from FewShotSegLib.jobs.segment import segmentation_of
 from FewShotSegLib.methods import method as method_of
 from FewShotSegLib.progress import Report
 from FewShotSegLib.visualization.progress_bar import reporting
-from FewShotSegLib.worker.batch import Part, segment_images
+from FewShotSegLib.worker.batch import segment_images
 
 from .adapter import Adapter
 from .inputs import AdapterLike, Axis, PathLike, VolumeLike, as_adapter, as_volume

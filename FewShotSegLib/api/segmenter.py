@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.prompt import SCRIBBLE_POINTS, Prompt, along
 from FewShotSegLib.data.volume import AXIS_LETTERS, axis_index
 from FewShotSegLib.devices import choose_device
 from FewShotSegLib.errors import InputError
@@ -25,7 +25,6 @@ from .inputs import AdapterLike, Axis, VolumeLike, as_adapter, as_volume
 from .mask import Mask
 
 Point = Sequence[float]
-SCRIBBLE_POINTS = 6  # clicks that a scribble counts as; each costs a pass of the mask decoder, and more change little
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,19 +206,6 @@ class Segmenter:
             _State({**state.prompts, prompt.index: prompt}, {**state.found, prompt.index: answer}, prompt.index)
         )
         return self.mask
-
-
-def along(line: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Return up to `count` points of a line (N, 3) at equal distances along it, both ends among them.
-
-    >>> along(np.array([[0.0, 0, 0], [1, 0, 0], [4, 0, 0]]), 3).tolist()
-    [[0.0, 0.0, 0.0], [2.0, 0.0, 0.0], [4.0, 0.0, 0.0]]
-    """
-    if len(line) <= 1:
-        return line
-    travelled = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
-    wanted = np.linspace(0.0, travelled[-1], min(count, max(len(line), 2)))
-    return np.stack([np.interp(wanted, travelled, line[:, axis]) for axis in range(3)], axis=1)
 
 
 def _point(point_ijk: Any) -> NDArray[np.float64]:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from FewShotSegLib.data.intensity import intensity_from
-from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
+from FewShotSegLib.data.job import WHOLE, AdaptJob, EvaluateJob, ExemplarFiles, Part, SegmentJob
 from FewShotSegLib.data.recipe import from_dict, to_dict, with_overrides
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.datasets import data_sets_in, files_of
 from FewShotSegLib.io.exemplars import parse_exemplar
 from FewShotSegLib.io.json_files import read_table
 from FewShotSegLib.version import __version__
-from FewShotSegLib.worker.batch import WHOLE, Part
 
 DEMO_OUT = "demo-output"
 

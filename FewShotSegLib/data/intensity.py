@@ -163,14 +163,14 @@ def unlike(spec: IntensitySpec, array: np.ndarray[Any, Any], name: str, is_ct: b
     """
     wanted = is_ct if is_ct is not None else spec.kind == "window" and spec.low < 0
     found = looks_like_hounsfield(array)
-    low, high = (float(v) for v in np.percentile(_some_of(array), [1, 99]))
+    values = _some_of(array)
+    low, high = (float(v) for v in np.percentile(values, [1, 99]))
     if wanted != found:
         kinds = ("hold Hounsfield units (CT)", "does not") if wanted else ("do not hold Hounsfield units", "does (CT)")
         return (
             f"{name} {_DIFFERS}: these {kinds[0]}, this one {kinds[1]} (values {low:g} to {high:g}). Check the result; "
             "bring the image to the same units, choose another intensity (--intensity), or adapt to this kind of image."
         )
-    values = _some_of(array)
     inside = np.count_nonzero((values > spec.low) & (values < spec.high)) / values.size
     if spec.kind == "window" and inside < _OUTSIDE and values.min() < values.max():
         return (

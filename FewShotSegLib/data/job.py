@@ -13,7 +13,7 @@ nobody has changed them; other files only with `overwrite`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import PurePath
 from typing import Any, ClassVar, Literal
@@ -171,6 +171,34 @@ class SegmentJob:
             )
         if self.min_island_ml < 0:
             raise InputError(f'Job entry "min_island_ml" must be at least 0, got {self.min_island_ml}.')
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of `count` equal parts of a batch, for machines that each do one; `number` counts from 1."""
+
+    number: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise InputError(f"A part is written i/n with i from 1 to n, got {self.number}/{self.count}.")
+
+    def of(self, images: Sequence[str]) -> tuple[str, ...]:
+        """Return the images of this part: every n-th one, so that all parts together have each of them once.
+
+        >>> Part(2, 3).of(["a", "b", "c", "d", "e"])
+        ('b', 'e')
+        """
+        return tuple(images[self.number - 1 :: self.count])
+
+    @property
+    def table(self) -> str:
+        """The name of the table of this part."""
+        return "volumes.csv" if self.count == 1 else f"volumes.{self.number}-of-{self.count}.csv"
+
+
+WHOLE = Part()
 
 
 @dataclass(frozen=True)

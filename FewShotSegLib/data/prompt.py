@@ -15,6 +15,7 @@ from .volume import AXES, AXIS_LETTERS, Volume, ijk_from_ras
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+SCRIBBLE_POINTS = 6  # clicks that a scribble counts as; each costs a pass of the mask decoder, and more change little
 _KEYS = {
     "axis",
     "index",
@@ -221,6 +222,19 @@ def _checked_mask(mask: Any) -> Array:
     if array.ndim != 2 or array.size == 0 or not np.isin(array, (0, 1)).all():
         raise InputError(f"A prompt's mask is a 2-D array of true and false, got {array.dtype} of shape {array.shape}.")
     return array.astype(bool)
+
+
+def along(line: Array, count: int) -> Array:
+    """Return up to `count` points of a line (N, 3) at equal distances along it, both ends among them.
+
+    >>> along(np.array([[0.0, 0, 0], [1, 0, 0], [4, 0, 0]]), 3).tolist()
+    [[0.0, 0.0, 0.0], [2.0, 0.0, 0.0], [4.0, 0.0, 0.0]]
+    """
+    if len(line) <= 1:
+        return line
+    travelled = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
+    wanted = np.linspace(0.0, travelled[-1], min(count, max(len(line), 2)))
+    return np.stack([np.interp(wanted, travelled, line[:, axis]) for axis in range(3)], axis=1)
 
 
 def _check_in_volume(what: str, point_ijk: Array, volume: Volume) -> None:

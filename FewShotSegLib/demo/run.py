@@ -24,6 +24,7 @@ from FewShotSegLib.io.jobs import save_job
 from FewShotSegLib.io.prompts import save_prompts
 from FewShotSegLib.io.volumes import save_labelmap, save_volume
 from FewShotSegLib.jobs.adapt import base_of, preview
+from FewShotSegLib.jobs.record import RECORD_SUFFIX
 from FewShotSegLib.jobs.run import run
 from FewShotSegLib.progress import Progress, Report, note, silent
 from FewShotSegLib.sam import registry
@@ -163,7 +164,7 @@ def _with_clicks(out: Path, unseen: Sequence[Patient], base: str, adapter: Path 
 
 def _emptied(folder: Path) -> Path:
     """The folder without records of an earlier demo, so that everything is made anew."""
-    for record in folder.glob("*.result.json"):
+    for record in folder.glob(f"*{RECORD_SUFFIX}"):
         record.unlink()
     return folder
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from FewShotSegLib.errors import InputError
+from FewShotSegLib.errors import InputError, reason_of
 
 if TYPE_CHECKING:
     import pydicom
@@ -27,6 +27,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 log = logging.getLogger(__name__)
 
+LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"  # SOP class of DICOM SEG
 _TOLERANCE_MM = 0.05  # of a slice beside its place in the stack; headers with one decimal are that far off
 _TURNED = 1e-4  # change of a direction between slices; 0.05 mm over 500 mm
@@ -119,7 +120,7 @@ def header_of(file: Path, name: str) -> pydicom.Dataset:
             warnings.simplefilter("ignore")  # about values that break the standard; what matters is checked here
             return pydicom.dcmread(file, stop_before_pixels=True)
     except Exception as error:  # of many kinds, as many as there are ways to damage a file
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise InputError(f"{name} cannot be read: {file.name} is damaged or no DICOM file ({reason}).") from None
 
 
@@ -132,7 +133,7 @@ def _frames_of(file: Path, name: str) -> list[_Frame]:
     except InputError:
         raise
     except Exception as error:  # numbers that are text, sequences that are none, ...
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise InputError(f"{name} cannot be read: the header of {file.name} has no meaning ({reason}).") from None
 
 
@@ -338,7 +339,7 @@ def _rescaled_each(frames: Sequence[_Frame], name: str) -> Array:
             warnings.simplefilter("ignore")
             stored = pydicom.dcmread(frames[0].file).pixel_array.astype(np.float32)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise InputError(
             f"{name}: its frames have values on scales of their own, and cannot be read ({reason}); save it without "
             "compression, or one file a frame."

@@ -22,7 +22,7 @@ from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.version import __version__
 
-from .dicom import header_of, series_files
+from .dicom import LPS_FROM_RAS, SEGMENTATION, header_of, series_files
 from .files import written_whole
 from .images import DICOM_SUFFIXES
 
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUFFIX = ".seg.dcm"
-_SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation, Label Map Segmentation
-_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_SEG_CLASSES = (SEGMENTATION, "1.2.840.10008.5.1.4.1.1.66.7")  # and Label Map Segmentation
 _TOLERANCE_MM = 1e-3
 _LONGEST_NAME = 64  # characters of DICOM's value representation LO
 _SIDES = ("left", "right")
@@ -102,7 +101,7 @@ def load_dicom_seg(path: str | os.PathLike[str]) -> Labelmap:
         raise InputError(f"{path} cannot be read as a DICOM segmentation ({error}).") from None
     if volume is None:
         raise InputError(f"{path}: the segments do not lie on slices at even distances; resample them first.")
-    affine = _LPS_FROM_RAS @ np.asarray(volume.affine)[:, [2, 1, 0, 3]]
+    affine = LPS_FROM_RAS @ np.asarray(volume.affine)[:, [2, 1, 0, 3]]
     labels = np.ascontiguousarray(volume.array)
     names = {int(number): str(found.get_segment_description(number).segment_label) for number in found.segment_numbers}
     kind = np.uint8 if max(names, default=0) <= 255 else np.uint16
@@ -190,7 +189,7 @@ def save_dicom_seg(labelmap: Labelmap, path: str | os.PathLike[str], source: Seq
 
 def _in_order(volume: Volume, images: Sequence[Dataset], path: Path) -> list[Dataset]:
     """The images in the order of the labelmap's slices; refused where it does not lie on them."""
-    affine = _LPS_FROM_RAS @ volume.affine
+    affine = LPS_FROM_RAS @ volume.affine
     count = (len(images), int(images[0].Rows), int(images[0].Columns))
     if volume.shape != count:
         raise InputError(f"{path}: the labelmap has {volume.shape} voxels (K, J, I), the DICOM series {count}.")

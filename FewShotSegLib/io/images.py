@@ -15,7 +15,7 @@ import numpy as np
 
 from FewShotSegLib.errors import InputError
 
-from .dicom import DicomVolume, quiet, read_file, read_series
+from .dicom import LPS_FROM_RAS, DicomVolume, quiet, read_file, read_series
 from .files import known_suffix, written_whole
 from .headers import check_volume_file
 from .layouts import Wrong
@@ -32,7 +32,6 @@ DICOM_SUFFIXES = (".dcm", ".ima")
 # One-file formats only: a header with a detached data file cannot be replaced in one step.
 SAVE_SUFFIXES = (".nrrd", ".seg.nrrd", ".nii", ".nii.gz", ".mha")
 
-_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 _SHEAR_TOLERANCE = 1e-4  # cosine between two axes; 0.05 mm over 500 mm
 _LARGEST_MM = 1e7
@@ -87,14 +86,21 @@ def read_volume(path: Path, channel: int | None, time_index: int | None, name: s
     if grey is not None:
         return _one_time(grey, 3, time_index, name), picture_affine(path, name)
     image = read_image(path, name)
-    array = _one_channel(array_of(image), image.GetNumberOfComponentsPerPixel(), kind == "picture", channel, name)
-    affine = picture_affine(path, name) if kind == "picture" else affine_of(image)
+    affine = affine_of(image) if kind == "volume" or has_size(path) else LPS_FROM_RAS.copy()
+    return one_volume(image, affine, kind == "picture", channel, time_index, name)
+
+
+def one_volume(
+    image: SimpleITK.Image, affine: Array, is_picture: bool, channel: int | None, time_index: int | None, name: str
+) -> tuple[Array, Array]:
+    """Return the values (K, J, I) of one channel and one time of an image that was read, and its affine."""
+    array = _one_channel(array_of(image), image.GetNumberOfComponentsPerPixel(), is_picture, channel, name)
     return _checked(_one_time(array, image.GetDimension(), time_index, name), affine, name)
 
 
 def picture_affine(path: Path, name: str) -> Array:
     """Return IJK->RAS (4, 4) of a picture: pixels of 1 mm, unless its header has a size that counts."""
-    return affine_of(read_image(path, name)) if has_size(path) else _LPS_FROM_RAS.copy()
+    return affine_of(read_image(path, name)) if has_size(path) else LPS_FROM_RAS.copy()
 
 
 def _one_of(found: DicomVolume, channel: int | None, time_index: int | None, name: str) -> tuple[Array, Array]:
@@ -199,7 +205,7 @@ def affine_of(image: SimpleITK.Image) -> Array:
     affine_lps = np.eye(4)
     affine_lps[:3, :3] = direction * spacing
     affine_lps[:3, 3] = origin
-    return _LPS_FROM_RAS @ affine_lps
+    return LPS_FROM_RAS @ affine_lps
 
 
 # -------------------------------------------------------------------------------------------------------------- write
@@ -215,7 +221,7 @@ def image_from(array: Array, affine: Array) -> SimpleITK.Image:
     """Return an image of the array (K, J, I) at the place the affine (IJK to RAS) says; shear is refused."""
     import SimpleITK as sitk
 
-    affine_lps = _LPS_FROM_RAS @ affine
+    affine_lps = LPS_FROM_RAS @ affine
     spacing = np.linalg.norm(affine_lps[:3, :3], axis=0)
     direction = affine_lps[:3, :3] / spacing
     if is_sheared(affine):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from FewShotSegLib.errors import InputError
+from FewShotSegLib.errors import InputError, reason_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +58,8 @@ def grey_picture(path: Path, name: str) -> Array | None:
     picture = _decoded(path, name)
     if picture is None or picture.mode not in ("LA", "La"):
         return None
-    grey, alpha = np.asarray(picture.convert("LA"))[..., 0], np.asarray(picture.convert("LA"))[..., 1]
+    both = np.asarray(picture.convert("LA"))
+    grey, alpha = both[..., 0], both[..., 1]
     if alpha.min() < 255:
         log.warning("%s is transparent in places; its grey values are used there too.", name)
     return grey[np.newaxis]
@@ -154,7 +155,7 @@ def _decoded(path: Path, name: str) -> Image | None:
     except Exception as error:  # OSError, SyntaxError, struct.error, ...: as many as there are ways to damage a file
         if path.suffix.lower() in _TIFF_SUFFIXES and "decoder" in str(error) and "not available" in str(error):
             return None
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise InputError(f"{name} cannot be read: the file is damaged or was cut short ({reason}).") from None
 
 

@@ -16,7 +16,17 @@ from FewShotSegLib.errors import InputError
 
 from .dicom_seg import is_dicom_seg, load_dicom_seg
 from .files import known_suffix
-from .images import affine_of, array_of, image_from, kind_of, picture_affine, read_image, read_volume, write_image
+from .images import (
+    affine_of,
+    array_of,
+    image_from,
+    kind_of,
+    one_volume,
+    picture_affine,
+    read_image,
+    read_volume,
+    write_image,
+)
 from .pictures import mask_picture
 from .seg_nrrd import header_fields, merged_layers, segments_from
 
@@ -73,7 +83,12 @@ def load_labelmap(path: str | os.PathLike[str]) -> Labelmap:
             log.info("%s: segments overlap in %d voxels; where one label is needed, the higher layer's.", name, count)
         return Labelmap(_named_volume(as_labels(merged, name), affine_of(image), name), structures, hidden)
     mask = mask_picture(path, name) if kind == "picture" else None
-    array, affine = read_volume(path, None, None, name) if mask is None else (mask, picture_affine(path, name))
+    if mask is not None:
+        array, affine = mask, picture_affine(path, name)
+    elif image is not None:
+        array, affine = one_volume(image, affine_of(image), False, None, None, name)
+    else:
+        array, affine = read_volume(path, None, None, name)
     volume = _named_volume(array, affine, name)
     labels = as_labels(volume.array, name)
     return Labelmap(volume.like(labels), {value: str(value) for value in label_values(labels)})

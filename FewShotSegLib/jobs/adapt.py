@@ -70,10 +70,13 @@ def made_before(job: AdaptJob) -> dict[str, Any] | None:
     """The record of an adapter that this very job has made from files whose contents are the same now."""
     out = Path(job.out)
     record = read_record(result_path(out.parent, out.stem))
-    if record is None or not isinstance(record.get("job"), dict) or not is_complete(record, out.parent):
+    if record is None or not isinstance(record.get("job"), dict):
         return None
-    same = {**record["job"], "overwrite": job.overwrite} == to_dict(job)
-    return record if same and record.get("inputs") == inputs_digest(_files_read(job)) is not None else None
+    # The cheap comparison first: the others read whole files.
+    if {**record["job"], "overwrite": job.overwrite} != to_dict(job) or not is_complete(record, out.parent):
+        return None
+    digest = inputs_digest(_files_read(job))
+    return record if digest is not None and record.get("inputs") == digest else None
 
 
 def _files_read(job: AdaptJob) -> list[str | Path]:

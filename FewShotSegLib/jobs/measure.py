@@ -17,9 +17,8 @@ from FewShotSegLib.devices import choose_device
 from FewShotSegLib.errors import Cancelled
 from FewShotSegLib.methods import method
 from FewShotSegLib.progress import Progress, Report, note, silent
-from FewShotSegLib.sam import registry
 
-from .adapt import base_of, recipe_of
+from .adapt import family_of, recipe_of
 from .run import run
 
 
@@ -89,8 +88,7 @@ def _preset(job: AdaptJob, device: torch.device) -> str | None:
     recipe = recipe_of(job)
     if not module.needs_base(recipe):
         return None
-    model, _ = registry.find(base_of(job))
-    return getattr(module.resolve(recipe, model.family, device), "preset", None)
+    return getattr(module.resolve(recipe, family_of(job, recipe), device), "preset", None)
 
 
 def used_bytes(device: torch.device) -> int | None:

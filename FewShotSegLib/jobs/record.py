@@ -72,11 +72,6 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def checksums(paths: Iterable[Path]) -> dict[str, str]:
-    """{file name: sha256}."""
-    return {path.name: sha256_of_file(path) for path in paths}
-
-
 def known_digests(record: Mapping[str, Any] | None) -> set[str]:
     """The SHA-256 of everything that this program has written beside a record, as far as the record tells."""
     record = record or {}

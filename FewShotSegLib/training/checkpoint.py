@@ -33,12 +33,13 @@ def read_checkpoint(path: Path, identity: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"Cannot read the checkpoint {path}: {error.strerror or error}.") from error
     start = len(_HEAD) + 65
-    head = _HEAD + hashlib.sha256(content[start:]).hexdigest().encode() + b"\n"
+    body = memoryview(content)[start:]
+    head = _HEAD + hashlib.sha256(body).hexdigest().encode() + b"\n"
     if content[:start] != head:
         raise InputError(
             f"The checkpoint {path} is damaged, or of another version of this program; delete it to start anew."
         )
-    state = torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
+    state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or state.get("identity") != identity:
         raise InputError(f"The checkpoint {path} belongs to another run; delete it or choose another output.")
     return state

@@ -234,9 +234,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 def _check_types(request: Mapping[str, Any]) -> None:
     """Raise `InputError` for an entry of another kind than requests have; what it means is checked where it is used."""
     for key, kinds in _TYPES.items():
-        value = request.get(key)
-        if key in request and not (isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)):
-            raise InputError(f'The entry "{key}" of a request is of the wrong kind, got {shown(value)}.')
+        if key in request and not isinstance(request[key], kinds):
+            raise InputError(f'The entry "{key}" of a request is of the wrong kind, got {shown(request[key])}.')
 
 
 def _picture(progress: Progress) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from FewShotSegLib.data.job import AdaptJob, Job, SegmentJob, from_dict, to_dict
+from FewShotSegLib.data.job import WHOLE, AdaptJob, Job, Part, SegmentJob, from_dict, to_dict
 from FewShotSegLib.errors import Cancelled, InputError, of_the_system
 from FewShotSegLib.io.jobs import with_paths_from
 from FewShotSegLib.jobs.kept import KeptPredictor
@@ -40,34 +40,6 @@ class Outcome:
 
 
 Take = Callable[[int, Outcome], None]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One of `count` equal parts of a batch, for machines that each do one; `number` counts from 1."""
-
-    number: int = 1
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.number <= self.count:
-            raise InputError(f"A part is written i/n with i from 1 to n, got {self.number}/{self.count}.")
-
-    def of(self, images: Sequence[str]) -> tuple[str, ...]:
-        """Return the images of this part: every n-th one, so that all parts together have each of them once.
-
-        >>> Part(2, 3).of(["a", "b", "c", "d", "e"])
-        ('b', 'e')
-        """
-        return tuple(images[self.number - 1 :: self.count])
-
-    @property
-    def table(self) -> str:
-        """The name of the table of this part."""
-        return "volumes.csv" if self.count == 1 else f"volumes.{self.number}-of-{self.count}.csv"
-
-
-WHOLE = Part()
 
 
 def segment_images(

@@ -15,8 +15,8 @@ import pytest
 
 import FewShotSegLib
 from FewShotSegLib.cli.arguments import parser
+from FewShotSegLib.data.job import Part
 from FewShotSegLib.methods import METHODS, method
-from FewShotSegLib.worker.batch import Part
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

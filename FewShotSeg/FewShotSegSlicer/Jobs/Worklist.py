@@ -17,12 +17,11 @@ from typing import Any
 from FewShotSegLib.data.volume import AXES
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.files import sha256_of_file, write_text_whole
-from FewShotSegLib.jobs.record import read_record
+from FewShotSegLib.jobs.record import RECORD_SUFFIX, read_record
 
 TABLE = "reviews.csv"
 VERDICTS = ("accepted", "corrected", "skipped")
 _COLUMNS = ("image", "file", "verdict", "date", "sha256")
-_RESULT = ".result.json"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def findings(folder: str | Path) -> list[Finding]:
     """Return the volumes of a batch: those nobody has looked at first, of these the ones with most flags and doubt."""
     folder = Path(folder)
     said = _said(folder)
-    found = [one for path in sorted(folder.glob(f"*{_RESULT}")) if (one := _finding(path, said)) is not None]
+    found = [one for path in sorted(folder.glob(f"*{RECORD_SUFFIX}")) if (one := _finding(path, said)) is not None]
     return sorted(found, key=lambda one: (bool(one.verdict), not one.error, -len(one.flags), -one.doubt, one.name))
 
 
@@ -75,7 +74,7 @@ def _finding(path: Path, said: Mapping[str, Mapping[str, str]]) -> Finding | Non
     record = read_record(path)
     if record is None or not isinstance(record.get("image"), str):
         return None
-    file = path.with_name(f"{path.name.removesuffix(_RESULT)}.seg.nrrd")
+    file = path.with_name(f"{path.name.removesuffix(RECORD_SUFFIX)}.seg.nrrd")
     row = said.get(file.name)
     verdict = row["verdict"] if row is not None and row["sha256"] == _digest(file) else ""
     if "error" in record:

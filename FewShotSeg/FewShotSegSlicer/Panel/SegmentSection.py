@@ -78,7 +78,7 @@ class SegmentSection:
 
     def _listening(self) -> list[tuple[Any, Any]]:
         return [
-            (self.live.changed, self._onLiveChanged),
+            (self.live.changed, self.update),
             (self.live.failed, self.status.fail),
             (self.live.timed, self._onTimed),
             (self.live.moved, self._onMoved),
@@ -245,14 +245,10 @@ class SegmentSection:
 
     # --------------------------------------------------------------------------------------------------------- display
 
-    def _onLiveChanged(self) -> None:
-        self.update()
-
     def _onTimed(self, seconds: float) -> None:
         duration = f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-        self._said = _("Mask after {duration}.").format(duration=duration)
+        self._said = _("Mask after {duration}.").format(duration=duration)  # shown by what the live mask changes next
         self.status.say("")
-        self.update()
 
     def _onProgress(self, message: Any) -> None:
         if message["total"]:

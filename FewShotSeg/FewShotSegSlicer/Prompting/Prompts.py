@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from FewShotSegLib.data.prompt import SCRIBBLE_POINTS, along
 from FewShotSegLib.data.volume import AXES, AXIS_LETTERS
 from FewShotSegLib.errors import InputError
 
@@ -90,20 +91,16 @@ class SlicePrompt:
             raise InputError(f"There is no point {number}; the slice has {len(self.points_ras)} points, from 0.")
 
 
-def sampled(line_ras: Sequence[Point], most: int = 6) -> list[Point]:
+def sampled(line_ras: Sequence[Point], most: int = SCRIBBLE_POINTS) -> list[Point]:
     """Return points at equal distances along a line through points, with its ends; fewer than `most` on a short one.
 
     >>> sampled([(0, 0, 0), (1, 0, 0), (10, 0, 0)], most=3)
     [(0.0, 0.0, 0.0), (5.0, 0.0, 0.0), (10.0, 0.0, 0.0)]
     """
     line = np.asarray(line_ras, np.float64)
-    steps = np.linalg.norm(np.diff(line, axis=0), axis=1)
-    along = np.concatenate([[0.0], np.cumsum(steps)])
-    if along[-1] == 0:
+    if (line == line[0]).all():
         return [_point(line[0])]
-    wanted = np.linspace(0.0, along[-1], min(most, len(line)))
-    columns = [np.interp(wanted, along, line[:, axis]) for axis in range(3)]
-    return [_point(point) for point in np.stack(columns, axis=1)]
+    return [_point(point) for point in along(line, most)]
 
 
 def _point(values: Sequence[float]) -> Point:

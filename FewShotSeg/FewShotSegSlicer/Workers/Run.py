@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from FewShotSegLib.errors import Cancelled, InputError
+from FewShotSegLib.visualization.progress_bar import shown_metrics
 from FewShotSegSlicer.Signal import guarded
 
 from .Workers import Workers
@@ -27,9 +28,8 @@ class RunProgress(dict[str, Any]):
 
     def __str__(self) -> str:
         share = f"{100 * self['fraction']:3.0f} %  " if self["fraction"] is not None else ""
-        numbers = "".join(
-            f", {name} {self['metrics'][name]:.3g}" for name in ("loss", "score") if name in self["metrics"]
-        )
+        shown = shown_metrics(self["metrics"])
+        numbers = f", {shown}" if shown else ""
         left = f", about {durationInWords(self['remaining_s'])} left" if self["remaining_s"] is not None else ""
         return f"{share}{self['message']}{numbers}{left}"
 

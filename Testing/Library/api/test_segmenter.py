@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from FewShotSegLib.api.adapter import Adapter
-from FewShotSegLib.api.segmenter import Segmenter, along
+from FewShotSegLib.api.segmenter import Segmenter
 from FewShotSegLib.data.intensity import IntensitySpec
-from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.prompt import Prompt, along
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_reader import SliceReader

@@ -15,7 +15,6 @@ import torch
 from FewShotSegLib.data.job import AdaptJob
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.jobs.record import (
-    checksums,
     is_complete,
     known_digests,
     read_record,
@@ -85,8 +84,7 @@ def test_outputs_are_complete_while_every_one_is_there_unchanged(tmp_path: Path)
     paths = [tmp_path / "a.seg.nrrd", tmp_path / "a.liver.probability.nrrd"]
     for number, path in enumerate(paths):
         path.write_bytes(bytes(range(number, 200)))
-    sums = checksums(paths)
-    assert sums == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     assert is_complete({"outputs": sums}, tmp_path)
     assert not is_complete({"outputs": sums}, tmp_path / "elsewhere")
     with paths[0].open("ab") as stream:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
+from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, Part, SegmentJob
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.io.volumes import load_labelmap
 from FewShotSegLib.jobs.segment import SomeImagesFailed
 from FewShotSegLib.jobs.volumes_table import COLUMNS
 from FewShotSegLib.worker import batch
-from FewShotSegLib.worker.batch import Part, _outcome_from, run_jobs, segment_images, table_of_folder
+from FewShotSegLib.worker.batch import _outcome_from, run_jobs, segment_images, table_of_folder
 from Testing.conftest import QUICK, Listener, write_discs
 
 
