@@ -1,19 +1,21 @@
 """Teaches LiteMedSAM to take clicks, on random scenes: `python -m FewShotSegLib.pretraining.clicks --out FILE`.
 
-Three parts. The decoder alone learns what a click is; then everything learns the scenes; then the encoder becomes the
-mean of the official one and of what it was trained to, and stays, while the decoder learns corrections: up to eight
-rounds of clicks where the mask is wrong, each with the answer before it as a further prompt (Kirillov et al. 2023,
-appendix A). On a part of the scenes the resolution is that of a small image that was enlarged. Interrupted, the same
-command goes on.
+The decoder alone learns what a click is; then everything learns the scenes; then the encoder becomes the mean of the
+official one and of what it was trained to, and stays, while the decoder learns corrections: up to eight rounds of
+clicks where the mask is wrong, each with the answer before it as a further prompt (Kirillov et al. 2023, appendix A).
+On a part of the scenes the resolution is that of a small image that was enlarged. Interrupted, the same command goes
+on.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from FewShotSegLib.pretraining.tasks import draw_task
-from FewShotSegLib.pretraining.train import corrected_loss, logged
+from FewShotSegLib.pretraining.train import corrected_loss, logged, steps_done
 from FewShotSegLib.sam.loading import load_base, write_model
 from FewShotSegLib.sam.network import PromptableNetwork, PromptBatch
+from FewShotSegLib.training.ahead import drawn_ahead
 from FewShotSegLib.training.fit import Schedule, fit, step_rng
 
 START = "litemedsam"
@@ -37,8 +40,12 @@ LOW_RESOLUTIONS = (28, 80)  # pixels a side
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the training. `encoder`: whether the image encoder learns too. `rounds`: shares of scenes with 1, 2,
-    ... prompts in a row. `low_resolution`: share of the scenes that are drawn small and enlarged.
+    """One part of the training.
+
+    `encoder`: whether the image encoder learns too; `mean_encoder`: it first becomes the mean of what it is and of the
+    official one. `held`: weight of how far features may move from those of the encoder that the part starts with, as a
+    share of their squared norm. `rounds`: shares of batches with 1, 2, ... prompts in a row. `low_resolution`: share of
+    the scenes that are drawn small and enlarged. `seconds`: ends the part earlier.
     """
 
     steps: int
@@ -47,27 +54,42 @@ class Part:
     encoder: bool
     rounds: tuple[float, ...]
     low_resolution: float = 0.0
+    mean_encoder: bool = False
+    held: float = 0.0
     prompts: int = 8
+    seconds: float | None = None
 
 
 FEW, MANY = (0.3, 0.25, 0.2, 0.15, 0.1), (0.12, 0.14, 0.16, 0.16, 0.14, 0.12, 0.1, 0.06)
 PARTS = (
     Part(183, 16, 3e-4, False, FEW),
     Part(225, 16, 5e-5, True, FEW),
-    Part(875, 2, 2e-4, False, MANY, low_resolution=0.25),
+    Part(875, 2, 2e-4, False, MANY, low_resolution=0.25, mean_encoder=True),
+    Part(4000, 16, 2e-4, False, MANY, low_resolution=0.35),
+    Part(4000, 16, 1e-4, True, MANY, low_resolution=0.35, held=2.0),
 )
 
 
-def teach(start: PromptableNetwork, parts: Sequence[Part], out: Path, *, seed: int, device: str) -> PromptableNetwork:
-    """A network that was taught all parts, and is the file `out`; the last part learns on the mean encoder."""
-    network = start.to(device).requires_grad_(False)
+@dataclass(frozen=True)
+class Running:
+    """Where and how a training runs: its seed, its device, processes that draw scenes, the part to begin with."""
+
+    seed: int = 0
+    device: str = "cpu"
+    workers: int = 0
+    first_part: int = 0
+
+
+def teach(start: PromptableNetwork, parts: Sequence[Part], out: Path, running: Running) -> PromptableNetwork:
+    """A network that was taught all parts, and is the file `out`, which is written after every part."""
+    network = start.to(running.device).requires_grad_(False)
     network.padding_points = PADDING_POINTS
     official = {name: value.detach().clone() for name, value in network.image_encoder.state_dict().items()}
-    for number, part in enumerate(parts):
-        if not part.encoder and any(before.encoder for before in parts[:number]):
+    for number in range(running.first_part, len(parts)):
+        if parts[number].mean_encoder:
             _mix(network.image_encoder, official)
-        _run(network, part, number, out.with_name(f"{out.stem}-part{number}.ckpt"), seed)
-    write_model(network, out, {"kind": "tiny_vit", "padding_points": PADDING_POINTS})
+        _run(network, parts[number], number, out.with_name(f"{out.stem}-part{number}.ckpt"), running)
+        write_model(network, out, {"kind": "tiny_vit", "padding_points": PADDING_POINTS})
     return network
 
 
@@ -78,13 +100,14 @@ def _mix(encoder: torch.nn.Module, official: dict[str, Tensor]) -> None:
                 value.copy_((value + official[name]) / 2)
 
 
-def _run(network: PromptableNetwork, part: Part, number: int, checkpoint: Path, seed: int) -> None:
+def _run(network: PromptableNetwork, part: Part, number: int, checkpoint: Path, running: Running) -> None:
     fixed = "prompt_encoder.pe_layer."
     parameters = {
         name: parameter
         for name, parameter in network.named_parameters()
         if not name.startswith(fixed) and (part.encoder or not name.startswith("image_encoder."))
     }
+    before = copy.deepcopy(network.image_encoder) if part.held else None
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     schedule = Schedule(
@@ -92,16 +115,22 @@ def _run(network: PromptableNetwork, part: Part, number: int, checkpoint: Path, 
         part.learning_rate,
         weight_decay=0.01,
         warmup_steps=min(50, part.steps // 4),
+        max_seconds=part.seconds,
         ema_decay=0.998,
         checkpoint_seconds=CHECKPOINT_SECONDS,
     )
+    seed = running.seed + number
+    identity = f"clicks {running.seed} {number} {part}"
+    draw = functools.partial(scenes, part, network.image_size, seed)
+    first = steps_done(checkpoint, identity)
+    batches = drawn_ahead(draw, first, part.steps, workers=running.workers, device=network.device)
     result = fit(
         parameters,
-        lambda step: part_loss(network, part, step_rng(seed + number, step)),
+        lambda step: part_loss(network, part, next(batches), np.random.default_rng([seed, 1, step]), before),
         schedule,
         report=logged(f"part {number}"),
         checkpoint=checkpoint,
-        identity=f"clicks {seed} {number} {part}",
+        identity=identity,
         amp=torch.bfloat16,
     )
     with torch.no_grad():
@@ -109,22 +138,44 @@ def _run(network: PromptableNetwork, part: Part, number: int, checkpoint: Path, 
             parameters[name].copy_(value).requires_grad_(False)
 
 
-def part_loss(network: PromptableNetwork, part: Part, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-    """Loss of the first and of the last of some rounds of prompts on scenes of `rng`."""
-    tasks = [draw_task(rng, network.image_size, part.prompts) for _ in range(part.scenes)]
+def scenes(part: Part, size: int, seed: int, step: int) -> tuple[Tensor, ...]:
+    """The scenes of a step: images (B, S, S) in [0, 1], targets (B, P, S/2, S/2), and the coords (B, P, 3, 2) and
+    labels (B, P, 3) of their first prompts.
+    """
+    rng = step_rng(seed, step)
+    tasks = [draw_task(rng, size, part.prompts) for _ in range(part.scenes)]
     images = np.stack([_looked_at(task.image, rng) for task in tasks])
     targets = np.stack([task.targets for task in tasks])
     for scene in range(part.scenes):
         if rng.random() < part.low_resolution:
             images[scene], targets[scene] = enlarged(images[scene], targets[scene], int(rng.integers(*LOW_RESOLUTIONS)))
-    device = network.device
-    coords, labels = (torch.from_numpy(np.stack([getattr(t, n) for t in tasks])) for n in ("coords", "labels"))
-    target = torch.from_numpy(targets).flatten(0, 1).to(device)
+    points = (np.stack([getattr(task, name) for task in tasks]) for name in ("coords", "labels"))
+    return tuple(torch.from_numpy(array) for array in (images, targets, *points))
+
+
+def part_loss(
+    network: PromptableNetwork,
+    part: Part,
+    batch: tuple[Tensor, ...],
+    rng: np.random.Generator,
+    before: torch.nn.Module | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of the first and of the last of some rounds of prompts on a batch of `scenes`. `before`: the encoder whose
+    features the present ones are held to.
+    """
+    images, targets, coords, labels = batch
+    images = network.normalize(images, "unit")
     with torch.set_grad_enabled(part.encoder):
-        embedding = network.encode(network.normalize(torch.from_numpy(images).to(device), "unit"))
-    prompts = PromptBatch(coords.flatten(0, 1).to(device), labels.flatten(0, 1).to(device))
+        embedding = network.encode(images)
+    prompts = PromptBatch(coords.flatten(0, 1), labels.flatten(0, 1))
     rounds = 1 + int(rng.choice(len(part.rounds), p=np.array(part.rounds) / sum(part.rounds)))
-    return corrected_loss(network, embedding, prompts, target, rng, rounds)
+    loss, metrics = corrected_loss(network, embedding, prompts, targets.flatten(0, 1), rng, rounds)
+    if before is None:
+        return loss, metrics
+    with torch.no_grad():
+        known = before(images).float()
+    moved = (embedding.features.float() - known).square().mean() / known.square().mean()
+    return loss + part.held * moved, {**metrics, "moved": moved.detach()}
 
 
 def _looked_at(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -157,12 +208,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", default=START, help="base model to start from, by name or file (litemedsam)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first-part", type=int, default=0, help="to begin with, where START was taught those before")
+    parser.add_argument("--parts", type=int, default=len(PARTS), help="to end before")
+    parser.add_argument("--seconds", type=float, help="of each part at most")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
-    teach(load_base(arguments.start), PARTS, arguments.out, seed=arguments.seed, device=arguments.device)
+    parts = [replace(part, seconds=arguments.seconds) for part in PARTS[: arguments.parts]]
+    running = Running(arguments.seed, arguments.device, arguments.workers, arguments.first_part)
+    teach(load_base(arguments.start), parts, arguments.out, running)
 
 
 if __name__ == "__main__":

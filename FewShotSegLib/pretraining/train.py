@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.pretraining.tasks import draw_task
@@ -29,6 +28,7 @@ from FewShotSegLib.sam.clicks import corrected
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact, set_image_size
 from FewShotSegLib.sam.loading import write_model
 from FewShotSegLib.sam.network import Embedding, PromptableNetwork, PromptBatch
+from FewShotSegLib.training.ahead import drawn_ahead
 from FewShotSegLib.training.checkpoint import read_checkpoint
 from FewShotSegLib.training.fit import Schedule, fit
 from FewShotSegLib.training.losses import focal_loss, soft_dice_loss
@@ -69,20 +69,19 @@ STAGES = {
 ROUNDS = (0.3, 0.25, 0.2, 0.15, 0.1)  # shares of tasks with 1, 2, ... prompts in a row
 
 
-class _Steps(Dataset[tuple[Tensor, ...]]):
+@dataclass(frozen=True)
+class Drawing:
     """Step number -> the tensors of its tasks. Drawn from (seed, stage, step), so any process makes the same ones.
 
     With a cache, a step that was drawn once is read from disk: by a run that goes on, or one with other settings.
     """
 
-    def __init__(self, stage: Stage, seed: int, number: int = 0, first: int = 0, cache: Path | None = None) -> None:
-        self.stage, self.seed, self.number, self.first, self.cache = stage, seed, number, first, cache
+    stage: Stage
+    seed: int
+    number: int = 0
+    cache: Path | None = None
 
-    def __len__(self) -> int:
-        return self.stage.steps - self.first
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        step = self.first + index
+    def __call__(self, step: int) -> tuple[Tensor, ...]:
         if self.cache is None:
             return self._draw(step)
         s = self.stage
@@ -104,7 +103,7 @@ class _Steps(Dataset[tuple[Tensor, ...]]):
 
 def prompted_loss(
     network: PromptableNetwork, batch: tuple[Tensor, ...], rng: np.random.Generator, rounds: int
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of `corrected_loss` on a batch of tasks."""
     images, targets, coords, labels = batch
     prompts = PromptBatch(coords.flatten(0, 1), labels.flatten(0, 1))
@@ -120,13 +119,13 @@ def corrected_loss(
     target: Tensor,
     rng: np.random.Generator,
     rounds: int,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of a first prompt on targets (N, h, w) and, after `rounds` - 1 corrections, of the last.
 
     The masks in between are made without gradients: they cost a third and only serve to show the kinds of errors that
     people correct.
     """
-    losses, metrics = [], {}
+    losses, metrics = [], dict[str, Tensor]()
     for turn in range(1, rounds + 1):
         learns = turn in (1, rounds)
         with torch.set_grad_enabled(learns):
@@ -141,7 +140,7 @@ def corrected_loss(
     return torch.stack(losses).mean(), metrics
 
 
-def _mask_loss(logits: Tensor, iou: Tensor, target: Tensor, *, first: bool) -> tuple[Tensor, float]:
+def _mask_loss(logits: Tensor, iou: Tensor, target: Tensor, *, first: bool) -> tuple[Tensor, Tensor]:
     """Focal and Dice of logits (N, M, h, w) and MSE of their IoU; also the mean Dice of mask 0, which answers every
     prompt. Masks 1.. share the ambiguous first one: the best of them learns.
     """
@@ -153,7 +152,7 @@ def _mask_loss(logits: Tensor, iou: Tensor, target: Tensor, *, first: bool) -> t
     with torch.no_grad():
         hard, truth = logits > 0, expanded > 0.5
         true_iou = (hard & truth).sum((-2, -1)) / (hard | truth).sum((-2, -1)).clamp(min=1)
-        dice = float((2 * true_iou[:, 0] / (1 + true_iou[:, 0])).mean())
+        dice = (2 * true_iou[:, 0] / (1 + true_iou[:, 0])).mean()
     return loss + torch.mean((iou - true_iou) ** 2), dice
 
 
@@ -176,7 +175,7 @@ def train(
             architecture = replace(SHIPPED, depth=depth)
             network = deepened(network, architecture).to(device)
         set_image_size(network, stage.image_size)
-        _run(network, stage, number, out.with_name(f"{out.stem}-stage{number}.ckpt"), seed, workers, device, cache)
+        _run(network, stage, number, out.with_name(f"{out.stem}-stage{number}.ckpt"), seed, workers, cache)
         write_model(network, out, architecture.to_dict())
     return network
 
@@ -188,7 +187,6 @@ def _run(
     checkpoint: Path,
     seed: int,
     workers: int,
-    device: str,
     cache: Path | None,
 ) -> None:
     """One stage; the network has its averaged weights afterwards."""
@@ -204,13 +202,13 @@ def _run(
         checkpoint_seconds=180,
     )
     identity = f"pretraining {seed} {number} {stage}"
-    steps = _Steps(stage, seed, number, steps_done(checkpoint, identity), cache)
-    loader = iter(DataLoader(steps, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None))
+    first = steps_done(checkpoint, identity)
+    drawing = Drawing(stage, seed, number, cache)
+    batches = drawn_ahead(drawing, first, stage.steps, workers=workers, device=network.device)
 
-    def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
-        batch = tuple(tensor.to(device) for tensor in next(loader))
+    def loss_at(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = np.random.default_rng([seed, 1, step])
-        return prompted_loss(network, batch, rng, rounds=1 + int(rng.choice(len(ROUNDS), p=ROUNDS)))
+        return prompted_loss(network, next(batches), rng, rounds=1 + int(rng.choice(len(ROUNDS), p=ROUNDS)))
 
     result = fit(
         {k: v for k, v in parameters.items() if k not in frozen},

@@ -94,15 +94,15 @@ def corrected(
     truth = target > 0.5
     error = (logits > 0) != truth
     crowd = F.avg_pool2d(error[:, None].float(), 9, stride=1, padding=4)[:, 0] * error
-    wrong, densest = error.flatten(1).cpu().numpy(), crowd.flatten(1).argmax(1).tolist()
-    chosen = [_click_in(row, middle, rng, central) for row, middle in zip(wrong, densest, strict=True)]
-    index = torch.tensor(chosen, device=logits.device)
+    ranks = error.flatten(1).cumsum(1)  # the n-th wrong pixel has rank n, and only their number leaves the device
+    chosen = torch.tensor([_choice(count, rng, central) for count in ranks[:, -1].tolist()], device=logits.device)
+    anywhere = torch.searchsorted(ranks, chosen.clamp(min=1)[:, None])[:, 0].clamp(max=ranks.shape[1] - 1)
+    where = torch.where(chosen == _DENSEST, crowd.flatten(1).argmax(1), anywhere)
     side = logits.shape[-1]
-    where = index.clamp(min=0)
     # The middle of a logit's area, in network pixels.
     xy = (torch.stack([where % side, where // side], -1).float() + 0.5) * (network.image_size / side) - 0.5
     inside = truth.flatten(1).gather(1, where[:, None])[:, 0]
-    label = torch.where(index < 0, PADDING, torch.where(inside, POSITIVE, NEGATIVE))
+    label = torch.where(chosen == _NOWHERE, PADDING, torch.where(inside, POSITIVE, NEGATIVE))
     return PromptBatch(
         torch.cat([prompts.coords, xy[:, None]], 1),
         torch.cat([prompts.labels, label[:, None]], 1),
@@ -111,10 +111,13 @@ def corrected(
     )
 
 
-def _click_in(wrong: NDArray[np.bool_], densest: int, rng: np.random.Generator, central: float) -> int:
-    """Flat index of a wrong pixel, -1 when there is none."""
-    if not wrong.any():
-        return -1
+_NOWHERE, _DENSEST = -1, 0
+
+
+def _choice(count: int, rng: np.random.Generator, central: float) -> int:
+    """Which of `count` wrong pixels to click, from 1; or where they are densest, or nowhere as there is none."""
+    if not count:
+        return _NOWHERE
     if central and rng.random() < central:
-        return densest
-    return int(rng.choice(np.flatnonzero(wrong)))
+        return _DENSEST
+    return 1 + int(rng.integers(count))

@@ -26,7 +26,8 @@ from .checkpoint import read_checkpoint, write_checkpoint
 
 MOST_SPOILED = 20
 _CALM = "Choose a lower learning_rate in the recipe, and look whether an image holds absurd values."
-LossAt = Callable[[int], tuple[Tensor, dict[str, float]]]
+LossAt = Callable[[int], tuple[Tensor, Mapping[str, "float | Tensor"]]]
+"""The number of a micro-batch -> its loss and its metrics; what is a tensor is read with the loss, all at once."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def fit(
     """
     if schedule.steps < 1:
         raise InputError(f"Training needs at least 1 step, got {schedule.steps}.")
-    run = _TrainingState(dict(parameters), schedule, identity, companion)
+    run = _TrainingState(dict(parameters), schedule, identity, companion, amp)
     if checkpoint is not None and checkpoint.exists():
         run.restore(checkpoint)
     started = time.monotonic() - run.seconds
@@ -164,7 +165,7 @@ def fit(
         if schedule.max_seconds and run.seconds >= schedule.max_seconds:
             stopped_by = "time"
             break
-        metrics = run.advance(loss_at, amp)
+        metrics = run.advance(loss_at)
         if validate and schedule.validate_every and run.step % schedule.validate_every == 0:
             with run.averaged():
                 metrics["score"] = run.note_score(validate())
@@ -194,22 +195,29 @@ class _TrainingState:
     """Everything a checkpoint must hold, and nothing else."""
 
     def __init__(
-        self, parameters: dict[str, Tensor], schedule: Schedule, identity: str, companion: Companion | None
+        self,
+        parameters: dict[str, Tensor],
+        schedule: Schedule,
+        identity: str,
+        companion: Companion | None,
+        amp: torch.dtype | None,
     ) -> None:
         self.parameters = parameters
         self.schedule = schedule
         self.identity = identity
         self.companion = companion
+        self.amp = amp
         decayed = [p for p in parameters.values() if p.ndim > 1]
         others = [p for p in parameters.values() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer: torch.optim.Optimizer = (
-            torch.optim.AdamW(groups, lr=schedule.learning_rate)
-            if schedule.optimizer == "adamw"
-            else torch.optim.SGD(groups, lr=schedule.learning_rate, momentum=0.99, nesterov=True)
-        )
         on_gpu = any(p.is_cuda for p in parameters.values())
-        self.scaler = torch.amp.GradScaler("cuda", enabled=on_gpu)
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(groups, lr=schedule.learning_rate, fused=on_gpu or None)
+            if schedule.optimizer == "adamw"
+            else torch.optim.SGD(groups, lr=schedule.learning_rate, momentum=0.99, nesterov=True, fused=on_gpu or None)
+        )
+        # bfloat16 has the range of float32, and a scaler would wait for the device in every step.
+        self.scaler = torch.amp.GradScaler("cuda", enabled=on_gpu and amp is torch.float16)
         self.ema = {k: p.detach().clone() for k, p in parameters.items()} if schedule.ema_decay else {}
         self.best: dict[str, Tensor] = {}
         self.best_score: float | None = None
@@ -222,23 +230,24 @@ class _TrainingState:
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
 
-    def advance(self, loss_at: LossAt, amp: torch.dtype | None) -> dict[str, float]:
-        """One optimizer step over `accumulate` micro-batches."""
+    def advance(self, loss_at: LossAt) -> dict[str, float]:
+        """One optimizer step over `accumulate` micro-batches. It waits for the device once, when all is launched."""
         schedule = self.schedule
         rate = schedule.learning_rate_at(self.step, self.seconds)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        metrics: dict[str, float] = {}
+        metrics: dict[str, float | Tensor] = {}
         device = next(iter(self.parameters.values())).device.type
         for micro in range(schedule.accumulate):
-            with torch.autocast(device, amp, enabled=amp is not None):
-                loss, metrics = loss_at(self.step * schedule.accumulate + micro)
+            with torch.autocast(device, self.amp, enabled=self.amp is not None):
+                loss, told = loss_at(self.step * schedule.accumulate + micro)
             self.scaler.scale(loss if schedule.summed else loss / schedule.accumulate).backward()
-            metrics = {"loss": float(loss.detach()), **metrics}
+            metrics = {"loss": loss.detach(), **told}
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), schedule.clip_norm or math.inf)
-        if torch.isfinite(norm):
+        read = _read({"norm": norm, **metrics})
+        if math.isfinite(read.pop("norm")):
             self.scaler.step(self.optimizer)
             self.spoiled = 0
         else:  # the scaler has seen it too, and lowers its scale
@@ -246,7 +255,7 @@ class _TrainingState:
         self.scaler.update()
         self.step += 1
         self._follow()
-        return {**metrics, "learning_rate": rate}
+        return {**read, "learning_rate": rate}
 
     def _leave_out_step(self) -> None:
         """Half precision spoils a step now and then, and such a step would spoil the network; many mean it is lost."""
@@ -260,8 +269,9 @@ class _TrainingState:
     def _follow(self) -> None:
         # The average starts short, so that the first hundred steps do not drag the random start along.
         decay = min(self.schedule.ema_decay, (1 + self.step) / (10 + self.step))
-        for name, average in self.ema.items():
-            average.lerp_(self.parameters[name].detach(), 1 - decay)
+        if self.ema:
+            current = [self.parameters[name].detach() for name in self.ema]
+            torch._foreach_lerp_(list(self.ema.values()), current, 1 - decay)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -343,3 +353,11 @@ class _TrainingState:
         if self.companion:
             self.companion.load_state(json.loads(state["companion"]))
             self.companion.load_tensors(state["companion_tensors"])
+
+
+def _read(values: Mapping[str, float | Tensor]) -> dict[str, float]:
+    """The values as numbers; those that are tensors come from their device in one piece."""
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    numbers = torch.stack([value.double() for value in tensors.values()]).tolist() if tensors else []
+    found = dict(zip(tensors, numbers, strict=True))
+    return {name: float(found.get(name, value)) for name, value in values.items()}

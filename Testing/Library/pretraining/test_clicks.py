@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from FewShotSegLib.pretraining.clicks import FEW, Part, enlarged, part_loss, teach
+from FewShotSegLib.pretraining.clicks import FEW, Part, Running, enlarged, part_loss, scenes, teach
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.training.fit import step_rng
 
 DECODER = Part(2, 1, 1e-3, False, FEW, prompts=2)
 EVERYTHING = Part(2, 1, 1e-3, True, FEW, prompts=2)
-CORRECTIONS = Part(2, 1, 1e-3, False, (0, 0, 1), low_resolution=1.0, prompts=2)
+CORRECTIONS = Part(2, 1, 1e-3, False, (0, 0, 1), low_resolution=1.0, mean_encoder=True, prompts=2)
+HELD = Part(2, 1, 1e-3, True, (0, 1), held=3.0, prompts=2)
 
 
 def weights(network: PromptableNetwork, part: str) -> dict[str, torch.Tensor]:
@@ -27,7 +29,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 def test_the_decoder_alone_leaves_the_encoder(a_tiny_sam: PromptableNetwork, tmp_path: Path) -> None:
     before = weights(a_tiny_sam, "")
-    teach(a_tiny_sam, [DECODER], tmp_path / "a.safetensors", seed=0, device="cpu")
+    teach(a_tiny_sam, [DECODER], tmp_path / "a.safetensors", Running())
     assert same(weights(a_tiny_sam, "image_encoder."), before)
     assert not same(weights(a_tiny_sam, "mask_decoder."), before)
     assert (tmp_path / "a.safetensors").is_file()
@@ -41,12 +43,12 @@ def test_corrections_are_learned_on_the_mean_of_both_encoders(
     seen = []
     real = part_loss
 
-    def listening(network, part, rng):
+    def listening(network, *arguments):
         seen.append(weights(network, "image_encoder."))
-        return real(network, part, rng)
+        return real(network, *arguments)
 
     monkeypatch.setattr("FewShotSegLib.pretraining.clicks.part_loss", listening)
-    teach(a_tiny_sam, [EVERYTHING, CORRECTIONS], tmp_path / "a.safetensors", seed=0, device="cpu")
+    teach(a_tiny_sam, [EVERYTHING, CORRECTIONS], tmp_path / "a.safetensors", Running())
     mean = weights(a_tiny_sam, "image_encoder.")
     assert not same(mean, official)
     assert same(seen[2], mean)
@@ -58,15 +60,16 @@ def test_it_goes_on_where_it_was_interrupted_and_ends_the_same(
 ) -> None:
     monkeypatch.setattr("FewShotSegLib.pretraining.clicks.CHECKPOINT_SECONDS", 0.0)
     start = weights(a_tiny_sam, "")
-    whole = weights(teach(a_tiny_sam, [DECODER, CORRECTIONS], tmp_path / "a.safetensors", seed=0, device="cpu"), "")
+    whole = weights(teach(a_tiny_sam, [DECODER, CORRECTIONS], tmp_path / "a.safetensors", Running()), "")
     a_tiny_sam.load_state_dict(start)
     (tmp_path / "a-part1.ckpt").unlink()  # killed in the second part
-    again = teach(a_tiny_sam, [DECODER, CORRECTIONS], tmp_path / "a.safetensors", seed=0, device="cpu")
+    again = teach(a_tiny_sam, [DECODER, CORRECTIONS], tmp_path / "a.safetensors", Running())
     assert same(weights(again, ""), whole)
 
 
 def test_the_loss_is_that_of_the_first_and_the_last_round(a_tiny_sam: PromptableNetwork) -> None:
-    loss, metrics = part_loss(a_tiny_sam, CORRECTIONS, step_rng(0, 0))
+    batch = scenes(CORRECTIONS, a_tiny_sam.image_size, 0, 0)
+    loss, metrics = part_loss(a_tiny_sam, CORRECTIONS, batch, step_rng(0, 0))
     assert torch.isfinite(loss)
     assert set(metrics) == {"dice1", "dice3"}
 
@@ -86,3 +89,29 @@ def test_an_enlarged_scene_has_the_pixels_of_a_small_one_unless_a_target_would_v
     shown, masks = enlarged(image, targets, 16)
     assert shown is image
     assert masks is targets
+
+
+def test_an_encoder_is_held_to_the_features_it_had(a_tiny_sam: PromptableNetwork) -> None:
+    batch = scenes(HELD, a_tiny_sam.image_size, 0, 0)
+    before = copy.deepcopy(a_tiny_sam.image_encoder)
+    free, _ = part_loss(a_tiny_sam, HELD, batch, step_rng(0, 0))
+    same_place, metrics = part_loss(a_tiny_sam, HELD, batch, step_rng(0, 0), before)
+    assert metrics["moved"] == 0
+    assert torch.equal(free, same_place)
+    with torch.no_grad():
+        for parameter in before.parameters():
+            parameter.mul_(1.1)
+    moved, metrics = part_loss(a_tiny_sam, HELD, batch, step_rng(0, 0), before)
+    assert metrics["moved"] > 0
+    assert float(moved - free) == pytest.approx(3.0 * float(metrics["moved"]), rel=1e-4)
+
+
+def test_other_processes_draw_the_same_scenes_and_the_first_part_can_be_left_out(
+    a_tiny_sam: PromptableNetwork, tmp_path: Path
+) -> None:
+    start = weights(a_tiny_sam, "")
+    alone = weights(teach(a_tiny_sam, [EVERYTHING, DECODER], tmp_path / "a.safetensors", Running(first_part=1)), "")
+    a_tiny_sam.load_state_dict(start)
+    helped = teach(a_tiny_sam, [EVERYTHING, DECODER], tmp_path / "b.safetensors", Running(workers=2, first_part=1))
+    assert same(weights(helped, ""), alone)
+    assert same(weights(helped, "image_encoder."), start)

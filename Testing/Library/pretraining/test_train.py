@@ -11,7 +11,7 @@ import torch
 
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.pretraining import train as module
-from FewShotSegLib.pretraining.train import Stage, _Steps, deepened, prompted_loss, train
+from FewShotSegLib.pretraining.train import Drawing, Stage, deepened, prompted_loss, train
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.sam import registry
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
@@ -92,7 +92,7 @@ def test_a_killed_run_resumes_to_the_same_file(small: None, tmp_path: Path, monk
 def test_a_few_steps_on_one_task_lower_its_loss() -> None:
     torch.manual_seed(0)
     network = build_compact(SMALL)
-    batch = _Steps(replace(STAGE, images=2), seed=0)[0]
+    batch = Drawing(replace(STAGE, images=2), seed=0)(0)
     optimizer, losses = torch.optim.AdamW(network.parameters(), lr=3e-3), []
     for _ in range(25):
         optimizer.zero_grad()
@@ -114,7 +114,7 @@ def test_the_masks_between_the_first_and_the_last_are_made_without_gradients(mon
         return decode(*given)
 
     monkeypatch.setattr(network, "decode", watched)
-    batch = _Steps(STAGE, seed=0)[0]
+    batch = Drawing(STAGE, seed=0)(0)
     for rounds, wanted in ((1, [True]), (2, [True, True]), (4, [True, False, False, True])):
         learning.clear()
         prompted_loss(network, batch, np.random.default_rng(0), rounds)
@@ -124,7 +124,7 @@ def test_the_masks_between_the_first_and_the_last_are_made_without_gradients(mon
 def test_every_parameter_that_is_trained_gets_a_gradient() -> None:
     torch.manual_seed(0)
     network = build_compact(SMALL)
-    batch = _Steps(replace(STAGE, images=2, prompts=6), seed=0)[0]
+    batch = Drawing(replace(STAGE, images=2, prompts=6), seed=0)(0)
     prompted_loss(network, batch, np.random.default_rng(0), rounds=3)[0].backward()
     silent = {name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
     # The loss takes the best of tokens 1 to 3, so one of them may be idle in a single step.
@@ -163,35 +163,33 @@ def test_a_later_stage_may_have_more_blocks_and_draws_scenes_of_its_own(
     trained = run(out, replace(STAGE, depth=1), replace(STAGE, depth=2))
     assert len(trained.image_encoder.blocks) == 2
     assert len(load_base(registry.add(out, "compact", "mine").name).image_encoder.blocks) == 2
-    scenes = [_Steps(STAGE, seed=1, number=number)[0][0] for number in (0, 1)]
+    scenes = [Drawing(STAGE, seed=1, number=number)(0)[0] for number in (0, 1)]
     assert not torch.equal(*scenes)
 
 
-def test_a_resumed_run_draws_the_tasks_it_would_have_drawn() -> None:
+def test_the_tasks_of_a_step_belong_to_its_number_and_seed() -> None:
     stage = Stage(SIZE, images=2, prompts=2, steps=5, learning_rate=1e-3)
-    whole, rest = _Steps(stage, seed=3), _Steps(stage, seed=3, first=3)
-    assert (len(whole), len(rest)) == (5, 2)
-    for index in range(2):
-        for first, second in zip(whole[3 + index], rest[index], strict=True):
-            assert torch.equal(first, second)
-    assert not torch.equal(whole[0][0], whole[1][0])
-    assert not torch.equal(whole[0][0], _Steps(stage, seed=4)[0][0])
-    assert [tuple(tensor.shape) for tensor in whole[0]] == [(2, 64, 64), (2, 2, 32, 32), (2, 2, 3, 2), (2, 2, 3)]
+    drawing = Drawing(stage, seed=3)
+    for first, second in zip(drawing(3), Drawing(stage, seed=3)(3), strict=True):
+        assert torch.equal(first, second)
+    assert not torch.equal(drawing(0)[0], drawing(1)[0])
+    assert not torch.equal(drawing(0)[0], Drawing(stage, seed=4)(0)[0])
+    assert [tuple(tensor.shape) for tensor in drawing(0)] == [(2, 64, 64), (2, 2, 32, 32), (2, 2, 3, 2), (2, 2, 3)]
 
 
 def test_cached_steps_are_read_back_as_they_were_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(SIZE, images=2, prompts=2, steps=5, learning_rate=1e-3)
-    fresh, writing, reading = (_Steps(stage, 3, cache=folder) for folder in (None, tmp_path, tmp_path))
-    first = [fresh[step] for step in (0, 2)]
+    fresh, writing, reading = (Drawing(stage, 3, cache=folder) for folder in (None, tmp_path, tmp_path))
+    first = [fresh(step) for step in (0, 2)]
     assert all(
         torch.equal(a, b)
         for step, old in zip((0, 2), first, strict=True)
-        for a, b in zip(old, writing[step], strict=True)
+        for a, b in zip(old, writing(step), strict=True)
     )
-    monkeypatch.setattr(reading, "_draw", lambda step: pytest.fail("a cached step was drawn again"))
+    monkeypatch.setattr(Drawing, "_draw", lambda *_: pytest.fail("a cached step was drawn again"))
     assert all(
         torch.equal(a, b)
         for step, old in zip((0, 2), first, strict=True)
-        for a, b in zip(old, reading[step], strict=True)
+        for a, b in zip(old, reading(step), strict=True)
     )
     assert not list(tmp_path.rglob("*.part*"))
