@@ -236,7 +236,7 @@ def _from_path(path: Path, known: dict[str, BaseModel]) -> tuple[BaseModel, Path
             f"The file name of {path} does not tell its architecture: run `fewshotseg models add {path} "
             f"--architecture` with one of {', '.join(ARCHITECTURES)} first."
         )
-    return BaseModel(path.stem, architecture, path.name, sha256=digest, size_bytes=path.stat().st_size), path
+    return _unknown(path, architecture, sha256=digest, size_bytes=path.stat().st_size), path
 
 
 def _architecture_of(path: Path) -> str | None:
@@ -311,7 +311,13 @@ def _own_model(path: Path, architecture: str | None, name: str | None) -> BaseMo
             f"Architecture {architecture!r} is unknown" if architecture else f"The name of {path} tells no architecture"
         )
         raise InputError(f"{got}: give one of {', '.join(ARCHITECTURES)}.")
-    return BaseModel(name or path.stem, architecture, path.name, note="added by the user")
+    return _unknown(path, architecture, name, note="added by the user")
+
+
+def _unknown(path: Path, architecture: str, name: str | None = None, **facts: Any) -> BaseModel:
+    """A model that is none of ours. Every TinyViT there is was trained on intensities in 0..1."""
+    scale: Literal["sam", "unit"] = "unit" if architecture == "tiny_vit" else "sam"
+    return BaseModel(name or path.stem, architecture, path.name, scale=scale, **facts)
 
 
 def _check_name(model: BaseModel) -> None:

@@ -263,6 +263,7 @@ def test_a_model_of_ours_is_what_was_written(tmp_path: Path) -> None:
     write_model(network, tmp_path / "own.safetensors", {"kind": "tiny_vit", "padding_points": 2})
     loaded = load_base(tmp_path / "own.safetensors", image_size=96)
     assert (loaded.family, loaded.image_size, loaded.padding_points) == ("tiny_vit", 96, 2)
+    assert loaded.scale == "unit"
     for name, value in loaded.state_dict().items():
         torch.testing.assert_close(value, network.state_dict()[name].half().float(), rtol=0, atol=0)
 

@@ -122,7 +122,8 @@ def test_a_file_of_ours_tells_its_architecture_itself(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.numpy")
     path = tmp_path / "m.safetensors"
     safetensors.save_file({}, path, metadata={"fewshotseg": '{"kind": "tiny_vit"}'})
-    assert find(path)[0].architecture == "tiny_vit"
+    assert (find(path)[0].architecture, find(path)[0].scale) == ("tiny_vit", "unit")
+    assert add(path, name="mine").scale == "unit"
     with pytest.raises(InputError, match="not a readable model file"):
         find(a_file(tmp_path, "broken.safetensors"))
 
