@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,7 @@ from FewShotSegLib.lora.adaptation import Adaptation, AdaptationSpec
 from FewShotSegLib.lora.heads import target_of
 from FewShotSegLib.lora.layers import LoraSpec
 from FewShotSegLib.sam.clicks import FIRST_PROMPT
+from FewShotSegLib.sam.cuda_graphs import Form, GraphedInference
 from FewShotSegLib.sam.network import (
     BOX_CORNER_HIGH,
     BOX_CORNER_LOW,
@@ -71,6 +73,7 @@ class Predictor:
         self.adaptation: Adaptation | None = None
         self._digest = ""
         self._depth = 0
+        self._graphs = GraphedInference() if network.device.type == "cuda" else None
         if adapter is not None:
             check_base(adapter, network.name, network.sha256)
             self.adaptation = restored_adaptation(network, adapter)
@@ -116,21 +119,41 @@ class Predictor:
         found = [self.cache.get(key) for key in keys]
         missing = [i for i, embedding in enumerate(found) if embedding is None]
         if missing:
-            with self.ready() as network, torch.inference_mode(), encoding_precision(network.device):
-                batch = torch.from_numpy(np.stack([images01[i] for i in missing])).to(network.device)
-                encoded = network.encode(network.normalize(batch, self.scale))
+            batch = torch.from_numpy(np.stack([images01[i] for i in missing])).to(self.device)
+            with torch.inference_mode(), encoding_precision(self.device):
+                features, *skips = self._run("encode", self._encoded, [batch])
+            encoded = Embedding(features, tuple(skips))
             for row, i in enumerate(missing):
                 found[i] = encoded.one(row)
                 self.cache.put(keys[i], encoded.one(row))
         return [embedding for embedding in found if embedding is not None]
 
+    def _run(
+        self, kind: str, call: Callable[..., tuple[torch.Tensor, ...]], arguments: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """`call(network, *arguments)` with the adapter in place; on a GPU as a graph, once there is one."""
+        known = self._graphs.replayed(kind, arguments) if self._graphs else None
+        if known is not None:
+            return known
+        with self.ready() as network:
+            if self._graphs is None:
+                return call(network, *arguments)
+            return self._graphs(kind, functools.partial(call, network), arguments, network)
+
+    def _encoded(self, network: PromptableNetwork, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        encoded = network.encode(network.normalize(images, self.scale))
+        return encoded.features, *encoded.skips
+
     def decode(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int] = ()) -> Masks:
         """Target logits of N prompts on one slice. With N structures that the adapter knows, their tokens go along."""
         embedding = embedding.to(torch.float32)  # the decoder is small: half precision would only lose digits
-        with self.ready() as network, torch.inference_mode():
+        with torch.inference_mode():
             if structures and self.adaptation is not None:
-                prompts = self.adaptation.structure_prompts(network, embedding, prompts, structures)
-            logits, iou = target_of(*network.decode(embedding, prompts))
+                prompts = self.adaptation.structure_prompts(self.network, embedding, prompts, structures)
+            form = Form.of(embedding, prompts)
+            decode = functools.partial(_decoded, form=form)
+            kind = f"decode {form} by {id(self.network.mask_decoder)}"  # a decoder may have been put in place around us
+            logits, iou = self._run(kind, decode, form.flat(embedding, prompts))
         return Masks(logits.float().cpu().numpy(), iou.float().cpu().numpy())
 
     def decode_structures(self, embedding: Embedding, structures: Sequence[int]) -> Masks:
@@ -191,6 +214,10 @@ class Predictor:
     def on_voxels(self, masks: Masks, frame: SliceFrame) -> NDArray[np.float32]:
         """Logits (N, H, W) on the slice's own voxel grid."""
         return np.stack([mask_from_network(logits, frame) for logits in masks.logits])
+
+
+def _decoded(network: PromptableNetwork, *arguments: torch.Tensor, form: Form) -> tuple[torch.Tensor, torch.Tensor]:
+    return target_of(*network.decode(*form.unflat(arguments)))
 
 
 def restored_adaptation(network: PromptableNetwork, adapter: Adapter) -> Adaptation:

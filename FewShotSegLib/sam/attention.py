@@ -30,12 +30,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from FewShotSegLib.sam.modeling import Attention, get_rel_pos
+from FewShotSegLib.sam.modeling import Attention
 
 # Scores held at once on the CPU: 8 MB in float32. 256 query rows of one head at 1024 px, 54 windows of 14 x 14.
 _BLOCK_ELEMENTS = 1 << 21
 # Softmaxes up to this size are kept for the backward pass: 64 MB in float32. A 512 px image in every block of ViT-B.
 _KEPT_ELEMENTS = 1 << 24
+# Up to this many tokens the bias is written out on a GPU: 14 x 14 windows; 12 heads of 16 of them hold 15 MB.
+_FEW_TOKENS = 0
 # Rows shorter than this are added faster by a matrix product with one-hot columns than by a broadcast sum.
 _SHORT_ROW = 16
 
@@ -74,8 +76,12 @@ class FusedAttention(Attention):
             rel_h, rel_w = _relative_scores(q, self.rel_pos_h, self.rel_pos_w, (height, width))
         else:
             rel_h, rel_w = q.new_zeros(len(q), height * width, height), q.new_zeros(len(q), height * width, width)
-        attend = _BlockedAttention.apply if x.device.type == "cpu" else _one_hot_attention
-        out = attend(q, k, v, rel_h, rel_w, self.scale)
+        if x.device.type == "cpu":
+            out = _BlockedAttention.apply(q, k, v, rel_h, rel_w, self.scale)
+        elif height * width <= _FEW_TOKENS:
+            out = _masked_attention(q, k, v, rel_h, rel_w, self.scale)
+        else:
+            out = _one_hot_attention(q, k, v, rel_h, rel_w, self.scale)
         out = out.view(batch, self.num_heads, height, width, -1).permute(0, 2, 3, 1, 4)
         return self.proj(out.reshape(batch, height, width, -1))
 
@@ -86,12 +92,23 @@ def _relative_scores(q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, size: tupl
     q (M, N, c) -> rel_h (M, N, H), rel_w (M, N, W).
     """
     height, width = size
-    table_h = get_rel_pos(height, height, rel_pos_h).to(q.dtype)  # H H c
-    table_w = get_rel_pos(width, width, rel_pos_w).to(q.dtype)  # W W c
+    table_h = relative_table(rel_pos_h, height).to(q.dtype)  # H H c
+    table_w = relative_table(rel_pos_w, width).to(q.dtype)  # W W c
     grid = q.view(len(q), height, width, -1)
     rel_h = torch.einsum("mhwc,hkc->mhwk", grid, table_h)
     rel_w = torch.einsum("mhwc,wkc->mhwk", grid, table_w)
     return rel_h.flatten(1, 2).to(q.dtype), rel_w.flatten(1, 2).to(q.dtype)
+
+
+def relative_table(rel_pos: Tensor, size: int) -> Tensor:
+    """Embeddings (size, size, c) of query n and key m on one axis: row n - m + size - 1 of `rel_pos` (2 size - 1, c).
+
+    The same as segment_anything's `get_rel_pos`, by views alone: that one indexes with a tensor on the CPU, for which a
+    GPU has to wait.
+    """
+    if len(rel_pos) != 2 * size - 1:
+        rel_pos = F.interpolate(rel_pos.t()[None], 2 * size - 1, mode="linear")[0].t()
+    return rel_pos.flip(0).unfold(0, size, 1).flip(0).transpose(1, 2)
 
 
 def _one_hot_rows(height: int, width: int, like: Tensor) -> Tensor:
@@ -110,6 +127,12 @@ def _one_hot_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Te
     width = -(-long_q.shape[-1] // 8) * 8
     long_q, long_k, long_v = (F.pad(t, (0, width - t.shape[-1]))[None] for t in (long_q, long_k, v))
     return F.scaled_dot_product_attention(long_q, long_k, long_v, scale=1.0)[0, :, :, : v.shape[-1]]
+
+
+def _masked_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
+    """The bias written out, (M, N, N), and added to the scores by the fused kernel."""
+    bias = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(2)
+    return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias[None], scale=scale)[0]
 
 
 def _blocks(count: int, tokens: int) -> Iterator[tuple[slice, slice]]:

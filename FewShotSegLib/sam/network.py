@@ -221,21 +221,11 @@ class PromptableNetwork(nn.Module):
         for label in (POSITIVE, NEGATIVE):
             chosen = (prompts.labels == label).to(spot_x.dtype)[..., None]
             spots.append(torch.einsum("nty,ntx->nyx", spot_y * chosen, spot_x).clamp(max=1))
-        box = torch.zeros_like(spots[0])
-        for low, high in zip(*self._box_corners(prompts), strict=True):
-            inside_x = (ruler >= low[:, :1]) & (ruler <= high[:, :1])
-            inside_y = (ruler >= low[:, 1:]) & (ruler <= high[:, 1:])
-            box = torch.maximum(box, (inside_y[:, :, None] & inside_x[:, None, :]).to(box.dtype))
+        low, high = prompts.coords[:, :-1], prompts.coords[:, 1:]  # N T-1 2: every pair that may be a box
+        is_box = (prompts.labels[:, :-1] == BOX_CORNER_LOW)[..., None]
+        inside = [
+            ((ruler >= low[..., axis, None]) & (ruler <= high[..., axis, None]) & is_box).to(spot_x.dtype)
+            for axis in (0, 1)
+        ]
+        box = torch.einsum("nty,ntx->nyx", inside[1], inside[0]).clamp(max=1)
         return torch.stack([*spots, box], dim=1)
-
-    @staticmethod
-    def _box_corners(prompts: PromptBatch) -> tuple[list[Tensor], list[Tensor]]:
-        """Low and high corners (N, 2) per column pair; rows without a box get an empty one."""
-        lows, highs = [], []
-        for column in range(prompts.labels.shape[1] - 1):
-            is_box = prompts.labels[:, column] == BOX_CORNER_LOW
-            if is_box.any():
-                far = torch.full_like(prompts.coords[:, column], 1e9)
-                lows.append(torch.where(is_box[:, None], prompts.coords[:, column], far))
-                highs.append(torch.where(is_box[:, None], prompts.coords[:, column + 1], -far))
-        return lows, highs

@@ -1,4 +1,4 @@
-"""Batches that other processes draw ahead, so that what trains never waits for them.
+"""Batches that are drawn ahead by other processes or threads, so that what trains never waits for them.
 
 What belongs to a step is drawn from the step's own number, so any number of processes makes the same batches, and a run
 that goes on makes those that one without an interruption had made.
@@ -6,13 +6,19 @@ that goes on makes those that one without an interruption had made.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-AHEAD = 4  # batches that every process keeps ready
+AHEAD = 4  # batches that every process keeps ready, or all threads together
+MOST_THREADS = 3
+
+T = TypeVar("T")
 
 Draw = Callable[[int], tuple[Tensor, ...]]
 """The number of a step -> the tensors of its batch, on the CPU. It travels to other processes."""
@@ -43,3 +49,33 @@ class _Steps(Dataset[tuple[Tensor, ...]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         return self.draw(self.first + index)
+
+
+class DrawnByThreads(Generic[T]):
+    """What `draw` makes of the numbers of steps, the next ones being made while the caller works on one.
+
+    Threads and not processes: they start at once, on every system, and what they draw need not travel. On a CPU they
+    would take time from the training, so there the caller draws itself. A context manager; afterwards nothing runs.
+    """
+
+    def __init__(self, draw: Callable[[int], T], device: torch.device) -> None:
+        threads = min(MOST_THREADS, (os.cpu_count() or 1) - 1) if device.type == "cuda" else 0
+        self._draw = draw
+        self._threads = ThreadPoolExecutor(threads, "draws ahead") if threads > 0 else None
+        self._begun: dict[int, Future[T]] = {}
+
+    def __enter__(self) -> DrawnByThreads[T]:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._threads:
+            self._threads.shutdown(cancel_futures=True)
+
+    def __call__(self, step: int) -> T:
+        """The batch of a step, of which every one is asked for once."""
+        if self._threads is None:
+            return self._draw(step)
+        for number in range(step, step + AHEAD + 1):
+            if number not in self._begun:
+                self._begun[number] = self._threads.submit(self._draw, number)
+        return self._begun.pop(step).result()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -43,6 +44,18 @@ class Source(Protocol):
         """One sample; all that is random comes from `rng`."""
 
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What a step learns from: samples, their numbers in the pool where there is one, queries on them, and what draws
+    the corrective clicks, where there are any.
+    """
+
+    samples: list[Sample]
+    numbers: list[int] | None
+    queries: list[Query]
+    correction: np.random.Generator | None
+
+
 class Lesson:
     """Draws the samples and prompts of each step and answers with their loss."""
 
@@ -60,50 +73,55 @@ class Lesson:
     ) -> None:
         self.network, self.adaptation, self.source = network, adaptation, source
         self.recipe, self.scale, self.seed, self.pixel_loss = recipe, scale, seed, pixel_loss
-        self.pool: dict[int, tuple[Sample, Embedding | None]] = {}
+        self.pool: dict[int, Sample] = {}
+        self.encoded: dict[int, Embedding] = {}  # of the pool
         self.held_back: list[tuple[torch.Tensor, list[Query]]] = []
         self.shown: list[Sample] = []
         self.picture: NDArray[np.uint8] | None = None
+        self.begin: Callable[[], None] = lambda: None  # told that a step begins
+        self.drawn: Callable[[int], Batch] = self.draw  # or what draws ahead
 
     def loss_at(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        rng, recipe = step_rng(self.seed, step), self.recipe
-        samples, embedding = self._batch(rng)
-        correction = rng if rng.random() < recipe.correction_probability else None
+        self.begin()
+        batch, recipe = self.drawn(step), self.recipe
+        embedding = self._embedding(batch)
         weights = weights_of(recipe)
         losses = [
-            query_loss(self.network, self.adaptation, embedding, query, weights, correction, self.pixel_loss)
-            for query in self._queries(samples, rng)
+            query_loss(self.network, self.adaptation, embedding, query, weights, batch.correction, self.pixel_loss)
+            for query in (on_device(query, self.network.device) for query in batch.queries)
         ]
         loss = torch.stack(losses).mean()
         if recipe.token_prompts:
-            loss = loss + locator_loss(self.adaptation, embedding, samples)
+            loss = loss + locator_loss(self.adaptation, embedding, batch.samples)
         return loss, {}
 
-    def _queries(self, samples: list[Sample], rng: np.random.Generator) -> list[Query]:
-        return queries_of(samples, self.adaptation.structures, self.recipe, rng, self.network.device)
+    def draw(self, step: int) -> Batch:
+        """The batch of a step. Nothing here needs the network, so that threads may do it ahead."""
+        rng, recipe = step_rng(self.seed, step), self.recipe
+        count, numbers = recipe.batch_size or 1, None
+        if recipe.pool_size:
+            numbers = [int(rng.integers(recipe.pool_size)) for _ in range(count)]
+            samples = [self._pooled(number) for number in numbers]
+        else:
+            samples = [self.source.draw(rng) for _ in range(count)]
+        # Whether there is a correction comes before the prompts, as it always did: one seed, one run.
+        correction = rng if rng.random() < recipe.correction_probability else None
+        return Batch(samples, numbers, queries_of(samples, self.adaptation.structures, recipe, rng), correction)
 
-    def _batch(self, rng: np.random.Generator) -> tuple[list[Sample], Embedding]:
-        batch_size = self.recipe.batch_size or 1
-        if not self.recipe.pool_size:
-            samples = [self.source.draw(rng) for _ in range(batch_size)]
-            return samples, self.network.encode(images_of(samples, self.network, self.scale))
-        drawn = [self._pooled(int(rng.integers(self.recipe.pool_size))) for _ in range(batch_size)]
-        samples = [sample for sample, _ in drawn]
-        embeddings = [embedding for _, embedding in drawn if embedding is not None]
-        if len(embeddings) == len(samples):
-            return samples, joined(embeddings)
-        return samples, self.network.encode(images_of(samples, self.network, self.scale))
-
-    def _pooled(self, number: int) -> tuple[Sample, Embedding | None]:
-        """Sample `number` of the pool; with a frozen encoder its embedding, made once."""
+    def _pooled(self, number: int) -> Sample:
         if number not in self.pool:
-            sample = self.source.draw(step_rng(self.seed + 1, number))
-            embedding = None
-            if self.recipe.encoder_blocks == 0:
-                with torch.no_grad():
-                    embedding = self.network.encode(images_of([sample], self.network, self.scale))
-            self.pool[number] = sample, embedding
+            self.pool[number] = self.source.draw(step_rng(self.seed + 1, number))
         return self.pool[number]
+
+    def _embedding(self, batch: Batch) -> Embedding:
+        """Of all samples; with a frozen encoder those of the pool are encoded once."""
+        if batch.numbers is None or self.recipe.encoder_blocks != 0:
+            return self.network.encode(images_of(batch.samples, self.network, self.scale))
+        for number, sample in zip(batch.numbers, batch.samples, strict=True):
+            if number not in self.encoded:
+                with torch.no_grad():
+                    self.encoded[number] = self.network.encode(images_of([sample], self.network, self.scale))
+        return joined([self.encoded[number] for number in batch.numbers])
 
     def validate(self) -> float:
         """Mean Dice over held-back samples and all kinds of prompts."""
@@ -112,7 +130,9 @@ class Lesson:
                 rng = step_rng(self.seed + 2, number)
                 samples = [self.source.draw(rng) for _ in range(4)]
                 self.shown = self.shown or samples
-                self.held_back.append((images_of(samples, self.network, self.scale), self._queries(samples, rng)))
+                queries = queries_of(samples, self.adaptation.structures, self.recipe, rng)
+                queries = [on_device(query, self.network.device) for query in queries]
+                self.held_back.append((images_of(samples, self.network, self.scale), queries))
         scores = []
         for images, queries in self.held_back:
             with torch.inference_mode():
@@ -129,7 +149,6 @@ def queries_of(
     structures: Sequence[int],
     recipe: PromptedRecipe,
     rng: np.random.Generator,
-    device: torch.device,
 ) -> list[Query]:
     """What a step asks about its samples: clicks and boxes, and structures by name, as the recipe says."""
     queries = []
@@ -139,7 +158,7 @@ def queries_of(
     if recipe.token_prompts:
         count = min(recipe.token_prompts, max(2, len(structures)))
         queries.append(token_query(samples, structures, count, rng, recipe.token_click_probability, pointing))
-    return [on_device(query, device) for query in queries]
+    return queries
 
 
 def weights_of(recipe: PromptedRecipe) -> LossWeights:

@@ -40,6 +40,7 @@ from FewShotSegLib.inference.structure_maps import (
 )
 from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.progress import Report, with_share_done
+from FewShotSegLib.sam.cuda_graphs import graphed_training
 from FewShotSegLib.sam.network import PADDING, Embedding, PromptableNetwork, PromptBatch, mask_prompts
 from FewShotSegLib.sam.presets import best_preset, preset_of
 from FewShotSegLib.synthesis.plan import Sample
@@ -60,7 +61,7 @@ from .prompted import (
     why_no_estimate,
 )
 from .prompted_recipe import STEPS, PromptedRecipe, adaptation_spec, image_size_of, resolve
-from .queries import query_loss
+from .queries import on_device, query_loss
 
 PIXELS = 12_000  # of all pictures, to fit on
 MOST_SLICES = 64
@@ -240,10 +241,15 @@ class _Lesson:
             adaptation.remember_clicks(network, clicks)
         schedule = schedule_of(recipe, run)
         schedule = replace(schedule, warmup_steps=min(schedule.warmup_steps, schedule.steps // 8))
-        with adaptation.applied(network) as parameters:
+        with adaptation.applied(network) as parameters, graphed_training(network) as begin:
+
+            def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
+                begin()
+                return self._loss_at(adaptation, step)
+
             fitted = fit(
                 parameters,
-                lambda step: self._loss_at(adaptation, step),
+                loss_at,
                 schedule,
                 report=run.report,
                 checkpoint=run.checkpoint,
@@ -262,7 +268,8 @@ class _Lesson:
         embedding = joined([self.predictor.encode([self.pictures[n].image])[0].to(torch.float32) for n in numbers])
         odds = torch.stack([self.left_out[n] for n in numbers]) + self.predictor.maps.offsets[:, None, None]
         told = _ToldByMaps(adaptation, odds, rng)
-        queries = queries_of(samples, self.structures, recipe, rng, network.device)
+        drawn = queries_of(samples, self.structures, recipe, rng)
+        queries = [on_device(query, network.device) for query in drawn]
         correction = rng if rng.random() < recipe.correction_probability else None
         weights = weights_of(recipe)
         losses = [query_loss(network, told, embedding, query, weights, correction) for query in queries]

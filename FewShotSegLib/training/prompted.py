@@ -23,18 +23,18 @@ from FewShotSegLib.inference.structure_maps import StructureMaps
 from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.progress import Progress, Report, note, warning, with_share_done
 from FewShotSegLib.sam.clicks import random_click
+from FewShotSegLib.sam.cuda_graphs import graphed_training
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.synthesis.plan import Sample
 from FewShotSegLib.synthesis.synthesizer import AnnotatedSlices, Synthesizer
 
 from . import estimate
+from .ahead import DrawnByThreads
 from .context import AdaptInputs, RunContext
 from .fit import FitResult, JointTraining, Schedule, fit, step_rng
 from .lesson import Lesson, checkpointing
 from .prompted_recipe import PromptedRecipe, adaptation_spec, image_size_of, resolve
-from .queries import (
-    images_of,
-)
+from .queries import images_of
 
 Beside = Callable[["Lesson", Mapping[str, torch.Tensor], int], JointTraining]
 """(lesson, trained parameters, seed) -> what is trained beside the exemplars, in turns."""
@@ -245,7 +245,13 @@ def learn(
     """Train the adaptation of `lesson` in place; it ends as the best state that was seen."""
     network, adaptation, recipe = lesson.network, lesson.adaptation, lesson.recipe
     schedule = schedule_of(recipe, run)
-    with adaptation.applied(network) as parameters, checkpointing(network, bool(recipe.checkpointing)):
+    with (
+        adaptation.applied(network) as parameters,
+        checkpointing(network, bool(recipe.checkpointing)),
+        graphed_training(network, wanted=not recipe.checkpointing) as begin,
+        DrawnByThreads(lesson.draw, network.device) as drawn,
+    ):
+        lesson.begin, lesson.drawn = begin, drawn
         joint = beside(lesson, parameters, lesson.seed) if beside else None
         with joint or contextlib.nullcontext():
             fitted = fit(

@@ -1,0 +1,227 @@
+"""A promptable network on a GPU as CUDA graphs: one launch for what are hundreds of small kernels.
+
+Kernels of small networks end before the processor has launched the next one, so the GPU waits most of the time. A graph
+is recorded once for each kind of call, which is the shapes of its arguments, and replayed for every later one. The
+first call of a kind runs as it is, so that what happens once is never recorded. Where recording fails, the network runs
+as it is from then on, which is logged once.
+
+`GraphedInference` serves predictions; `graphed_training` records forward and backward pass of training steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from FewShotSegLib.sam.network import Embedding, PromptableNetwork, PromptBatch
+
+logger = logging.getLogger(__name__)
+
+MOST_GRAPHS = 24  # of one network; each keeps its results and arguments in memory
+
+Call = Callable[..., tuple[Tensor, ...]]
+
+
+class GraphedInference:
+    """Replays calls that are known and records those that come a second time.
+
+    The weights that a call uses must stay as they are; they are kept alive.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[Hashable] = set()
+        self._replays: dict[Hashable, Call] = {}
+        self._pool: Any = None
+        self._broken = False
+
+    def replayed(self, kind: str, arguments: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
+        """What the call of this kind returns, where it was recorded: tensors of the caller's own."""
+        replay = self._replays.get((kind, _signature(arguments)))
+        return replay(*arguments) if replay else None
+
+    def __call__(self, kind: str, call: Call, arguments: Sequence[Tensor], network: nn.Module) -> tuple[Tensor, ...]:
+        """What `call(*arguments)` returns, which is recorded the second time. `kind` tells calls apart whose arguments
+        look alike; `network` has the weights.
+        """
+        key = kind, _signature(arguments)
+        if key not in self._seen or self._broken or len(self._replays) >= MOST_GRAPHS:
+            self._seen.add(key)
+            return call(*arguments)
+        try:
+            self._replays[key] = self._recorded(call, arguments, network)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._broken = True
+            logger.warning("Predicting without CUDA graphs, which takes longer: %s", error)
+            return call(*arguments)
+        return self._replays[key](*arguments)
+
+    def _recorded(self, call: Call, arguments: Sequence[Tensor], network: nn.Module) -> Call:
+        own = [argument.clone() for argument in arguments]
+        kept_alive = [*network.parameters(), *network.buffers()]
+        with _without_cast_cache():
+            _warmed_up(lambda: call(*own))
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                results = call(*own)
+
+        def replay(*arguments: Tensor, _kept_alive: list[Tensor] = kept_alive) -> tuple[Tensor, ...]:
+            for mine, given in zip(own, arguments, strict=True):
+                mine.copy_(given)
+            graph.replay()
+            return tuple(result.clone() for result in results)
+
+        return replay
+
+
+@contextlib.contextmanager
+def graphed_training(network: PromptableNetwork, wanted: bool = True) -> Iterator[Callable[[], None]]:
+    """Within the block, `network.encode` and `network.decode` are graphs where gradients are asked for.
+
+    Yields a function to call at the beginning of every loss: a graph answers one call between two of these, because its
+    backward pass needs what the forward pass left. Modules of the network must not be exchanged within the block.
+    """
+    if not wanted or network.device.type != "cuda":
+        yield lambda: None
+        return
+    graphs = _TrainingGraphs(network)
+    network.encode, network.decode = graphs.encode, graphs.decode  # type: ignore[method-assign]
+    try:
+        yield graphs.begin
+    finally:
+        del network.encode, network.decode
+
+
+class _TrainingGraphs:
+    def __init__(self, network: PromptableNetwork) -> None:
+        self.network = network
+        self._plain = network.encode, network.decode
+        self._seen: set[Hashable] = set()
+        self._used: Counter[Hashable] = Counter()
+        self._graphs: dict[Hashable, Callable[..., tuple[Tensor, ...]]] = {}
+        self._broken = False
+
+    def begin(self) -> None:
+        self._used.clear()
+
+    def encode(self, images: Tensor) -> Embedding:
+        if not torch.is_grad_enabled() or not any(p.requires_grad for p in self.network.image_encoder.parameters()):
+            return self._plain[0](images)
+        features, *skips = self._run(_Encoding(self.network.image_encoder, self._plain[0]), [images])
+        return Embedding(features, tuple(skips))
+
+    def decode(self, embedding: Embedding, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
+        if not torch.is_grad_enabled():
+            return self._plain[1](embedding, prompts)
+        form = Form.of(embedding, prompts)
+        parts = nn.ModuleList([self.network.prompt_encoder, self.network.mask_decoder])
+        logits, iou = self._run(_Decoding(parts, self._plain[1], form), form.flat(embedding, prompts))
+        return logits, iou
+
+    def _run(self, module: nn.Module, arguments: list[Tensor]) -> tuple[Tensor, ...]:
+        kind = type(module).__name__, getattr(module, "form", None), _signature(arguments)
+        key = *kind, self._used[kind]
+        self._used[kind] += 1
+        if key in self._graphs:
+            return self._graphs[key](*arguments)
+        if key not in self._seen or self._broken or len(self._graphs) >= MOST_GRAPHS:
+            self._seen.add(key)
+            return module(*arguments)
+        samples = tuple(a.detach().clone().requires_grad_(a.requires_grad) for a in arguments)
+        try:
+            with _without_cast_cache():
+                graphed: Any = torch.cuda.make_graphed_callables(module, samples, allow_unused_input=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._broken = True
+            logger.warning("Training without CUDA graphs, which takes longer: %s", error)
+            return module(*arguments)
+        self._graphs[key] = graphed
+        return self._graphs[key](*arguments)
+
+
+class Form(NamedTuple):
+    """Which tensors an embedding and its prompts are made of."""
+
+    skips: int
+    masks: bool
+    has_mask: bool
+    tokens: bool
+
+    @classmethod
+    def of(cls, embedding: Embedding, prompts: PromptBatch) -> Form:
+        return cls(len(embedding.skips), *(part is not None for part in _optional(prompts)))
+
+    @staticmethod
+    def flat(embedding: Embedding, prompts: PromptBatch) -> list[Tensor]:
+        """Features, skips, coords, labels, and what of the rest there is."""
+        optional = [part for part in _optional(prompts) if part is not None]
+        return [embedding.features, *embedding.skips, prompts.coords, prompts.labels, *optional]
+
+    def unflat(self, arguments: Sequence[Tensor]) -> tuple[Embedding, PromptBatch]:
+        """What `flat` was given."""
+        coords, labels, *optional = arguments[1 + self.skips :]
+        parts = [optional.pop(0) if there else None for there in self[1:]]
+        return Embedding(arguments[0], tuple(arguments[1 : 1 + self.skips])), PromptBatch(coords, labels, *parts)
+
+
+def _optional(prompts: PromptBatch) -> tuple[Tensor | None, ...]:
+    return prompts.masks, prompts.has_mask, prompts.tokens
+
+
+class _Encoding(nn.Module):
+    """`PromptableNetwork.encode` as a module with the encoder's parameters, from tensors to tensors."""
+
+    def __init__(self, encoder: nn.Module, encode: Callable[[Tensor], Embedding]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self._encode = encode
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        embedding = self._encode(images)
+        return embedding.features, *embedding.skips
+
+
+class _Decoding(nn.Module):
+    """`PromptableNetwork.decode` as a module with the parameters of prompt encoder and decoder."""
+
+    def __init__(self, parts: nn.ModuleList, decode: Callable[..., tuple[Tensor, Tensor]], form: Form) -> None:
+        super().__init__()
+        self.parts, self.form = parts, form
+        self._decode = decode
+
+    def forward(self, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+        return self._decode(*self.form.unflat(arguments))
+
+
+def _signature(arguments: Sequence[Tensor]) -> Hashable:
+    kind = arguments[0].device.type
+    cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return cast, *((tuple(a.shape), a.dtype, a.requires_grad) for a in arguments)
+
+
+@contextlib.contextmanager
+def _without_cast_cache() -> Iterator[None]:
+    """Autocast as it is, but without the copies it keeps, which a graph would read after they are gone."""
+    enabled = torch.is_autocast_enabled("cuda")
+    with torch.autocast("cuda", torch.get_autocast_dtype("cuda"), enabled=enabled, cache_enabled=False):
+        yield
+
+
+def _warmed_up(call: Callable[[], object]) -> None:
+    """Lets libraries choose and set up what they do at first calls, on a stream of its own as recording asks for."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
