@@ -13,7 +13,7 @@ import itertools
 import logging
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.demo import phantom
-from FewShotSegLib.devices import bfloat16_pays, encoding_precision, training_precision
+from FewShotSegLib.devices import bfloat16_pays, choose_device, encoding_precision, training_precision
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_frame import frame_of
 from FewShotSegLib.imaging.slice_reader import SliceReader
@@ -83,8 +83,9 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"Unknown measurement {unknown[0]}; allowed are {', '.join(MEASUREMENTS)}.")
     if chosen.threads is not None and chosen.threads < 1:
         raise InputError(f"--threads must be 1 or more, got {chosen.threads}.")
+    size = QUICK if chosen.quick else Size()
     with _threads(chosen.threads or torch.get_num_threads()):
-        text = _measured(chosen.only, QUICK if chosen.quick else Size())
+        text = _measured(chosen.only, size) if chosen.device == "cpu" else _measured_on_gpu(size)
     write_text_whole(Path(f"{chosen.out}.md"), text)
     sys.stdout.write(text)
     return 0
@@ -94,17 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fewshotseg benchmark speed", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small images and two repeats, to see that it runs")
     parser.add_argument("--threads", type=int, help="of PyTorch; default: as many as it takes by itself")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="what is measured (cpu)")
     parser.add_argument("--out", default="speed", help="prefix of the result file")
     parser.add_argument("--only", nargs="+", default=list(MEASUREMENTS), metavar="NAME", help=", ".join(MEASUREMENTS))
     return parser
 
 
 def _measured(names: Sequence[str], size: Size) -> str:
-    rows: list[Measurement] = []
-    for name in names:
-        for row in MEASUREMENTS[name](size):
-            logger.info("%s: %.3g", row.name, row.value.median)
-            rows.append(row)
+    rows = list(_logged(names, MEASUREMENTS, size))
     head = (
         f"Ratios of times, paired turn by turn: median and quartiles of {size.repeats}. {torch.get_num_threads()} "
         f"threads of {platform.machine()}, PyTorch {torch.__version__}, bfloat16 "
@@ -112,6 +110,22 @@ def _measured(names: Sequence[str], size: Size) -> str:
         "own code in float32 on the same weights.\n\n"
     )
     return head + measurement_table(rows)
+
+
+def _measured_on_gpu(size: Size) -> str:
+    from FewShotSegLib.benchmarks import speed_gpu  # which measures with what is above
+
+    choose_device("cuda", logger.info)
+    return speed_gpu.head(size) + measurement_table(list(_logged(speed_gpu.MEASUREMENTS, speed_gpu.MEASUREMENTS, size)))
+
+
+def _logged(
+    names: Iterable[str], measurements: Mapping[str, Callable[[Size], Iterator[Measurement]]], size: Size
+) -> Iterator[Measurement]:
+    for name in names:
+        for row in measurements[name](size):
+            logger.info("%s: %.3g; %s", row.name, row.value.median, row.note)
+            yield row
 
 
 @contextlib.contextmanager
@@ -150,7 +164,7 @@ def _square(size: Size, index: int, image_size: int) -> NDArray[np.float32]:
     return SliceReader(volume, _intensity(size), image_size).square(index)
 
 
-def _source(size: Size, image_size: int) -> Synthesizer:
+def source_of(size: Size, image_size: int) -> Synthesizer:
     return synthesizer_of([_exemplar(size)], _intensity(size), image_size, lora.Recipe(), phantom.STRUCTURES)
 
 
@@ -163,9 +177,9 @@ def _encoding(size: Size) -> Iterator[Measurement]:
         network = random_vit_b(image_size)
         images = network.normalize(torch.from_numpy(_square(size, size.slices // 2, image_size))[None])
         encoders = {
-            "stock": functools.partial(_encoded, plain_copy(network), images, False),
-            "float32": functools.partial(_encoded, network, images, False),
-            "bfloat16": functools.partial(_encoded, network, images, bfloat16_pays()),
+            "stock": functools.partial(encoded, plain_copy(network), images, False),
+            "float32": functools.partial(encoded, network, images, False),
+            "bfloat16": functools.partial(encoded, network, images, bfloat16_pays()),
         }
         seconds = interleaved(encoders, size.repeats)
         name = f"ViT-B encoding at {image_size} px: stock / ours"
@@ -178,7 +192,7 @@ def _encoding(size: Size) -> Iterator[Measurement]:
             yield from _agreement(network, stock, encoders[kind](), f"at {image_size} px, {kind}")
 
 
-def _encoded(network: PromptableNetwork, images: Tensor, bfloat16: bool) -> Tensor:
+def encoded(network: PromptableNetwork, images: Tensor, bfloat16: bool) -> Tensor:
     with torch.inference_mode(), encoding_precision(images.device, bfloat16=bfloat16):
         return network.encode(images).features.float()
 
@@ -232,13 +246,13 @@ def _training(size: Size) -> Iterator[Measurement]:
     plain = plain_copy(network)
     preset = presets.PRESETS["8GB"]
     every_block = replace(preset, encoder_blocks=presets.ALL_BLOCKS, checkpointing=False)
-    lesson = _lesson(_source(size, size.step_px), preset.batch_size)
+    lesson = lesson_of(source_of(size, size.step_px), preset.batch_size)
     name = f"LoRA step of ViT-B at {size.step_px} px, batch {preset.batch_size}: plain / ours"
     blocks = f"last {preset.encoder_blocks} blocks"
     for chosen, shown, wanted in ((every_block, "all blocks", 1.5), (preset, f"{blocks}, as preset 8GB", None)):
         with (
-            _step(plain, every_block, lesson, None) as plain_step,
-            _step(network, chosen, lesson, training_precision(torch.device("cpu"))) as our_step,
+            lora_step(plain, every_block, lesson, None) as plain_step,
+            lora_step(network, chosen, lesson, training_precision(torch.device("cpu"))) as our_step,
         ):
             losses = [step().history[0]["loss"] for step in (plain_step, our_step)]
             seconds = interleaved({"plain": plain_step, "ours": our_step}, size.repeats)
@@ -252,7 +266,7 @@ def _training(size: Size) -> Iterator[Measurement]:
 Lesson = tuple[list[Sample], list[Query]]
 
 
-def _lesson(source: Synthesizer, batch_size: int) -> Lesson:
+def lesson_of(source: Synthesizer, batch_size: int) -> Lesson:
     """One batch with the prompts of the default recipe."""
     recipe, rng = lora.Recipe(), np.random.default_rng(0)
     samples = [source.draw(rng) for _ in range(batch_size)]
@@ -263,7 +277,7 @@ def _lesson(source: Synthesizer, batch_size: int) -> Lesson:
 
 
 @contextlib.contextmanager
-def _step(
+def lora_step(
     network: PromptableNetwork, preset: presets.Preset, lesson: Lesson, amp: torch.dtype | None
 ) -> Iterator[Callable[[], FitResult]]:
     """A training step: encode, answer the queries, go backward, update. Samples are there already."""
@@ -292,14 +306,14 @@ def _synthesis(size: Size) -> Iterator[Measurement]:
     """
     network = load_base("bundled")
     batch_size = presets.COMPACT.batch_size
-    source = _source(size, network.image_size)
+    source = source_of(size, network.image_size)
     numbers = itertools.count()
 
     def draw() -> list[Sample]:
         return [source.draw(step_rng(0, next(numbers))) for _ in range(batch_size)]
 
     amp = training_precision(torch.device("cpu"))
-    with _threads(1), _step(network, presets.COMPACT, _lesson(source, batch_size), amp) as step:
+    with _threads(1), lora_step(network, presets.COMPACT, lesson_of(source, batch_size), amp) as step:
         seconds = interleaved({"step": step, "draw": draw}, 10 * size.repeats)
     note = f"{milliseconds(seconds['step'], batch_size)} / {milliseconds(seconds['draw'], batch_size)} per sample"
     name = f"synthesized / used up by training the bundled model, samples per second, batch {batch_size}, 1 thread"
@@ -353,7 +367,7 @@ def _yardstick(size: Size) -> tuple[Callable[[], Any], str]:
     image_size = size.encode_px[-1]
     network = random_vit_b(image_size)
     images = network.normalize(torch.from_numpy(_square(size, size.slices // 2, image_size))[None])
-    return functools.partial(_encoded, network, images, bfloat16_pays()), f"our ViT-B encoding at {image_size} px"
+    return functools.partial(encoded, network, images, bfloat16_pays()), f"our ViT-B encoding at {image_size} px"
 
 
 def _medical(size: Size) -> Iterator[Measurement]:
@@ -367,8 +381,8 @@ def _medical(size: Size) -> Iterator[Measurement]:
 
     contestants: dict[str, Callable[[], Any]] = {
         "plain": layer_by_layer,
-        "float32": functools.partial(_encoded, network, images, False),
-        "bfloat16": functools.partial(_encoded, network, images, bfloat16_pays()),
+        "float32": functools.partial(encoded, network, images, False),
+        "bfloat16": functools.partial(encoded, network, images, bfloat16_pays()),
     }
     seconds = interleaved(contestants, size.repeats)
     for kind, shown, wanted in (("float32", "float32", 1.6), ("bfloat16", "bfloat16 where it pays", 4.0)):

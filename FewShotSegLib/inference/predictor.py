@@ -73,7 +73,7 @@ class Predictor:
         self.adaptation: Adaptation | None = None
         self._digest = ""
         self._depth = 0
-        self._graphs = GraphedInference() if network.device.type == "cuda" else None
+        self.graphs = GraphedInference() if network.device.type == "cuda" else None  # None: as it is
         if adapter is not None:
             check_base(adapter, network.name, network.sha256)
             self.adaptation = restored_adaptation(network, adapter)
@@ -132,13 +132,13 @@ class Predictor:
         self, kind: str, call: Callable[..., tuple[torch.Tensor, ...]], arguments: list[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
         """`call(network, *arguments)` with the adapter in place; on a GPU as a graph, once there is one."""
-        known = self._graphs.replayed(kind, arguments) if self._graphs else None
+        known = self.graphs.replayed(kind, arguments) if self.graphs is not None else None
         if known is not None:
             return known
         with self.ready() as network:
-            if self._graphs is None:
+            if self.graphs is None:
                 return call(network, *arguments)
-            return self._graphs(kind, functools.partial(call, network), arguments, network)
+            return self.graphs(kind, functools.partial(call, network), arguments, network)
 
     def _encoded(self, network: PromptableNetwork, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         encoded = network.encode(network.normalize(images, self.scale))

@@ -36,8 +36,6 @@ from FewShotSegLib.sam.modeling import Attention
 _BLOCK_ELEMENTS = 1 << 21
 # Softmaxes up to this size are kept for the backward pass: 64 MB in float32. A 512 px image in every block of ViT-B.
 _KEPT_ELEMENTS = 1 << 24
-# Up to this many tokens the bias is written out on a GPU: 14 x 14 windows; 12 heads of 16 of them hold 15 MB.
-_FEW_TOKENS = 0
 # Rows shorter than this are added faster by a matrix product with one-hot columns than by a broadcast sum.
 _SHORT_ROW = 16
 
@@ -76,14 +74,26 @@ class FusedAttention(Attention):
             rel_h, rel_w = _relative_scores(q, self.rel_pos_h, self.rel_pos_w, (height, width))
         else:
             rel_h, rel_w = q.new_zeros(len(q), height * width, height), q.new_zeros(len(q), height * width, width)
-        if x.device.type == "cpu":
-            out = _BlockedAttention.apply(q, k, v, rel_h, rel_w, self.scale)
-        elif height * width <= _FEW_TOKENS:
-            out = _masked_attention(q, k, v, rel_h, rel_w, self.scale)
-        else:
-            out = _one_hot_attention(q, k, v, rel_h, rel_w, self.scale)
+        out = self._mixed(q, k, v, rel_h, rel_w)
         out = out.view(batch, self.num_heads, height, width, -1).permute(0, 2, 3, 1, 4)
         return self.proj(out.reshape(batch, height, width, -1))
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+        attend = _BlockedAttention.apply if q.device.type == "cpu" else _one_hot_attention
+        return attend(q, k, v, rel_h, rel_w, self.scale)
+
+
+class SmallAttention(FusedAttention):
+    """The same for the hundred tokens of the compact model, whose scores are no burden: they are written out, as
+    segment_anything does, and on a GPU added to by the fused kernel.
+    """
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+        bias = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(2)
+        if q.device.type != "cpu":
+            return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias[None], scale=self.scale)[0]
+        scores = (q * self.scale) @ k.transpose(-2, -1) + bias
+        return torch.softmax(scores, -1) @ v
 
 
 def _relative_scores(q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -127,12 +137,6 @@ def _one_hot_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Te
     width = -(-long_q.shape[-1] // 8) * 8
     long_q, long_k, long_v = (F.pad(t, (0, width - t.shape[-1]))[None] for t in (long_q, long_k, v))
     return F.scaled_dot_product_attention(long_q, long_k, long_v, scale=1.0)[0, :, :, : v.shape[-1]]
-
-
-def _masked_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
-    """The bias written out, (M, N, N), and added to the scores by the fused kernel."""
-    bias = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(2)
-    return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias[None], scale=scale)[0]
 
 
 def _blocks(count: int, tokens: int) -> Iterator[tuple[slice, slice]]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.sam.attention import SmallAttention
 from FewShotSegLib.sam.modeling import MLP, Block, LayerNorm2d, MaskDecoder, PromptEncoder, TwoWayTransformer
 from FewShotSegLib.sam.network import PromptableNetwork
 
@@ -140,6 +141,8 @@ class CompactEncoder(nn.Module):
             Block(a.dim, a.heads, mlp_ratio=4.0, use_rel_pos=True, window_size=0, input_size=(grid, grid))
             for _ in range(a.depth)
         )
+        for block in self.blocks:
+            block.attn.__class__ = SmallAttention
         self.neck = nn.Sequential(nn.Conv2d(a.dim, a.dim, 1, bias=False), LayerNorm2d(a.dim))
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -40,6 +40,10 @@ class GraphedInference:
         self._pool: Any = None
         self._broken = False
 
+    def __len__(self) -> int:
+        """How many kinds of calls are recorded."""
+        return len(self._replays)
+
     def replayed(self, kind: str, arguments: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
         """What the call of this kind returns, where it was recorded: tensors of the caller's own."""
         replay = self._replays.get((kind, _signature(arguments)))
@@ -67,6 +71,8 @@ class GraphedInference:
         own = [argument.clone() for argument in arguments]
         kept_alive = [*network.parameters(), *network.buffers()]
         with _without_cast_cache():
+            with _nothing_may_wait():
+                call(*own)
             _warmed_up(lambda: call(*own))
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
@@ -138,6 +144,8 @@ class _TrainingGraphs:
         samples = tuple(a.detach().clone().requires_grad_(a.requires_grad) for a in arguments)
         try:
             with _without_cast_cache():
+                with _nothing_may_wait():
+                    _pass(module, samples)
                 graphed: Any = torch.cuda.make_graphed_callables(module, samples, allow_unused_input=True)
         except torch.OutOfMemoryError:
             raise
@@ -215,6 +223,26 @@ def _without_cast_cache() -> Iterator[None]:
     enabled = torch.is_autocast_enabled("cuda")
     with torch.autocast("cuda", torch.get_autocast_dtype("cuda"), enabled=enabled, cache_enabled=False):
         yield
+
+
+def _pass(module: nn.Module, arguments: Sequence[Tensor]) -> None:
+    """Forward and backward, whose gradients go nowhere."""
+    total = torch.stack([result.float().sum() for result in module(*arguments)]).sum()
+    learning = [tensor for tensor in (*module.parameters(), *arguments) if tensor.requires_grad]
+    torch.autograd.grad(total, learning, allow_unused=True)
+
+
+@contextlib.contextmanager
+def _nothing_may_wait() -> Iterator[None]:
+    """Raises RuntimeError where something waits for the GPU. A recording that fails at such a place leaves PyTorch's
+    random numbers unusable, so it is not begun.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def _warmed_up(call: Callable[[], object]) -> None:

@@ -88,7 +88,7 @@ OFFICIAL = (
         "medical",
         "tiny_vit",
         "medical.safetensors",
-        sha256="aa635d10042aa49e390da8d4837c5104523cf15771b6b1501208fd3512bb163a",
+        sha256="eaea41343154e41ccaedac039518a8f38f94c71aeda2c967568a577d6c63897c",
         size_bytes=19_610_232,
         licence="Apache-2.0",
         note="comes with FewShotSeg; LiteMedSAM taught to take clicks: knows medical images, for exemplars and boxes",

@@ -286,7 +286,7 @@ class _Lesson:
             parts = []
             for rows, structures in ((known, [values[row] for row in known]), (others, [])):
                 if rows:
-                    asked = PromptBatch(prompts.coords[rows], prompts.labels[rows])
+                    asked = PromptBatch(*(part[rows].to(adapted.device) for part in (prompts.coords, prompts.labels)))
                     parts.append(adapted.decode_known(embedding, asked, structures).logits > 0)
             return np.concatenate(parts)[np.argsort([*known, *others])]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from FewShotSegLib.devices import encoding_precision
 from FewShotSegLib.sam import attention
-from FewShotSegLib.sam.attention import FusedAttention, use_fused_attention
-from FewShotSegLib.sam.modeling import Attention, ImageEncoderViT
+from FewShotSegLib.sam.attention import FusedAttention, SmallAttention, relative_table, use_fused_attention
+from FewShotSegLib.sam.modeling import Attention, ImageEncoderViT, get_rel_pos
 
 
 def an_encoder(*, size: int = 64, use_rel_pos: bool = True) -> ImageEncoderViT:
@@ -185,3 +185,20 @@ def test_masks_from_bfloat16_encoding_agree_with_stock() -> None:
         found = torch.einsum("mc,bchw->bmhw", read_out, features) > 0
     assert used is torch.bfloat16
     assert (found & expected).sum() / (found | expected).sum() >= 0.99
+
+
+@pytest.mark.parametrize(("rows", "size"), [(2 * 5 - 1, 5), (2 * 8 - 1, 5), (2 * 3 - 1, 6)])
+def test_the_table_of_relative_positions_is_that_of_segment_anything(rows: int, size: int) -> None:
+    embeddings = torch.randn(rows, 4)
+    assert torch.equal(relative_table(embeddings, size), get_rel_pos(size, size, embeddings))
+
+
+def test_the_attention_of_the_compact_model_gives_what_stock_gives() -> None:
+    torch.manual_seed(0)
+    stock = Attention(16, 2, use_rel_pos=True, input_size=(5, 5))
+    for name in ("rel_pos_h", "rel_pos_w"):
+        nn.init.normal_(getattr(stock, name), std=0.5)
+    small = copy.deepcopy(stock)
+    small.__class__ = SmallAttention
+    tokens = torch.randn(2, 5, 5, 16)
+    torch.testing.assert_close(small(tokens), stock(tokens), atol=1e-6, rtol=1e-5)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 import torch
 from torch import Tensor
 
-from FewShotSegLib.training.ahead import drawn_ahead
+from FewShotSegLib.training.ahead import AHEAD, DrawnByThreads, drawn_ahead
 
 CPU = torch.device("cpu")
 
@@ -42,3 +43,36 @@ def test_what_goes_wrong_in_a_process_is_told(workers: int) -> None:
     batches = drawn_ahead(refusing, 0, 5, workers=workers, device=CPU)
     with pytest.raises(ValueError, match="step 3 cannot be drawn"):
         list(batches)
+
+
+def test_threads_draw_the_next_steps_while_one_is_worked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    drawn: list[int] = []
+    reached = threading.Event()
+
+    def draw(step: int) -> int:
+        drawn.append(step)
+        if step == AHEAD:
+            reached.set()
+        return 10 * step
+
+    with DrawnByThreads(draw, torch.device("cuda")) as ahead:
+        assert ahead(0) == 0
+        assert reached.wait(10)  # nobody asked for it yet
+        assert [ahead(step) for step in (1, 2, 3)] == [10, 20, 30]
+    assert sorted(drawn) == sorted(set(drawn))
+
+
+def test_on_a_processor_the_caller_draws_itself() -> None:
+    drawn: list[int] = []
+    with DrawnByThreads(lambda step: drawn.append(step) or threading.get_ident(), CPU) as ahead:
+        assert ahead(7) == threading.get_ident()
+    assert drawn == [7]
+
+
+def test_an_error_of_a_thread_comes_where_the_step_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with DrawnByThreads(refusing, torch.device("cuda")) as ahead:
+        assert float(ahead(2)[0]) == 0
+        with pytest.raises(ValueError, match="step 3 cannot be drawn"):
+            ahead(3)

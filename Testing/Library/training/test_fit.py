@@ -364,3 +364,14 @@ def test_training_that_is_lost_ends_with_a_sentence() -> None:
     x = torch.zeros(2, requires_grad=True)
     with pytest.raises(InputError, match="lower learning_rate"):
         fit({"x": x}, lambda step: ((x * float("inf")).sum(), {}), Schedule(100), report=silent)
+
+
+def test_metrics_that_are_tensors_are_read_as_numbers_and_those_of_the_last_micro_batch_count() -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+
+    def loss_at(number: int) -> tuple[torch.Tensor, dict[str, float | torch.Tensor]]:
+        return (weight * number).sum(), {"seen": torch.tensor(float(number)), "told": 10.0 * number}
+
+    result = fit({"w": weight}, loss_at, Schedule(2, 1e-6, accumulate=2), report=silent)
+    assert [(entry["seen"], entry["told"]) for entry in result.history] == [(1.0, 10.0), (3.0, 30.0)]
+    assert result.history[1]["loss"] == pytest.approx(3.0, rel=1e-3)

@@ -1,0 +1,228 @@
+"""`fewshotseg benchmark speed --device cuda`: the same questions on a GPU.
+
+Times are those of CUDA events around a call, after warm-up, in turns; memory is the most that PyTorch's allocator held.
+"As it is" means without CUDA graphs and samples drawn ahead.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from FewShotSegLib.benchmarks import speed
+from FewShotSegLib.benchmarks.pairing import Measurement, milliseconds, ratios, spread
+from FewShotSegLib.benchmarks.plain import plain_copy, random_vit_b
+from FewShotSegLib.devices import training_precision
+from FewShotSegLib.inference.embedding_cache import EmbeddingCache
+from FewShotSegLib.inference.predictor import Predictor
+from FewShotSegLib.lora.adaptation import Adaptation
+from FewShotSegLib.methods import lora
+from FewShotSegLib.networks import build
+from FewShotSegLib.progress import Progress
+from FewShotSegLib.sam import presets
+from FewShotSegLib.sam.cuda_graphs import graphed_training
+from FewShotSegLib.sam.loading import load_base
+from FewShotSegLib.sam.network import PADDING, POSITIVE, PromptBatch
+from FewShotSegLib.training import prompted_recipe
+from FewShotSegLib.training.ahead import DrawnByThreads
+from FewShotSegLib.training.fit import Schedule, fit
+from FewShotSegLib.training.lesson import Lesson
+from FewShotSegLib.training.patches import patch_loss
+
+WARM_STEPS, TIMED_STEPS = 24, 40  # of an adaptation
+LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
+
+
+def encoding(size: speed.Size) -> Iterator[Measurement]:
+    """ViT-B's encoder: stock in float32 against ours, one image and eight."""
+    image_size = size.encode_px[-1]
+    network = random_vit_b(image_size).to("cuda")
+    plain = plain_copy(network)
+    for count in (1, 8):
+        images = torch.rand(count, 3, image_size, image_size, device="cuda")
+        contestants = {
+            "stock": functools.partial(speed.encoded, plain, images, False),
+            "stock bfloat16": functools.partial(speed.encoded, plain, images, True),
+            "float32": functools.partial(speed.encoded, network, images, False),
+            "bfloat16": functools.partial(speed.encoded, network, images, True),
+        }
+        seconds = in_turns(contestants, size.repeats)
+        peaks = {name: _peak(call) for name, call in contestants.items()}
+        for kind, wanted in (("float32", 1.0), ("bfloat16", 4.0 if count == 1 else 6.0)):
+            note = f"{milliseconds(seconds['stock'])} / {milliseconds(seconds[kind])}"
+            note += f"; {_gb(peaks['stock'])} / {_gb(peaks[kind])}; stock bfloat16 "
+            note += milliseconds(seconds["stock bfloat16"])
+            name = f"ViT-B encoding at {image_size} px, batch {count}: stock float32 / ours, {kind}"
+            yield Measurement(name, ratios(seconds["stock"], seconds[kind]), wanted, note)
+
+
+def training(size: speed.Size) -> Iterator[Measurement]:
+    """A LoRA step of ViT-B: plain against ours, without and with CUDA graphs."""
+    image_size = size.encode_px[-1]
+    network = random_vit_b(image_size).to("cuda")
+    plain = plain_copy(network)
+    preset = replace(presets.PRESETS["8GB"], encoder_blocks=presets.ALL_BLOCKS, checkpointing=False)
+    lesson = speed.lesson_of(speed.source_of(size, image_size), preset.batch_size)
+    steps: dict[str, Callable[[], object]] = {}
+    with (
+        speed.lora_step(plain, preset, lesson, None) as steps["plain"],
+        speed.lora_step(network, preset, lesson, training_precision(network.device)) as steps["ours"],
+    ):
+        seconds = in_turns(steps, size.repeats)
+        peaks = {name: _peak(step) for name, step in steps.items()}
+    note = f"{milliseconds(seconds['plain'])} / {milliseconds(seconds['ours'])}; "
+    note += f"{_gb(peaks['plain'])} / {_gb(peaks['ours'])}: {peaks['ours'] / peaks['plain']:.2f}"
+    name = f"LoRA step of ViT-B at {image_size} px, batch {preset.batch_size}: plain / ours"
+    yield Measurement(name, ratios(seconds["plain"], seconds["ours"]), 5.0, note)
+
+
+def predicting(size: speed.Size) -> Iterator[Measurement]:
+    """Encoding a slice and answering a click, as it is and as CUDA graphs, and what is launched for it."""
+    for name in ("bundled", "medical"):
+        network = load_base(name, device="cuda")
+        coords = torch.tensor([[[90.0, 70.0], [0.0, 0.0], [0.0, 0.0]]], device="cuda")
+        prompts = PromptBatch(coords, torch.tensor([[POSITIVE, PADDING, PADDING]], device="cuda"))
+        squares = [np.random.default_rng(n).random((network.image_size,) * 2, np.float32) for n in (0, 1)]
+        contestants: dict[str, Callable[[], object]] = {}
+        for kind in ("as it is", "graphs"):
+            predictor = Predictor(network, cache=EmbeddingCache(1))
+            if kind == "as it is":
+                predictor.graphs = None
+            embedding = predictor.encode(squares[:1])[0]
+            # Two squares in turn, so that the cache, which holds one, never helps.
+            contestants[f"encode {kind}"] = functools.partial(_encode_both, predictor, squares)
+            contestants[f"click {kind}"] = functools.partial(predictor.decode, embedding, prompts)
+        for _ in range(3):
+            for call in contestants.values():
+                call()
+        seconds = in_turns(contestants, size.repeats)
+        launched = {kind: launches(call) for kind, call in contestants.items()}
+        for what, items in (("encode", 2), ("click", 1)):
+            before, after = f"{what} as it is", f"{what} graphs"
+            note = f"{milliseconds(seconds[before], items)} / {milliseconds(seconds[after], items)}; "
+            note += f"launches {launched[before] // items} / {launched[after] // items}"
+            yield Measurement(f"{name}, {what}: as it is / graphs", ratios(seconds[before], seconds[after]), None, note)
+
+
+def _encode_both(predictor: Predictor, squares: list[np.ndarray]) -> None:
+    for square in squares:
+        predictor.encode([square])
+
+
+def adapting(size: speed.Size) -> Iterator[Measurement]:
+    """Steps of an adaptation, with the drawing of samples, as it is and with graphs and samples drawn ahead."""
+    for name, wanted in (("bundled", 25.0), ("medical", 12.0)):
+        rates = {kind: _step_seconds(name, size, graphs=kind == "graphs") for kind in ("as it is", "graphs")}
+        note = f"{milliseconds(rates['as it is'])} / {milliseconds(rates['graphs'])}"
+        yield Measurement(f"{name}, adapting, steps per second", spread([1 / s for s in rates["graphs"]]), wanted, note)
+
+
+def _step_seconds(name: str, size: speed.Size, *, graphs: bool) -> list[float]:
+    network = load_base(name, device="cuda")
+    recipe = replace(lora.Recipe(), structure_maps=False, encoder_blocks=presets.ALL_BLOCKS, batch_size=4)
+    recipe = prompted_recipe.resolve(recipe, network.family, network.device)
+    structures = speed.phantom.STRUCTURES
+    spec = prompted_recipe.adaptation_spec(recipe, network)
+    adaptation = Adaptation(network, spec, sorted(structures), generator=torch.Generator().manual_seed(0))
+    lesson = Lesson(network, adaptation, speed.source_of(size, network.image_size), recipe, network.scale, 0)
+    ended: list[float] = []
+
+    def report(progress: Progress) -> None:
+        ended.append(time.perf_counter())
+
+    with (
+        adaptation.applied(network) as parameters,
+        graphed_training(network, wanted=graphs) as begin,
+        DrawnByThreads(lesson.draw, network.device if graphs else torch.device("cpu")) as drawn,
+    ):
+        lesson.begin, lesson.drawn = begin, drawn
+        amp = training_precision(network.device)
+        fit(parameters, lesson.loss_at, Schedule(WARM_STEPS + TIMED_STEPS), report=report, amp=amp)
+    return list(np.diff(ended[WARM_STEPS:]))
+
+
+def patch_networks(size: speed.Size) -> Iterator[Measurement]:
+    """A training step of each 3-D network on patches of 32 x 96 x 96, against the U-Net's."""
+    patch = (32, 96, 96)
+    image = torch.rand(2, 1, *patch, device="cuda")
+    mask = image[:, 0] > 0.8
+    steps = {name: _patch_step(name, patch, image, mask) for name in ("unet", "swinunet", "mambaunet")}
+    seconds = in_turns(steps, size.repeats)
+    for name in ("swinunet", "mambaunet"):
+        note = f"{milliseconds(seconds[name])} / {milliseconds(seconds['unet'])}"
+        yield Measurement(f"a step of {name} / of unet", ratios(seconds[name], seconds["unet"]), None, note)
+
+
+def _patch_step(name: str, patch: tuple[int, int, int], image: Tensor, mask: Tensor) -> Callable[[], None]:
+    network = build(name, patch=patch, spacing=(3.0, 1.0, 1.0)).to("cuda")
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = patch_loss(network(image), mask).mean()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def in_turns(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each turn of each contestant by CUDA events, who take turns. Three rounds before are not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(-3, repeats):
+        for name, call in contestants.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            start.record()
+            call()
+            end.record()
+            end.synchronize()
+            if turn >= 0:
+                seconds[name].append(start.elapsed_time(end) / 1000)
+    return seconds
+
+
+def launches(call: Callable[[], object]) -> int:
+    """How often a call hands work to the GPU: kernels, and graphs of them."""
+    torch.cuda.synchronize()
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    ) as profiler:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.count for event in profiler.key_averages() if event.key in LAUNCHES)
+
+
+def _peak(call: Callable[[], object]) -> int:
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def head(size: speed.Size) -> str:
+    """What was measured on."""
+    card = torch.cuda.get_device_name()
+    return f"{card}, PyTorch {torch.__version__}; CUDA events, medians and quartiles of {size.repeats} turns.\n\n"
+
+
+MEASUREMENTS: dict[str, Callable[[speed.Size], Iterator[Measurement]]] = {
+    "predicting": predicting,
+    "adapting": adapting,
+    "encoding": encoding,
+    "training": training,
+    "networks": patch_networks,
+}

@@ -1,0 +1,134 @@
+"""The selective scan as two Triton kernels: one program steps through a sequence with its states in registers.
+
+On a GPU the scan in plain torch launches a few kernels for every step of a sequence, and the processor cannot keep up.
+Here one launch does all sequences and channels. The backward pass computes the states anew, keeps those of one block of
+sequences in memory, and goes back through them. Triton comes with PyTorch on Linux; elsewhere `scan.py` serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_CHANNELS = 16  # of one program
+_STATES = 2**27  # numbers of states that the backward pass keeps at once: 0.5 GB
+
+
+class TritonScan(torch.autograd.Function):
+    """y (B, L, E) with y_t = C_t h_t of float32 tensors: see `scan.selective_scan`, which adds D u."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, delta: Tensor, write: Tensor, read: Tensor, decay: Tensor) -> Tensor:
+        u, delta, write, read, decay = (x.contiguous() for x in (u, delta, write, read, decay))
+        ctx.save_for_backward(u, delta, write, read, decay)
+        y = torch.empty_like(u)
+        batch, length, width = u.shape
+        states = decay.shape[1]
+        grid = batch, triton.cdiv(width, _CHANNELS)
+        _forward[grid](
+            u, delta, write, read, decay, y, length, width, states, triton.next_power_of_2(states), _CHANNELS
+        )
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        u, delta, write, read, decay = ctx.saved_tensors
+        batch, length, width = u.shape
+        states = decay.shape[1]
+        parts = triton.cdiv(width, _CHANNELS)
+        of_u, of_delta = torch.empty_like(u), torch.empty_like(delta)
+        # What programs share is summed afterwards, in one order: atomics would not be deterministic.
+        of_write, of_read = (u.new_empty(parts, batch, length, states) for _ in range(2))
+        of_decay = u.new_empty(batch, width, states)
+        grad = grads[0].contiguous()
+        for rows in _rows(batch, length * width * states):
+            kept = u.new_empty(rows.stop - rows.start, length + 1, width, states)
+            _backward[(rows.stop - rows.start, parts)](
+                grad, u, delta, write, read, decay, kept, of_u, of_delta, of_write, of_read, of_decay,
+                rows.start, batch, length, width, states, triton.next_power_of_2(states), _CHANNELS,
+            )  # fmt: skip
+        return of_u, of_delta, of_write.sum(0), of_read.sum(0), of_decay.sum(0)
+
+
+def _rows(batch: int, states_of_one: int) -> Iterator[slice]:
+    step = max(_STATES // max(states_of_one, 1), 1)
+    for first in range(0, batch, step):
+        yield slice(first, min(first + step, batch))
+
+
+@triton.jit
+def _forward(
+    u_ptr, delta_ptr, write_ptr, read_ptr, decay_ptr, y_ptr,
+    length, width, states, block_n: tl.constexpr, block_e: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    e = tl.program_id(1) * block_e + tl.arange(0, block_e)
+    n = tl.arange(0, block_n)
+    in_e, in_n = e < width, n < states
+    decay = tl.load(decay_ptr + e[:, None] * states + n[None, :], mask=in_e[:, None] & in_n[None, :], other=0.0)
+    h = tl.zeros((block_e, block_n), tl.float32)
+    for t in range(length):
+        at = row * length + t
+        u = tl.load(u_ptr + at * width + e, mask=in_e, other=0.0)
+        delta = tl.load(delta_ptr + at * width + e, mask=in_e, other=0.0)
+        write = tl.load(write_ptr + at * states + n, mask=in_n, other=0.0)
+        read = tl.load(read_ptr + at * states + n, mask=in_n, other=0.0)
+        h = tl.exp(delta[:, None] * decay) * h + (delta * u)[:, None] * write[None, :]
+        tl.store(y_ptr + at * width + e, tl.sum(h * read[None, :], 1), mask=in_e)
+
+
+@triton.jit
+def _backward(
+    grad_ptr, u_ptr, delta_ptr, write_ptr, read_ptr, decay_ptr, kept_ptr,
+    of_u_ptr, of_delta_ptr, of_write_ptr, of_read_ptr, of_decay_ptr,
+    first_row, batch, length, width, states, block_n: tl.constexpr, block_e: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(1)
+    row = (tl.program_id(0) + first_row).to(tl.int64)
+    e = part * block_e + tl.arange(0, block_e)
+    n = tl.arange(0, block_n)
+    in_e, in_n = e < width, n < states
+    both = in_e[:, None] & in_n[None, :]
+    decay = tl.load(decay_ptr + e[:, None] * states + n[None, :], mask=both, other=0.0)
+    first = tl.program_id(0).to(tl.int64) * (length + 1)  # where the states before each step are kept, and the last
+    kept = kept_ptr + e[:, None] * states + n[None, :]
+    h = tl.zeros((block_e, block_n), tl.float32)
+    for t in range(length):
+        at = row * length + t
+        u = tl.load(u_ptr + at * width + e, mask=in_e, other=0.0)
+        delta = tl.load(delta_ptr + at * width + e, mask=in_e, other=0.0)
+        write = tl.load(write_ptr + at * states + n, mask=in_n, other=0.0)
+        tl.store(kept + (first + t) * width * states, h, mask=both)
+        h = tl.exp(delta[:, None] * decay) * h + (delta * u)[:, None] * write[None, :]
+    tl.store(kept + (first + length) * width * states, h, mask=both)
+    tl.debug_barrier()  # what was written above is read below
+    carried = tl.zeros((block_e, block_n), tl.float32)
+    of_decay = tl.zeros((block_e, block_n), tl.float32)
+    for back in range(length):
+        t = length - 1 - back
+        at = row * length + t
+        u = tl.load(u_ptr + at * width + e, mask=in_e, other=0.0)
+        delta = tl.load(delta_ptr + at * width + e, mask=in_e, other=0.0)
+        write = tl.load(write_ptr + at * states + n, mask=in_n, other=0.0)
+        read = tl.load(read_ptr + at * states + n, mask=in_n, other=0.0)
+        grad = tl.load(grad_ptr + at * width + e, mask=in_e, other=0.0)
+        h = tl.load(kept + (first + t + 1) * width * states, mask=both, other=0.0)
+        before = tl.load(kept + (first + t) * width * states, mask=both, other=0.0)
+        factor = tl.exp(delta[:, None] * decay)
+        of_h = grad[:, None] * read[None, :] + carried
+        shared = (part * batch + row) * length + t
+        tl.store(of_read_ptr + shared * states + n, tl.sum(grad[:, None] * h, 0), mask=in_n)
+        tl.store(of_write_ptr + shared * states + n, tl.sum(of_h * (delta * u)[:, None], 0), mask=in_n)
+        of_input = tl.sum(of_h * write[None, :], 1)
+        of_exponent = of_h * factor * before
+        tl.store(of_u_ptr + at * width + e, of_input * delta, mask=in_e)
+        tl.store(of_delta_ptr + at * width + e, of_input * u + tl.sum(of_exponent * decay, 1), mask=in_e)
+        of_decay += of_exponent * delta[:, None]
+        carried = factor * of_h
+    tl.store(of_decay_ptr + (row * width + e[:, None]) * states + n[None, :], of_decay, mask=both)

@@ -1,0 +1,106 @@
+"""What of CUDA graphs can be seen without a GPU: which calls are recorded. `test_gpu.py` has the recordings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from FewShotSegLib.sam import cuda_graphs
+from FewShotSegLib.sam.cuda_graphs import Form, GraphedInference, graphed_training
+from FewShotSegLib.sam.network import Embedding, PromptableNetwork, PromptBatch
+
+
+def an_embedding(skips: int) -> Embedding:
+    return Embedding(torch.rand(1, 4, 2, 2), tuple(torch.rand(1, 2, 4, 4) for _ in range(skips)))
+
+
+@pytest.mark.parametrize("skips", [0, 3])
+@pytest.mark.parametrize("optional", [(), ("masks",), ("tokens",), ("masks", "has_mask", "tokens")])
+def test_prompts_come_back_from_their_flat_form(skips: int, optional: tuple[str, ...]) -> None:
+    parts = {"masks": torch.rand(2, 1, 8, 8), "has_mask": torch.tensor([True, False]), "tokens": torch.rand(2, 3, 4)}
+    given = {name: parts[name] for name in optional}
+    embedding, prompts = an_embedding(skips), PromptBatch(torch.rand(2, 3, 2), torch.ones(2, 3), **given)
+    form = Form.of(embedding, prompts)
+    again, same = form.unflat(form.flat(embedding, prompts))
+    assert again.features is embedding.features
+    assert again.skips == embedding.skips
+    for name in ("coords", "labels", "masks", "has_mask", "tokens"):
+        assert getattr(same, name) is getattr(prompts, name)
+
+
+class Recorder(GraphedInference):
+    """Counts what would be recorded."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.recorded, self.error = 0, error
+
+    def _recorded(self, call: Callable[..., tuple[Tensor, ...]], arguments: object, network: nn.Module):
+        self.recorded += 1
+        if self.error:
+            raise self.error
+        return lambda *given: tuple(result + 100 for result in call(*given))
+
+
+def twice(x: Tensor) -> tuple[Tensor, ...]:
+    return (2 * x,)
+
+
+def test_a_call_is_recorded_when_its_kind_comes_a_second_time() -> None:
+    graphs, network = Recorder(), nn.Linear(1, 1)
+    ask = [float(graphs("double", twice, [torch.ones(1)], network)[0]) for _ in range(2)]
+    assert ask == [2, 102]
+    assert graphs.recorded == len(graphs) == 1
+    assert graphs.replayed("double", [torch.ones(2)]) is None
+    assert graphs.replayed("another", [torch.ones(1)]) is None
+    found = graphs.replayed("double", [torch.full((1,), 3.0)])
+    assert found is not None
+    assert float(found[0]) == 106
+
+
+def test_shapes_precisions_and_autocast_are_kinds_of_their_own() -> None:
+    graphs, network = Recorder(), nn.Linear(1, 1)
+    for given in (torch.ones(1), torch.ones(2), torch.ones(1, dtype=torch.float64)):
+        graphs("double", twice, [given], network)
+    with torch.autocast("cpu", torch.bfloat16):
+        graphs("double", twice, [torch.ones(1)], network)
+    assert graphs.recorded == 0
+
+
+def test_after_so_many_graphs_no_more_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
+    graphs, network = Recorder(), nn.Linear(1, 1)
+    for size in (1, 2, 3):
+        for _ in range(3):
+            assert graphs.replayed("double", [torch.ones(size)]) or graphs("double", twice, [torch.ones(size)], network)
+    assert graphs.recorded == len(graphs) == 2
+
+
+def test_where_recording_fails_the_network_answers_as_it_is_and_this_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    graphs, network = Recorder(RuntimeError("no room for a stream")), nn.Linear(1, 1)
+    for size in (1, 1, 2, 2):
+        assert float(graphs("double", twice, [torch.ones(size)], network)[0][0]) == 2
+    assert graphs.recorded == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "Predicting without CUDA graphs, which takes longer: no room for a stream"
+    ]
+
+
+def test_too_little_memory_is_for_the_caller_to_hear() -> None:
+    graphs, network = Recorder(torch.OutOfMemoryError("full")), nn.Linear(1, 1)
+    graphs("double", twice, [torch.ones(1)], network)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs("double", twice, [torch.ones(1)], network)
+
+
+def test_on_a_processor_training_is_as_it_is(a_tiny_sam: PromptableNetwork) -> None:
+    with graphed_training(a_tiny_sam) as begin:
+        begin()
+        assert "encode" not in vars(a_tiny_sam)
