@@ -273,7 +273,8 @@ class Logic:
         FewShotSegLib or entries of a prompt file, or True: those saved with the segments of `segmentationNode`.
         `support` are exemplars as in `adapt`, or True: those of the scene. An adapter beside them has no structures of
         its own, as method gmiseg makes it. `options`: axis (array axis to segment along), largestComponent,
-        minIslandMl, device, seed, and with `support` window (lowest, highest intensity).
+        minIslandMl, allPieces (keep what lies apart of structures in one piece), device, seed, and with `support`
+        window (lowest, highest intensity).
         """
         run = self._newRun(progress, onDone, onError)
         path = self.adapterFolder.find(adapter) if adapter is not None else None
@@ -332,8 +333,9 @@ class Logic:
         NAME.seg.nrrd is written for each volume, and volumes.csv with millilitres, confidence and quality flags of
         every structure. A volume that cannot be segmented is named in the table and does not stop the others; when
         none can be, that is an error. Repeated, only what is missing or has changed is done. `processes` volumes are
-        segmented at the same time, each in a process of its own. `options` as in `segment`, and `format`: "seg.nrrd" or
-        "dicom-seg" (NAME.seg.dcm for DICOM series; needs the package highdicom).
+        segmented at the same time, each in a process of its own. `options` as in `segment`, `format`: "seg.nrrd" or
+        "dicom-seg" (NAME.seg.dcm for DICOM series; needs the package highdicom), and overwrite: results that a person
+        has changed are replaced, too.
         """
         if processes < 1:
             raise InputError(f"At least one process is needed, got {processes}.")

@@ -151,8 +151,8 @@ def segment(
     prompts
         Points, boxes and masks on slices of the image, which are followed to the neighbouring slices.
     base
-        Base model: "medical", "bundled", "vit_b", ... or a file. Default: the one the adapter was made for, or what
-        does best with prompts ("bundled") or a support set ("medical").
+        Base model: "medical", "bundled", "vit_b", ... or a file. Default: the one the adapter was made for, or
+        "medical".
     axis
         Axis across the slices: "k", "j", "i" or 0, 1, 2. Default: that of the adapter, or as acquired.
     largest_component, min_island_ml

@@ -42,7 +42,7 @@ def predictor_for(
 
 
 def load_predictor(adapter_path: str | None, base: str | None, device: torch.device) -> Predictor:
-    """An adapter on the base model it was made for (or on `base`), or a base model alone (default: the bundled one)."""
+    """An adapter on the base model it was made for (or on `base`), or a base model alone (default: "medical")."""
     adapter = load_adapter(adapter_path) if adapter_path else None
     if adapter is not None and is_volume_network(adapter):
         raise InputError(
@@ -104,7 +104,7 @@ def _network(
     or what methods of adaptation would choose if it `looks` at a support set.
     """
     if adapter is None:
-        name = base or (registry.FOR_EXEMPLARS if looks else registry.FOR_CLICKS)
+        name = base or registry.DEFAULT
         size = affordable_size(name, device) if looks else None
         return load_base(name, image_size=size, device=str(device))
     name = base or adapter.base_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from FewShotSegLib.imaging.slice_reader import check_square
 from FewShotSegLib.lora.adaptation import Adaptation, AdaptationSpec
 from FewShotSegLib.lora.heads import target_of
 from FewShotSegLib.lora.layers import LoraSpec
+from FewShotSegLib.sam import registry
 from FewShotSegLib.sam.clicks import FIRST_PROMPT
 from FewShotSegLib.sam.cuda_graphs import Form, GraphedInference
 from FewShotSegLib.sam.network import (
@@ -40,6 +42,7 @@ from FewShotSegLib.sam.network import (
 from .embedding_cache import EmbeddingCache
 
 MAPS = "maps."  # how names of tensors begin that belong to maps of structures, not to the network
+SLOW_SLICE = 2.0  # seconds
 MASK_LOGIT = 8.0  # inside a mask that a user gives as a prompt
 
 
@@ -73,6 +76,7 @@ class Predictor:
         self.adaptation: Adaptation | None = None
         self._digest = ""
         self._depth = 0
+        self.slice_seconds = 0.0  # that the last slice took to encode
         self.graphs = GraphedInference() if network.device.type == "cuda" else None  # None: as it is
         if adapter is not None:
             check_base(adapter, network.name, network.sha256)
@@ -98,6 +102,17 @@ class Predictor:
         """Whether the adapter has learned this structure."""
         return self.adaptation is not None and structure in self.adaptation.structures
 
+    @property
+    def advice(self) -> str:
+        """What to do where this computer takes long for a slice; "" where it does not."""
+        if self.slice_seconds <= SLOW_SLICE or self.network.name == registry.SMALL:
+            return ""
+        instead = "adapt that one" if self.adapter is not None else "choose it instead"
+        return (
+            f"This computer takes {self.slice_seconds:.1f} s for a slice with the base model {self.network.name}. The "
+            f"base model {registry.SMALL} is less accurate and about twenty times as fast: {instead}, or use a GPU."
+        )
+
     @contextmanager
     def ready(self) -> Iterator[PromptableNetwork]:
         """The network with the adapter in place; nests freely."""
@@ -120,8 +135,10 @@ class Predictor:
         missing = [i for i, embedding in enumerate(found) if embedding is None]
         if missing:
             batch = torch.from_numpy(np.stack([images01[i] for i in missing])).to(self.device)
+            started = time.perf_counter()
             with torch.inference_mode(), encoding_precision(self.device):
                 features, *skips = self._run("encode", self._encoded, [batch])
+            self.slice_seconds = (time.perf_counter() - started) / len(missing)
             encoded = Embedding(features, tuple(skips))
             for row, i in enumerate(missing):
                 found[i] = encoded.one(row)

@@ -98,6 +98,8 @@ def is_volume_network(adapter: Adapter) -> bool:
 class VolumePredictor:
     """The networks of an adapter on a device."""
 
+    advice = ""  # what else could be used where this takes long: nothing
+
     def __init__(self, adapter: Adapter, device: torch.device) -> None:
         if not is_volume_network(adapter):
             raise InputError(f"The adapter was made for the base model {adapter.base_model} and holds no 3-D network.")

@@ -79,6 +79,8 @@ def segment_job(
         with timed(timings, "segment"):
             record, error = _tried(part, name, predictor, notes.part(number, len(names), name), len(names) > 1)
         records.append(record)
+        if not number and predictor.advice:
+            notes.say(predictor.advice)
         ended(record)
         if error is not None:
             failed[image] = error

@@ -68,32 +68,32 @@ _BUNDLED = BaseModel(
     sha256="ad0b5bde1943e820aeee7185230327e3383b747af1efadca25c8752ed9360d39",
     size_bytes=13_914_040,
     licence="Apache-2.0",
-    note="small model that comes with FewShotSeg; runs on a laptop",
+    note="comes with FewShotSeg; twenty times as fast, for weak computers and for training an encoder",
 )
-# Measured on seven data sets (BENCHMARKS.md): "medical" is far better with boxes, as a support set and adapted, and in
-# the mean with clicks; but on one of them clicks are worse by .05 to .11, and a slice takes twenty times as long.
-FOR_CLICKS, FOR_BOXES, FOR_EXEMPLARS = "bundled", "medical", "medical"
+# Measured on seven data sets (BENCHMARKS.md): with clicks and boxes, as a support set and adapted, "medical" is better
+# in the mean and nowhere worse by more than .03; a slice takes twenty times as long.
+DEFAULT, SMALL = "medical", "bundled"
 AUTO = "auto"
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
 OFFICIAL = (
+    BaseModel(
+        "medical",
+        "tiny_vit",
+        "medical.safetensors",
+        sha256="60fcf2d6f77f48ca6448b5cb37cd52f2f0082996c1d5bc2b056e148e025a46f6",
+        size_bytes=19_610_232,
+        licence="Apache-2.0",
+        note="comes with FewShotSeg, and is the default; LiteMedSAM taught to take clicks: knows medical images",
+        scale="unit",
+        image_size=256,
+    ),
     _BUNDLED,
     # Measured: with a box or several clicks better on lesions and thin walls, with one click on organs worse.
     replace(
         _BUNDLED,
         name="bundled-384",
         image_size=384,
-        note="the same at 384 pixels: lesions and thin things, with boxes or several clicks; six times the work",
-    ),
-    BaseModel(
-        "medical",
-        "tiny_vit",
-        "medical.safetensors",
-        sha256="eaea41343154e41ccaedac039518a8f38f94c71aeda2c967568a577d6c63897c",
-        size_bytes=19_610_232,
-        licence="Apache-2.0",
-        note="comes with FewShotSeg; LiteMedSAM taught to take clicks: knows medical images, for exemplars and boxes",
-        scale="unit",
-        image_size=256,
+        note="bundled at 384 pixels: lesions and thin things, with boxes or several clicks; six times the work",
     ),
     BaseModel(
         "litemedsam",
@@ -199,7 +199,7 @@ def base_for(method: str) -> str:
     """The name of the base model that a method of adaptation learns on unless told otherwise. Those that train the
     encoder take the small one, whose encoder a laptop can train.
     """
-    return FOR_EXEMPLARS if method == "lora" else FOR_CLICKS
+    return DEFAULT if method == "lora" else SMALL
 
 
 def how_to_get(model: BaseModel) -> str:

@@ -82,7 +82,8 @@ class PromptSession:
         if request.get("mask_path"):
             _save(mask, Path(request["mask_path"]))
         answer = Prompt(prompt.axis, prompt.index, mask=mask).to_dict()
-        return {**answer, "iou": float(masks.iou[0]), "seconds": time.perf_counter() - started}
+        told = {"advice": predictor.advice, "seconds": time.perf_counter() - started}
+        return {**answer, "iou": float(masks.iou[0]), **told}
 
     def propagate(self, request: Mapping[str, Any], report: Report) -> dict[str, Any]:
         """Masks and predicted IoU of one structure on its prompted slices and their neighbours, in order of slice."""

@@ -65,14 +65,14 @@ class FakeWorkers:
     def asked(self, op: str) -> list[dict[str, Any]]:
         return [request for request in self.requests if request["op"] == op]
 
-    def answer(self, number: int | None = None) -> None:
-        """Answer a request, by default the newest one."""
+    def answer(self, number: int | None = None, **more: Any) -> None:
+        """Answer a request, by default the newest one; a mask with `more`."""
         number = max(self.callbacks) if number is None else number
         request, callbacks = self.requests[number], self.callbacks.pop(number)
         if request["op"] == "predict":
             prompt = request["prompt"]
             mask = Prompt(AXES[prompt["axis"]], prompt["index"], mask=maskOf(request)).to_dict()
-            callbacks["onResult"]({**mask, "iou": 0.9, "seconds": 0.0})
+            callbacks["onResult"]({**mask, "iou": 0.9, "seconds": 0.0, **more})
         elif request["op"] == "propagate":
             callbacks["onResult"]({"slices": [p.to_dict() | {"iou": 0.8} for p in propagated(request)]})
         else:

@@ -78,8 +78,7 @@ def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch, a_tiny_base):
     import matplotlib.pyplot as plt
 
     monkeypatch.chdir(tmp_path)
-    for purpose in ("FOR_CLICKS", "FOR_EXEMPLARS"):
-        monkeypatch.setattr(registry, purpose, a_tiny_base)
+    monkeypatch.setattr(registry, "DEFAULT", a_tiny_base)
     plt.switch_backend("Agg")
     for path, count in (("ct", 4), ("other", 3), ("patients/p1", 2)):
         volume, labels = discs(np.random.default_rng(len(path)), (count, 64, 64))

@@ -29,6 +29,7 @@ def segmentOptions(
     seed: int = 0,
     window: tuple[float, float] | None = None,
     format: str = "seg.nrrd",
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Return the options of `Logic.segment` and `Logic.processBatch` under the names they have in a SegmentJob."""
     return {
@@ -40,6 +41,7 @@ def segmentOptions(
         "seed": seed,
         "intensity": windowAsIntensity(window),
         "format": format,
+        "overwrite": overwrite,
     }
 
 

@@ -70,6 +70,8 @@ class BatchSection:
             self.adapter.value,
             self.ui.batchOutputEdit.currentPath,
             device=self.selection.device,
+            allPieces=self.ui.batchAllPiecesCheckBox.checked,
+            overwrite=self.ui.overwriteCheckBox.checked,
             progress=self._onProgress,
             onDone=self._onDone,
             onError=self._onError,

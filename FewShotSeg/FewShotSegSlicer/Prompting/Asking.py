@@ -13,7 +13,7 @@ from FewShotSegSlicer.Workers.Workers import Workers
 from .History import Mask
 from .Lookahead import Lookahead
 from .Prompts import Place, Slice
-from .Question import Question
+from .Question import Model, Question
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Asking:
         self._onFailed, self._tell = onFailed, tell
         self._owed: dict[Place, float] = {}  # -> when the prompt was given
         self._pending = Pending()
+        self._advised: set[Model] = set()  # of which the user knows that they are slow here
 
     @property
     def isUnderWay(self) -> bool:
@@ -156,6 +157,9 @@ class Asking:
         since, isAcceptedAtOnce = self._owed.pop(question.place), self._pending.isAcceptedAtOnce
         self._pending = self._pending.answered()
         self._onAnswered(question.place, self._clock() - since, isAcceptedAtOnce)
+        if result.get("advice") and question.model not in self._advised:
+            self._advised.add(question.model)
+            self._tell(result["advice"])
 
     def _fail(self, question: Question, kind: str, message: str) -> None:
         isWanted = self._isStillWanted(question)

@@ -10,7 +10,7 @@ from .Prompts import Place, SlicePrompt
 
 @dataclass(frozen=True)
 class Model:
-    """What answers: an adapter file, a base model by name or file (None: the adapter's, or the bundled one)."""
+    """What answers: an adapter file, a base model by name or file (None: the adapter's, or the default one)."""
 
     adapter: str | None = None
     base: str | None = None

@@ -27,6 +27,19 @@ def test_a_folder_is_segmented_and_its_table_can_be_opened(case: Case, adapter: 
     assert case.ui.openTableButton.enabled
 
 
+def test_what_lies_apart_is_kept_and_results_are_replaced_where_that_is_ticked(
+    case: Case, adapter: str, tmp_path: Path
+) -> None:
+    case.ui.batchFolderEdit.setCurrentPath(str(tmp_path))
+    case.ui.batchOutputEdit.setCurrentPath(str(tmp_path / "out"))
+    for ticked in (False, True):
+        case.ui.batchAllPiecesCheckBox.checked = case.ui.overwriteCheckBox.checked = ticked
+        case.press(case.ui.runBatchButton)
+        run = case.runs["processBatch"]
+        assert (run.arguments["allPieces"], run.arguments["overwrite"]) == (ticked, ticked)
+        run.done(str(tmp_path / "out" / "volumes.csv"))
+
+
 def test_files_and_sequences_are_batches_too(case: Case, adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = ("/data/a.nrrd", "/data/b.nii.gz")
     monkeypatch.setattr(qt.QFileDialog, "getOpenFileNames", lambda *_: chosen)

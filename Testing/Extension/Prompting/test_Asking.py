@@ -356,3 +356,12 @@ def test_each_state_is_made_of_the_one_before_and_leaves_that_as_it_was() -> Non
     assert (after.question, after.refused, after.retried, after.isAcceptedAtOnce) == (question, None, question, True)
     assert after.answered() == Pending(question=question)
     assert before == Pending(None, question, question, True)
+
+
+def test_advice_that_comes_with_a_mask_is_told_after_it_and_once() -> None:
+    desk = Desk()
+    for place in (HERE, THERE):
+        desk.asking.ask(place)
+        desk.workers.answer(advice="Choose the small base model.")
+    assert [told[0] for told in desk.told] == ["answered", "told", "answered"]
+    assert desk.told[1][1] == "Choose the small base model."

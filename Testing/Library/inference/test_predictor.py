@@ -299,3 +299,32 @@ def test_without_an_adapter_the_scale_is_the_one_the_base_was_trained_with(a_tin
     a_tiny_sam.scale = "unit"  # as MedSAM's
     assert Predictor(a_tiny_sam).scale == "unit"
     assert Predictor(a_tiny_sam, scale="sam").scale == "sam"
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "found"),
+    [
+        ("tiny", 2.5, "takes 2.5 s for a slice with the base model tiny. The base model bundled is less accurate"),
+        ("tiny", 1.9, ""),
+        ("bundled", 9.0, ""),
+    ],
+)
+def test_who_waits_long_for_a_slice_is_told_of_the_small_base_model(
+    a_tiny_sam: PromptableNetwork, name: str, seconds: float, found: str
+) -> None:
+    predictor = Predictor(a_tiny_sam)
+    assert predictor.advice == ""
+    predictor.network.name = name
+    predictor.slice_seconds = seconds
+    assert (found in predictor.advice) if found else predictor.advice == ""
+
+
+def test_how_long_a_slice_took_is_known(a_tiny_sam: PromptableNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 16.0])
+    monkeypatch.setattr("FewShotSegLib.inference.predictor.time.perf_counter", lambda: next(clock))
+    predictor = Predictor(a_tiny_sam)
+    images = [np.full((a_tiny_sam.image_size,) * 2, value, np.float32) for value in (0.2, 0.8)]
+    predictor.encode(images)
+    assert predictor.slice_seconds == 3.0
+    predictor.encode(images)  # both are known, and nothing is measured
+    assert predictor.slice_seconds == 3.0

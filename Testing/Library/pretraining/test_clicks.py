@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +116,14 @@ def test_other_processes_draw_the_same_scenes_and_the_first_part_can_be_left_out
     helped = teach(a_tiny_sam, [EVERYTHING, DECODER], tmp_path / "b.safetensors", Running(workers=2, first_part=1))
     assert same(weights(helped, ""), alone)
     assert same(weights(helped, "image_encoder."), start)
+
+
+def test_an_encoder_that_learned_can_be_put_back_to_where_it_last_stayed(
+    a_tiny_sam: PromptableNetwork, tmp_path: Path
+) -> None:
+    parts = [EVERYTHING, replace(CORRECTIONS, rounds=(1.0,)), HELD, replace(HELD, put_back=True)]
+    stayed = weights(teach(a_tiny_sam, parts[:2], tmp_path / "a.safetensors", Running()), "")
+    ended = weights(teach(a_tiny_sam, parts, tmp_path / "b.safetensors", Running(first_part=2)), "")
+    encoder = {name: value for name, value in stayed.items() if name.startswith("image_encoder.")}
+    assert same(encoder, ended)
+    assert not same({name: value for name, value in stayed.items() if name.startswith("mask_decoder.")}, ended)
