@@ -273,8 +273,8 @@ class Logic:
         FewShotSegLib or entries of a prompt file, or True: those saved with the segments of `segmentationNode`.
         `support` are exemplars as in `adapt`, or True: those of the scene. An adapter beside them has no structures of
         its own, as method gmiseg makes it. `options`: axis (array axis to segment along), largestComponent,
-        minIslandMl, allPieces (keep what lies apart of structures in one piece), device, seed, and with `support`
-        window (lowest, highest intensity).
+        minIslandMl, allPieces (keep what lies apart of structures in one piece), smoothingMm (sigma of a Gaussian),
+        device, seed, and with `support` window (lowest, highest intensity).
         """
         run = self._newRun(progress, onDone, onError)
         path = self.adapterFolder.find(adapter) if adapter is not None else None

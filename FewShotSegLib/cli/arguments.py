@@ -167,6 +167,13 @@ def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
         "--min-island-ml", type=float, default=0.0, metavar="ML", help="remove connected components below this volume"
     )
     segment.add_argument(
+        "--smoothing-mm",
+        type=float,
+        default=0.0,
+        metavar="MM",
+        help="smooth labels by a Gaussian of this sigma (0: not)",
+    )
+    segment.add_argument(
         "--processes", type=_positive, default=1, metavar="N", help="images segmented in parallel (default: 1)"
     )
     segment.add_argument(
@@ -379,6 +386,7 @@ def segment_job_from(chosen: argparse.Namespace, support_recipe: dict[str, Any])
         min_island_ml=chosen.min_island_ml,
         format=chosen.format,
         all_pieces=chosen.all_pieces,
+        smoothing_mm=chosen.smoothing_mm,
         seed=chosen.seed,
         device=chosen.device,
         intensity=_intensity(chosen),

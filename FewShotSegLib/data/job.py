@@ -27,6 +27,7 @@ Device = Literal["auto", "cpu", "cuda"]
 SegmentationFormat = Literal["seg.nrrd", "dicom-seg"]
 Axis = Literal["k", "j", "i"]  # the IJK axis that the slices are stacked along
 
+MOST_SMOOTHING_MM = 20.0
 _NOUN = "job entry"
 
 
@@ -126,11 +127,12 @@ class SegmentJob:
     `intensity` is an `IntensitySpec` as a table for the support set and the images; None: that of the adapter, or by
     the kind of image.
 
-    `base` None is the base model that the adapter was made for, or the bundled one. `axis` None is that of the adapter
+    `base` None is the base model that the adapter was made for, or "medical". `axis` None is that of the adapter
     or the support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed. Of a
     structure that was in one piece on its exemplars, pieces beside the main ones are removed unless `all_pieces`.
     `format` dicom-seg writes DICOM segmentations that refer to their series, for images that are DICOM series.
-    `channel` and `time_index` pick one volume of images that hold several.
+    `channel` and `time_index` pick one volume of images that hold several. `smoothing_mm` is the standard deviation of
+    a Gaussian over the finished labels, 0 for none.
     """
 
     kind: ClassVar[str] = "segment"
@@ -153,6 +155,7 @@ class SegmentJob:
     overwrite: bool = False
     channel: int | None = None
     time_index: int | None = None
+    smoothing_mm: float = 0.0
 
     def __post_init__(self) -> None:
         coerce(self, _NOUN)
@@ -171,6 +174,10 @@ class SegmentJob:
             )
         if self.min_island_ml < 0:
             raise InputError(f'Job entry "min_island_ml" must be at least 0, got {self.min_island_ml}.')
+        if not 0 <= self.smoothing_mm <= MOST_SMOOTHING_MM:
+            raise InputError(
+                f'Job entry "smoothing_mm" must be between 0 and {MOST_SMOOTHING_MM:g}, got {self.smoothing_mm}.'
+            )
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class SegmentOptions:
     largest_component: bool = False
     min_island_ml: float = 0.0
     all_pieces: bool = False  # keep what lies apart of structures that are in one piece where they were learned
+    smoothing_mm: float = 0.0  # standard deviation of a Gaussian over the finished labels
     batch_slices: int = 4
 
 
@@ -278,9 +279,37 @@ def in_one_piece(adapter: Adapter) -> list[int]:
 
 
 def cleaned(labels: NDArray[Any], spacing_mm: NDArray[Any], options: SegmentOptions) -> NDArray[Any]:
-    """Removes islands per structure: all but the largest, or those below a volume in mL."""
-    if not options.largest_component and options.min_island_ml <= 0:
+    """Removes islands per structure, all but the largest or those below a volume in mL, and smooths what is left."""
+    if options.largest_component or options.min_island_ml > 0:
+        labels = _without_islands(labels, spacing_mm, options)
+    return smoothed(labels, spacing_mm, options.smoothing_mm) if options.smoothing_mm > 0 else labels
+
+
+def smoothed(labels: NDArray[Any], spacing_mm: NDArray[Any], sigma_mm: float) -> NDArray[Any]:
+    """Labels (K, J, I), each voxel with the structure, or the background, that has most of a Gaussian around it.
+
+    `spacing_mm` is in the order I, J, K, so that slices far apart lend each other little and stairs between them go.
+    """
+    windows = [window for window in ndimage.find_objects(labels.astype(np.int32)) if window is not None]
+    if not windows:
         return labels
+    sigma = sigma_mm / np.asarray(spacing_mm, float)[::-1]
+    reach = np.ceil(4 * sigma).astype(int)
+    low = np.maximum(np.min([[s.start for s in w] for w in windows], axis=0) - reach, 0)
+    high = np.max([[s.stop for s in w] for w in windows], axis=0) + reach
+    window = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    part = labels[window]
+    found, most = np.zeros_like(part), np.full(part.shape, -1.0, np.float32)
+    for value in np.unique(part):
+        share = ndimage.gaussian_filter((part == value).astype(np.float32), sigma, mode="nearest")
+        better = share > most
+        found[better], most[better] = value, share[better]
+    labels = labels.copy()
+    labels[window] = found
+    return labels
+
+
+def _without_islands(labels: NDArray[Any], spacing_mm: NDArray[Any], options: SegmentOptions) -> NDArray[Any]:
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     labels = labels.copy()
     for value in np.unique(labels[labels > 0]):

@@ -232,12 +232,16 @@ def _options(job: SegmentJob) -> SegmentOptions:
         largest_component=job.largest_component,
         min_island_ml=job.min_island_ml,
         all_pieces=job.all_pieces,
+        smoothing_mm=job.smoothing_mm,
     )
 
 
 def _digest(job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predictor: AnyPredictor) -> str:
     """Equal for everything that decides the output."""
-    asked: list[Any] = [_options(job).__dict__, [prompt.to_dict() for prompt in prompts], job.intensity]
+    options = dict(_options(job).__dict__)
+    if not job.smoothing_mm:
+        del options["smoothing_mm"]
+    asked: list[Any] = [options, [prompt.to_dict() for prompt in prompts], job.intensity]
     asked += [job.format] if job.format != "seg.nrrd" else []  # what was made before there was a choice stays valid
     made_by = [__version__, *predictor.identity]
     return sha256_of_json((asked, made_by, sha256_of_array(volume.array), sha256_of_array(volume.affine)))

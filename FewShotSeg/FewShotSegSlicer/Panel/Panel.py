@@ -152,6 +152,7 @@ class Panel:
         self.result.choose(path)
         self.ui.resultSection.collapsed = False
         self.segment.model.choose((path, None))
+        self.exemplars.noteAdapted()
         self.update()
 
     # ---------------------------------------------------------------------------------------- what the scene remembers

@@ -140,6 +140,7 @@ class ResultSection:
             self.selection.segmentationNode if self.into.value else None,
             prompts=True if self.into.value and self.ui.usePromptsCheckBox.checked else None,
             allPieces=self.ui.allPiecesCheckBox.checked,
+            smoothingMm=self.ui.smoothingSpinBox.value,
             device=self.selection.device,
             progress=self._onProgress,
             onDone=self._onApplied,

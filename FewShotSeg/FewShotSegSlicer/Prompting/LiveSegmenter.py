@@ -43,7 +43,7 @@ class LiveSegmenter:
     def __init__(self, workers: Workers, clock: Callable[[], float] = time.monotonic) -> None:
         self.signals = signals = LiveSignals()
         self.changed, self.failed, self.timed = signals.changed, signals.failed, signals.timed
-        self.moved, self.progressed = signals.moved, signals.progressed
+        self.moved, self.progressed, self.accepted = signals.moved, signals.progressed, signals.accepted
         self._workers, self._clock = workers, clock
         self._session: Session | None = None
         self._model = Model()

@@ -22,6 +22,8 @@ class LiveSignals:
     """(seconds from a click to its mask in the segment)"""
     moved: Signal = field(default_factory=Signal)
     """(segmentId, axis, index): undo or redo changed something there."""
+    accepted: Signal = field(default_factory=Signal)
+    """(axis, index): the mask that prompts brought on a slice was accepted."""
     progressed: Signal = field(default_factory=Signal)
     """(the worker's progress message) during propagation"""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from FewShotSegSlicer.Scene.SegmentWriter import SegmentWriter
@@ -26,8 +27,9 @@ class Masks:
     the steps.
     """
 
-    def __init__(self, writer: SegmentWriter) -> None:
+    def __init__(self, writer: SegmentWriter, onAccepted: Callable[[Place], None] = lambda place: None) -> None:
         self.writer = writer
+        self._onAccepted = onAccepted
         self.history = History()
         self.preview: Preview | None = None
 
@@ -65,6 +67,7 @@ class Masks:
             self.writer.accept(*preview.place, preview.mask)
             if preview.step is not None:
                 preview.step.isAccepted = True
+            self._onAccepted(preview.place)
 
     def acceptMany(self, step: PropagationStep) -> None:
         """Accept the masks of a propagation."""

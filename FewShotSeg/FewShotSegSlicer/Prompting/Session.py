@@ -46,7 +46,8 @@ class Session:
         self.target, self._model, self._viewed = target, model, viewed
         self._clock, self._signals = clock, signals
         self.prompts = PromptStore()
-        self.masks = Masks(SegmentWriter(target.segmentationNode, target.volumeNode))
+        writer = SegmentWriter(target.segmentationNode, target.volumeNode)
+        self.masks = Masks(writer, lambda place: signals.accepted(*place[1:]))
         self.touchedAt = clock()
         """When the user last did something here."""
         self._isTidy = True

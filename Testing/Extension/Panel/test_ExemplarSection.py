@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import qt
+import slicer
 
 from FewShotSegSlicer.Scene import Segmentations
 from Testing.Extension.panels import Case
@@ -70,3 +71,42 @@ def test_exemplars_go_out_and_come_in_as_a_bundle(case: Case, tmp_path: Path, mo
     case.press(case.ui.removeExemplarButton)
     case.press(case.ui.importExemplarsButton)
     assert [exemplar.name for exemplar in case.logic.exemplars.list()] == ["CT k=1"]
+
+
+def test_slices_are_learned_as_they_are_accepted_where_the_user_wants_it(case: Case) -> None:
+    case.load()
+    case.logic.live.accepted(0, 1)
+    slicer.app.processEvents()
+    assert case.ui.exemplarList.count == 0  # off unless it is ticked
+    case.ui.learnAsYouGoCheckBox.checked = True
+    for _ in range(2):
+        case.logic.live.accepted(0, 1)
+    case.logic.live.accepted(0, 3)
+    assert case.ui.exemplarList.count == 0  # the mask is still being written
+    slicer.app.processEvents()
+    assert [exemplar.slices for exemplar in case.logic.exemplars.list()] == [(1,), (3,)]
+
+
+def test_what_was_accepted_in_nodes_that_are_left_is_not_learned(case: Case) -> None:
+    case.load()
+    case.ui.learnAsYouGoCheckBox.checked = True
+    case.logic.live.accepted(0, 1)
+    case.ui.segmentationSelector.setCurrentNode(None)
+    slicer.app.processEvents()
+    assert case.ui.exemplarList.count == 0
+
+
+def test_adapting_again_is_advised_when_there_are_twice_the_slices(case: Case) -> None:
+    case.load()
+    case.show("exemplar")
+    case.press(case.ui.addSliceButton)
+    hint = case.ui.exemplarHintLabel
+    case.panel.exemplars.noteAdapted()
+    assert not hint.visible
+    case.ui.learnAsYouGoCheckBox.checked = True
+    case.logic.live.accepted(0, 3)
+    slicer.app.processEvents()
+    assert hint.visible
+    assert hint.text == "Annotated slices since the last adaptation: 1. Adapting again pays."
+    case.panel.exemplars.noteAdapted()
+    assert not hint.visible

@@ -171,3 +171,13 @@ def test_an_answer_after_other_steps_is_a_step_of_its_own(bench: Bench) -> None:
     bench.assertAnswered(3)
     bench.live.undo()
     bench.assertNothing(3)
+
+
+def test_what_is_accepted_is_told_once_and_with_its_place() -> None:
+    told: list[Place] = []
+    masks = Masks(FakeWriter(), told.append)  # type: ignore[arg-type]
+    clicked(masks, HERE, SMALL)
+    assert told == []
+    masks.accept()
+    masks.accept()
+    assert told == [HERE]

@@ -19,7 +19,7 @@ from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.imaging.slice_frame import SliceFrame, mask_from_network
 from FewShotSegLib.inference.predictor import Masks, Predictor
-from FewShotSegLib.inference.segment import SegmentOptions, cleaned, keep_main_pieces, propagate, segment
+from FewShotSegLib.inference.segment import SegmentOptions, cleaned, keep_main_pieces, propagate, segment, smoothed
 from FewShotSegLib.io.volumes import load_volume, save_labelmap, save_volume
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.sam.network import PromptableNetwork
@@ -531,3 +531,37 @@ def test_pieces_are_removed_of_what_was_in_one_piece_unless_told_otherwise(
     options = SegmentOptions(axis=0, all_pieces=all_pieces)
     found = segment(Volume(image, np.eye(4)), fake, intensity=UNIT, options=options)  # type: ignore[arg-type]
     assert ndimage.label(found.labelmap.volume.array == 1)[1] == pieces
+
+
+def test_smoothing_rounds_stairs_between_thick_slices_and_keeps_what_is_flat() -> None:
+    labels = np.zeros((9, 40, 44), np.uint8)
+    for k in range(9):
+        labels[k, 4:36, 4 : 16 + 6 * (k // 3)] = 1  # a step of six columns every third slice
+    labels[:, 4:36, 34:44] = 2
+    spacing = np.array([1.0, 1.0, 5.0])
+    again = smoothed(labels, spacing, 4.0)
+    ends = [int(np.flatnonzero(again[k, 20] == 1).max()) for k in range(9)]
+    assert ends == sorted(ends)
+    assert max(np.diff(ends)) < 6  # no step is as high as before
+    assert set(np.unique(again)) == {0, 1, 2}
+    assert (again[:, 12:28, 8:12] == 1).all()
+    assert (smoothed(labels, spacing, 0.05) == labels).all()
+
+
+def test_smoothing_gives_a_voxel_between_two_structures_to_one_of_them() -> None:
+    labels = np.zeros((1, 30, 30), np.uint8)
+    labels[0, 5:25, 5:15], labels[0, 5:25, 15:25] = 3, 7
+    again = smoothed(labels, np.ones(3), 2.0)
+    assert (again[0, 10:20, 8:22] > 0).all()
+    assert (again[0, 10:20, :15] != 7).all()
+    assert not smoothed(np.zeros((2, 3, 4), np.uint8), np.ones(3), 2.0).any()
+
+
+def test_smoothing_near_the_border_and_in_a_window_is_that_of_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.zeros((12, 40, 40), np.uint8)
+    labels[0:5, 0:14, 20:33] = 1 + (rng.random((5, 14, 13)) > 0.5)
+    whole = labels.copy()
+    whole[11, 39, 39] = whole[11, 0, 0] = 1  # which makes the window that of the volume
+    near = (slice(0, 7), slice(0, 25), slice(10, 39))
+    assert (smoothed(labels, np.ones(3), 1.5)[near] == smoothed(whole, np.ones(3), 1.5)[near]).all()
