@@ -1,6 +1,8 @@
-"""Draw the icon and the pictures of the sample patients; run this after a change of either.
+"""Draw the icon, the pictures of the sample patients, and the tour; run this after a change of any.
 
-.venv/bin/python Resources/render_pictures.py, with what `make test` installs.
+.venv/bin/python Resources/render_pictures.py, with what `make test` installs. The tour is made of the screenshots that
+the story test takes (FEWSHOTSEG_SCREENSHOTS=Resources/Screenshots pytest Testing/Extension/test_story.py); with
+FEWSHOTSEG_THEME=light and another folder it takes those of the light theme.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QImage, QPainter
 from PySide6.QtSvg import QSvgRenderer
@@ -16,10 +19,13 @@ from PySide6.QtSvg import QSvgRenderer
 RESOURCES = Path(__file__).resolve().parent
 ICONS = RESOURCES.parent / "FewShotSeg" / "Resources" / "Icons"
 ICON_SIZE = 128
+TOUR_WIDTH = 960  # pixels
+TOUR_SECONDS = 2.5  # a picture
 sys.path.insert(0, str(RESOURCES.parent))
 
-from FewShotSegLib.demo.phantom import patient  # noqa: E402 - a script, also where the library is not installed
-from FewShotSegLib.visualization.overlays import PALETTE, overlay_png  # noqa: E402
+from FewShotSegLib.data.structures import structure_colors  # noqa: E402 - a script, also without an installed library
+from FewShotSegLib.demo.phantom import patient  # noqa: E402
+from FewShotSegLib.visualization.overlays import overlay_png  # noqa: E402
 
 
 def draw_icon() -> None:
@@ -40,12 +46,31 @@ def draw_patient(number: int, labelled: bool) -> None:
     body = np.s_[k, 20:140, :]
     shown = np.clip((volume.array[body] + 160.0) / 400.0, 0, 1)
     labels = truth.volume.array[body]
-    colors = dict(zip(truth.structures, PALETTE, strict=False)) if labelled else {}
+    colors = structure_colors(truth.structures) if labelled else {}
     picture = overlay_png(shown, labels, labels, colors, upscale=2)
     (ICONS / f"FewShotSegPatient{number}.png").write_bytes(picture)
 
 
+def draw_tour() -> None:
+    """The screenshots one after the other, as one picture that moves."""
+    pictures = []
+    for path in sorted((RESOURCES / "Screenshots").glob("[0-9]-*.png")):
+        picture = Image.open(path).convert("RGB")
+        height = round(picture.height * TOUR_WIDTH / picture.width)
+        pictures.append(picture.resize((TOUR_WIDTH, height), Image.Resampling.LANCZOS))
+    first, *rest = (picture.quantize(128, dither=Image.Dither.NONE) for picture in pictures)
+    first.save(
+        RESOURCES / "Screenshots" / "tour.gif",
+        save_all=True,
+        append_images=rest,
+        duration=round(1000 * TOUR_SECONDS),
+        loop=0,
+        optimize=True,
+    )
+
+
 if __name__ == "__main__":
+    draw_tour()
     draw_icon()
     draw_patient(1, labelled=True)
     draw_patient(2, labelled=False)

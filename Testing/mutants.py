@@ -315,7 +315,7 @@ MUTANTS = (
     Mutant(
         "the locator learns nothing",
         TRAINING + "lesson.py",
-        "loss = loss + locator_loss(self.adaptation, embedding, samples)",
+        "loss = loss + locator_loss(self.adaptation, embedding, batch.samples)",
         "pass",
         TRAINING + "test_lesson.py::test_the_locator_learns_with_the_tokens",
     ),

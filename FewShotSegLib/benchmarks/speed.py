@@ -14,7 +14,7 @@ import logging
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,55 +23,45 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from FewShotSegLib.benchmarks import speed_gpu
 from FewShotSegLib.benchmarks.pairing import Measurement, interleaved, measurement_table, milliseconds, ratios, spread
 from FewShotSegLib.benchmarks.plain import plain_copy, random_vit_b
+from FewShotSegLib.benchmarks.workload import (
+    QUICK,
+    Size,
+    a_patient,
+    a_square,
+    encoded,
+    intensity_of,
+    lesson_of,
+    lora_step,
+    source_of,
+)
 from FewShotSegLib.data.adapter import Adapter
-from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import to_dict
-from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.demo import phantom
-from FewShotSegLib.devices import bfloat16_pays, choose_device, encoding_precision, training_precision
+from FewShotSegLib.devices import bfloat16_pays, choose_device, training_precision
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slice_frame import frame_of
-from FewShotSegLib.imaging.slice_reader import SliceReader
 from FewShotSegLib.inference.embedding_cache import EmbeddingCache
 from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.segment import segment
 from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.methods import lora
-from FewShotSegLib.progress import silent
 from FewShotSegLib.sam import presets
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import PADDING, POSITIVE, Embedding, PromptableNetwork, PromptBatch
 from FewShotSegLib.synthesis.plan import Sample
-from FewShotSegLib.synthesis.synthesizer import Synthesizer
 from FewShotSegLib.training import prompted_recipe
-from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
-from FewShotSegLib.training.lesson import checkpointing, weights_of
-from FewShotSegLib.training.prompted import synthesizer_of
-from FewShotSegLib.training.queries import Query, click_query, images_of, query_loss, token_query
+from FewShotSegLib.training.fit import step_rng
 
 logger = logging.getLogger(__name__)
 
-ANNOTATED = 3  # slices of the phantom that serve as exemplars
 CLICKS, READ_OUTS = 64, 64  # masks that stock and ours are compared on
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is measured. `encode_px` sizes for encoding, the last also the yardstick for the bundled model."""
-
-    repeats: int = 7
-    encode_px: tuple[int, ...] = (512, 1024)
-    step_px: int = 512
-    slices: int = 24  # of the phantom
-
-
-QUICK = Size(2, (256, 512), 256, 8)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -113,8 +103,6 @@ def _measured(names: Sequence[str], size: Size) -> str:
 
 
 def _measured_on_gpu(size: Size) -> str:
-    from FewShotSegLib.benchmarks import speed_gpu  # which measures with what is above
-
     choose_device("cuda", logger.info)
     return speed_gpu.head(size) + measurement_table(list(_logged(speed_gpu.MEASUREMENTS, speed_gpu.MEASUREMENTS, size)))
 
@@ -138,36 +126,6 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# ------------------------------------------------------------------------------------------------------------ the input
-
-
-@functools.lru_cache(maxsize=1)
-def _patient(slices: int) -> tuple[Volume, Labelmap]:
-    """A phantom on the grid of a clinical CT."""
-    return phantom.patient(np.random.default_rng(0), shape=(slices, 512, 512), spacing_mm=(0.625, 0.625, 200 / slices))
-
-
-def _exemplar(size: Size) -> Exemplar:
-    """The slices that show most structures."""
-    volume, labelmap = _patient(size.slices)
-    labels = labelmap.volume.array
-    order = sorted(range(len(labels)), key=lambda k: len(np.unique(labels[k])), reverse=True)
-    return Exemplar(volume, labels, phantom.STRUCTURES, 0, tuple(order[:ANNOTATED]), name="phantom")
-
-
-def _intensity(size: Size) -> IntensitySpec:
-    return IntensitySpec.auto(_patient(size.slices)[0])
-
-
-def _square(size: Size, index: int, image_size: int) -> NDArray[np.float32]:
-    volume, _ = _patient(size.slices)
-    return SliceReader(volume, _intensity(size), image_size).square(index)
-
-
-def source_of(size: Size, image_size: int) -> Synthesizer:
-    return synthesizer_of([_exemplar(size)], _intensity(size), image_size, lora.Recipe(), phantom.STRUCTURES)
-
-
 # ------------------------------------------------------------------------------------------------------------- encoding
 
 
@@ -175,7 +133,7 @@ def _encoding(size: Size) -> Iterator[Measurement]:
     """Stock image encoder against ours, in float32 and in the precision that pays; then whether masks agree."""
     for image_size in size.encode_px:
         network = random_vit_b(image_size)
-        images = network.normalize(torch.from_numpy(_square(size, size.slices // 2, image_size))[None])
+        images = network.normalize(torch.from_numpy(a_square(size, size.slices // 2, image_size))[None])
         encoders = {
             "stock": functools.partial(encoded, plain_copy(network), images, False),
             "float32": functools.partial(encoded, network, images, False),
@@ -190,11 +148,6 @@ def _encoding(size: Size) -> Iterator[Measurement]:
         stock = encoders["stock"]()
         for kind in ("float32", "bfloat16"):
             yield from _agreement(network, stock, encoders[kind](), f"at {image_size} px, {kind}")
-
-
-def encoded(network: PromptableNetwork, images: Tensor, bfloat16: bool) -> Tensor:
-    with torch.inference_mode(), encoding_precision(images.device, bfloat16=bfloat16):
-        return network.encode(images).features.float()
 
 
 def _agreement(network: PromptableNetwork, stock: Tensor, ours: Tensor, where: str) -> Iterator[Measurement]:
@@ -263,41 +216,6 @@ def _training(size: Size) -> Iterator[Measurement]:
         yield Measurement(f"{name}, {shown}", ratios(seconds["plain"], seconds["ours"]), wanted, note)
 
 
-Lesson = tuple[list[Sample], list[Query]]
-
-
-def lesson_of(source: Synthesizer, batch_size: int) -> Lesson:
-    """One batch with the prompts of the default recipe."""
-    recipe, rng = lora.Recipe(), np.random.default_rng(0)
-    samples = [source.draw(rng) for _ in range(batch_size)]
-    structures = sorted(source.structures)
-    count = min(recipe.token_prompts, max(2, len(structures)))
-    clicks = click_query(samples, recipe.click_prompts, rng)
-    return samples, [clicks, token_query(samples, structures, count, rng, recipe.token_click_probability)]
-
-
-@contextlib.contextmanager
-def lora_step(
-    network: PromptableNetwork, preset: presets.Preset, lesson: Lesson, amp: torch.dtype | None
-) -> Iterator[Callable[[], FitResult]]:
-    """A training step: encode, answer the queries, go backward, update. Samples are there already."""
-    recipe = lora.Recipe(encoder_blocks=preset.encoder_blocks)
-    samples, queries = lesson
-    images = images_of(samples, network, "sam")
-    weights = weights_of(recipe)
-    generator = torch.Generator().manual_seed(0)
-    spec = prompted_recipe.adaptation_spec(recipe, network)
-    adaptation = Adaptation(network, spec, sorted(phantom.STRUCTURES), generator=generator)
-
-    def loss_at(_: int) -> tuple[Tensor, dict[str, float]]:
-        embedding = network.encode(images)
-        losses = [query_loss(network, adaptation, embedding, query, weights) for query in queries]
-        return torch.stack(losses).mean(), {}
-
-    with adaptation.applied(network) as parameters, checkpointing(network, preset.checkpointing):
-        yield lambda: fit(parameters, loss_at, Schedule(1), report=silent, amp=amp)
-
-
 def _synthesis(size: Size) -> Iterator[Measurement]:
     """Time in which a step of the bundled model uses up a batch against the time to synthesize one.
 
@@ -326,13 +244,13 @@ def _synthesis(size: Size) -> Iterator[Measurement]:
 def _bundled(size: Size) -> Iterator[Measurement]:
     """Encoding a slice and answering a click, with our own ViT-B encoding as the yardstick."""
     predictor = Predictor(load_base("bundled"), cache=EmbeddingCache(1))
-    volume, labelmap = _patient(size.slices)
+    volume, labelmap = a_patient(size.slices)
     middle = size.slices // 2
     column, row = centre_click(labelmap.volume.array[middle] > 0)
     prompt = Prompt(0, middle, points_ijk=np.array([[column, row, middle]], float), point_labels=np.array([1]))
     frame = frame_of(volume, 0, middle, predictor.image_size)
     # Two in turn, so that the cache, which holds one, never helps.
-    squares = itertools.cycle([_square(size, k, predictor.image_size) for k in (middle - 1, middle)])
+    squares = itertools.cycle([a_square(size, k, predictor.image_size) for k in (middle - 1, middle)])
     embedding = predictor.encode([next(squares)])[0]
 
     def click() -> None:
@@ -366,14 +284,14 @@ def _repeated(run: Callable[[], Any]) -> None:
 def _yardstick(size: Size) -> tuple[Callable[[], Any], str]:
     image_size = size.encode_px[-1]
     network = random_vit_b(image_size)
-    images = network.normalize(torch.from_numpy(_square(size, size.slices // 2, image_size))[None])
+    images = network.normalize(torch.from_numpy(a_square(size, size.slices // 2, image_size))[None])
     return functools.partial(encoded, network, images, bfloat16_pays()), f"our ViT-B encoding at {image_size} px"
 
 
 def _medical(size: Size) -> Iterator[Measurement]:
     """TinyViT's encoder and the decoder of a click: layer after layer with SAM's decoder as it is, against ours."""
     network = load_base("medical")
-    images = network.normalize(torch.from_numpy(_square(size, size.slices // 2, network.image_size))[None], "unit")
+    images = network.normalize(torch.from_numpy(a_square(size, size.slices // 2, network.image_size))[None], "unit")
 
     def layer_by_layer() -> Tensor:
         with torch.enable_grad():  # the weights are frozen: there is no graph, and nothing is fused
@@ -419,8 +337,8 @@ def _decoded_by_sam(network: PromptableNetwork, features: Tensor, prompts: Promp
 def _segment(size: Size) -> Iterator[Measurement]:
     """A volume with an adapter of five structures and no prompts."""
     network = load_base("bundled")
-    predictor = Predictor(network, _untrained_adapter(network, _intensity(size)), cache=EmbeddingCache(1))
-    volume, _ = _patient(size.slices)
+    predictor = Predictor(network, _untrained_adapter(network, intensity_of(size)), cache=EmbeddingCache(1))
+    volume, _ = a_patient(size.slices)
     yardstick, shown = _yardstick(size)
     seconds = interleaved({"ViT-B": yardstick, "segment": lambda: segment(volume, predictor)}, size.repeats)
     per_second = size.slices / spread(seconds["segment"]).median

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from FewShotSegLib.benchmarks import speed
+from FewShotSegLib.benchmarks import workload
 from FewShotSegLib.benchmarks.pairing import Measurement, milliseconds, ratios, spread
 from FewShotSegLib.benchmarks.plain import plain_copy, random_vit_b
+from FewShotSegLib.demo import phantom
 from FewShotSegLib.devices import training_precision
 from FewShotSegLib.inference.embedding_cache import EmbeddingCache
 from FewShotSegLib.inference.predictor import Predictor
@@ -39,7 +40,7 @@ WARM_STEPS, TIMED_STEPS = 24, 40  # of an adaptation
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
 
 
-def encoding(size: speed.Size) -> Iterator[Measurement]:
+def encoding(size: workload.Size) -> Iterator[Measurement]:
     """ViT-B's encoder: stock in float32 against ours, one image and eight."""
     image_size = size.encode_px[-1]
     network = random_vit_b(image_size).to("cuda")
@@ -47,10 +48,10 @@ def encoding(size: speed.Size) -> Iterator[Measurement]:
     for count in (1, 8):
         images = torch.rand(count, 3, image_size, image_size, device="cuda")
         contestants = {
-            "stock": functools.partial(speed.encoded, plain, images, False),
-            "stock bfloat16": functools.partial(speed.encoded, plain, images, True),
-            "float32": functools.partial(speed.encoded, network, images, False),
-            "bfloat16": functools.partial(speed.encoded, network, images, True),
+            "stock": functools.partial(workload.encoded, plain, images, False),
+            "stock bfloat16": functools.partial(workload.encoded, plain, images, True),
+            "float32": functools.partial(workload.encoded, network, images, False),
+            "bfloat16": functools.partial(workload.encoded, network, images, True),
         }
         seconds = in_turns(contestants, size.repeats)
         peaks = {name: _peak(call) for name, call in contestants.items()}
@@ -62,17 +63,17 @@ def encoding(size: speed.Size) -> Iterator[Measurement]:
             yield Measurement(name, ratios(seconds["stock"], seconds[kind]), wanted, note)
 
 
-def training(size: speed.Size) -> Iterator[Measurement]:
+def training(size: workload.Size) -> Iterator[Measurement]:
     """A LoRA step of ViT-B: plain against ours, without and with CUDA graphs."""
     image_size = size.encode_px[-1]
     network = random_vit_b(image_size).to("cuda")
     plain = plain_copy(network)
     preset = replace(presets.PRESETS["8GB"], encoder_blocks=presets.ALL_BLOCKS, checkpointing=False)
-    lesson = speed.lesson_of(speed.source_of(size, image_size), preset.batch_size)
+    lesson = workload.lesson_of(workload.source_of(size, image_size), preset.batch_size)
     steps: dict[str, Callable[[], object]] = {}
     with (
-        speed.lora_step(plain, preset, lesson, None) as steps["plain"],
-        speed.lora_step(network, preset, lesson, training_precision(network.device)) as steps["ours"],
+        workload.lora_step(plain, preset, lesson, None) as steps["plain"],
+        workload.lora_step(network, preset, lesson, training_precision(network.device)) as steps["ours"],
     ):
         seconds = in_turns(steps, size.repeats)
         peaks = {name: _peak(step) for name, step in steps.items()}
@@ -82,7 +83,7 @@ def training(size: speed.Size) -> Iterator[Measurement]:
     yield Measurement(name, ratios(seconds["plain"], seconds["ours"]), 5.0, note)
 
 
-def predicting(size: speed.Size) -> Iterator[Measurement]:
+def predicting(size: workload.Size) -> Iterator[Measurement]:
     """Encoding a slice and answering a click, as it is and as CUDA graphs, and what is launched for it."""
     for name in ("bundled", "medical"):
         network = load_base(name, device="cuda")
@@ -115,7 +116,7 @@ def _encode_both(predictor: Predictor, squares: list[np.ndarray]) -> None:
         predictor.encode([square])
 
 
-def adapting(size: speed.Size) -> Iterator[Measurement]:
+def adapting(size: workload.Size) -> Iterator[Measurement]:
     """Steps of an adaptation, with the drawing of samples, as it is and with graphs and samples drawn ahead."""
     for name, wanted in (("bundled", 25.0), ("medical", 12.0)):
         rates = {kind: _step_seconds(name, size, graphs=kind == "graphs") for kind in ("as it is", "graphs")}
@@ -123,14 +124,14 @@ def adapting(size: speed.Size) -> Iterator[Measurement]:
         yield Measurement(f"{name}, adapting, steps per second", spread([1 / s for s in rates["graphs"]]), wanted, note)
 
 
-def _step_seconds(name: str, size: speed.Size, *, graphs: bool) -> list[float]:
+def _step_seconds(name: str, size: workload.Size, *, graphs: bool) -> list[float]:
     network = load_base(name, device="cuda")
     recipe = replace(lora.Recipe(), structure_maps=False, encoder_blocks=presets.ALL_BLOCKS, batch_size=4)
     recipe = prompted_recipe.resolve(recipe, network.family, network.device)
-    structures = speed.phantom.STRUCTURES
+    structures = phantom.STRUCTURES
     spec = prompted_recipe.adaptation_spec(recipe, network)
     adaptation = Adaptation(network, spec, sorted(structures), generator=torch.Generator().manual_seed(0))
-    lesson = Lesson(network, adaptation, speed.source_of(size, network.image_size), recipe, network.scale, 0)
+    lesson = Lesson(network, adaptation, workload.source_of(size, network.image_size), recipe, network.scale, 0)
     ended: list[float] = []
 
     def report(progress: Progress) -> None:
@@ -147,7 +148,7 @@ def _step_seconds(name: str, size: speed.Size, *, graphs: bool) -> list[float]:
     return list(np.diff(ended[WARM_STEPS:]))
 
 
-def patch_networks(size: speed.Size) -> Iterator[Measurement]:
+def patch_networks(size: workload.Size) -> Iterator[Measurement]:
     """A training step of each 3-D network on patches of 32 x 96 x 96, against the U-Net's."""
     patch = (32, 96, 96)
     image = torch.rand(2, 1, *patch, device="cuda")
@@ -213,13 +214,13 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def head(size: speed.Size) -> str:
+def head(size: workload.Size) -> str:
     """What was measured on."""
     card = torch.cuda.get_device_name()
     return f"{card}, PyTorch {torch.__version__}; CUDA events, medians and quartiles of {size.repeats} turns.\n\n"
 
 
-MEASUREMENTS: dict[str, Callable[[speed.Size], Iterator[Measurement]]] = {
+MEASUREMENTS: dict[str, Callable[[workload.Size], Iterator[Measurement]]] = {
     "predicting": predicting,
     "adapting": adapting,
     "encoding": encoding,

@@ -129,7 +129,10 @@ def preflight(exemplars: Sequence[Exemplar]) -> list[str]:
     for name in structures.values():
         count = sum(name in names for names in shown)
         if count < len(exemplars):
-            warnings.append(f"{name} is annotated in {count} of {len(exemplars)} exemplars only.")
+            warnings.append(
+                f"{name} is drawn in {count} of {len(exemplars)} exemplars only; on the annotated slices of the "
+                "others it counts as absent, so draw it there if it can be seen."
+            )
     return warnings + _intensity_warnings(exemplars)
 
 

@@ -169,13 +169,14 @@ def unlike(spec: IntensitySpec, array: np.ndarray[Any, Any], name: str, is_ct: b
         kinds = ("hold Hounsfield units (CT)", "does not") if wanted else ("do not hold Hounsfield units", "does (CT)")
         return (
             f"{name} {_DIFFERS}: these {kinds[0]}, this one {kinds[1]} (values {low:g} to {high:g}). Check the result; "
-            "bring the image to the same units, choose another intensity (--intensity), or adapt to this kind of image."
+            "where it is wrong, use an image of the same kind or adapt to this kind (--intensity sets another window)."
         )
     inside = np.count_nonzero((values > spec.low) & (values < spec.high)) / values.size
     if spec.kind == "window" and inside < _OUTSIDE and values.min() < values.max():
         return (
             f"{name} {_DIFFERS}: nearly all of its values ({low:g} to {high:g}) lie outside the intensity window "
-            f"{spec.low:g} to {spec.high:g}. Choose another intensity (--intensity), or adapt to this kind of image."
+            f"{spec.low:g} to {spec.high:g}. Check the result; where it is wrong, adapt to this kind of image "
+            "(--intensity sets another window)."
         )
     return ""
 

@@ -139,8 +139,11 @@ def _check_array(array: Array) -> None:
 
 def not_finite(count: int) -> str:
     """The sentence about voxels that are NaN or infinite."""
-    voxels = "1 voxel is" if count == 1 else f"{count} voxels are"
-    return f"{voxels} not a finite number (NaN or Inf); replace them, for example by the lowest value."
+    voxels = "1 voxel has" if count == 1 else f"{count} voxels have"
+    return (
+        f"{voxels} no value (NaN or infinite), as maps often have outside the body; export the image again with a "
+        "background value there, such as its lowest."
+    )
 
 
 def _checked_affine(affine: Any) -> Array:

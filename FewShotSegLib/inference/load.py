@@ -110,5 +110,8 @@ def _network(
     name = base or adapter.base_model
     known = {model.name for model in registry.models()}
     if base is None and name not in known:
-        raise InputError(f"{adapter_path} was made for the base model {name}, which is not registered; give its file.")
+        raise InputError(
+            f"{adapter_path} was made for the base model {name}, which is not on this computer; give its file "
+            "(--base FILE; in Slicer: Settings, Add a model file)."
+        )
     return load_base(name, image_size=adapter.image_size, device=str(device))

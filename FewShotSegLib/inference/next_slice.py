@@ -42,9 +42,11 @@ def suggest_slice(
     Slices next to the `known` ones look like them and teach little; they are left out as long as others remain.
     """
     if predictor.adapter is None:
-        raise InputError("Without an adapter every slice is as good as another; adapt first.")
+        raise InputError("A slice can be suggested only with an adapter; adapt first.")
     if not predictor.adapter.structures:
-        raise InputError("The adapter knows no structure by name, so it has no doubt about any slice.")
+        raise InputError(
+            "The adapter has learned no structure by name, so it cannot suggest a slice; choose one that has."
+        )
     intensity = intensity or predictor.adapter.intensity
     structures = sorted(predictor.adapter.structures)
     reader = SliceReader(volume, intensity, predictor.image_size, axis)

@@ -101,11 +101,29 @@ def series_files(folder: Path, name: str) -> list[Path]:
     most = max(len(files) for files in series.values())
     largest = [uid for uid, files in series.items() if len(files) == most]
     if len(largest) > 1:
-        described = "; ".join(f"{uid} (for example {Path(series[uid][0]).name})" for uid in sorted(largest))
-        raise InputError(f"{name} holds {len(largest)} series of {most} files, keep one in the folder: {described}.")
+        described = "; ".join(_described(series[uid][0], name) for uid in sorted(largest))
+        raise InputError(
+            f"{name} holds {len(largest)} series of {most} files each: {described}. Keep the files of one in the "
+            "folder."
+        )
     if len(series) > 1:
-        log.warning("%s holds %d DICOM series; the largest, with %d files, is read.", name, len(series), most)
+        log.warning(
+            "%s holds %d DICOM series; %s, the largest with %d files, is read. For another one, put its files into a "
+            "folder of their own.",
+            name,
+            len(series),
+            _described(series[largest[0]][0], name),
+            most,
+        )
     return [Path(file) for file in series[largest[0]]]
+
+
+def _described(file: str, name: str) -> str:
+    """A series as a person knows it: its description and number, and one of its files."""
+    header = header_of(Path(file), name)
+    called, number = str(header.get("SeriesDescription") or "without a description"), header.get("SeriesNumber")
+    numbered = f"series {number}, " if number is not None else ""
+    return f'"{called}" ({numbered}for example {Path(file).name})'
 
 
 # ------------------------------------------------------------------------------------------------------------- headers
@@ -134,7 +152,9 @@ def _frames_of(file: Path, name: str) -> list[_Frame]:
         raise
     except Exception as error:  # numbers that are text, sequences that are none, ...
         reason = reason_of(error)
-        raise InputError(f"{name} cannot be read: the header of {file.name} has no meaning ({reason}).") from None
+        raise InputError(
+            f"{name} cannot be read: {file.name} is damaged ({reason}); copy or export it again."
+        ) from None
 
 
 def _frames_in(header: pydicom.Dataset, file: Path, name: str) -> list[_Frame]:
@@ -145,11 +165,13 @@ def _frames_in(header: pydicom.Dataset, file: Path, name: str) -> list[_Frame]:
         )
     count = int(header.get("NumberOfFrames") or 1)
     if not 1 <= count <= 1_000_000:
-        raise InputError(f"{name} cannot be read: its header says {count} frames.")
+        raise InputError(f"{name} cannot be read: its header says {count} frames; export it again.")
     own = list(header.get("PerFrameFunctionalGroupsSequence") or [])
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])
     if own and len(own) != count:
-        raise InputError(f"{name} cannot be read: its header says {count} frames and describes {len(own)} of them.")
+        raise InputError(
+            f"{name} cannot be read: its header says {count} frames and describes {len(own)}; export it again."
+        )
     frames = []
     for at in range(count):
         groups = [*own[at : at + 1], *shared[:1]]
@@ -210,15 +232,18 @@ def _stacked(frames: list[_Frame], pixels: Any, name: str) -> DicomVolume:
     if any(frame.position is None or frame.directions is None for frame in frames):
         if any(frame.file != frames[0].file for frame in frames):
             raise InputError(
-                f"{name}: the files do not say where their slices lie, as screenshots do not; give them one by one, or "
-                "make a volume of them first, for example as NRRD."
+                f"{name}: the files do not say where their slices lie, as secondary captures do not; export the "
+                "original series, or give the files one by one."
             )
         # The frames of an ultrasound clip: pictures one after the other, not a stack.
         array = pixels(frames)
         return DicomVolume(array[:, np.newaxis], _affine_of_one(frames[0]))
     directions = np.array([frame.directions for frame in frames])
     if np.abs(directions - directions[0]).max() > _TURNED:
-        raise InputError(f"{name}: the slices are turned against each other; keep slices of one orientation.")
+        raise InputError(
+            f"{name}: the slices have different orientations, as when a localizer is among them; keep those of one "
+            "orientation in the folder."
+        )
     if len({frame.spacing for frame in frames}) > 1:
         raise InputError(f"{name}: the slices differ in the size of their pixels; keep slices of one size.")
     along = np.cross(*directions[0])
@@ -260,12 +285,12 @@ def _affine_of_stack(frames: Sequence[_Frame], name: str) -> Array:
     if sideways > 2 * _TOLERANCE_MM:
         raise InputError(
             f"{name}: the slices are shifted sideways (gantry tilt), {sideways:.3g} mm from the first to the last; "
-            "correct the tilt and resample first."
+            "correct the tilt first, for example with dcm2niix, and use the file it writes."
         )
     if worst > _TOLERANCE_MM:
         raise InputError(
             f"{name}: the slices are unevenly spaced, up to {worst:.3g} mm beside their place in an even stack; "
-            "resample to even spacing first."
+            "resample to even spacing first, for example with dcm2niix."
         )
     return _affine(row, column, along * float(step @ along), frames[0].spacing, positions[0] + middle)
 

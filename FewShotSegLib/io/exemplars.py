@@ -167,9 +167,9 @@ def _placing(
     advice = "Choose the labelmap of this image, or ask for resampling (--resample, resample=True)."
     if labelmap.shape == volume.shape:
         advice = (
-            "They have the same size: if their voxels belong together and only the headers disagree, take the image's "
-            "geometry (--same-voxels, same_voxels=True); if the labelmap lies elsewhere, ask for resampling "
-            "(--resample)."
+            "They have the same size. Look at both on top of each other: where the mask fits, ask for resampling "
+            "(--resample, resample=True); where it is shifted or mirrored by a wrong header only, take the image's "
+            "geometry (--same-voxels, same_voxels=True), and check left and right afterwards."
         )
     elif same_voxels:
         advice = "Voxels of different sizes cannot belong together; choose the labelmap of this image."

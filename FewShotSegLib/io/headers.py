@@ -39,6 +39,8 @@ def check_volume_file(path: Path, name: str) -> None:
         check_content(layout, name)
     except Wrong as error:
         raise InputError(f"{name} cannot be read: {error}.") from None
+    except InputError:  # a ValueError, too
+        raise
     except _UNREADABLE as error:
         raise InputError(f"{name} cannot be read: the file is damaged or not what its name says ({error}).") from None
     except OSError as error:

@@ -112,11 +112,13 @@ def _one_of(found: DicomVolume, channel: int | None, time_index: int | None, nam
 def _checked(array: Array, affine: Array, name: str) -> tuple[Array, Array]:
     """Refuse at once what cannot be saved again at the same place."""
     if np.abs(affine).max() > _LARGEST_MM or not np.isfinite(affine).all():
-        raise InputError(f"{name} has a position or a spacing without meaning in its header; mend the header.")
+        raise InputError(
+            f"{name} has an impossible position or voxel size in its header; convert it again from the original files."
+        )
     if np.linalg.norm(affine[:3, :3], axis=0).all() and is_sheared(affine):
         raise InputError(
-            f"{name} is sheared: its axes are not at right angles, as of a CT with tilted gantry; resample it to "
-            "straight axes."
+            f"{name} is sheared: its axes are not at right angles, as of a CT with tilted gantry; correct the tilt "
+            "first, for example with dcm2niix, and use the file it writes."
         )
     return array, affine
 
@@ -143,7 +145,7 @@ def read_image(path: Path, name: str) -> SimpleITK.Image:
 
 def _cannot_read(name: str, reason: str) -> str:
     if "orthonormal" in reason:
-        return f"{name} has a sheared or broken orientation in its header; resample it to straight axes."
+        return f"{name} has a sheared or broken orientation in its header; convert it again from the original files."
     return f"{name} cannot be read ({_last_words(reason)}); the file is damaged or not what its name says."
 
 
@@ -174,7 +176,8 @@ def _one_channel(array: Array, components: int, picture: bool, channel: int | No
     if components in (3, 4) and (picture or array.dtype == np.uint8):
         return (array[..., :3] @ _LUMINANCE).astype(np.float32)
     raise InputError(
-        f"{name} has {components} values per voxel; choose one with a channel from 0 to {components - 1} (--channel)."
+        f"{name} has {components} values per voxel; choose one with a channel from 0 to {components - 1} "
+        "(--channel), or convert it in Slicer's module Vector to Scalar Volume."
     )
 
 
@@ -187,7 +190,8 @@ def _one_time(array: Array, dimension: int, time_index: int | None, name: str) -
         raise InputError(f"{name} has time indices 0 to {count - 1}, got {time_index}.")
     if count > 1 and time_index is None:
         raise InputError(
-            f"{name} is 4-D with {count} volumes; choose one with a time index from 0 to {count - 1} (--time-index)."
+            f"{name} is 4-D with {count} volumes; choose one with a time index from 0 to {count - 1} (--time-index), "
+            "or load it in Slicer and choose the sequence there."
         )
     if dimension == 4:
         return array[time_index or 0]

@@ -104,8 +104,9 @@ def _pairs(images: list[str], labels: Path) -> dict[str, tuple[str, Path]]:
             continue
         partners = belonging(parsed(label).case or stem(label), known)
         if len(partners) != 1:
-            what = "no image" if not partners else f"{len(partners)} images"
-            raise InputError(f"{label} has {what} of its name; give both the same name.")
+            if not partners:
+                raise InputError(f"{label} has no image of the same name; rename one of the two.")
+            raise InputError(f"{label} fits {len(partners)} images; rename them so that one has its name.")
         case = _CASE.sub("_", partners[0])
         if case in pairs:
             raise InputError(f"{pairs[case][1].name} and {label.name} belong to the same image; keep one of them.")

@@ -196,8 +196,9 @@ def _smaller(chosen: Method, recipe: Any, resolved: Any, family: str, device: to
             return smaller
         name = chosen.smaller_preset(name)
     raise InputError(
-        "The GPU has too little free memory for this run, also with the smallest preset: close other programs, lower "
-        "batch_size or image_size in the recipe, or choose --device cpu."
+        "The GPU has too little free memory for this run, also with the smallest preset: close other programs that use "
+        "it, lower batch_size or image_size in the recipe, or compute on the processor (in Slicer: Settings, Compute "
+        "on; else --device cpu)."
     )
 
 

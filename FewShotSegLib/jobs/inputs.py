@@ -22,10 +22,10 @@ from FewShotSegLib.methods import Method
 from FewShotSegLib.training.context import AdaptInputs
 
 _CALLED = {
-    "exemplars": "exemplar: an image with one annotated slice at least",
+    "exemplars": "exemplars (images with at least one annotated slice)",
     "auxiliary": "auxiliary data",
-    "source": "folder with labelled source images",
-    "targets": "folder with unlabelled target images",
+    "source": "a folder with annotated source images",
+    "targets": "unlabelled target images, or a folder of them",
 }
 
 
@@ -59,10 +59,10 @@ def _check_use(job: AdaptJob, chosen: Method, exemplars: Sequence[Exemplar]) -> 
     for what, value in given.items():
         if value and what not in chosen.NEEDS:
             raise InputError(
-                f"The method {job.method} uses no {_CALLED[what]}; leave it out, or choose another method."
+                f"The method {job.method} does not use {_CALLED[what]}; leave them out, or choose another method."
             )
         if not value and what in chosen.NEEDS & {"source", "targets"}:
-            raise InputError(f"The method {job.method} needs {_CALLED[what]}; give it.")
+            raise InputError(f"The method {job.method} needs {_CALLED[what]}; choose them.")
 
 
 def _source(folder: str) -> DataSet:
@@ -71,7 +71,7 @@ def _source(folder: str) -> DataSet:
     if len(found) != 1:
         names = ", ".join(data_set.name for data_set in found) or "none"
         raise InputError(
-            f"The labelled images must be one data set, got {len(found)} ({names}); choose its own folder."
+            f"The folder of annotated images holds {len(found)} data sets ({names}); choose the folder of one of them."
         )
     return found[0]
 
@@ -120,6 +120,9 @@ def output_names(images: Sequence[str]) -> list[str]:
         path = Path(image)
         name = stem(path)
         if name in seen:
-            raise InputError(f"{seen[name]} and {image} would both be written as {name}.seg.nrrd; use two jobs.")
+            raise InputError(
+                f"{seen[name]} and {image} have the same name, so that what becomes of them cannot be told apart; "
+                "rename one of them, or do them in two runs with different output folders."
+            )
         seen[name] = image
     return list(seen)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -38,9 +40,35 @@ class Notes:
         if sentence:
             self.warn(sentence)
 
+    @contextlib.contextmanager
+    def hearing(self) -> Iterator[None]:
+        """What the library logs as a warning in this thread, such as what was left out, is told and kept."""
+        logger, handler = logging.getLogger("FewShotSegLib"), _Heard(self)
+        before, logger.propagate = logger.propagate, False
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.propagate = before
+
     def part(self, number: int, count: int, name: str) -> Notes:
         """Notes of one of `count` equal parts of the work, with warnings of its own; `number` counts from 0."""
         return Notes(part_of(self._report, number, count, name))
+
+
+class _Heard(logging.Handler):
+    """Hands warnings of its thread to notes, and everything else on to where it would have gone."""
+
+    def __init__(self, notes: Notes) -> None:
+        super().__init__()
+        self._notes, self._thread = notes, threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.WARNING and record.thread == self._thread:
+            self._notes.warn(record.getMessage())
+        else:
+            logging.getLogger().handle(record)
 
 
 @contextlib.contextmanager

@@ -120,7 +120,8 @@ class Outputs:
 def _not_ours(path: Path) -> str:
     return (
         f"{path} is there already, and was not written by this program or has been changed since, so it stays. "
-        "Choose another output folder, move the file away, or ask for overwriting (--overwrite)."
+        "Choose another output folder, move the file away, or have it replaced (--overwrite; in Slicer, "
+        "Replace results that are there)."
     )
 
 
@@ -135,7 +136,10 @@ def _only_ours(staging: Path, record: Path) -> IO[bytes]:
         found = staging.lstat()
         own = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
         if not stat.S_ISDIR(found.st_mode) or not own:
-            raise InputError(f"{staging} is not a folder of yours; remove it.")
+            raise InputError(
+                f"{staging} belongs to another user or is a link; choose another output folder, or ask its owner to "
+                "remove it."
+            )
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         lock = os.fdopen(os.open(staging / _LOCK, flags, 0o600), "r+b")
         if take(lock) == "held" or not os.fstat(lock.fileno()).st_nlink:

@@ -32,11 +32,13 @@ def run(
     """
     notes = Notes(report)
     if isinstance(job, EvaluateJob):
-        return evaluate_job(job, notes)
+        with notes.hearing():
+            return evaluate_job(job, notes)
     device = choose_device(job.device, notes.say)
     with own_randomness(job.seed, device):
         if isinstance(job, AdaptJob):
-            return adapt_job(job, device, notes)
+            with notes.hearing():
+                return adapt_job(job, device, notes)
         return segment_job(job, device, notes, raise_failures, ended or _ignored, kept or KeptPredictor())
 
 

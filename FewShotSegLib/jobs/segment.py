@@ -114,7 +114,8 @@ def _tried(
             try:
                 if is_one_of_many:
                     check_reading(job.images[0])
-                return _segment_image(job, name, predictor, notes, outputs), None
+                with notes.hearing():
+                    return _segment_image(job, name, predictor, notes, outputs), None
             except OSError as error:
                 refused = InputError(of_the_system(error))
                 outputs.fail(_record_of_failure(job, predictor, notes, refused))
@@ -222,7 +223,10 @@ def segmentation_of(
     try:
         return segment(volume, predictor, options=replace(options, batch_slices=1), **given)
     except torch.cuda.OutOfMemoryError:
-        raise InputError("The GPU has too little free memory for one slice: choose --device cpu.") from None
+        raise InputError(
+            "The GPU has too little free memory for one slice: compute on the processor (in Slicer: Settings, "
+            "Compute on; else --device cpu)."
+        ) from None
 
 
 def _options(job: SegmentJob) -> SegmentOptions:

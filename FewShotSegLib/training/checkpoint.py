@@ -37,9 +37,13 @@ def read_checkpoint(path: Path, identity: str) -> dict[str, Any]:
     head = _HEAD + hashlib.sha256(body).hexdigest().encode() + b"\n"
     if content[:start] != head:
         raise InputError(
-            f"The checkpoint {path} is damaged, or of another version of this program; delete it to start anew."
+            f"The interrupted training {path} cannot be continued: it is damaged, or of another version of this "
+            "program. Finish it with that version, or delete it to start from the beginning."
         )
     state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or state.get("identity") != identity:
-        raise InputError(f"The checkpoint {path} belongs to another run; delete it or choose another output.")
+        raise InputError(
+            f"{path} is an interrupted training of this name with other exemplars or settings; choose another name for "
+            "the new adapter, or delete the file if that training is no longer needed."
+        )
     return state

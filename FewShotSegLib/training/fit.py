@@ -25,7 +25,10 @@ from FewShotSegLib.progress import Progress, Report
 from .checkpoint import read_checkpoint, write_checkpoint
 
 MOST_SPOILED = 20
-_CALM = "Choose a lower learning_rate in the recipe, and look whether an image holds absurd values."
+_CALM = (
+    "Choose a lower learning_rate in the recipe, and check the exemplars for values far outside the usual range, "
+    "such as metal artefacts or padding."
+)
 LossAt = Callable[[int], tuple[Tensor, Mapping[str, "float | Tensor"]]]
 """The number of a micro-batch -> its loss and its metrics; what is a tensor is read with the loss, all at once."""
 

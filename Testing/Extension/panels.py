@@ -29,6 +29,7 @@ class FakeRun:
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments = arguments
         self.isRunning = self.canKeepBest = True
+        self.warnings: tuple[str, ...] = ()
         self.told: list[str] = []
 
     def cancel(self) -> None:

@@ -171,6 +171,7 @@ def test_what_the_workers_import_is_required_or_comes_with_slicer() -> None:
         "distributed",
         "highdicom",
         "tqdm",
+        "triton",  # comes with PyTorch on Linux, or is done without
     }  # of the command line, or named by the user, who then has it
     allowed = {*sys.stdlib_module_names, "numpy", "scipy", "SimpleITK", "PIL", "FewShotSegLib", *required, *optional}
     elsewhere = {"benchmarks", "pretraining", "cli", "display", "demo", "__main__"}  # the command line's

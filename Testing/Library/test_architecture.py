@@ -58,6 +58,7 @@ WHOLE_LIBRARY = {
     "test_docs.py",
     "test_fuzz.py",
     "test_golden.py",
+    "test_gpu.py",
     "test_package.py",
     "test_stopping.py",
 }

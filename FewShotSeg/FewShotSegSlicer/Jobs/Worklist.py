@@ -97,10 +97,15 @@ def _said(folder: Path) -> dict[str, dict[str, str]]:
 
 def _rows(folder: Path) -> list[dict[str, str]]:
     try:
-        text = (folder / TABLE).read_text(encoding="utf-8")
+        text = (folder / TABLE).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return []
+    except UnicodeDecodeError:
+        text = ""
     reader = csv.DictReader(io.StringIO(text))
     if set(_COLUMNS) - set(reader.fieldnames or ()):
-        raise InputError(f"{folder / TABLE} is not a table of reviews: it needs the columns {', '.join(_COLUMNS)}.")
+        raise InputError(
+            f"{folder / TABLE} cannot be read, perhaps because it was saved with other separators: save it as a "
+            f"comma-separated UTF-8 file with the columns {', '.join(_COLUMNS)}, or move it away to begin a new one."
+        )
     return [{name: row[name] or "" for name in _COLUMNS} for row in reader]

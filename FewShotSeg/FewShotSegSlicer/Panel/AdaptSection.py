@@ -251,13 +251,15 @@ class AdaptSection:
 
     def _onDone(self, path: str) -> None:
         took = durationInWords(time.monotonic() - self._started)
-        self.status.say(_("Adapted in {time}. The result is chosen below.").format(time=took))
+        sentence = _("Adapted in {time}. The result is chosen below.").format(time=took)
+        self.status.done(sentence, self.training.warnings)
         self.adapted(str(path))
 
     def _onSegmented(self, node: Any) -> None:
         if Segmentations.volumeOf(node) is self.selection.volumeNode:
             self.ui.segmentationSelector.setCurrentNode(node)  # to be corrected
-        self.status.say(_("Segmented into {name}. Click where it is wrong, or adapt.").format(name=node.GetName()))
+        sentence = _("Segmented into {name}. Click where it is wrong, or adapt.").format(name=node.GetName())
+        self.status.done(sentence, self.training.warnings)
         self.selection.changed()
 
     def _onError(self, kind: str, message: str) -> None:

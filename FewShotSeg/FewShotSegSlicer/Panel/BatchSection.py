@@ -109,7 +109,8 @@ class BatchSection:
     def _onDone(self, table: Any) -> None:
         self._table = Path(table)
         self.worklist.show(self._table.parent)
-        self.status.say(_("Done. Volumes and quality flags are in {name}.").format(name=self._table.name))
+        sentence = _("Done. Volumes and quality flags are in {name}.").format(name=self._table.name)
+        self.status.done(sentence, self.run.warnings if self.run is not None else ())
         self.selection.changed()
 
     def _onError(self, kind: str, message: str) -> None:

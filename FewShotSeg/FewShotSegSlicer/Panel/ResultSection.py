@@ -204,7 +204,8 @@ class ResultSection:
         selection = self.selection
         if selection.segmentationNode is None and Segmentations.volumeOf(node) is selection.volumeNode:
             self.ui.segmentationSelector.setCurrentNode(node)  # to be corrected
-        self.status.say(_("Segmented into {name}. Look at it before you rely on it.").format(name=node.GetName()))
+        sentence = _("Segmented into {name}. Look at it before you rely on it.").format(name=node.GetName())
+        self.status.done(sentence, self.run.warnings)
         self.selection.changed()
 
     def _onSuggested(self, where: tuple[int, int]) -> None:

@@ -35,11 +35,19 @@ class Status:
         self._isFailure = False
         self._show("<br>".join(html.escape(sentence) for sentence in sentences if sentence))
 
+    def done(self, sentence: str, warnings: Sequence[str]) -> None:
+        """Show that something was done, and what the user should know about it."""
+        self._isFailure = False
+        self._show("<br>".join([html.escape(sentence), *self._marked(warnings, 4)]))
+
     def warn(self, sentences: Sequence[str], most: int = 4) -> None:
         """Show what the user should know; of many, the first."""
+        self._show("<br>".join(self._marked(sentences, most)))
+
+    @staticmethod
+    def _marked(sentences: Sequence[str], most: int) -> list[str]:
         rest = [_("and {count} more").format(count=len(sentences) - most)] if len(sentences) > most else []
-        shown = [f"{WARNING} {html.escape(sentence)}" for sentence in sentences[:most]]
-        self._show("<br>".join([*shown, *rest]))
+        return [*(f"{WARNING} {html.escape(sentence)}" for sentence in sentences[:most]), *rest]
 
     def fail(self, message: str) -> None:
         """Show what went wrong: a sentence, and after an empty line the report of a defect, if it is one."""

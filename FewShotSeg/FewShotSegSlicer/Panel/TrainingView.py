@@ -31,6 +31,11 @@ class TrainingView:
         """Whether the run that is shown goes on."""
         return self.run is not None and self.run.isRunning
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know about the run that ended last."""
+        return self.run.warnings if self.run is not None else ()
+
     def watch(self, run: Run, sentence: str, hasCurves: bool = False) -> None:
         """Show a run from now on, beginning with a sentence."""
         self.run, self._isEnding = run, False

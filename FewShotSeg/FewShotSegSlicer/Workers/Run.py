@@ -52,7 +52,7 @@ class Run:
     ) -> None:
         self.result: Any = None
         self.record: dict[str, Any] | None = None
-        """What the worker answered; its "warnings" are sentences that the user should read."""
+        """What the worker answered."""
         self.error: str | None = None
         self.errorKind: str | None = None
         self.progress: RunProgress | None = None
@@ -82,6 +82,13 @@ class Run:
     def atEnd(self, cleanUp: Callable[[], Any]) -> None:
         """Have something done when the run has ended, whatever became of it."""
         self._last.append(cleanUp)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences of the worker that the user should read, each once: of the run, then of its images."""
+        record = self.record or {}
+        parts = [record, *record.get("images", ())]
+        return tuple(dict.fromkeys(sentence for part in parts for sentence in part.get("warnings", ())))
 
     @property
     def isRunning(self) -> bool:

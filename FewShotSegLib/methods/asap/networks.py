@@ -130,7 +130,9 @@ def adapt_networks(lesson: NetworkLesson, recipe: NetworkRecipe, run: RunContext
     metrics["estimated_dice"] = metrics["estimated_dice"] or None
     left_out = [name for value, name in lesson.structures.items() if value not in networks]
     if left_out:
-        run.report(warning(f"Stopped before {', '.join(left_out)} had a network: the adapter does not know them."))
+        run.report(
+            warning(f"Stopped before {', '.join(left_out)} had been learned: the adapter will not segment them.")
+        )
     return TrainedNetworks(
         tensors=tensors_of(networks),
         structures={value: name for value, name in lesson.structures.items() if value in networks},

@@ -107,7 +107,9 @@ class Pool:
         unknown = sorted(set(self.exclude) - {arm.name for arm in arms})
         if unknown:
             known = ", ".join(arm.name for arm in arms)
-            raise InputError(f'No auxiliary arm is called "{unknown[0]}", so it cannot be left out; there are {known}.')
+            raise InputError(
+                f'No auxiliary data is called "{unknown[0]}", so it cannot be left out; there are {known}.'
+            )
         self.arms = tuple(arm for arm in arms if arm.name not in self.exclude)
         self._labels = {arm.data_set.name: set[str]() for arm in arms}
         for arm in arms:

@@ -78,7 +78,7 @@ class TurnRecipe:
             )
         for name, count in (("probe_batches", self.probe_batches), ("reward_batches", self.reward_batches)):
             if count < 1:
-                raise InputError(f"A look at an arm takes at least 1 batch, got {name}={count}.")
+                raise InputError(f"{name} must be at least 1, got {count}.")
 
 
 class Turns:

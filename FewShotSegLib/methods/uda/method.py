@@ -68,9 +68,11 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     """
     recipe = resolve(recipe, "", run.device)
     if inputs.start is not None:
-        raise InputError("This method does not go on from an adapter; leave the warm start out.")
+        raise InputError("This method does not go on from an adapter; let it start from nothing.")
     if run.max_seconds is not None:
-        raise InputError("This method has no time limit; choose fewer steps or rounds in the recipe.")
+        raise InputError(
+            "This method cannot end at a time limit; set none, and choose fewer steps or rounds if it takes too long."
+        )
     seed = run.new_seed()
     stages = _stages(inputs, recipe, seed, run)
     weights, training = stages.result()

@@ -207,8 +207,9 @@ class Stages:
         self.metrics["stages"]["translation"] = {"translated": True, "cases": found}
         if not kept:
             raise InputError(
-                "The translation moved the anatomy of every labelled volume, so none can be learned from. Train it "
-                "longer (translation_steps), lower drift_limit, or switch translate off."
+                "The translation changed the anatomy of every annotated image, so that their masks no longer fit. "
+                "Train it longer (translation_steps), or switch translate off; lower drift_limit only if its "
+                "pictures are right."
             )
         return kept
 
@@ -437,7 +438,11 @@ class Stages:
             [self._slice_with(name, [kept[name]]) for name in (*order[:1], *order[-1:])],
         )
         if not kept:
-            raise InputError(f"No target could be trusted: {_reasons(verdicts)}. Allow more, or train longer (steps).")
+            why = _reasons(verdicts) or "all that was found in them is background"
+            raise InputError(
+                f"None of the {len(rounds)} unlabelled images got a segmentation to learn from: {why}. Train longer "
+                "(steps), or leave out fewer (pseudo_labels.drop_fraction)."
+            )
         return kept
 
     def _student(self, cases: Sequence[Case], labels: Mapping[str, NDArray[np.uint8]]) -> Weights:

@@ -77,5 +77,5 @@ def test_another_verdict_and_another_table_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="accepted, corrected, skipped, got 'fine'"):
         review(one, "fine")
     (tmp_path / TABLE).write_text("a,b\n1,2\n", encoding="utf-8")
-    with pytest.raises(InputError, match="is not a table of reviews"):
+    with pytest.raises(InputError, match="cannot be read, perhaps because it was saved with other separators"):
         findings(tmp_path)

@@ -40,6 +40,20 @@ def test_what_lies_apart_is_kept_and_results_are_replaced_where_that_is_ticked(
         run.done(str(tmp_path / "out" / "volumes.csv"))
 
 
+def test_what_the_worker_warns_of_stays_to_be_read(case: Case, adapter: str, tmp_path: Path) -> None:
+    case.ui.batchFolderEdit.setCurrentPath(str(tmp_path))
+    case.ui.batchOutputEdit.setCurrentPath(str(tmp_path / "out"))
+    case.press(case.ui.runBatchButton)
+    run = case.runs["processBatch"]
+    run.warnings = ("ct1 holds 2 DICOM series; the larger is read.", "ct2 is <no> CT.")
+    run.progress(step=2, total=2, message="ct2: slice 3")
+    run.done(str(tmp_path / "out" / "volumes.csv"))
+    text = case.ui.batchStatusLabel.text
+    assert "volumes.csv" in text
+    assert "ct1 holds 2 DICOM series; the larger is read." in text
+    assert "ct2 is &lt;no&gt; CT." in text
+
+
 def test_files_and_sequences_are_batches_too(case: Case, adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = ("/data/a.nrrd", "/data/b.nii.gz")
     monkeypatch.setattr(qt.QFileDialog, "getOpenFileNames", lambda *_: chosen)

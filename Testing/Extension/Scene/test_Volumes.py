@@ -35,7 +35,7 @@ def test_what_is_no_scalar_volume_is_refused_with_a_way_out(scene):
         Volumes.volumeFromNode(colour)
     array = np.zeros(SHAPE, np.float32)
     array[0, 0, 0] = np.nan
-    with pytest.raises(InputError, match='"CT": 1 voxel is not a finite number'):
+    with pytest.raises(InputError, match='"CT": 1 voxel has no value'):
         Volumes.volumeFromNode(addVolume(array, np.eye(4), "CT"))
 
 

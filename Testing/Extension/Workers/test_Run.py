@@ -173,3 +173,9 @@ def test_progress_is_a_line_to_print() -> None:
     assert (
         str(RunProgress(message(0, 0, "Working on the CPU."), fraction=None, remaining_s=None)) == "Working on the CPU."
     )
+
+
+def test_warnings_are_those_of_the_run_and_of_its_images_each_once(run: Run) -> None:
+    assert run.warnings == ()
+    run.record = {"warnings": ["a"], "images": [{"warnings": ["a", "b"]}, {}, {"warnings": ["c", "b"]}]}
+    assert run.warnings == ("a", "b", "c")

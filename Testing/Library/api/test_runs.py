@@ -43,7 +43,7 @@ def test_what_a_method_cannot_use_is_refused(a_tiny_base: str, a_case: tuple[Pat
     exemplar = load_exemplar(*a_case, axis="k", slices=(1, 3))
     with pytest.raises(InputError, match="At least one exemplar"):
         adapt([], base="tiny", device="cpu")
-    with pytest.raises(InputError, match="uses no exemplar"):
+    with pytest.raises(InputError, match="does not use exemplars"):
         adapt([exemplar], method="uda", source=tmp_path, target=tmp_path, device="cpu")
     with pytest.raises(InputError, match="load_exemplar"):
         adapt([a_case], base="tiny", device="cpu")  # type: ignore[list-item]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from FewShotSegLib.benchmarks import speed
+from FewShotSegLib.benchmarks import speed, workload
 from FewShotSegLib.benchmarks.speed import MEASUREMENTS, Size, iou_at_mean, main
 from FewShotSegLib.demo import phantom
 from FewShotSegLib.errors import InputError
@@ -41,7 +41,8 @@ SMALL = Size(repeats=1, encode_px=(64,), step_px=64, slices=8)
 def miniatures(a_tiny_sam: PromptableNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks of 64 pixels in the places of ViT-B and of the bundled model, and a coarse patient."""
     patient = phantom.patient(np.random.default_rng(0), shape=(8, 64, 64), spacing_mm=(5.0, 5.0, 25.0))
-    monkeypatch.setattr(speed, "_patient", lambda slices: patient)
+    for module in (speed, workload):
+        monkeypatch.setattr(module, "a_patient", lambda slices: patient)
     monkeypatch.setattr(speed, "random_vit_b", lambda image_size: a_tiny_sam)
     monkeypatch.setattr(speed, "load_base", lambda name: compact())
 

@@ -28,8 +28,8 @@ def array():
         (np.zeros((0, 3, 4)), r"at least one voxel, got the shape \(0, 3, 4\)"),
         (np.zeros((2, 2, 2), complex), "real numbers"),
         (np.array([[["a"]]]), "real numbers"),
-        (np.array([[[np.nan, 1, np.inf]]]), "2 voxels are not a finite number"),
-        (np.array([[[-np.inf, 1, 1]]], np.float32), "1 voxel is not a finite number"),
+        (np.array([[[np.nan, 1, np.inf]]]), "2 voxels have no value"),
+        (np.array([[[-np.inf, 1, 1]]], np.float32), "1 voxel has no value"),
     ],
 )
 def test_an_array_that_is_no_volume_is_refused(bad, message):

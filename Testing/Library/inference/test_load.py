@@ -54,7 +54,7 @@ def test_a_base_model_alone_knows_no_structure(a_tiny_base: str) -> None:
     assert not predictor.knows(1)
 
 
-def test_without_anything_named_the_bundled_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_anything_named_the_default_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def load(name: str, **options: object) -> None:
@@ -64,7 +64,7 @@ def test_without_anything_named_the_bundled_model_is_loaded(monkeypatch: pytest.
     monkeypatch.setattr("FewShotSegLib.inference.load.load_base", load)
     with pytest.raises(InputError, match="far enough"):
         load_predictor(None, None, CPU)
-    assert asked == ["bundled"]
+    assert asked == ["medical"]
 
 
 def test_a_base_model_that_is_not_registered_is_named_and_can_be_given_as_a_file(

@@ -79,5 +79,5 @@ def test_a_long_volume_is_looked_at_in_steps(a_predictor: Predictor, a_volume: V
 
 
 def test_without_an_adapter_there_is_no_doubt_to_look_for(a_tiny_sam: PromptableNetwork, a_volume: Volume) -> None:
-    with pytest.raises(InputError, match="Without an adapter"):
+    with pytest.raises(InputError, match="only with an adapter"):
         suggest_slice(a_volume, Predictor(a_tiny_sam), 0)

@@ -159,7 +159,7 @@ def test_a_labelmap_that_may_belong_to_several_images_is_left_out(
     with caplog.at_level(logging.WARNING):
         assert pairs_of(only(tmp_path)) == [("p2_T1.nii.gz", "p2_lab.nii.gz")]
     assert "it may belong to p1_T1.nii.gz and p1_T2.nii.gz" in caplog.text
-    assert "q_lab.mha is left out: there is no image of its name" in caplog.text
+    assert "q_lab.mha is left out: there is no image of the same name" in caplog.text
 
 
 def test_a_folder_may_be_one_data_set_or_hold_many(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_a_sheared_file_of_any_format_is_refused_before_any_work(tmp_path, array
     head = "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 6 5 4\n"
     head += "space directions: (1,0,0) (0,1,0) (0,0.3,2)\nendian: little\nencoding: raw\nspace origin: (0,0,0)\n\n"
     (tmp_path / "tilt.nrrd").write_bytes(head.encode() + array.tobytes())
-    with pytest.raises(InputError, match=r"is sheared.*resample"):
+    with pytest.raises(InputError, match=r"is sheared.*correct the tilt"):
         load_volume(tmp_path / "tilt.nrrd")
 
 
@@ -224,7 +224,7 @@ def test_voxels_that_are_no_numbers_are_refused_alike_in_all_formats(tmp_path, s
     array[0, 0, :3] = np.nan
     array[3, 4, 5] = np.inf
     sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / f"a{suffix}"))
-    with pytest.raises(InputError, match="4 voxels are not a finite number"):
+    with pytest.raises(InputError, match="4 voxels have no value"):
         load_volume(tmp_path / f"a{suffix}")
 
 
@@ -233,5 +233,5 @@ def test_a_place_without_meaning_is_refused(tmp_path, array, origin):
     head = "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 6 5 4\n"
     head += f"space directions: (1,0,0) (0,1,0) (0,0,2)\nendian: little\nencoding: raw\nspace origin: {origin}\n\n"
     (tmp_path / "a.nrrd").write_bytes(head.encode() + array.tobytes())
-    with pytest.raises(InputError, match=r"without meaning|finite numbers belong"):
+    with pytest.raises(InputError, match=r"impossible position|finite numbers belong"):
         load_volume(tmp_path / "a.nrrd")

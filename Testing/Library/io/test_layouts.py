@@ -67,7 +67,7 @@ def test_voxels_that_are_no_numbers_are_counted_across_blocks(tmp_path: Path) ->
     values = np.zeros(600_001, np.float32)
     values[[0, 262_143, 262_144, 600_000]] = np.nan, np.inf, -np.inf, np.nan
     (tmp_path / "a").write_bytes(b"xyz" + values.tobytes())
-    with pytest.raises(InputError, match="a: 4 voxels are not a finite number"):
+    with pytest.raises(InputError, match="a: 4 voxels have no value"):
         check_content(layout(tmp_path / "a", "raw", count=600_001, start=3, scan=True), "a")
 
 

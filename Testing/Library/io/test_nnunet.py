@@ -105,7 +105,7 @@ def test_segmentations_must_belong_to_one_image_on_its_grid(cases: Path) -> None
     options = {"number": 7, "name": "Abdomen", "channel": "CT"}
     lonely = cases / "labels" / "p 9.seg.nrrd"
     (cases / "labels" / "p 1.seg.nrrd").rename(lonely)
-    with pytest.raises(InputError, match="no image of its name"):
+    with pytest.raises(InputError, match="no image of the same name"):
         export_nnunet(cases / "images", cases / "labels", cases / "raw", **options)  # type: ignore[arg-type]
     moved = AFFINE.copy()
     moved[0, 3] += 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import threading
 import time
 
 import numpy as np
@@ -71,3 +73,19 @@ def test_the_seconds_of_blocks_of_one_name_add_up_also_of_those_that_fail(monkey
     with timed(timings, "save"):
         pass
     assert timings == {"load": 3.75, "save": 0.125}
+
+
+def test_what_the_library_logs_while_it_is_heard_is_told_and_kept(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[Progress] = []
+    notes, log = Notes(told.append), logging.getLogger("FewShotSegLib.io.dicom")
+    with notes.hearing():
+        log.warning("%s holds %d series.", "ct", 2)
+        log.info("read")
+        other = threading.Thread(target=log.warning, args=("of another job",))
+        other.start()
+        other.join()
+    log.warning("afterwards")
+    assert notes.warnings == ["ct holds 2 series."]
+    assert [(progress.kind, progress.message) for progress in told] == [("warning", "ct holds 2 series.")]
+    assert "of another job" in caplog.text
+    assert "afterwards" in caplog.text

@@ -336,7 +336,7 @@ def test_a_gpu_too_small_for_one_slice_is_told_with_what_to_do(
     a_segment_job: SegmentJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short_of_memory(monkeypatch, most_slices=0)
-    with pytest.raises(InputError, match="too little free memory for one slice: choose --device cpu"):
+    with pytest.raises(InputError, match=r"free memory for one slice: compute on the processor.*--device cpu"):
         run(replace(a_segment_job, images=a_segment_job.images[:1]))
 
 

@@ -83,7 +83,7 @@ def test_a_killed_run_resumes_to_the_same_file(small: None, tmp_path: Path, monk
     assert not killed.exists()
     identity = f"pretraining 1 0 {stage}"
     assert module.steps_done(tmp_path / "killed-stage0.ckpt", identity) == 2
-    with pytest.raises(InputError, match="belongs to another run"):
+    with pytest.raises(InputError, match="interrupted training of this name with other"):
         module.steps_done(tmp_path / "killed-stage0.ckpt", "another")
     run(killed, stage)
     assert killed.read_bytes() == whole.read_bytes()

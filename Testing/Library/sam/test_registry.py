@@ -32,7 +32,7 @@ def test_the_bundled_model_is_the_one_in_the_table_and_small_enough_to_ship() ->
 def test_the_table_names_every_model_once_with_licence_and_full_checksum() -> None:
     table = models()
     names = [model.name for model in table]
-    assert names == ["bundled", "bundled-384", "medical", "litemedsam", "vit_b", "vit_l", "vit_h", "medsam"]
+    assert names == ["medical", "bundled", "bundled-384", "litemedsam", "vit_b", "vit_l", "vit_h", "medsam"]
     for model in table:
         assert model.licence
         assert model.architecture in registry.ARCHITECTURES
@@ -92,7 +92,7 @@ def test_a_model_that_is_not_here_comes_with_the_three_ways_to_get_it(home: Path
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    known = "bundled, bundled-384, medical, litemedsam, vit_b, vit_l, vit_h, medsam"
+    known = "medical, bundled, bundled-384, litemedsam, vit_b, vit_l, vit_h, medsam"
     with pytest.raises(InputError, match=f"called vit_x; known models: {known}"):
         find("vit_x")
 
@@ -230,7 +230,7 @@ def test_a_downloaded_model_is_deleted_and_the_bundled_one_stays(home: Path) -> 
     with pytest.raises(InputError, match="was not downloaded"):
         registry.remove("bundled")
     assert find("bundled")[1].is_file()
-    with pytest.raises(InputError, match="No base model is called vit_x; known models: bundled"):
+    with pytest.raises(InputError, match="No base model is called vit_x; known models: medical, bundled"):
         registry.remove("vit_x")
 
 

@@ -21,7 +21,7 @@ def test_the_state_comes_back_and_only_this_user_can_read_it(tmp_path: Path) -> 
     assert torch.equal(back["weights"]["w"], STATE["weights"]["w"])
     if os.name != "nt":
         assert (tmp_path / "c.pt").stat().st_mode & 0o777 == 0o600
-    with pytest.raises(InputError, match="belongs to another run"):
+    with pytest.raises(InputError, match="interrupted training of this name with other"):
         read_checkpoint(tmp_path / "c.pt", "b")
 
 
@@ -31,7 +31,7 @@ def test_a_single_flipped_bit_is_noticed_wherever_it_lies(tmp_path: Path) -> Non
     good = path.read_bytes()
     for at in range(0, len(good), 97):
         path.write_bytes(good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :])
-        with pytest.raises(InputError, match=r"c\.pt is damaged.*delete it"):
+        with pytest.raises(InputError, match=r"c\.pt cannot be continued: it is damaged.*delete it"):
             read_checkpoint(path, "a")
     path.write_bytes(good[:-1])
     with pytest.raises(InputError, match="is damaged"):

@@ -323,7 +323,7 @@ def test_a_damaged_checkpoint_is_refused_in_words(tmp_path: Path) -> None:
     checkpoint, parameters = tmp_path / "run.ckpt", some_parameters()
     fit(parameters, quadratic(parameters), replace(CALM, checkpoint_seconds=0), report=silent, checkpoint=checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-200])
-    with pytest.raises(InputError, match=r"run\.ckpt is damaged.*delete it"):
+    with pytest.raises(InputError, match=r"run\.ckpt cannot be continued: it is damaged.*delete it"):
         fit(parameters, quadratic(parameters), CALM, report=silent, checkpoint=checkpoint)
 
 
@@ -331,7 +331,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     checkpoint, parameters = tmp_path / "run.ckpt", some_parameters()
     schedule = replace(CALM, steps=2, checkpoint_seconds=0)
     fit(parameters, quadratic(parameters), schedule, report=silent, checkpoint=checkpoint, identity="a")
-    with pytest.raises(InputError, match="belongs to another run"):
+    with pytest.raises(InputError, match="interrupted training of this name with other"):
         fit(parameters, quadratic(parameters), schedule, report=silent, checkpoint=checkpoint, identity="b")
     torch.save([1, 2, 3], checkpoint)
     with pytest.raises(InputError, match="of another version"):

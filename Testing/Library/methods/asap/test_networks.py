@@ -98,7 +98,7 @@ def test_the_run_can_be_stopped_once_a_network_is_there_and_names_what_has_none(
     trained = adapted(a_lesson(STRUCTURES, 0, 1), listener, estimate_folds=2, validate_every=1)
     assert trained.structures == {DISC: "disc"}
     (warned,) = [progress.message for progress in listener.heard if progress.kind == "warning"]
-    assert warned == "Stopped before square had a network: the adapter does not know them."
+    assert warned == "Stopped before square had been learned: the adapter will not segment them."
 
 
 @pytest.mark.parametrize(

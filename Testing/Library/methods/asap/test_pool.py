@@ -98,7 +98,7 @@ def test_arms_can_be_left_out_by_name(a_folder: Path) -> None:
     assert part.names == ("plain: 2", "shapes: box")
     for one, other in zip(sampled(whole, 3), sampled(part, 1), strict=True):
         np.testing.assert_array_equal(one, other)
-    with pytest.raises(InputError, match='No auxiliary arm is called "shapes: bal"'):
+    with pytest.raises(InputError, match='No auxiliary data is called "shapes: bal"'):
         pool_of(a_folder, exclude=["shapes: bal"])
 
 

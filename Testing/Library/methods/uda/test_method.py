@@ -64,10 +64,10 @@ def test_parts_can_be_left_out(a_job: AdaptJob, parts: dict[str, Any], absent: s
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"source_folder": None}, "needs folder with labelled source images"),
-        ({"target_folder": None}, "needs folder with unlabelled target images"),
-        ({"auxiliary_folder": "somewhere"}, "uses no auxiliary data"),
-        ({"max_seconds": 5.0}, "no time limit"),
+        ({"source_folder": None}, "needs a folder with annotated source images"),
+        ({"target_folder": None}, "needs unlabelled target images"),
+        ({"auxiliary_folder": "somewhere"}, "does not use auxiliary data"),
+        ({"max_seconds": 5.0}, "cannot end at a time limit"),
     ],
 )
 def test_what_is_missing_or_useless_is_said(a_job: AdaptJob, changes: dict[str, Any], what: str) -> None:
@@ -88,7 +88,7 @@ def test_what_is_missing_or_of_no_use_is_refused_before_any_stage(inputs: AdaptI
         (replace(inputs, source=None), run, "A labelled source data set is needed"),
         (replace(inputs, targets=dict(list(inputs.targets.items())[:1])), run, "At least 2 unlabelled .* got 1"),
         (replace(inputs, start=an_adapter()), run, "does not go on from an adapter"),
-        (inputs, replace(run, max_seconds=60.0), "no time limit"),
+        (inputs, replace(run, max_seconds=60.0), "cannot end at a time limit"),
     ):
         with pytest.raises(InputError, match=sentence):
             uda.adapt(changed, recipe, context)

@@ -115,7 +115,7 @@ def stop_at(step: int, error: type[Exception]) -> Callable[[Progress], None]:
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     volumes = [noise(2, 32, 32)]
     train_translator(volumes, volumes, TINY, checkpoint=tmp_path / "c.pt", identity="one")
-    with pytest.raises(InputError, match="belongs to another run"):
+    with pytest.raises(InputError, match="interrupted training of this name with other"):
         train_translator(volumes, volumes, TINY, checkpoint=tmp_path / "c.pt", identity="two")
 
 

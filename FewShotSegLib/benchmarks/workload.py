@@ -1,0 +1,114 @@
+"""What `speed` measures on: a phantom on the grid of a clinical CT, and a step of training on it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.volume import Labelmap, Volume
+from FewShotSegLib.demo import phantom
+from FewShotSegLib.devices import encoding_precision
+from FewShotSegLib.imaging.slice_reader import SliceReader
+from FewShotSegLib.lora.adaptation import Adaptation
+from FewShotSegLib.methods import lora
+from FewShotSegLib.progress import silent
+from FewShotSegLib.sam import presets
+from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.synthesis.plan import Sample
+from FewShotSegLib.synthesis.synthesizer import Synthesizer
+from FewShotSegLib.training import prompted_recipe
+from FewShotSegLib.training.fit import FitResult, Schedule, fit
+from FewShotSegLib.training.lesson import checkpointing, weights_of
+from FewShotSegLib.training.prompted import synthesizer_of
+from FewShotSegLib.training.queries import Query, click_query, images_of, query_loss, token_query
+
+ANNOTATED = 3  # slices of the phantom that serve as exemplars
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured. `encode_px` sizes for encoding, the last also the yardstick for the bundled model."""
+
+    repeats: int = 7
+    encode_px: tuple[int, ...] = (512, 1024)
+    step_px: int = 512
+    slices: int = 24  # of the phantom
+
+
+QUICK = Size(2, (256, 512), 256, 8)
+
+
+@functools.lru_cache(maxsize=1)
+def a_patient(slices: int) -> tuple[Volume, Labelmap]:
+    """A phantom on the grid of a clinical CT."""
+    return phantom.patient(np.random.default_rng(0), shape=(slices, 512, 512), spacing_mm=(0.625, 0.625, 200 / slices))
+
+
+def an_exemplar(size: Size) -> Exemplar:
+    """The slices that show most structures."""
+    volume, labelmap = a_patient(size.slices)
+    labels = labelmap.volume.array
+    order = sorted(range(len(labels)), key=lambda k: len(np.unique(labels[k])), reverse=True)
+    return Exemplar(volume, labels, phantom.STRUCTURES, 0, tuple(order[:ANNOTATED]), name="phantom")
+
+
+def intensity_of(size: Size) -> IntensitySpec:
+    return IntensitySpec.auto(a_patient(size.slices)[0])
+
+
+def a_square(size: Size, index: int, image_size: int) -> NDArray[np.float32]:
+    volume, _ = a_patient(size.slices)
+    return SliceReader(volume, intensity_of(size), image_size).square(index)
+
+
+def source_of(size: Size, image_size: int) -> Synthesizer:
+    return synthesizer_of([an_exemplar(size)], intensity_of(size), image_size, lora.Recipe(), phantom.STRUCTURES)
+
+
+def encoded(network: PromptableNetwork, images: Tensor, bfloat16: bool) -> Tensor:
+    with torch.inference_mode(), encoding_precision(images.device, bfloat16=bfloat16):
+        return network.encode(images).features.float()
+
+
+Lesson = tuple[list[Sample], list[Query]]
+
+
+def lesson_of(source: Synthesizer, batch_size: int) -> Lesson:
+    """One batch with the prompts of the default recipe."""
+    recipe, rng = lora.Recipe(), np.random.default_rng(0)
+    samples = [source.draw(rng) for _ in range(batch_size)]
+    structures = sorted(source.structures)
+    count = min(recipe.token_prompts, max(2, len(structures)))
+    clicks = click_query(samples, recipe.click_prompts, rng)
+    return samples, [clicks, token_query(samples, structures, count, rng, recipe.token_click_probability)]
+
+
+@contextlib.contextmanager
+def lora_step(
+    network: PromptableNetwork, preset: presets.Preset, lesson: Lesson, amp: torch.dtype | None
+) -> Iterator[Callable[[], FitResult]]:
+    """A training step: encode, answer the queries, go backward, update. Samples are there already."""
+    recipe = lora.Recipe(encoder_blocks=preset.encoder_blocks)
+    samples, queries = lesson
+    images = images_of(samples, network, "sam")
+    weights = weights_of(recipe)
+    generator = torch.Generator().manual_seed(0)
+    spec = prompted_recipe.adaptation_spec(recipe, network)
+    adaptation = Adaptation(network, spec, sorted(phantom.STRUCTURES), generator=generator)
+
+    def loss_at(_: int) -> tuple[Tensor, dict[str, float]]:
+        embedding = network.encode(images)
+        losses = [query_loss(network, adaptation, embedding, query, weights) for query in queries]
+        return torch.stack(losses).mean(), {}
+
+    with adaptation.applied(network) as parameters, checkpointing(network, preset.checkpointing):
+        yield lambda: fit(parameters, loss_at, Schedule(1), report=silent, amp=amp)
