@@ -200,6 +200,8 @@ def _meta_image(path: Path) -> Layout:
     named = fields["ElementDataFile"]
     data = path if named.upper() == "LOCAL" else _beside(path, named)
     packing: Packing = "zlib" if _is_true(fields.get("CompressedData", "")) else "raw"
+    if packing == "zlib" and int(fields.get("CompressedDataSize", "0")) < 1:
+        raise Wrong("its header does not say how many bytes the packed voxels take")  # ITK was seen to read others then
     if packing == "raw" and "BinaryData" in fields and not _is_true(fields["BinaryData"]):
         packing = "text"
     layout = Layout(

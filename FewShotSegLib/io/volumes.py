@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from .images import (
 )
 from .pictures import mask_picture
 from .seg_nrrd import header_fields, merged_layers, segments_from
+
+if TYPE_CHECKING:
+    import SimpleITK
 
 
 def load_volume(
@@ -75,7 +79,7 @@ def load_labelmap(path: str | os.PathLike[str]) -> Labelmap:
     kind = kind_of(path, name)
     image = read_image(path, name) if kind == "volume" else None
     if image is not None and image.HasMetaDataKey("Segment0_ID"):
-        header = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+        header = _texts_of(image, name)
         layers = _layers_of(array_of(image), image.GetNumberOfComponentsPerPixel(), image.GetDimension(), name)
         merged, structures, hidden = merged_layers(layers, segments_from(header, len(layers), name))
         if hidden:
@@ -92,6 +96,14 @@ def load_labelmap(path: str | os.PathLike[str]) -> Labelmap:
     volume = _named_volume(array, affine, name)
     labels = as_labels(volume.array, name)
     return Labelmap(volume.like(labels), {value: str(value) for value in label_values(labels)})
+
+
+def _texts_of(image: SimpleITK.Image, name: str) -> dict[str, str]:
+    """The entries of the header, which tell what the labels mean: all of them, or none."""
+    try:
+        return {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    except TypeError:  # SimpleITK cannot be asked for what is no text
+        raise InputError(f"{name} cannot be read: its header is damaged; copy or export it again.") from None
 
 
 def _layers_of(array: Array, components: int, dimension: int, name: str) -> list[Array]:

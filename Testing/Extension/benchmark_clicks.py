@@ -2,8 +2,8 @@
 
 python Testing/Extension/benchmark_clicks.py [--clicks 40] [--shape 200 512 512]
 
-Real events in the views of the test host, the default base model in its worker process, a timer that polls every 10 ms as
-the panel does, and an event loop that keeps Python's lock while it waits, as Slicer's does: what was measured before
+Real events in the views of the test host, the default base model in its worker process, a timer that polls every 10 ms
+as the panel does, and an event loop that keeps Python's lock while it waits, as Slicer's does: what was measured before
 November 2026 was measured under a loop that gave it back. "New slices" are clicked on as soon as they are shown, before
 anything of them is known to the model. Printed, not asserted: it depends on the machine. The longest stall is the
 longest time in which the window did not react; without a graphics card most of that is drawing, so it is also told

@@ -132,3 +132,15 @@ def test_voxels_behind_skipped_lines_and_bytes_are_found(tmp_path: Path) -> None
     (tmp_path / "a.nhdr").write_text(head.format("gzip", ""))
     (tmp_path / "a.raw").write_bytes(gzip.compress(ARRAY.tobytes()))
     assert np.array_equal(load_volume(tmp_path / "a.nhdr").array, ARRAY)
+
+
+@pytest.mark.parametrize("changed", [b"CompressedDataSiz_ =", b"CompressedDataSize = 0 #"])
+def test_packed_voxels_of_unknown_length_are_refused(changed: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.mha"
+    image = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 100, (4, 20, 20), dtype=np.int16))
+    sitk.WriteImage(image, str(path), useCompression=True)
+    content = path.read_bytes()
+    assert b"CompressedDataSize =" in content
+    path.write_bytes(content.replace(b"CompressedDataSize =", changed))
+    with pytest.raises(InputError, match="cannot be read"):
+        load_volume(path)

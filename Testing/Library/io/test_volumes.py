@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -151,3 +153,15 @@ def test_labels_that_a_scale_in_the_header_made_almost_whole_are_whole(tmp_path)
     save_volume(Volume(array + np.float32(0.3), np.eye(4)), tmp_path / "a.nrrd")
     with pytest.raises(InputError, match=r"5 voxels hold fractions.*round them"):
         load_labelmap(tmp_path / "a.nrrd")
+
+
+def test_a_segmentation_with_a_broken_name_in_its_header_is_refused_in_words(tmp_path: Path) -> None:
+    array = np.zeros((3, 20, 20), np.uint8)
+    array[1, 5:9, 5:9] = 1
+    path = tmp_path / "a.seg.nrrd"
+    save_labelmap(Labelmap(Volume(array, np.eye(4)), {1: "liver"}), path)
+    content = path.read_bytes()
+    assert content.count(b"Segment0_Extent") == 1
+    path.write_bytes(content.replace(b"Segment0_Extent", b"Segment0_\x07\x10\xae\xe1nt"))
+    with pytest.raises(InputError, match="its header is damaged; copy or export it again"):
+        load_labelmap(path)
