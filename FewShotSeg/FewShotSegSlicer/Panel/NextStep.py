@@ -27,6 +27,8 @@ def nextStep(selection: Selection, live: LiveSegmenter, mode: Mode, model: Model
         return _("Name a structure and press Add.")
     if live.isPropagating:
         return _("Following {name} through the slices. {said}").format(name=name, said=said).strip()
+    if live.isWaiting and not live.hasPreview:
+        return _("Looking at the slice; the first mask on it takes longer than later ones.")
     if live.hasPreview:
         return _("{said} Accept it, or correct it with more clicks.").format(said=said).strip()
     if mode == "none":

@@ -34,6 +34,7 @@ def test_one_step_follows_the_other_until_a_mask_is_accepted(case: Case) -> None
     case.press(case.ui.boxButton)
     assert said(case) == "Drag a box around liver in a slice view."
     case.click(volumeNode)
+    assert said(case) == "Looking at the slice; the first mask on it takes longer than later ones."
     case.answerClick(np.eye(64, dtype=bool))
     assert said(case).startswith("Mask after ")
     assert said(case).endswith("Accept it, or correct it with more clicks.")
