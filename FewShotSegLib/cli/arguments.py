@@ -145,7 +145,7 @@ def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
     segment.add_argument("--resample", action="store_true", help="resample its labelmaps onto the grids of its images")
     _add_reading(segment)
     _add_intensity(segment)
-    segment.add_argument("--base", metavar="MODEL", help="default: the one the adapter was made for")
+    segment.add_argument("--base", metavar="MODEL", help="default: the one the adapter was made for, or medical")
     segment.add_argument("--prompts", metavar="FILE.json", help="points, boxes and masks on slices of the image")
     segment.add_argument("--axis", choices=("k", "j", "i"), help="slice axis; default: the adapter's")
     segment.add_argument(

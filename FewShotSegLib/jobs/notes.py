@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from FewShotSegLib.errors import Cancelled, StopAndKeepBest
 from FewShotSegLib.progress import Progress, Report, note, part_of, warning
 
 
@@ -43,32 +44,53 @@ class Notes:
     @contextlib.contextmanager
     def hearing(self) -> Iterator[None]:
         """What the library logs as a warning in this thread, such as what was left out, is told and kept."""
-        logger, handler = logging.getLogger("FewShotSegLib"), _Heard(self)
-        before, logger.propagate = logger.propagate, False
-        logger.addHandler(handler)
+        _LISTENER.add(self)
         try:
             yield
         finally:
-            logger.removeHandler(handler)
-            logger.propagate = before
+            _LISTENER.remove(self)
 
     def part(self, number: int, count: int, name: str) -> Notes:
         """Notes of one of `count` equal parts of the work, with warnings of its own; `number` counts from 0."""
         return Notes(part_of(self._report, number, count, name))
 
 
-class _Heard(logging.Handler):
-    """Hands warnings of its thread to notes, and everything else on to where it would have gone."""
+class _Listener(logging.Handler):
+    """Hands warnings of a thread to the notes that hear it, and everything else on to where it would have gone."""
 
-    def __init__(self, notes: Notes) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._notes, self._thread = notes, threading.get_ident()
+        self._hearing: dict[int, list[Notes]] = {}  # thread -> its notes, the innermost last
+        self._guard = threading.Lock()
+
+    def add(self, notes: Notes) -> None:
+        logger = logging.getLogger("FewShotSegLib")
+        with self._guard:
+            if not self._hearing:
+                logger.addHandler(self)
+                logger.propagate = False
+            self._hearing.setdefault(threading.get_ident(), []).append(notes)
+
+    def remove(self, notes: Notes) -> None:
+        logger, thread = logging.getLogger("FewShotSegLib"), threading.get_ident()
+        with self._guard:
+            self._hearing[thread].remove(notes)
+            if not self._hearing[thread]:
+                del self._hearing[thread]
+            if not self._hearing:
+                logger.removeHandler(self)
+                logger.propagate = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno == logging.WARNING and record.thread == self._thread:
-            self._notes.warn(record.getMessage())
-        else:
+        notes = self._hearing.get(record.thread or 0)
+        if record.levelno != logging.WARNING or not notes:
             logging.getLogger().handle(record)
+            return
+        with contextlib.suppress(StopAndKeepBest, Cancelled):  # the next step will hear of it where it can act
+            notes[-1].warn(record.getMessage())
+
+
+_LISTENER = _Listener()
 
 
 @contextlib.contextmanager

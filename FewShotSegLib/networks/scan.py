@@ -11,6 +11,7 @@ pass computes them anew. No compiled extension: `mamba_ssm` needs a CUDA compile
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 # Numbers per tensor of states that are in work at once: what stays in a CPU's cache, what keeps a GPU busy.
 _STATES_CPU, _STATES_GPU = 2**20, 2**25
@@ -51,7 +54,14 @@ def _triton_scan(device: str) -> Callable[..., Tensor] | None:
         return None
     try:
         from FewShotSegLib.networks.scan_triton import TritonScan
+
+        with torch.inference_mode(False), torch.enable_grad():  # kernels are compiled now, which needs a C compiler
+            tiny = [torch.ones(shape, device=device, requires_grad=True) for shape in ((1, 2, 1),) * 4 + ((1, 1),)]
+            TritonScan.apply(*tiny).sum().backward()
     except ImportError:
+        return None
+    except Exception as error:  # no compiler, no headers, an old GPU: of many kinds
+        log.info("The scan runs without Triton: %s", error)
         return None
     return TritonScan.apply
 

@@ -11,6 +11,7 @@ as it is from then on, which is logged once.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -58,18 +59,21 @@ class GraphedInference:
             self._seen.add(key)
             return call(*arguments)
         try:
-            self._replays[key] = self._recorded(call, arguments, network)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
+            with _same_stream():
+                self._replays[key] = self._recorded(call, arguments, network)
+        except RuntimeError as error:  # too little memory among them: graphs keep theirs
             self._broken = True
             logger.warning("Predicting without CUDA graphs, which takes longer: %s", error)
+        if self._broken:
+            self._replays.clear()
+            self._pool = None
+            _give_memory_back()
             return call(*arguments)
         return self._replays[key](*arguments)
 
     def _recorded(self, call: Call, arguments: Sequence[Tensor], network: nn.Module) -> Call:
         own = [argument.clone() for argument in arguments]
-        kept_alive = [*network.parameters(), *network.buffers()]
+        kept_alive: list[Any] = [*network.modules(), *network.parameters(), *network.buffers()]
         with _without_cast_cache():
             with _nothing_may_wait():
                 call(*own)
@@ -79,7 +83,7 @@ class GraphedInference:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 results = call(*own)
 
-        def replay(*arguments: Tensor, _kept_alive: list[Tensor] = kept_alive) -> tuple[Tensor, ...]:
+        def replay(*arguments: Tensor, _kept_alive: list[Any] = kept_alive) -> tuple[Tensor, ...]:
             for mine, given in zip(own, arguments, strict=True):
                 mine.copy_(given)
             graph.replay()
@@ -104,6 +108,7 @@ def graphed_training(network: PromptableNetwork, wanted: bool = True) -> Iterato
         yield graphs.begin
     finally:
         del network.encode, network.decode
+        graphs.clear()
 
 
 class _TrainingGraphs:
@@ -117,6 +122,17 @@ class _TrainingGraphs:
 
     def begin(self) -> None:
         self._used.clear()
+        # Gradients that are being added up lie where the graph's next backward pass will write.
+        for parameter in self.network.parameters():
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()
+        if self._broken and self._graphs:
+            self.clear()
+
+    def clear(self) -> None:
+        """Free the memory of all graphs; none may be waiting for its backward pass."""
+        self._graphs.clear()
+        _give_memory_back()
 
     def encode(self, images: Tensor) -> Embedding:
         if not torch.is_grad_enabled() or not any(p.requires_grad for p in self.network.image_encoder.parameters()):
@@ -143,15 +159,14 @@ class _TrainingGraphs:
             return module(*arguments)
         samples = tuple(a.detach().clone().requires_grad_(a.requires_grad) for a in arguments)
         try:
-            with _without_cast_cache():
+            with _same_stream(), _without_cast_cache():
                 with _nothing_may_wait():
                     _pass(module, samples)
                 graphed: Any = torch.cuda.make_graphed_callables(module, samples, allow_unused_input=True)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
+        except RuntimeError as error:  # too little memory among them: graphs keep theirs
             self._broken = True
             logger.warning("Training without CUDA graphs, which takes longer: %s", error)
+        if self._broken:
             return module(*arguments)
         self._graphs[key] = graphed
         return self._graphs[key](*arguments)
@@ -230,6 +245,24 @@ def _pass(module: nn.Module, arguments: Sequence[Tensor]) -> None:
     total = torch.stack([result.float().sum() for result in module(*arguments)]).sum()
     learning = [tensor for tensor in (*module.parameters(), *arguments) if tensor.requires_grad]
     torch.autograd.grad(total, learning, allow_unused=True)
+
+
+@contextlib.contextmanager
+def _same_stream() -> Iterator[None]:
+    """A recording that fails would leave its own stream behind as the current one."""
+    stream = torch.cuda.current_stream() if torch.cuda.is_available() else None
+    try:
+        yield
+    except RuntimeError:
+        if stream is not None:
+            torch.cuda.set_stream(stream)
+        raise
+
+
+def _give_memory_back() -> None:
+    gc.collect()  # graphs and what they call refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

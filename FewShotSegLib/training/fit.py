@@ -361,6 +361,7 @@ class _TrainingState:
 def _read(values: Mapping[str, float | Tensor]) -> dict[str, float]:
     """The values as numbers; those that are tensors come from their device in one piece."""
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    numbers = torch.stack([value.double() for value in tensors.values()]).tolist() if tensors else []
+    device = next((value.device for value in tensors.values() if value.is_cuda), None)
+    numbers = torch.stack([value.double().to(device) for value in tensors.values()]).tolist() if tensors else []
     found = dict(zip(tensors, numbers, strict=True))
     return {name: float(found.get(name, value)) for name, value in values.items()}

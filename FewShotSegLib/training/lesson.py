@@ -78,8 +78,12 @@ class Lesson:
         self.held_back: list[tuple[torch.Tensor, list[Query]]] = []
         self.shown: list[Sample] = []
         self.picture: NDArray[np.uint8] | None = None
-        self.begin: Callable[[], None] = lambda: None  # told that a step begins
-        self.drawn: Callable[[int], Batch] = self.draw  # or what draws ahead
+        self.rest()
+
+    def rest(self) -> None:
+        """Learn without help: nobody is told that a step begins, and nothing is drawn ahead."""
+        self.begin: Callable[[], None] = lambda: None
+        self.drawn: Callable[[int], Batch] = self.draw
 
     def loss_at(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         self.begin()

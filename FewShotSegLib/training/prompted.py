@@ -270,6 +270,7 @@ def learn(
         with torch.no_grad():
             for name, value in fitted.best.items():
                 parameters[name].copy_(value)
+        lesson.rest()
     return fitted, joint
 
 

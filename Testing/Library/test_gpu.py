@@ -95,9 +95,13 @@ def test_what_a_graph_returned_stays_as_it_is(base: PromptableNetwork) -> None:
     assert not torch.equal(kept[2], kept[3])
 
 
-@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+@pytest.mark.parametrize(("amp", "accumulate"), [(None, 1), (torch.bfloat16, 1), (torch.bfloat16, 3)])
 def test_steps_by_graphs_learn_what_steps_without_learn(
-    base: PromptableNetwork, an_exemplar: Exemplar, amp: torch.dtype | None, caplog: pytest.LogCaptureFixture
+    base: PromptableNetwork,
+    an_exemplar: Exemplar,
+    amp: torch.dtype | None,
+    accumulate: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING)
     losses = {}
@@ -111,7 +115,8 @@ def test_steps_by_graphs_learn_what_steps_without_learn(
         lesson = Lesson(base, adaptation, source, recipe, base.scale, 0)
         with adaptation.applied(base) as parameters, graphed_training(base, wanted=graphs) as begin:
             lesson.begin = begin
-            fitted = fit(parameters, lesson.loss_at, Schedule(12, 1e-4, warmup_steps=1), report=silent, amp=amp)
+            schedule = Schedule(12, 1e-4, warmup_steps=1, accumulate=accumulate)
+            fitted = fit(parameters, lesson.loss_at, schedule, report=silent, amp=amp)
         losses[graphs] = [entry["loss"] for entry in fitted.history]
     assert not caplog.records  # nothing fell back
     assert "encode" not in vars(base)

@@ -344,6 +344,7 @@ class _PromptedArms:
         """Turns in which the exemplars' lesson is the target."""
 
         def auxiliary(arm: int, rng: np.random.Generator) -> torch.Tensor:
+            lesson.begin()
             samples = [self._sample(arm, rng) for _ in range(self.recipe.batch_size or 1)]
             embedding = self.network.encode(images_of(samples, self.network, lesson.scale))
             recipe = self.recipe

@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from FewShotSegLib.errors import Cancelled
+from FewShotSegLib.errors import Cancelled, StopAndKeepBest
 from FewShotSegLib.jobs.notes import Notes, timed
-from FewShotSegLib.progress import Progress, note, stage_picture, warning
+from FewShotSegLib.progress import Progress, note, silent, stage_picture, warning
 from Testing.conftest import Listener
 
 PICTURE = np.zeros((2, 3, 3), np.uint8)
@@ -89,3 +89,26 @@ def test_what_the_library_logs_while_it_is_heard_is_told_and_kept(caplog: pytest
     assert [(progress.kind, progress.message) for progress in told] == [("warning", "ct holds 2 series.")]
     assert "of another job" in caplog.text
     assert "afterwards" in caplog.text
+
+
+def test_of_notes_within_notes_the_inner_hear_and_afterwards_nothing_is_left_behind() -> None:
+    logger = logging.getLogger("FewShotSegLib")
+    outer, inner = Notes(silent), Notes(silent)
+    with outer.hearing():
+        with inner.hearing():
+            logger.warning("within")
+        logger.warning("around")
+        assert not logger.propagate
+    assert (inner.warnings, outer.warnings) == (["within"], ["around"])
+    assert logger.propagate
+    assert not logger.handlers
+
+
+def test_a_run_that_was_stopped_is_not_broken_off_where_something_is_logged() -> None:
+    def report(progress: Progress) -> None:
+        raise StopAndKeepBest
+
+    notes = Notes(report)
+    with notes.hearing():
+        logging.getLogger("FewShotSegLib.io").warning("left out")
+    assert notes.warnings == ["left out"]

@@ -93,11 +93,22 @@ def test_where_recording_fails_the_network_answers_as_it_is_and_this_is_said_onc
     ]
 
 
-def test_too_little_memory_is_for_the_caller_to_hear() -> None:
-    graphs, network = Recorder(torch.OutOfMemoryError("full")), nn.Linear(1, 1)
-    graphs("double", twice, [torch.ones(1)], network)
-    with pytest.raises(torch.OutOfMemoryError):
+def test_where_graphs_need_too_much_memory_they_are_given_up_and_the_answer_comes_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    graphs, network = Recorder(), nn.Linear(1, 1)
+    for _ in range(2):
         graphs("double", twice, [torch.ones(1)], network)
+    assert len(graphs) == 1
+    graphs.error = torch.OutOfMemoryError("CUDA out of memory")
+    for _ in range(3):
+        assert float(graphs("double", twice, [torch.ones(2)], network)[0][0]) == 2
+    assert len(graphs) == 0
+    assert graphs.replayed("double", [torch.ones(1)]) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "Predicting without CUDA graphs, which takes longer: CUDA out of memory"
+    ]
 
 
 def test_on_a_processor_training_is_as_it_is(a_tiny_sam: PromptableNetwork) -> None:
