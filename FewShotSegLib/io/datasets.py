@@ -172,7 +172,7 @@ def _side_by_side(folder: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
     names = {path: parsed(path) for path in _files_in(folder)}
     cases = {path: name.case for path, name in names.items() if name.role in ("image", "unknown")}
     labelmaps = {path: name.case for path, name in names.items() if name.role == "labelmap"}
-    return _pairs(cases, labelmaps, "there is no image of its name")
+    return _pairs(cases, labelmaps, "there is no image of the same name")
 
 
 def _pairs(
