@@ -63,6 +63,15 @@ def _rows(batch: int, states_of_one: int) -> Iterator[slice]:
 
 
 @triton.jit
+def _stepped(h, at, u_ptr, delta_ptr, write_ptr, decay, e, n, width, states):
+    """The states after a step: exp(delta A) h + delta B u."""
+    u = tl.load(u_ptr + at * width + e, mask=e < width, other=0.0)
+    delta = tl.load(delta_ptr + at * width + e, mask=e < width, other=0.0)
+    write = tl.load(write_ptr + at * states + n, mask=n < states, other=0.0)
+    return tl.exp(delta[:, None] * decay) * h + (delta * u)[:, None] * write[None, :]
+
+
+@triton.jit
 def _forward(
     u_ptr, delta_ptr, write_ptr, read_ptr, decay_ptr, y_ptr,
     length, width, states, block_n: tl.constexpr, block_e: tl.constexpr,
@@ -75,11 +84,8 @@ def _forward(
     h = tl.zeros((block_e, block_n), tl.float32)
     for t in range(length):
         at = row * length + t
-        u = tl.load(u_ptr + at * width + e, mask=in_e, other=0.0)
-        delta = tl.load(delta_ptr + at * width + e, mask=in_e, other=0.0)
-        write = tl.load(write_ptr + at * states + n, mask=in_n, other=0.0)
+        h = _stepped(h, at, u_ptr, delta_ptr, write_ptr, decay, e, n, width, states)
         read = tl.load(read_ptr + at * states + n, mask=in_n, other=0.0)
-        h = tl.exp(delta[:, None] * decay) * h + (delta * u)[:, None] * write[None, :]
         tl.store(y_ptr + at * width + e, tl.sum(h * read[None, :], 1), mask=in_e)
 
 
@@ -100,12 +106,8 @@ def _backward(
     kept = kept_ptr + e[:, None] * states + n[None, :]
     h = tl.zeros((block_e, block_n), tl.float32)
     for t in range(length):
-        at = row * length + t
-        u = tl.load(u_ptr + at * width + e, mask=in_e, other=0.0)
-        delta = tl.load(delta_ptr + at * width + e, mask=in_e, other=0.0)
-        write = tl.load(write_ptr + at * states + n, mask=in_n, other=0.0)
         tl.store(kept + (first + t) * width * states, h, mask=both)
-        h = tl.exp(delta[:, None] * decay) * h + (delta * u)[:, None] * write[None, :]
+        h = _stepped(h, row * length + t, u_ptr, delta_ptr, write_ptr, decay, e, n, width, states)
     tl.store(kept + (first + length) * width * states, h, mask=both)
     tl.debug_barrier()  # what was written above is read below
     carried = tl.zeros((block_e, block_n), tl.float32)
