@@ -31,15 +31,14 @@ def run(
     the record of each image when that has ended; `kept` holds a predictor from job to job.
     """
     notes = Notes(report)
-    if isinstance(job, EvaluateJob):
-        with notes.hearing():
+    with notes.hearing():
+        if isinstance(job, EvaluateJob):
             return evaluate_job(job, notes)
-    device = choose_device(job.device, notes.say)
-    with own_randomness(job.seed, device):
-        if isinstance(job, AdaptJob):
-            with notes.hearing():
+        device = choose_device(job.device, notes.say)
+        with own_randomness(job.seed, device):
+            if isinstance(job, AdaptJob):
                 return adapt_job(job, device, notes)
-        return segment_job(job, device, notes, raise_failures, ended or _ignored, kept or KeptPredictor())
+            return segment_job(job, device, notes, raise_failures, ended or _ignored, kept or KeptPredictor())
 
 
 def _ignored(record: dict[str, Any]) -> None:
