@@ -45,7 +45,8 @@ class ExemplarSection:
         ui.exemplarNameEdit.connect("editingFinished()", self._rename)
         self.learn = Chooser(ui.learnSelector, self._onLearn)
         self._finished: dict[tuple[int, int], tuple[Any, Any]] = {}  # slice -> its nodes; to be kept in the next turn
-        self._adaptedFrom = 0  # slices that the last adaptation of this session learned from
+        self._count = 0  # annotated slices that are learned from
+        self._adaptedFrom = 0  # those that the last adaptation has learned from
         self._hint = ui.exemplarHintLabel.text
         self.store.changed.connect(self._onStoreChanged)
         self.live.accepted.connect(self._onAccepted)
@@ -92,11 +93,6 @@ class ExemplarSection:
         self._adaptedFrom = self._count
         self.update()
 
-    @property
-    def _count(self) -> int:
-        """How many annotated slices are learned from."""
-        return sum(len(exemplar.slices) for exemplar in self.store.list() if exemplar.isEnabled)
-
     def _slice(self) -> tuple[int, int]:
         where = self.selection.slice
         if where is None:
@@ -134,6 +130,7 @@ class ExemplarSection:
 
     def _onStoreChanged(self) -> None:
         chosen, exemplars = self._chosen(), self.store.list()
+        self._count = sum(len(exemplar.slices) for exemplar in exemplars if exemplar.isEnabled)
         view = self.ui.exemplarList
         view.blockSignals(True)
         view.clear()
