@@ -68,14 +68,18 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the benchmark; the table goes to standard output and to `<out>.md`."""
     chosen = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
-    unknown = sorted(set(chosen.only) - set(MEASUREMENTS))
+    measurements = MEASUREMENTS if chosen.device == "cpu" else speed_gpu.MEASUREMENTS
+    names = chosen.only or list(measurements)
+    unknown = sorted(set(names) - set(measurements))
     if unknown:
-        raise InputError(f"Unknown measurement {unknown[0]}; allowed are {', '.join(MEASUREMENTS)}.")
+        raise InputError(f"Unknown measurement {unknown[0]}; allowed are {', '.join(measurements)}.")
     if chosen.threads is not None and chosen.threads < 1:
         raise InputError(f"--threads must be 1 or more, got {chosen.threads}.")
     size = QUICK if chosen.quick else Size()
     with _threads(chosen.threads or torch.get_num_threads()):
-        text = _measured(chosen.only, size) if chosen.device == "cpu" else _measured_on_gpu(size)
+        choose_device(chosen.device, logger.info)
+        head = _head(size) if chosen.device == "cpu" else speed_gpu.head(size)
+        text = head + measurement_table(list(_logged(names, measurements, size)))
     write_text_whole(Path(f"{chosen.out}.md"), text)
     sys.stdout.write(text)
     return 0
@@ -87,24 +91,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="of PyTorch; default: as many as it takes by itself")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="what is measured (cpu)")
     parser.add_argument("--out", default="speed", help="prefix of the result file")
-    parser.add_argument("--only", nargs="+", default=list(MEASUREMENTS), metavar="NAME", help=", ".join(MEASUREMENTS))
+    named = f"{', '.join(MEASUREMENTS)}; with --device cuda {', '.join(speed_gpu.MEASUREMENTS)}"
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=named)
     return parser
 
 
-def _measured(names: Sequence[str], size: Size) -> str:
-    rows = list(_logged(names, MEASUREMENTS, size))
-    head = (
+def _head(size: Size) -> str:
+    return (
         f"Ratios of times, paired turn by turn: median and quartiles of {size.repeats}. {torch.get_num_threads()} "
         f"threads of {platform.machine()}, PyTorch {torch.__version__}, bfloat16 "
         f"{'pays' if bfloat16_pays() else 'does not pay'} here, random weights for ViT-B. Stock is segment_anything's "
         "own code in float32 on the same weights.\n\n"
     )
-    return head + measurement_table(rows)
-
-
-def _measured_on_gpu(size: Size) -> str:
-    choose_device("cuda", logger.info)
-    return speed_gpu.head(size) + measurement_table(list(_logged(speed_gpu.MEASUREMENTS, speed_gpu.MEASUREMENTS, size)))
 
 
 def _logged(

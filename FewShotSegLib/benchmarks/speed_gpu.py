@@ -64,7 +64,7 @@ def encoding(size: workload.Size) -> Iterator[Measurement]:
 
 
 def training(size: workload.Size) -> Iterator[Measurement]:
-    """A LoRA step of ViT-B: plain against ours, without and with CUDA graphs."""
+    """A LoRA step of ViT-B: plain against ours."""
     image_size = size.encode_px[-1]
     network = random_vit_b(image_size).to("cuda")
     plain = plain_copy(network)
@@ -99,9 +99,6 @@ def predicting(size: workload.Size) -> Iterator[Measurement]:
             # Two squares in turn, so that the cache, which holds one, never helps.
             contestants[f"encode {kind}"] = functools.partial(_encode_both, predictor, squares)
             contestants[f"click {kind}"] = functools.partial(predictor.decode, embedding, prompts)
-        for _ in range(3):
-            for call in contestants.values():
-                call()
         seconds = in_turns(contestants, size.repeats)
         launched = {kind: launches(call) for kind, call in contestants.items()}
         for what, items in (("encode", 2), ("click", 1)):

@@ -29,7 +29,7 @@ from FewShotSegLib.training import prompted_recipe
 from FewShotSegLib.training.fit import FitResult, Schedule, fit
 from FewShotSegLib.training.lesson import checkpointing, weights_of
 from FewShotSegLib.training.prompted import synthesizer_of
-from FewShotSegLib.training.queries import Query, click_query, images_of, query_loss, token_query
+from FewShotSegLib.training.queries import Query, click_query, images_of, on_device, query_loss, token_query
 
 ANNOTATED = 3  # slices of the phantom that serve as exemplars
 
@@ -98,7 +98,7 @@ def lora_step(
 ) -> Iterator[Callable[[], FitResult]]:
     """A training step: encode, answer the queries, go backward, update. Samples are there already."""
     recipe = lora.Recipe(encoder_blocks=preset.encoder_blocks)
-    samples, queries = lesson
+    samples, queries = lesson[0], [on_device(query, network.device) for query in lesson[1]]
     images = images_of(samples, network, "sam")
     weights = weights_of(recipe)
     generator = torch.Generator().manual_seed(0)
