@@ -40,7 +40,7 @@ class Adapter(data.Adapter):
 
     def __repr__(self) -> str:
         learned = ", ".join(self.structures.values()) or "no structure by name"
-        return f"Adapter({self.method} on {self.base_model or 'a 3-D network of its own'}: {learned})"
+        return f"Adapter({self.method} on {self.base_name or 'a 3-D network of its own'}: {learned})"
 
 
 def load_adapter(path: str | os.PathLike[str]) -> Adapter:

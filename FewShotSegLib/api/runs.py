@@ -63,7 +63,7 @@ def adapt(
         "lora" (Feng et al. 2023), "asap" (Yang et al.; also needs `auxiliary`), "uda" (Zhu et al. 2024; needs `source`
         and `target` and no exemplars), "gmiseg" (Xu).
     base
-        Base model: "medical", "bundled", "vit_b", ... or a file. "auto": the one the method does best with.
+        Base model: "bundled", "bundled-small", "vit_b", ... or a file. "auto": the one the method does best with.
     recipe
         Options that differ from the defaults of the method, for example `{"rank": 8, "steps": 800}`; nested ones as
         mappings.
@@ -97,7 +97,7 @@ def adapt(
     >>> image = np.where(labels, 120.0, 20.0)
     >>> exemplar = fs.make_exemplar(image, labels, spacing_mm=(1, 1, 5), structures={1: "liver"}, slices=(1,))
     >>> quick = {"steps": 1, "image_size": 64, "validate_every": 0, "guard": "off"}
-    >>> fs.adapt([exemplar], base="bundled", recipe=quick).structures
+    >>> fs.adapt([exemplar], base="bundled-small", recipe=quick).structures
     {1: 'liver'}
     """
     chosen = method_of(method)
@@ -152,8 +152,8 @@ def segment(
     prompts
         Points, boxes and masks on slices of the image, which are followed to the neighbouring slices.
     base
-        Base model: "medical", "bundled", "vit_b", ... or a file. Default: the one the adapter was made for, or
-        "medical".
+        Base model: "bundled", "bundled-small", "vit_b", ... or a file. Default: the one the adapter was made for, or
+        "bundled".
     axis
         Axis across the slices: "k", "j", "i" or 0, 1, 2. Default: that of the adapter, or as acquired.
     largest_component, min_island_ml

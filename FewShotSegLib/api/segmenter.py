@@ -50,8 +50,8 @@ class Segmenter:
     adapter
         Adapter or file that knows images like this one; default: the base model alone.
     base
-        Base model: "medical", "bundled", "vit_b", ... or a file. Default: the one the adapter was made for, or
-        "medical"; "bundled" is less accurate and about twenty times as fast.
+        Base model: "bundled", "bundled-small", "vit_b", ... or a file. Default: the one the adapter was made for, or
+        "bundled"; "bundled-small" is less accurate and about twenty times as fast.
     axis
         Axis across the slices that are shown to the model: "k", "j", "i" or 0, 1, 2. Default: as acquired.
     structure

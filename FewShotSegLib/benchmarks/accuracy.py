@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each model")
     parser.add_argument("--cases", type=int, default=4, help="most test cases per data set")
     parser.add_argument("--slices", type=int, default=40, help="slices per test case, evenly spread")
-    parser.add_argument("--base", default="bundled")
+    parser.add_argument("--base", default="bundled-small")
     parser.add_argument("--image-size", type=int, metavar="PX", help="of base and adapted model; default: their own")
     parser.add_argument("--recipe", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seed", type=int, default=0)

@@ -85,7 +85,7 @@ def training(size: workload.Size) -> Iterator[Measurement]:
 
 def predicting(size: workload.Size) -> Iterator[Measurement]:
     """Encoding a slice and answering a click, as it is and as CUDA graphs, and what is launched for it."""
-    for name in ("bundled", "medical"):
+    for name in ("bundled-small", "bundled"):
         network = load_base(name, device="cuda")
         coords = torch.tensor([[[90.0, 70.0], [0.0, 0.0], [0.0, 0.0]]], device="cuda")
         prompts = PromptBatch(coords, torch.tensor([[POSITIVE, PADDING, PADDING]], device="cuda"))
@@ -115,7 +115,7 @@ def _encode_both(predictor: Predictor, squares: list[np.ndarray]) -> None:
 
 def adapting(size: workload.Size) -> Iterator[Measurement]:
     """Steps of an adaptation, with the drawing of samples, as it is and with graphs and samples drawn ahead."""
-    for name, wanted in (("bundled", 25.0), ("medical", 12.0)):
+    for name, wanted in (("bundled-small", 25.0), ("bundled", 12.0)):
         rates = {kind: _step_seconds(name, size, graphs=kind == "graphs") for kind in ("as it is", "graphs")}
         note = f"{milliseconds(rates['as it is'])} / {milliseconds(rates['graphs'])}"
         yield Measurement(f"{name}, adapting, steps per second", spread([1 / s for s in rates["graphs"]]), wanted, note)

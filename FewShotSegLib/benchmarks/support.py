@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plane", type=int, default=0, choices=(0, 1, 2), help="axis of the arrays (K, J, I)")
     parser.add_argument("--random", action="store_true", help="supports by lot, another set for each seed")
     parser.add_argument("--tasks", type=int, help="on how many other data sets GMISeg is trained; default: on all")
-    parser.add_argument("--base", default="bundled")
+    parser.add_argument("--base", default="bundled-small")
     return parser
 
 

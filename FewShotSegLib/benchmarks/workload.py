@@ -36,7 +36,7 @@ ANNOTATED = 3  # slices of the phantom that serve as exemplars
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. `encode_px` sizes for encoding, the last also the yardstick for the bundled model."""
+    """How much is measured. `encode_px` sizes for encoding, the last also the yardstick for the small bundled model."""
 
     repeats: int = 7
     encode_px: tuple[int, ...] = (512, 1024)

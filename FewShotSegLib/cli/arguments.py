@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("adapter", metavar="ADAPTER")
     demo = commands.add_parser("demo", parents=[common], help="synthetic patients, three annotated slices, a report")
     demo.add_argument("--out", default=DEMO_OUT, metavar="DIR", help=f"where everything goes ({DEMO_OUT})")
-    demo.add_argument("--base", default="auto", metavar="MODEL", help="the base model to adapt (medical)")
+    demo.add_argument("--base", default="auto", metavar="MODEL", help="the base model to adapt (bundled)")
     demo.add_argument("--seed", type=_whole_number, default=0, metavar="N")
     commands.add_parser("benchmark", help="accuracy | speed: measure on this computer; see benchmark accuracy --help")
     return top
@@ -102,7 +102,7 @@ def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
         "--base",
         default="auto",
         metavar="MODEL",
-        help="medical, bundled, vit_b, ..., or a file; auto: what suits the method",
+        help="bundled, bundled-small, vit_b, ..., or a file; auto: what suits the method",
     )
     adapt.add_argument(
         "--recipe", nargs="+", default=[], metavar="FILE|KEY=VALUE", help="recipe options that differ from the defaults"
@@ -145,7 +145,7 @@ def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
     segment.add_argument("--resample", action="store_true", help="resample its labelmaps onto the grids of its images")
     _add_reading(segment)
     _add_intensity(segment)
-    segment.add_argument("--base", metavar="MODEL", help="default: the one the adapter was made for, or medical")
+    segment.add_argument("--base", metavar="MODEL", help="default: the one the adapter was made for, or bundled")
     segment.add_argument("--prompts", metavar="FILE.json", help="points, boxes and masks on slices of the image")
     segment.add_argument("--axis", choices=("k", "j", "i"), help="slice axis; default: the adapter's")
     segment.add_argument(

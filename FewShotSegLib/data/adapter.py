@@ -19,6 +19,9 @@ from .volume import checked_structures
 Array = np.ndarray[Any, np.dtype[Any]]
 
 FORMAT = 1
+# The compact model was called "bundled", and at 384 pixels "bundled-384", until a better one came along.
+_COMPACT = "ad0b5bde1943e820aeee7185230327e3383b747af1efadca25c8752ed9360d39"
+_RENAMED = {("bundled", _COMPACT): "bundled-small", ("bundled-384", _COMPACT): "bundled-small-384"}
 _DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
@@ -71,6 +74,11 @@ class Adapter:
                 raise InputError(f"An adapter's {name} is a whole number from 0 to {most - 1}, got {value!r}.")
 
     @property
+    def base_name(self) -> str:
+        """What the base model is called today."""
+        return current_name(self.base_model, self.base_sha256)
+
+    @property
     def digest(self) -> str:
         """SHA-256 over the card and every tensor: equal for equal content, on every computer."""
         return digest_of_adapter(_plain_card(self), self.tensors)
@@ -81,16 +89,21 @@ def card(adapter: Adapter) -> dict[str, Any]:
     return _plain_card(adapter) | {"digest": adapter.digest}
 
 
+def current_name(base_model: str, base_sha256: str) -> str:
+    """What the base model of a card is called today: names have changed, files have not."""
+    return _RENAMED.get((base_model, base_sha256), base_model)
+
+
 def check_base(adapter: Adapter, base_name: str, base_sha256: str) -> None:
     """Raise `InputError` naming both base models when the adapter was made for another one."""
     if adapter.architecture is not None and not adapter.base_model:
         return
     if adapter.base_sha256 == base_sha256:
         return
-    made_for = f"{adapter.base_model} (sha256 {adapter.base_sha256[:12]})"
+    made_for = f"{adapter.base_name} (sha256 {adapter.base_sha256[:12]})"
     raise InputError(
         f"The adapter was made for the base model {made_for}, got {base_name} (sha256 {base_sha256[:12]}); choose "
-        f"{adapter.base_model} or adapt again."
+        f"{adapter.base_name} or adapt again."
     )
 
 

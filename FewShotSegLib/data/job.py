@@ -127,7 +127,7 @@ class SegmentJob:
     `intensity` is an `IntensitySpec` as a table for the support set and the images; None: that of the adapter, or by
     the kind of image.
 
-    `base` None is the base model that the adapter was made for, or "medical". `axis` None is that of the adapter
+    `base` None is the base model that the adapter was made for, or "bundled". `axis` None is that of the adapter
     or the support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed. Of a
     structure that was in one piece on its exemplars, pieces beside the main ones are removed unless `all_pieces`.
     `format` dicom-seg writes DICOM segmentations that refer to their series, for images that are DICOM series.

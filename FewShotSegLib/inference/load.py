@@ -42,7 +42,7 @@ def predictor_for(
 
 
 def load_predictor(adapter_path: str | None, base: str | None, device: torch.device) -> Predictor:
-    """An adapter on the base model it was made for (or on `base`), or a base model alone (default: "medical")."""
+    """An adapter on the base model it was made for (or on `base`), or a base model alone (default: "bundled")."""
     adapter = load_adapter(adapter_path) if adapter_path else None
     if adapter is not None and is_volume_network(adapter):
         raise InputError(
@@ -61,7 +61,7 @@ def load_support_predictor(
     intensity: IntensitySpec | None = None,
     report: Report = silent,
 ) -> support.SupportPredictor:
-    """A support set on a base model (default: "medical"), or on an adapter that knows no structure by name.
+    """A support set on a base model (default: "bundled"), or on an adapter that knows no structure by name.
 
     `adapter` is one in memory or a file. `recipe` holds the options of `SupportRecipe` that differ from its defaults;
     `intensity` None: by the kind of image.
@@ -107,7 +107,7 @@ def _network(
         name = base or registry.DEFAULT
         size = affordable_size(name, device) if looks else None
         return load_base(name, image_size=size, device=str(device))
-    name = base or adapter.base_model
+    name = base or adapter.base_name
     known = {model.name for model in registry.models()}
     if base is None and name not in known:
         raise InputError(

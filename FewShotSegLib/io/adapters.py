@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from FewShotSegLib.data.adapter import FORMAT, Adapter, Array, card, digest_of_adapter, dumped
+from FewShotSegLib.data.adapter import FORMAT, Adapter, Array, card, current_name, digest_of_adapter, dumped
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.json_text import MOST_BYTES, parsed_table
 from FewShotSegLib.errors import InputError
@@ -57,6 +57,9 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
     values = _card_in(header.get("__metadata__"), path)
     if values.get("format") != FORMAT:
         raise InputError(_OTHER_VERSION.format(path))
+    name, digest = values.get("base_model"), values.get("base_sha256")
+    if isinstance(name, str) and isinstance(digest, str):
+        values["base_model"] = current_name(name, digest)
     return values
 
 

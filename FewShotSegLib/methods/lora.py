@@ -8,7 +8,7 @@ what is pasted; boxes, central and corrective clicks among the prompts; Dice wit
 predicted IoU in the loss; samples that never end. One stays: where no slice is known to be empty, structures are pasted
 on their own slice, inpainted. What the paper calls exponential decay is, in SAMed's code, (1 - done)^0.9.
 
-When to use it: from one annotated slice on. Cost: a minute on a laptop with the bundled model, minutes on a GPU with
+When to use it: from one annotated slice on. Cost: a minute on a laptop with a bundled model, minutes on a GPU with
 SAM.
 """
 

@@ -67,7 +67,7 @@ class CompactArchitecture:
         return found
 
 
-def build_compact(architecture: CompactArchitecture | None = None, *, name: str = "bundled") -> PromptableNetwork:
+def build_compact(architecture: CompactArchitecture | None = None, *, name: str = "bundled-small") -> PromptableNetwork:
     """An untrained compact model."""
     a = architecture or CompactArchitecture()
     grid = a.image_size // PATCH
@@ -95,7 +95,7 @@ def set_image_size(network: PromptableNetwork, image_size: int) -> None:
     """Sets the size of images a compact network works on; its position embeddings follow by interpolation."""
     if image_size % PATCH or image_size < 4 * PATCH:
         raise InputError(
-            f"The bundled model works on image sizes that are multiples of {PATCH}, from 64; got {image_size}."
+            f"The small bundled model works on image sizes that are multiples of {PATCH}, from 64; got {image_size}."
         )
     grid = image_size // PATCH
     network.image_size = image_size

@@ -37,7 +37,7 @@ PATCH, WINDOW, PROMPT_DIM = 16, 14, 256
 def load_base(name_or_path: str | Path, *, image_size: int | None = None, device: str = "cpu") -> PromptableNetwork:
     """The base model of that name or file, frozen, in evaluation mode.
 
-    `image_size` defaults to the model's own (1024 for SAM, 160 for the bundled model, 384 for bundled-384). Another
+    `image_size` defaults to the model's own (1024 for SAM, 256 for bundled, 160 for bundled-small). Another
     size interpolates the position embeddings.
     """
     model, path = registry.find(name_or_path)

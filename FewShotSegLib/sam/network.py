@@ -1,6 +1,6 @@
 """The promptable network: SAM's image encoder, prompt encoder and mask decoder behind `encode` and `decode`.
 
-Stock SAM (ViT-B/L/H, MedSAM) and the bundled compact model run through the same two calls, so LoRA, structure tokens,
+Stock SAM (ViT-B/L/H, MedSAM) and the bundled models run through the same two calls, so LoRA, structure tokens,
 prompts and training are written once. Parameter names equal those of the official checkpoints.
 """
 

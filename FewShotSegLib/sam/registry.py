@@ -61,25 +61,25 @@ class BaseModel:
         return self.url is not None or self.wheel is not None
 
 
-_BUNDLED = BaseModel(
-    "bundled",
+_SMALL = BaseModel(
+    "bundled-small",
     "compact",
-    "bundled.safetensors",
+    "bundled-small.safetensors",
     sha256="ad0b5bde1943e820aeee7185230327e3383b747af1efadca25c8752ed9360d39",
     size_bytes=13_914_040,
     licence="Apache-2.0",
     note="comes with FewShotSeg; twenty times as fast, for weak computers and for training an encoder",
 )
-# Measured on seven data sets (BENCHMARKS.md): with clicks and boxes, as a support set and adapted, "medical" is better
+# Measured on seven data sets (BENCHMARKS.md): with clicks and boxes, as a support set and adapted, "bundled" is better
 # in the mean and nowhere worse by more than .03; a slice takes twenty times as long.
-DEFAULT, SMALL = "medical", "bundled"
+DEFAULT, SMALL = "bundled", "bundled-small"
 AUTO = "auto"
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
 OFFICIAL = (
     BaseModel(
-        "medical",
+        "bundled",
         "tiny_vit",
-        "medical.safetensors",
+        "bundled.safetensors",
         sha256="60fcf2d6f77f48ca6448b5cb37cd52f2f0082996c1d5bc2b056e148e025a46f6",
         size_bytes=19_610_232,
         licence="Apache-2.0",
@@ -87,13 +87,13 @@ OFFICIAL = (
         scale="unit",
         image_size=256,
     ),
-    _BUNDLED,
+    _SMALL,
     # Measured: with a box or several clicks better on lesions and thin walls, with one click on organs worse.
     replace(
-        _BUNDLED,
-        name="bundled-384",
+        _SMALL,
+        name="bundled-small-384",
         image_size=384,
-        note="bundled at 384 pixels: lesions and thin things, with boxes or several clicks; six times the work",
+        note="bundled-small at 384 pixels: lesions and thin things, with boxes or several clicks; six times the work",
     ),
     BaseModel(
         "litemedsam",

@@ -21,7 +21,7 @@ R = TypeVar("R", bound="PromptedRecipe")
 
 @dataclass(frozen=True)
 class PromptedRecipe:
-    """Defaults for the bundled model on a CPU; `preset` adjusts SAM ViT models to the memory there is."""
+    """Defaults for the small bundled model on a CPU; `preset` adjusts SAM ViT models to the memory there is."""
 
     preset: str = option(
         "auto",

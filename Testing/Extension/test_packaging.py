@@ -120,8 +120,8 @@ FIND_MODEL = """
 from safetensors import safe_open
 import FewShotSegLib
 from FewShotSegLib.sam import registry
-model, path = registry.find("bundled")
-registry.verify("bundled")
+model, path = registry.find("bundled-small")
+registry.verify("bundled-small")
 with safe_open(path, "numpy") as file:
     card = json.loads(file.metadata()["fewshotseg"])
 print(json.dumps([FewShotSegLib.__file__, str(path), card, "torch" in sys.modules]))
@@ -135,7 +135,7 @@ def test_the_library_and_its_model_are_found_where_cmake_puts_them(
     modules = buildFolder / place / MODULES
     library, model, card, torchIsLoaded = runPython(FIND_MODEL, modules, tmp_path)
     assert Path(library) == modules / "FewShotSegLib" / "__init__.py"
-    assert Path(model) == modules / "FewShotSegLib" / "Models" / "bundled.safetensors"
+    assert Path(model) == modules / "FewShotSegLib" / "Models" / "bundled-small.safetensors"
     assert card["image_size"] > 0
     assert not torchIsLoaded
 
@@ -143,7 +143,7 @@ def test_the_library_and_its_model_are_found_where_cmake_puts_them(
 def test_the_library_is_found_from_a_checkout_that_only_slicer_knows(a_home: Path, tmp_path: Path) -> None:
     library, model, *_ = runPython("import FewShotSegSlicer" + FIND_MODEL, ROOT / "FewShotSeg", tmp_path)
     assert Path(library) == ROOT / "FewShotSegLib" / "__init__.py"
-    assert Path(model) == ROOT / "Resources" / "Models" / "bundled.safetensors"
+    assert Path(model) == ROOT / "Resources" / "Models" / "bundled-small.safetensors"
 
 
 def test_a_library_that_can_be_imported_already_is_taken(tmp_path: Path) -> None:
@@ -262,4 +262,4 @@ def test_the_wheel_holds_the_library_and_its_model_which_is_found(wheel: Path, a
     assert names == {*packaged, "FewShotSegLib/py.typed"}  # for type checkers, which Slicer has none of
     library, model, *_ = runPython(FIND_MODEL, tmp_path / "site", tmp_path)
     assert Path(library).is_relative_to(tmp_path / "site")
-    assert Path(model) == tmp_path / "site" / "FewShotSegLib" / "Models" / "bundled.safetensors"
+    assert Path(model) == tmp_path / "site" / "FewShotSegLib" / "Models" / "bundled-small.safetensors"

@@ -1,4 +1,4 @@
-"""The whole story as a radiologist lives it: real events in views and panel, real workers, the bundled model.
+"""The whole story as a radiologist lives it: real events in views and panel, real workers, the small bundled model.
 
 FEWSHOTSEG_SCREENSHOTS=Resources/Screenshots keeps the pictures of its steps.
 """
@@ -204,7 +204,7 @@ def adapt(story: Story) -> None:
     ui = story.ui
     story.show("adapt")
     story.runUntil(lambda: ui.adaptButton.enabled, 120)
-    assert story.widget.panel.adapt.startModel.choose((None, "bundled"))  # the small one: its training shows curves
+    assert story.widget.panel.adapt.startModel.choose((None, "bundled-small"))  # shows curves
     form = story.widget.panel.adapt._forms["lora"]
     form.setRecipe({"steps": 45, "validate_every": 15, "estimate_folds": 0})
     story.press(ui.adaptButton)

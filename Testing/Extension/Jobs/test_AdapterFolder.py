@@ -20,7 +20,7 @@ def anAdapter(name: str = "liver") -> Adapter:
         {"a": np.zeros(3, np.float32)},
         method="lora",
         recipe={},
-        base_model="bundled",
+        base_model="bundled-small",
         base_sha256="ab" * 32,
         structures={1: name},
         intensity=IntensitySpec("window", -125, 275),

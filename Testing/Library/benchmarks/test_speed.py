@@ -39,7 +39,7 @@ SMALL = Size(repeats=1, encode_px=(64,), step_px=64, slices=8)
 
 @pytest.fixture
 def miniatures(a_tiny_sam: PromptableNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of 64 pixels in the places of ViT-B and of the bundled model, and a coarse patient."""
+    """Networks of 64 pixels in the places of ViT-B and of the small bundled model, and a coarse patient."""
     patient = phantom.patient(np.random.default_rng(0), shape=(8, 64, 64), spacing_mm=(5.0, 5.0, 25.0))
     for module in (speed, workload):
         monkeypatch.setattr(module, "a_patient", lambda slices: patient)
@@ -64,7 +64,7 @@ def test_plain_and_ours_take_the_same_step(miniatures: None, monkeypatch: pytest
     assert first.wanted == 1.5
 
 
-@pytest.mark.parametrize("name", ["bundled", "segment"])
+@pytest.mark.parametrize("name", ["bundled-small", "segment"])
 def test_every_measurement_gives_ratios_of_what_took_turns(name: str, miniatures: None) -> None:
     threads = torch.get_num_threads()
     rows = list(MEASUREMENTS[name](SMALL))

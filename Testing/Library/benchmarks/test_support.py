@@ -126,7 +126,7 @@ def test_what_is_trained_on_other_data_sets_answers_from_the_support_set(
 
 
 def test_gmiseg_and_the_peer_never_see_the_data_set_they_are_tested_on(tmp_path: Path) -> None:
-    setting = support.Setting(tmp_path, "bundled", 1, 3, 1.0, tasks=2)
+    setting = support.Setting(tmp_path, "bundled-small", 1, 3, 1.0, tasks=2)
     elsewhere = support._TrainedElsewhere(None, setting)  # type: ignore[arg-type]
     for name in support.DATASETS:
         others = [dataset.name for dataset in elsewhere.others(name)]

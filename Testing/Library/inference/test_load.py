@@ -64,7 +64,7 @@ def test_without_anything_named_the_default_model_is_loaded(monkeypatch: pytest.
     monkeypatch.setattr("FewShotSegLib.inference.load.load_base", load)
     with pytest.raises(InputError, match="far enough"):
         load_predictor(None, None, CPU)
-    assert asked == ["medical"]
+    assert asked == ["bundled"]
 
 
 def test_a_base_model_that_is_not_registered_is_named_and_can_be_given_as_a_file(

@@ -304,9 +304,13 @@ def test_without_an_adapter_the_scale_is_the_one_the_base_was_trained_with(a_tin
 @pytest.mark.parametrize(
     ("name", "seconds", "found"),
     [
-        ("tiny", 2.5, "takes 2.5 s for a slice with the base model tiny. The base model bundled is less accurate"),
+        (
+            "tiny",
+            2.5,
+            "takes 2.5 s for a slice with the base model tiny. The base model bundled-small is less",
+        ),
         ("tiny", 1.9, ""),
-        ("bundled", 9.0, ""),
+        ("bundled-small", 9.0, ""),
     ],
 )
 def test_who_waits_long_for_a_slice_is_told_of_the_small_base_model(

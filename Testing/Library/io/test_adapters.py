@@ -13,6 +13,7 @@ from safetensors.numpy import load, save
 from FewShotSegLib.data.adapter import card, check_base
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.adapters import load_adapter, read_card, save_adapter
+from FewShotSegLib.sam import registry
 from Testing.Library.examples import an_adapter
 
 
@@ -162,3 +163,18 @@ def test_a_network_of_its_own_fits_every_base(tmp_path):
     check_base(adapter, "medsam", "cd" * 32)
     save_adapter(adapter, tmp_path / "a.safetensors")
     assert load_adapter(tmp_path / "a.safetensors").architecture == {"name": "unet", "channels": [8, 16]}
+
+
+@pytest.mark.parametrize(("before", "now"), [("bundled", "bundled-small"), ("bundled-384", "bundled-small-384")])
+def test_an_adapter_of_the_compact_model_finds_it_under_its_new_name(tmp_path, before, now):
+    compact = registry.find("bundled-small")[0].sha256
+    save_adapter(an_adapter(base_model=before, base_sha256=compact), tmp_path / "old.safetensors")
+    assert load_adapter(tmp_path / "old.safetensors").base_name == now
+    card = read_card(tmp_path / "old.safetensors")
+    assert card["base_model"] == now
+    assert load_adapter(tmp_path / "old.safetensors").digest == card["digest"]
+
+
+def test_a_base_model_with_another_file_keeps_its_name(tmp_path):
+    save_adapter(an_adapter(base_model="bundled", base_sha256="0" * 64), tmp_path / "other.safetensors")
+    assert read_card(tmp_path / "other.safetensors")["base_model"] == "bundled"

@@ -58,7 +58,8 @@ def test_an_absolute_path_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "is_file"), [("bundled", False), ("auto", False), ("vit_b", False), ("my.pth", True), ("m/sam", True)]
+    ("base", "is_file"),
+    [("bundled-small", False), ("auto", False), ("vit_b", False), ("my.pth", True), ("m/sam", True)],
 )
 def test_a_base_model_is_a_file_when_it_has_a_suffix_or_a_folder(base: str, is_file: bool, tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(json.dumps(minimal("adapt", base=base)), encoding="utf-8")

@@ -181,7 +181,7 @@ def test_a_folder_that_cannot_be_made_is_named(model: BaseModel, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("bundled", "cannot be downloaded"),
+        ("bundled-small", "cannot be downloaded"),
         ("vit_x", "these can be downloaded: litemedsam, vit_b, vit_l, vit_h, medsam"),
     ],
 )

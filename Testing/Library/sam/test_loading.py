@@ -67,10 +67,10 @@ def test_an_official_checkpoint_loads_bit_by_bit_frozen_and_ready(tmp_path: Path
 
 
 def test_the_bundled_model_can_be_had_at_a_larger_size_under_a_name_of_its_own() -> None:
-    small, large = load_base("bundled"), load_base("bundled-384")
+    small, large = load_base("bundled-small"), load_base("bundled-small-384")
     assert (small.image_size, large.image_size) == (160, 384)
-    assert (large.name, large.sha256) == ("bundled-384", small.sha256)  # so adapters of one go with the other
-    assert load_base("bundled-384", image_size=96).image_size == 96
+    assert (large.name, large.sha256) == ("bundled-small-384", small.sha256)  # so adapters of one go with the other
+    assert load_base("bundled-small-384", image_size=96).image_size == 96
 
 
 def test_a_checkpoint_may_lie_under_the_key_model_and_in_half_precision(tmp_path: Path, official: State) -> None:

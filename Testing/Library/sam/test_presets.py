@@ -42,12 +42,14 @@ def test_presets_get_smaller_until_there_is_none() -> None:
     assert needs == sorted(needs, reverse=True)
 
 
-@pytest.mark.parametrize(("base", "device", "size"), [("bundled", CPU, None), ("vit_b", CPU, 512), ("vit_h", GPU, 512)])
+@pytest.mark.parametrize(
+    ("base", "device", "size"), [("bundled-small", CPU, None), ("vit_b", CPU, 512), ("vit_h", GPU, 512)]
+)
 def test_a_large_model_looks_at_smaller_images_where_many_are_looked_at(
     base: str, device: torch.device, size: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free_memory(monkeypatch, 11)
-    architecture = "compact" if base == "bundled" else base
+    architecture = "compact" if base == "bundled-small" else base
     model = presets.registry.BaseModel(base, architecture, "file")
     monkeypatch.setattr(presets.registry, "find", lambda name: (model, None))
     assert presets.affordable_size(base, device) == size

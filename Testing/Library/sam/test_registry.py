@@ -23,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("home")
 
 
 def test_the_bundled_model_is_the_one_in_the_table_and_small_enough_to_ship() -> None:
-    model, path = find("bundled")
-    assert verify("bundled") == model.sha256
+    model, path = find("bundled-small")
+    assert verify("bundled-small") == model.sha256
     assert path.stat().st_size == model.size_bytes
     assert path.stat().st_size <= 16 * 2**20
 
@@ -32,14 +32,14 @@ def test_the_bundled_model_is_the_one_in_the_table_and_small_enough_to_ship() ->
 def test_the_table_names_every_model_once_with_licence_and_full_checksum() -> None:
     table = models()
     names = [model.name for model in table]
-    assert names == ["medical", "bundled", "bundled-384", "litemedsam", "vit_b", "vit_l", "vit_h", "medsam"]
+    assert names == ["bundled", "bundled-small", "bundled-small-384", "litemedsam", "vit_b", "vit_l", "vit_h", "medsam"]
     for model in table:
         assert model.licence
         assert model.architecture in registry.ARCHITECTURES
         assert model.sha256 is not None
         assert len(bytes.fromhex(model.sha256)) == 32
         assert model.size_bytes
-        assert model.downloadable is not (model.name.startswith("bundled") or model.name == "medical")
+        assert model.downloadable is not (model.name.startswith("bundled"))
         assert model.url is None or model.url.startswith("https://")
     # The official file names carry the first digits of their checksum's published short form.
     assert {m.filename for m in table if m.name.startswith("vit_")} == {
@@ -92,15 +92,15 @@ def test_a_model_that_is_not_here_comes_with_the_three_ways_to_get_it(home: Path
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    known = "medical, bundled, bundled-384, litemedsam, vit_b, vit_l, vit_h, medsam"
+    known = "bundled, bundled-small, bundled-small-384, litemedsam, vit_b, vit_l, vit_h, medsam"
     with pytest.raises(InputError, match=f"called vit_x; known models: {known}"):
         find("vit_x")
 
 
 def test_a_missing_bundled_model_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "search_folders", lambda: [tmp_path / "nowhere"])
-    with pytest.raises(InputError, match=r"bundled .* is missing from this installation; looked in .*nowhere"):
-        find("bundled")
+    with pytest.raises(InputError, match=r"bundled-small .* is missing from this installation; looked in .*nowhere"):
+        find("bundled-small")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_copy_of_an_official_file_is_added_under_its_official_name(
     ("arguments", "message"),
     [
         ({"name": "vit_b"}, "The name vit_b belongs to a model with SHA-256 ec2df627"),
-        ({"name": "bundled"}, "The name bundled belongs"),
+        ({"name": "bundled-small"}, "The name bundled-small belongs"),
         ({"name": "a/b"}, "'a/b' is not allowed"),
         ({"name": "x", "architecture": "vit_g"}, "'vit_g' is unknown: give one of compact, tiny_vit"),
     ],
@@ -228,9 +228,9 @@ def test_a_downloaded_model_is_deleted_and_the_bundled_one_stays(home: Path) -> 
     with pytest.raises(InputError, match="nothing to remove"):
         registry.remove("vit_b")
     with pytest.raises(InputError, match="was not downloaded"):
-        registry.remove("bundled")
-    assert find("bundled")[1].is_file()
-    with pytest.raises(InputError, match="No base model is called vit_x; known models: medical, bundled"):
+        registry.remove("bundled-small")
+    assert find("bundled-small")[1].is_file()
+    with pytest.raises(InputError, match="No base model is called vit_x; known models: bundled, bundled-small"):
         registry.remove("vit_x")
 
 
