@@ -56,6 +56,12 @@ def in_one_piece(slices: Sequence[LabelledSlice], structures: Mapping[int, str])
     return found
 
 
+def shown_together(slices: Sequence[LabelledSlice], structures: Mapping[int, str]) -> list[list[str]]:
+    """The names of structures that are seen on one slice, a list for each different set of them."""
+    sets = {tuple(name for value, name in structures.items() if (piece.labels == value).any()) for piece in slices}
+    return [list(names) for names in sorted(sets) if names]
+
+
 def background_slices(
     exemplar: Exemplar, intensity: IntensitySpec, image_size: int, limit: int | None = None
 ) -> list[LabelledSlice]:

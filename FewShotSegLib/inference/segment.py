@@ -27,6 +27,7 @@ from FewShotSegLib.progress import Progress, Report, silent
 from FewShotSegLib.sam.clicks import centre_click
 
 from .predictor import Predictor
+from .slice_range import slice_ranges
 
 Logits = NDArray[np.float32]
 
@@ -91,8 +92,11 @@ def segment(
             job.prompted(value, wanted)
         if adapter is not None:
             job.prompt_free([value for value in adapter.structures if value not in by_structure])
-        whole = [] if adapter is None or options.all_pieces else in_one_piece(adapter)
-        labels = job.labels(sorted(structures), whole)
+        whole: list[int] = []
+        together: list[list[int]] = []
+        if adapter is not None and not options.all_pieces:
+            whole, together = in_one_piece(adapter), shown_together(adapter)
+        labels = job.labels(sorted(structures), whole, together)
     labels = cleaned(labels, volume.spacing_mm, options)
     return Segmentation(Labelmap(volume.like(labels), structures), job.probabilities, job.confidence)
 
@@ -207,9 +211,12 @@ class _Slices:
         point[0, rows], point[0, columns] = row, column
         return Prompt(self.axis, index, points_ijk=point, point_labels=np.array([1]), mask=mask)
 
-    def labels(self, structures: Sequence[int], whole: Collection[int] = ()) -> NDArray[Any]:
+    def labels(
+        self, structures: Sequence[int], whole: Collection[int] = (), together: Collection[Collection[int]] = ()
+    ) -> NDArray[Any]:
         """Labels (K, J, I): per voxel the structure with the highest positive logit. Of structures that are `whole` and
-        that no prompt pointed at, only the main pieces.
+        that no prompt pointed at, only the main pieces, and where it is known which structures are seen `together`,
+        only what lies between their ends.
         """
         whole = [value for value in whole if value in self.free]
         labels = np.zeros(self.volume.shape, np.uint8 if max(structures, default=0) < 256 else np.uint16)
@@ -221,6 +228,8 @@ class _Slices:
             self._write(labels, index, found)
             self.report(Progress(index + 1, self.count, f"slice {index + 1} of {self.count}"))
         if self.certainty is not None:
+            sets = [[value for value in values if value in self.free] for values in together]
+            cut_beyond_ends(labels, self.certainty, self.axis, self.free, whole, [rows for rows in sets if rows])
             for value in whole:
                 keep_main_pieces(labels, self.certainty, value)
         return labels
@@ -259,6 +268,31 @@ class _Slices:
                 self.probabilities[value][tuple(at)] = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
 
 
+def cut_beyond_ends(
+    labels: NDArray[Any],
+    certainty: NDArray[np.uint8],
+    axis: int,
+    structures: Sequence[int],
+    whole: Collection[int],
+    together: Collection[Sequence[int]],
+) -> None:
+    """Remove from labels (K, J, I) what was found of `whole` structures beyond their first and last slice across
+    `axis`; certainty (K, J, I) are logits in steps. A structure that is in no set of `together` is left alone.
+    """
+    known: set[int] = set().union(*together)
+    if not known:
+        return
+    slices, steps = np.moveaxis(labels, axis, 0), np.moveaxis(certainty, axis, 0)
+    most = max(structures, default=0) + 1
+    found = [np.bincount(one.ravel(), how.ravel(), most) for one, how in zip(slices, steps, strict=True)]
+    weights = np.stack(found, axis=1)[list(structures)].astype(float)
+    rows = [[structures.index(value) for value in values] for values in together]
+    for value, (first, last) in zip(structures, slice_ranges(weights, rows), strict=True):
+        if value in whole and value in known:
+            for beyond in (slices[:first], slices[last + 1 :]):
+                beyond[beyond == value] = 0
+
+
 def keep_main_pieces(labels: NDArray[Any], certainty: NDArray[np.uint8], value: int) -> None:
     """Remove from labels (K, J, I) the pieces of a structure that weigh little beside its heaviest one. The weight of a
     piece is the sum of its logits (K, J, I, in steps): the certain piece counts, not the large one.
@@ -276,6 +310,14 @@ def in_one_piece(adapter: Adapter) -> list[int]:
     """The structures that were in one piece, or a few of like size, on the slices that they were learned from."""
     names = set(adapter.metrics.get("in_one_piece", ()))
     return [value for value, name in adapter.structures.items() if name in names]
+
+
+def shown_together(adapter: Adapter) -> list[list[int]]:
+    """The structures that were seen on one slice of those they were learned from, a list for each different set; none
+    of an adapter that does not know.
+    """
+    values = {name: value for value, name in adapter.structures.items()}
+    return [[values[name] for name in names if name in values] for names in adapter.metrics.get("shown_together", ())]
 
 
 def cleaned(labels: NDArray[Any], spacing_mm: NDArray[Any], options: SegmentOptions) -> NDArray[Any]:

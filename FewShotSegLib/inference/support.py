@@ -20,7 +20,7 @@ from FewShotSegLib.data.exemplar import Exemplar, check_exemplars
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import check, from_dict, option, to_dict
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.imaging.slices import in_one_piece
+from FewShotSegLib.imaging.slices import in_one_piece, shown_together
 from FewShotSegLib.progress import Report, silent
 from FewShotSegLib.sam.network import Embedding, PromptableNetwork
 
@@ -82,7 +82,10 @@ def support_adapter(
         seed=recipe.seed,
         axis=exemplars[0].axis,
         provenance={"slices": [piece.source for piece in chosen]},
-        metrics={"in_one_piece": in_one_piece(chosen, structures)},
+        metrics={
+            "in_one_piece": in_one_piece(chosen, structures),
+            "shown_together": shown_together(chosen, structures),
+        },
     )
 
 

@@ -18,7 +18,13 @@ from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.devices import training_precision
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.imaging.slices import background_slices, in_one_piece, labelled_slices, neighbour_slices
+from FewShotSegLib.imaging.slices import (
+    background_slices,
+    in_one_piece,
+    labelled_slices,
+    neighbour_slices,
+    shown_together,
+)
 from FewShotSegLib.inference.structure_maps import StructureMaps
 from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.progress import Progress, Report, note, warning, with_share_done
@@ -119,7 +125,11 @@ def facts_of(
         "intensity": intensity,
         "axis": exemplars[0].axis,
         "provenance": {"exemplars": [estimate.provenance(exemplar) for exemplar in exemplars]},
-        "metrics": {**metrics, "in_one_piece": in_one_piece(shown, structures)},
+        "metrics": {
+            **metrics,
+            "in_one_piece": in_one_piece(shown, structures),
+            "shown_together": shown_together(shown, structures),
+        },
     }
 
 

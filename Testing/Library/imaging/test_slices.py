@@ -11,7 +11,13 @@ from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.imaging.slice_frame import mask_from_network
-from FewShotSegLib.imaging.slices import background_slices, in_one_piece, labelled_slices, neighbour_slices
+from FewShotSegLib.imaging.slices import (
+    background_slices,
+    in_one_piece,
+    labelled_slices,
+    neighbour_slices,
+    shown_together,
+)
 
 
 def a_volume(shape=(20, 40, 60), spacing_mm=(0.8, 0.8, 5.0), directions=None, dtype=np.float32) -> Volume:
@@ -84,3 +90,11 @@ def test_what_is_scattered_is_told_from_what_is_in_one_piece_or_two_of_like_size
     labels[4:20, 40:56], labels[20, 60] = 4, 4  # a speck beside it
     names = {1: "liver", 2: "kidneys", 3: "lesions", 4: "spleen", 5: "absent"}
     assert in_one_piece([replace(piece, labels=labels)], names) == ["liver", "kidneys", "spleen"]
+
+
+def test_what_slices_show_together_is_told_once_for_each_set(an_exemplar) -> None:
+    piece = labelled_slices(an_exemplar, WINDOW, 64)[0]
+    labels = [np.zeros((64, 64), np.int32) for _ in range(4)]
+    labels[0][2:5, 2:5], labels[0][9:12, 2:5], labels[1][2:5, 2:5], labels[2][2:5, 2:5] = 1, 2, 1, 1
+    shown = shown_together([replace(piece, labels=one) for one in labels], {1: "liver", 2: "spleen", 3: "absent"})
+    assert shown == [["liver"], ["liver", "spleen"]]

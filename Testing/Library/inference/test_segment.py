@@ -19,7 +19,15 @@ from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.imaging.slice_frame import SliceFrame, mask_from_network
 from FewShotSegLib.inference.predictor import Masks, Predictor
-from FewShotSegLib.inference.segment import SegmentOptions, cleaned, keep_main_pieces, propagate, segment, smoothed
+from FewShotSegLib.inference.segment import (
+    SegmentOptions,
+    cleaned,
+    cut_beyond_ends,
+    keep_main_pieces,
+    propagate,
+    segment,
+    smoothed,
+)
 from FewShotSegLib.io.volumes import load_volume, save_labelmap, save_volume
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.sam.network import PromptableNetwork
@@ -531,6 +539,40 @@ def test_pieces_are_removed_of_what_was_in_one_piece_unless_told_otherwise(
     options = SegmentOptions(axis=0, all_pieces=all_pieces)
     found = segment(Volume(image, np.eye(4)), fake, intensity=UNIT, options=options)  # type: ignore[arg-type]
     assert ndimage.label(found.labelmap.volume.array == 1)[1] == pieces
+
+
+@pytest.mark.parametrize(
+    ("metrics", "all_pieces", "slices"),
+    [
+        ({"in_one_piece": ["a"], "shown_together": [["a"]]}, False, [4, 5, 6, 7, 8, 9]),
+        ({"in_one_piece": ["a"], "shown_together": [["a"]]}, True, [0, 1, 2, 4, 5, 6, 7, 8, 9]),
+        ({"in_one_piece": ["a"]}, False, [0, 1, 2, 4, 5, 6, 7, 8, 9]),  # of a version that did not note it
+        ({"in_one_piece": [], "shown_together": [["a"]]}, False, [0, 1, 2, 4, 5, 6, 7, 8, 9]),  # lesions
+    ],
+)
+def test_what_is_found_beyond_the_ends_is_removed_unless_told_otherwise(
+    metrics: dict[str, Any], all_pieces: bool, slices: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.zeros((10, SIZE, SIZE), np.float32)
+    image[4:, 2:9, 2:9] = 1.0
+    image[:3, 2:8, 2:8] = 1.0
+    fake = Fake({1: "a"})
+    adapter = fake.adapter
+    adapter.metrics = metrics
+    monkeypatch.setattr(Fake, "adapter", adapter)
+    options = SegmentOptions(axis=0, all_pieces=all_pieces)
+    found = segment(Volume(image, np.eye(4)), fake, intensity=UNIT, options=options)  # type: ignore[arg-type]
+    assert np.flatnonzero((found.labelmap.volume.array == 1).any((1, 2))).tolist() == slices
+
+
+def test_the_ends_are_sought_across_the_axis_of_the_slices() -> None:
+    labels = np.zeros((4, 9, 9), np.uint8)
+    labels[:, :, 3:9], labels[:, 0:3, 0:2] = 1, 1  # a gap along the last axis alone
+    certainty = np.where(labels, 40, 0).astype(np.uint8)
+    for axis, first in ((0, 0), (2, 3)):
+        found = labels.copy()
+        cut_beyond_ends(found, certainty, axis, [1], [1], [[1]])
+        assert np.flatnonzero((found == 1).any((0, 1)))[0] == first
 
 
 def test_smoothing_rounds_stairs_between_thick_slices_and_keeps_what_is_flat() -> None:

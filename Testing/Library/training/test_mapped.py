@@ -106,6 +106,7 @@ def test_left_out_exemplars_are_estimated_and_a_hurried_run_says_that_it_did_not
     assert set(metrics["estimated_dice"]) == {"disc", "square"}
     assert "left-out exemplars" in metrics["estimate"]
     assert metrics["in_one_piece"] == ["disc", "square"]
+    assert metrics["shown_together"] == [["disc", "square"]]
     run = RunContext(np.random.default_rng(0), max_seconds=1e-3)
     hurried = lora.adapt(AdaptInputs(a_tiny_sam, cases()), replace(RECIPE, estimate_folds=2), run)
     assert hurried.metrics["estimated_dice"] is None
