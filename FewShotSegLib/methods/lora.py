@@ -53,6 +53,7 @@ ORGANS = SynthesisRecipe(
     noise_sd=0.0,
     structure_intensity=1.0,
     original_probability=0.0,
+    move_together=False,
     empty_probability=0.0,
     keep_structure_probability=1.0,
 )

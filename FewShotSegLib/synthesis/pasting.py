@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Window = tuple[slice, slice]
 
+_CONTACT = 0.1  # of the contour of the smaller one of two structures, from which they touch
 _ELASTIC_NODES = 6  # control nodes per side: bends no finer than a third of the picture
 
 
@@ -30,7 +31,7 @@ class Cutout:
     pixels: Array  # (3, h + 2, w + 2) float32, bordered: image, mask, distance to the mask in pixels
     origin: Array  # (2,) row and column in the slice of its first pixel inside the border
     box: Array  # (2, 2) first and last row and column that may matter
-    centroid: Array  # (2,)
+    centroid: Array  # (2,) of the structure, or of all that move with it
     area: int
 
 
@@ -45,10 +46,35 @@ class Pasted:
     area: float  # pixels it would cover if nothing hid it and the picture had no edge
 
 
-def cutouts_of(piece: LabelledSlice, recipe: SynthesisRecipe) -> dict[int, Cutout]:
-    """Return the slice's structures by label value; in the paper's composite, only those with a pixel above 0."""
+def cutouts_of(
+    piece: LabelledSlice, recipe: SynthesisRecipe, groups: Sequence[Sequence[int]] = ()
+) -> dict[int, Cutout]:
+    """Return the slice's structures by label value; in the paper's composite, only those with a pixel above 0. Those of
+    a group have one centroid, so that one transform moves them as one piece.
+    """
     cutouts = {int(value): _cutout(piece, int(value), recipe) for value in np.unique(piece.labels) if value}
+    for group in groups:
+        centroid = np.argwhere(np.isin(piece.labels, group)).mean(0)
+        cutouts.update({value: replace(cutouts[value], centroid=centroid) for value in group})
     return {value: cutout for value, cutout in cutouts.items() if cutout.area}
+
+
+def moving_together(labels: Array) -> list[tuple[int, ...]]:
+    """Return the structures of labels (S, S) in groups that touch: a wall and its cavity, two parts of one organ.
+
+    Two structures touch where they meet along a tenth of the contour of the smaller one, or more. Every structure is in
+    one group.
+    """
+    values = [int(value) for value in np.unique(labels) if value]
+    rims = {value: ndimage.binary_dilation(labels == value) & (labels != value) for value in values}
+    group = {value: value for value in values}
+    for one in values:
+        for other in values:
+            shorter = min(rims[one].sum(), rims[other].sum())
+            if one < other and (rims[one] & (labels == other)).sum() >= _CONTACT * shorter:
+                merged, gone = group[one], group[other]
+                group = {value: merged if of == gone else of for value, of in group.items()}
+    return [tuple(value for value in values if group[value] == of) for of in sorted(set(group.values()))]
 
 
 def _cutout(piece: LabelledSlice, value: int, recipe: SynthesisRecipe) -> Cutout:

@@ -4,7 +4,8 @@ A sample is drawn (`Synthesizer.sample`, all random numbers) apart from being ma
 it can be stored, shown, vetoed and made again. Three kinds:
 
 - *pasted*, the paper's: every structure is cut out of an annotated slice, transformed about its own centroid and
-  painted, larger before smaller, onto a background slice; its position stays roughly what it was.
+  painted, larger before smaller, onto a background slice; its position stays roughly what it was. Structures that touch
+  or lie inside one another move as one (`move_together`; our departure): apart, they show walls without their cavities.
 - *original* (our departure): the annotated slice as a whole, transformed. A pasted organ never has its true
   surroundings; with one to three exemplars nothing else shows them to the network.
 - *empty* (our departure): a slice vouched to hold no structure, transformed, so that absence is learned on real images.
@@ -49,6 +50,7 @@ from .pasting import (
     hidden,
     interpolated,
     moved,
+    moving_together,
     paste,
 )
 from .plan import Placement, Plan, Sample, SynthesisRecipe, Transform
@@ -81,7 +83,10 @@ class Synthesizer:
         self.structures = {value: (structures or {}).get(value, str(value)) for value in values}
         self.background_kinds = self._background_kinds()
         self.mirrors = self._mirrors()
-        self._cutouts = [cutouts_of(piece, self.recipe) for piece in self.slices]
+        self._groups = [self._groups_of(piece) for piece in self.slices]
+        self._cutouts = [
+            cutouts_of(piece, self.recipe, groups) for piece, groups in zip(self.slices, self._groups, strict=True)
+        ]
         self._check_cutouts()
         self._filled: dict[int, Array] = {}
         self._last: tuple[Plan, dict[int, Pasted]] | None = None  # made while drawing, wanted again when applying
@@ -182,16 +187,23 @@ class Synthesizer:
         """Draw the placements, again for those of which too little would be seen."""
         assert plan.exemplar is not None
         values = list(self._cutouts[plan.exemplar])
-        kept = [value for value in values if rng.random() < self.recipe.keep_structure_probability]
-        kept = kept or [int(rng.choice(values))]
+        groups = [[value for value in group if value in values] for group in self._groups[plan.exemplar]]
+        groups = [group for group in groups if group]
+        chosen = [group for group in groups if rng.random() < self.recipe.keep_structure_probability]
+        chosen = chosen or [groups[int(rng.integers(len(groups)))]]
+        kept = [value for group in chosen for value in group]
         left_out = tuple(value for value in values if value not in kept)
         placements: dict[int, Placement] = {}
         pasted: dict[int, Pasted] = {}
-        redraw, tries = kept, 0
+        redraw, tries = chosen, 0
         while redraw and tries < self.recipe.max_tries:
-            placements.update({value: self._draw_placement(value, plan, rng) for value in redraw})
-            pasted.update(self._paste(plan, [placements[value] for value in redraw]))
-            redraw = hidden(pasted, self.recipe.min_visible, self._content(plan))
+            for group in redraw:
+                drawn = {value: self._draw_placement(value, plan, rng) for value in group}
+                together = drawn[group[0]].transform
+                placements.update({v: dataclasses.replace(p, transform=together) for v, p in drawn.items()})
+            pasted.update(self._paste(plan, [placements[value] for group in redraw for value in group]))
+            too_little = hidden(pasted, self.recipe.min_visible, self._content(plan))
+            redraw = [group for group in chosen if not set(group).isdisjoint(too_little)]
             tries += 1
         if redraw:
             placements = {v: dataclasses.replace(p, transform=Transform()) for v, p in placements.items()}
@@ -360,6 +372,11 @@ class Synthesizer:
                 raise InputError(f'{piece.source}: its structures are all black, composite="paper" cannot paste them.')
             if black:
                 self.notes.append(f"{piece.source}: {', '.join(black)} is black and cannot be pasted as in the paper.")
+
+    def _groups_of(self, piece: LabelledSlice) -> list[tuple[int, ...]]:
+        if self.recipe.move_together:
+            return moving_together(piece.labels)
+        return [(int(value),) for value in np.unique(piece.labels) if value]
 
     def _background_kinds(self) -> tuple[str, ...]:
         wanted, empty = self.recipe.background, bool(self.backgrounds)

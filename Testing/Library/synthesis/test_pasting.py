@@ -17,6 +17,7 @@ from FewShotSegLib.synthesis.pasting import (
     hidden,
     interpolated,
     moved,
+    moving_together,
 )
 from FewShotSegLib.synthesis.plan import SynthesisRecipe
 from Testing.Library.synthesis.pieces import (
@@ -187,3 +188,51 @@ def test_hidden_are_those_of_which_too_little_shows_once_smaller_ones_lie_on_top
     assert hidden({1: large, 2: laid(12, 12, 8)}, 0.9, (20, 20)) == []
     assert hidden({3: laid(0, 0, 4, area=100.0)}, 0.5, (20, 20)) == [3]  # most of it lies outside the picture
     assert hidden({1: laid(0, 0, 4), 2: laid(0, 0, 4)}, 0.0, (20, 20)) == [1]  # nothing at all is left
+
+
+# ------------------------------------------------------------------------------------------------------ moving together
+
+
+def a_heart() -> np.ndarray:
+    """A wall (1) around a cavity (2), a lobe (3) that leans against the wall, and a speck (4) apart."""
+    labels = np.zeros((SIZE, SIZE), np.int32)
+    labels[an_ellipse((40, 40), (14, 14), 0)] = 1
+    labels[an_ellipse((40, 40), (9, 9), 0)] = 2
+    labels[an_ellipse((40, 58), (8, 6), 0) & (labels == 0)] = 3
+    labels[80:84, 80:84] = 4
+    return labels
+
+
+def test_what_touches_moves_together():
+    assert moving_together(a_heart()) == [(1, 2, 3), (4,)]
+
+
+def test_a_contact_in_a_few_pixels_is_none():
+    labels = np.zeros((SIZE, SIZE), np.int32)
+    labels[20:40, 20:40], labels[40:60, 38:60] = 1, 2
+    assert moving_together(labels) == [(1,), (2,)]
+    assert moving_together(np.zeros_like(labels)) == []
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_wall_keeps_its_cavity_when_they_move_together(together, rng):
+    labels = a_heart()
+    image = np.clip(0.2 + 0.2 * labels, 0, 1).astype(np.float32)
+    names = {1: "wall", 2: "cavity", 3: "lobe", 4: "speck"}
+    source = a_synthesizer(
+        pieces=[a_slice(image, labels, "heart")],
+        names=names,
+        move_together=together,
+        rotation_deg=40,
+        shift=0.1,
+        scale=(0.8, 1.2),
+        keep_structure_probability=1.0,
+    )
+    closed = 0
+    for _ in range(8):
+        made = source.draw(rng).labels
+        ring = ndimage.binary_dilation(made == 2, iterations=2) & (made != 2)
+        closed += bool((made[ring] == 1).mean() > 0.95)
+    assert (closed == 8) is together
+    groups = [{p.value: p.transform for p in source.sample(rng).placements} for _ in range(3)]
+    assert all((one[1] == one[2] == one[3]) is together and one[1] != one[4] for one in groups)
