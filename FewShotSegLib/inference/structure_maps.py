@@ -111,7 +111,7 @@ class MapPredictor(Predictor):
     that would be derived.
 
     `looks` is an adapter that the network looks with, such as one of GMISeg. An `adapter` with maps of its own brings a
-    decoder that was trained to use them; where a user points it answers beside the base model's, and the mean counts:
+    decoder that was trained to use them; where a user points it answers beside the base model's, and a mean counts:
     on real cases better than either. Without a click it made some answers better and some worse (see BENCHMARKS.md).
     """
 
@@ -170,21 +170,26 @@ class MapPredictor(Predictor):
         return answers
 
     def decode_known(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
-        """The mean of the answers without and with the map of the structure as a mask prompt. A prompt that brings a
-        mask of its own, such as the answer that it corrects, keeps it.
+        """The mean of what the base model answers by itself and of what was learned: the answer with the structure's
+        map as a mask prompt, and that of a trained decoder where there is one. Half is the base model's, so that a
+        poor map or decoder does little harm. A prompt that brings a mask of its own, such as the answer that it
+        corrects, keeps it.
         """
-        answers = [self.decode(embedding, prompts)]
+        plain = self.decode(embedding, prompts)
         if not structures:
-            return answers[0]
+            return plain
+        learned = []
         if prompts.masks is None:
             prompts = prompts.with_masks(self._as_prompts(self.maps.log_odds(maps_of(embedding), structures)))
-            answers.append(self.decode(embedding, prompts))
+            learned.append(self.decode(embedding, prompts))
         if self.trained is not None:
-            answers.append(self._decode_trained(embedding, prompts, structures))
-        share = np.float32(1 / len(answers))
+            learned.append(self._decode_trained(embedding, prompts, structures))
+        if not learned:
+            return plain
+        half, share = np.float32(0.5), np.float32(0.5 / len(learned))
         return Masks(
-            share * np.sum([masks.logits for masks in answers], axis=0),
-            share * np.sum([masks.iou for masks in answers], axis=0),
+            half * plain.logits + share * np.sum([masks.logits for masks in learned], axis=0),
+            half * plain.iou + share * np.sum([masks.iou for masks in learned], axis=0),
         )
 
     def _decode_trained(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:

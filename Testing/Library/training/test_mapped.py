@@ -14,11 +14,11 @@ from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.errors import Cancelled, InputError, StopAndKeepBest
 from FewShotSegLib.inference.load import predictor_of
 from FewShotSegLib.inference.segment import segment
-from FewShotSegLib.inference.structure_maps import MapPredictor
+from FewShotSegLib.inference.structure_maps import MapPredictor, maps_of
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.methods import lora
 from FewShotSegLib.progress import Progress
-from FewShotSegLib.sam.network import POSITIVE, PromptableNetwork, PromptBatch
+from FewShotSegLib.sam.network import POSITIVE, PromptableNetwork, PromptBatch, mask_prompts
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.training.mapped import map_samples
 from FewShotSegLib.visualization.contact_sheet import contact_sheet
@@ -97,6 +97,25 @@ def test_the_trained_decoder_answers_clicks_on_what_it_learned_beside_the_base(a
     # What was not learned, and what nobody pointed at, is answered without it.
     assert np.array_equal(predictor.decode_known(embedding, click, []).logits, other)
     assert np.array_equal(predictor.decode_structures(embedding, [DISC]).logits, free)
+
+
+def test_half_of_an_answer_to_a_click_is_the_base_models(a_tiny_sam: PromptableNetwork) -> None:
+    predictor = predictor_of(a_tiny_sam, adapted(a_tiny_sam, cases(), steps=6))
+    assert isinstance(predictor, MapPredictor)
+    image = cases()[0].volume.array[2].astype(np.float32)
+    embedding = predictor.encode([(image - image.min()) / np.ptp(image)])[0]
+    click = PromptBatch(torch.tensor([[[20.0, 20.0]]]), torch.tensor([[POSITIVE]]))
+    maps = predictor.maps.log_odds(maps_of(embedding), [DISC])
+    with_map = click.with_masks(mask_prompts(maps, a_tiny_sam.mask_input_size))
+    plain, mapped = (predictor.decode(embedding, prompts) for prompts in (click, with_map))
+    trained = predictor._decode_trained(embedding, with_map, [DISC])
+    answer = predictor.decode_known(embedding, click, [DISC])
+    for kind in ("logits", "iou"):
+        parts = (getattr(masks, kind) for masks in (plain, mapped, trained))
+        expected = sum(share * part for share, part in zip((0.5, 0.25, 0.25), parts, strict=True))
+        np.testing.assert_allclose(getattr(answer, kind), expected, rtol=1e-5, atol=1e-5)
+    corrected = predictor.decode_known(embedding, with_map, [DISC])  # the mask it corrects takes the map's place
+    np.testing.assert_allclose(corrected.logits, 0.5 * (mapped.logits + trained.logits), rtol=1e-5, atol=1e-5)
 
 
 def test_left_out_exemplars_are_estimated_and_a_hurried_run_says_that_it_did_not(
