@@ -333,6 +333,35 @@ MUTANTS = (
         "image += np.float32(0) * rng",
         "synthesis/test_synthesizer.py::test_noise_has_the_drawn_standard_deviation",
     ),
+    # Ours: maps, ends and pasting
+    Mutant(
+        "the level is where most of a structure is found",
+        "inference/slice_range.py",
+        "(weights * likeness**2).argmax(1)",
+        "weights.argmax(1)",
+        "inference/test_slice_range.py::test_the_level_is_where_all_is_found_that_slices_show_together",
+    ),
+    Mutant(
+        "nothing is cut beyond the ends",
+        "inference/segment.py",
+        "beyond[beyond == value] = 0",
+        "pass",
+        "inference/test_segment.py::test_what_is_found_beyond_the_ends_is_removed_unless_told_otherwise",
+    ),
+    Mutant(
+        "a click is answered by what was learned alone",
+        "inference/structure_maps.py",
+        "half * plain.logits + share *",
+        "2 * share *",
+        TRAINING + "test_mapped.py::test_half_of_an_answer_to_a_click_is_the_base_models",
+    ),
+    Mutant(
+        "what touches is pasted apart",
+        "synthesis/synthesizer.py",
+        "if self.recipe.move_together:",
+        "if False:",
+        "synthesis/test_pasting.py::test_a_wall_keeps_its_cavity_when_they_move_together",
+    ),
     # GMISeg
     Mutant(
         "the loss is not focal",
