@@ -111,8 +111,8 @@ class MapPredictor(Predictor):
     that would be derived.
 
     `looks` is an adapter that the network looks with, such as one of GMISeg. An `adapter` with maps of its own brings a
-    decoder that was trained to use them; where a user points it answers beside the base model's, and a mean counts:
-    on real cases better than either. Without a click it made some answers better and some worse (see BENCHMARKS.md).
+    decoder that was trained to use them; it answers beside the base model's, and a mean counts: on real cases better
+    than either (see BENCHMARKS.md).
     """
 
     def __init__(
@@ -151,11 +151,15 @@ class MapPredictor(Predictor):
         """Target logits of structures asked for by name alone, on one slice from `encode`."""
         maps = self.maps.log_odds(maps_of(embedding), structures)
         ways = [self.maps.ways[row] for row in self.maps.rows(structures)]
-        logits = self.from_maps(embedding, maps, ways)
+        logits = self.from_maps(embedding, maps, ways, structures)
         return Masks(logits.cpu().numpy(), expected_iou(logits).cpu().numpy())
 
-    def from_maps(self, embedding: Embedding, maps: Tensor, ways: Sequence[str]) -> Tensor:
-        """Logits (N, h, w): the maps (N, g, g), or their means with what the base decoder makes of them."""
+    def from_maps(
+        self, embedding: Embedding, maps: Tensor, ways: Sequence[str], structures: Sequence[int] = ()
+    ) -> Tensor:
+        """Logits (N, h, w): the maps (N, g, g), or their means with what the decoder makes of them. Half of a mean is
+        the base decoder's; the other half is the map's, shared with a trained decoder's where there is one.
+        """
         coords, labels = derived_prompts(maps, ways, self.image_size)
         asked = np.flatnonzero(labels[:, 0] == POSITIVE)
         if not len(asked):
@@ -163,10 +167,14 @@ class MapPredictor(Predictor):
         device, rows = maps.device, torch.from_numpy(asked)
         prompts = PromptBatch(torch.from_numpy(coords[asked]).to(device), torch.from_numpy(labels[asked]).to(device))
         prompts = prompts.with_masks(self._as_prompts(maps[rows]))
-        decoded = self.decode(embedding, prompts)
-        logits = torch.from_numpy(decoded.logits).to(device).clamp(-MOST_LOGIT, MOST_LOGIT)
-        answers = F.interpolate(maps[:, None], logits.shape[-2:], mode="bilinear")[:, 0]
-        answers[rows] = 0.5 * (answers[rows] + logits)
+        decoded = [self.decode(embedding, prompts)]
+        if self.trained is not None:
+            decoded.append(self._decode_trained(embedding, prompts, [structures[row] for row in asked.tolist()]))
+        plain, *learned = (
+            torch.from_numpy(masks.logits).to(device).clamp(-MOST_LOGIT, MOST_LOGIT) for masks in decoded
+        )
+        answers = F.interpolate(maps[:, None], plain.shape[-2:], mode="bilinear")[:, 0]
+        answers[rows] = 0.5 * (plain + torch.stack([answers[rows], *learned]).mean(0))
         return answers
 
     def decode_known(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
