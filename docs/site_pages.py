@@ -39,6 +39,7 @@ def _links_from(text: str, page: str) -> str:
     """Links to files that are not on the site go to the repository, pictures to where the site has them."""
     up = "../" * page.count("/")
     text = re.sub(r"\]\(support\.png\)", f"]({up}images/support.png)", text)
+    text = re.sub(r"\]\((benchmarks/[^)]*)\)", rf"]({REPOSITORY}/Testing/\1)", text)
     return re.sub(r"\]\((?:\.\./)+(Resources/[^)]*)\)", rf"]({REPOSITORY}/\1)", text)
 
 

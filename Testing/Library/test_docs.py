@@ -49,6 +49,16 @@ def test_every_command_and_option_is_in_the_reference(site_pages: ModuleType) ->
     assert "--part i/n" in page
 
 
+def test_links_of_the_benchmarks_lead_to_files_that_exist(site_pages: ModuleType) -> None:
+    text = (ROOT / "Testing" / "BENCHMARKS.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\((benchmarks/[^)]*)\)", text))
+    tables = {path.name for path in (ROOT / "Testing" / "benchmarks").glob("*.csv")}
+    assert linked == {f"benchmarks/{name}" for name in tables | {"README.md"}}
+    on_site = site_pages._links_from(text, "benchmarks.md")
+    assert "/blob/main/Testing/benchmarks/base_models.csv)" in on_site
+    assert "](benchmarks/" not in on_site
+
+
 def test_every_page_is_in_the_navigation_and_every_entry_has_a_page(site_pages: ModuleType) -> None:
     listed = set(re.findall(r": ([\w/-]+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M))
     there = {path.relative_to(DOCS).as_posix() for kind in ("*.md", "*.ipynb") for path in DOCS.rglob(kind)}
