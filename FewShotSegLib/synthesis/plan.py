@@ -89,7 +89,7 @@ class SynthesisRecipe:
         0.1, "Fraction of samples without any structure, where such slices exist", min=0.0, max=1.0
     )
     move_together: bool = option(
-        True, "Move structures that touch or lie inside one another together, as one piece", advanced=True
+        True, "Move structures that lie inside one another, such as a wall and its cavity, as one piece", advanced=True
     )
     keep_structure_probability: float = option(0.9, "Probability that a structure is pasted", min=0.0, max=1.0)
     min_visible: float = option(0.5, "Minimum visible fraction of each pasted structure", min=0.0, max=0.9)

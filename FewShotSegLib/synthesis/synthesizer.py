@@ -4,8 +4,8 @@ A sample is drawn (`Synthesizer.sample`, all random numbers) apart from being ma
 it can be stored, shown, vetoed and made again. Three kinds:
 
 - *pasted*, the paper's: every structure is cut out of an annotated slice, transformed about its own centroid and
-  painted, larger before smaller, onto a background slice; its position stays roughly what it was. Structures that touch
-  or lie inside one another move as one (`move_together`; our departure): apart, they show walls without their cavities.
+  painted, larger before smaller, onto a background slice; its position stays roughly what it was. Structures that lie
+  inside one another move as one (`move_together`; our departure): apart, they show walls without their cavities.
 - *original* (our departure): the annotated slice as a whole, transformed. A pasted organ never has its true
   surroundings; with one to three exemplars nothing else shows them to the network.
 - *empty* (our departure): a slice vouched to hold no structure, transformed, so that absence is learned on real images.

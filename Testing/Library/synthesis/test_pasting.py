@@ -203,22 +203,22 @@ def a_heart() -> np.ndarray:
     return labels
 
 
-def test_what_touches_moves_together():
-    assert moving_together(a_heart()) == [(1, 2, 3), (4,)]
+def test_what_lies_inside_another_moves_with_it():
+    assert moving_together(a_heart()) == [(1, 2), (3,), (4,)]
 
 
-def test_a_contact_in_a_few_pixels_is_none():
+def test_half_of_the_contour_is_needed():
     labels = np.zeros((SIZE, SIZE), np.int32)
-    labels[20:40, 20:40], labels[40:60, 38:60] = 1, 2
+    labels[20:40, 20:40], labels[40:60, 20:40] = 1, 2  # side by side: a quarter
     assert moving_together(labels) == [(1,), (2,)]
     assert moving_together(np.zeros_like(labels)) == []
 
 
 @pytest.mark.parametrize("together", [True, False])
 def test_a_wall_keeps_its_cavity_when_they_move_together(together, rng):
-    labels = a_heart()
+    labels = np.where(a_heart() == 3, 0, a_heart())
     image = np.clip(0.2 + 0.2 * labels, 0, 1).astype(np.float32)
-    names = {1: "wall", 2: "cavity", 3: "lobe", 4: "speck"}
+    names = {1: "wall", 2: "cavity", 4: "speck"}
     source = a_synthesizer(
         pieces=[a_slice(image, labels, "heart")],
         names=names,
@@ -235,4 +235,4 @@ def test_a_wall_keeps_its_cavity_when_they_move_together(together, rng):
         closed += bool((made[ring] == 1).mean() > 0.95)
     assert (closed == 8) is together
     groups = [{p.value: p.transform for p in source.sample(rng).placements} for _ in range(3)]
-    assert all((one[1] == one[2] == one[3]) is together and one[1] != one[4] for one in groups)
+    assert all((one[1] == one[2]) is together and one[1] != one[4] for one in groups)
