@@ -28,7 +28,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 # Modules without a test file of their name, and where they are tested instead.
 TESTED_ELSEWHERE: dict[str, str] = {}
 # Tests of the extension as a whole.
-WHOLE = {"FewShotSeg", "README", "architecture", "golden", "host", "imports", "packaging", "privacy", "story"}
+WHOLE = {"FewShotSeg", "architecture", "golden", "host", "imports", "packaging", "privacy", "story", "tutorial"}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The examples for Slicer's Python console, run as they are written, with less time to train."""
+"""The tutorial's examples for Slicer's Python console, run as written, with less time to train."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import slicer
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "slicer.md"
 
 
 def examples() -> list[str]:
-    section = README.read_text(encoding="utf-8").partition("### In Slicer's Python console")[2].partition("\n##")[0]
+    section = TUTORIAL.read_text(encoding="utf-8").partition("## In Slicer's Python console")[2].partition("\n##")[0]
     return re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
 
 
