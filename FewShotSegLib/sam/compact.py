@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.sam.attention import SmallAttention
-from FewShotSegLib.sam.modeling import MLP, Block, LayerNorm2d, MaskDecoder, PromptEncoder, TwoWayTransformer
+from FewShotSegLib.sam.fused import ChannelNorm
+from FewShotSegLib.sam.modeling import MLP, Block, MaskDecoder, PromptEncoder, TwoWayTransformer
 from FewShotSegLib.sam.network import PromptableNetwork
 
 PATCH = 16  # stride of the token grid in pixels
@@ -143,7 +144,7 @@ class CompactEncoder(nn.Module):
         )
         for block in self.blocks:
             block.attn.__class__ = SmallAttention
-        self.neck = nn.Sequential(nn.Conv2d(a.dim, a.dim, 1, bias=False), LayerNorm2d(a.dim))
+        self.neck = nn.Sequential(nn.Conv2d(a.dim, a.dim, 1, bias=False), ChannelNorm(a.dim))
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         half = self.stem2(images)
