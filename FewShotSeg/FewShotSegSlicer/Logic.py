@@ -333,9 +333,9 @@ class Logic:
         NAME.seg.nrrd is written for each volume, and volumes.csv with millilitres, confidence and quality flags of
         every structure. A volume that cannot be segmented is named in the table and does not stop the others; when
         none can be, that is an error. Repeated, only what is missing or has changed is done. `processes` volumes are
-        segmented at the same time, each in a process of its own. `options` as in `segment`, `format`: "seg.nrrd" or
-        "dicom-seg" (NAME.seg.dcm for DICOM series; needs the package highdicom), and overwrite: results that a person
-        has changed are replaced, too.
+        segmented at the same time, each in a process of its own. `options` as in `segment`, `format`: "seg.nrrd", or
+        for DICOM series "dicom-seg" (NAME.seg.dcm; needs the package highdicom) and "dicom-rtstruct"
+        (NAME.rtstruct.dcm), and overwrite: results that a person has changed are replaced, too.
         """
         if processes < 1:
             raise InputError(f"At least one process is needed, got {processes}.")

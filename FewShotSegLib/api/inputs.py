@@ -46,11 +46,17 @@ def as_volume(image: VolumeLike, spacing_mm: Any = None) -> Volume:
 
 
 def as_labelmap(
-    labelmap: LabelmapLike, spacing_mm: Any = None, structures: Mapping[int, str] | None = None
+    labelmap: LabelmapLike,
+    spacing_mm: Any = None,
+    structures: Mapping[int, str] | None = None,
+    *,
+    image: PathLike | None = None,
+    grid: Volume | None = None,
 ) -> Labelmap:
     """Return the labelmap that is meant: a `Labelmap`, a volume of labels, a file, or an array (K, J, I).
 
-    Labels that have no name in `structures` are called by their number.
+    Labels that have no name in `structures` are called by their number. `image` and `grid` are for an RT structure set,
+    as in `load_labelmap`.
 
     >>> as_labelmap(np.ones((1, 2, 2), int), (1, 1, 1), {1: "liver"}).structures
     {1: 'liver'}
@@ -58,7 +64,7 @@ def as_labelmap(
     if isinstance(labelmap, Labelmap):
         return labelmap
     if isinstance(labelmap, str | os.PathLike):
-        return load_labelmap(labelmap)
+        return load_labelmap(labelmap, image=image, grid=grid)
     volume = as_volume(labelmap, spacing_mm)
     labels = as_labels(volume.array, "The labelmap")
     names = {value: str(value) for value in label_values(labels)} | dict(structures or {})
@@ -114,11 +120,12 @@ def make_exemplar(
     """
     volume = as_volume(image, spacing_mm)
     labels = volume.like(labelmap) if isinstance(labelmap, np.ndarray) else labelmap
+    file = image if isinstance(image, str | os.PathLike) else None
     return exemplar_from(
         volume,
-        as_labelmap(labels, structures=structures),
+        as_labelmap(labels, structures=structures, image=file, grid=volume),
         axis=volume.acquisition_axis if axis is None else axis_index(axis),
         slices=slices,
         structures=structures,
-        name=Path(image).name if isinstance(image, str | os.PathLike) else name,
+        name=Path(file).name if file is not None else name,
     )

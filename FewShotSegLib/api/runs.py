@@ -245,7 +245,7 @@ def segment_folder(
     axis, largest_component, min_island_ml, all_pieces, smoothing_mm, seed, device, progress
         As in `segment`.
     format
-        "seg.nrrd", or "dicom-seg" for images that are DICOM series (extra `dicom-seg`).
+        "seg.nrrd"; for images that are DICOM series also "dicom-seg" (extra `dicom-seg`) and "dicom-rtstruct".
     probabilities
         Also write a probability map for each structure.
 

@@ -11,6 +11,7 @@ from typing import Any
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.scoring import Row, evaluate_case, evaluate_folder, summarize
 from FewShotSegLib.evaluation.tables import write_rows
+from FewShotSegLib.io.volumes import load_pair
 from FewShotSegLib.progress import Report
 from FewShotSegLib.visualization.progress_bar import reporting
 from FewShotSegLib.visualization.text_table import table
@@ -97,5 +98,8 @@ def evaluate(
         return Evaluation(rows)
     if any(folders):
         raise InputError(f"{prediction} and {reference} must both be folders, or both be one segmentation.")
-    pair = [as_labelmap(one, spacing_mm, structures) for one in (prediction, reference)]
+    if isinstance(prediction, str | os.PathLike) and isinstance(reference, str | os.PathLike):
+        pair = load_pair(prediction, reference)
+    else:
+        pair = as_labelmap(prediction, spacing_mm, structures), as_labelmap(reference, spacing_mm, structures)
     return Evaluation(evaluate_case(pair[0], pair[1], structures, tolerance_mm=tolerance_mm))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from FewShotSegLib.data.intensity import intensity_from
-from FewShotSegLib.data.job import WHOLE, AdaptJob, EvaluateJob, ExemplarFiles, Part, SegmentJob
+from FewShotSegLib.data.job import WHOLE, AdaptJob, EvaluateJob, ExemplarFiles, Part, SegmentationFormat, SegmentJob
 from FewShotSegLib.data.recipe import from_dict, to_dict, with_overrides
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.datasets import data_sets_in, files_of
@@ -150,9 +150,10 @@ def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
     segment.add_argument("--axis", choices=("k", "j", "i"), help="slice axis; default: the adapter's")
     segment.add_argument(
         "--format",
-        choices=("seg.nrrd", "dicom-seg"),
+        choices=get_args(SegmentationFormat),
         default="seg.nrrd",
-        help="of the segmentations; dicom-seg needs DICOM series as images, and the extra dicom-seg (seg.nrrd)",
+        help="of the segmentations (seg.nrrd); dicom-seg (needs the extra dicom-seg) and dicom-rtstruct need DICOM "
+        "series as images",
     )
     segment.add_argument("--probabilities", action="store_true", help="also write a probability map per structure")
     segment.add_argument(

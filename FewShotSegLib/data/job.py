@@ -24,7 +24,7 @@ from .intensity import IntensitySpec
 from .schema import coerce, construct, shown, to_json
 
 Device = Literal["auto", "cpu", "cuda"]
-SegmentationFormat = Literal["seg.nrrd", "dicom-seg"]
+SegmentationFormat = Literal["seg.nrrd", "dicom-seg", "dicom-rtstruct"]
 Axis = Literal["k", "j", "i"]  # the IJK axis that the slices are stacked along
 
 MOST_SMOOTHING_MM = 20.0
@@ -130,7 +130,8 @@ class SegmentJob:
     `base` None is the base model that the adapter was made for, or "bundled". `axis` None is that of the adapter
     or the support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed. Of a
     structure that was in one piece on its exemplars, pieces beside the main ones are removed unless `all_pieces`.
-    `format` dicom-seg writes DICOM segmentations that refer to their series, for images that are DICOM series.
+    `format` dicom-seg writes DICOM segmentations and dicom-rtstruct RT structure sets; both refer to their series and
+    are for images that are DICOM series.
     `channel` and `time_index` pick one volume of images that hold several. `smoothing_mm` is the standard deviation of
     a Gaussian over the finished labels, 0 for none.
     """

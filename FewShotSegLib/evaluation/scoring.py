@@ -20,7 +20,8 @@ import numpy as np
 from FewShotSegLib.data.volume import Labelmap, Volume, as_labels, label_values
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.reindex import reindexed
-from FewShotSegLib.io.volumes import load_labelmap
+from FewShotSegLib.io.dicom_rtstruct import is_rtstruct
+from FewShotSegLib.io.volumes import load_pair, load_structures
 from FewShotSegLib.progress import Progress, Report, note, silent
 
 from .metrics import Scores, compare
@@ -75,9 +76,11 @@ def evaluate_case(
     if not wanted:
         raise InputError(f"{case}: the reference holds no structure; name the ones to score (structures).")
     rows: list[Row] = []
+    ref_value = {_plain(name): value for value, name in ref.structures.items()}
     for value, pred_value in _pred_values(wanted, pred.structures, case).items():
         mask = pred.mask(pred_value) if pred_value else np.zeros(grid.shape, dtype=bool)
-        rows += _rows_of(mask, ref.mask(value), grid.spacing_mm, axis, tolerance_mm, case, wanted[value])
+        truth = ref.mask(ref_value.get(_plain(wanted[value]), value))
+        rows += _rows_of(mask, truth, grid.spacing_mm, axis, tolerance_mm, case, wanted[value])
     return rows
 
 
@@ -198,7 +201,7 @@ def evaluate_folder(
     wanted = dict(structures) if structures is not None else _structures_of([ref for _, ref in pairs.values()])
     rows: list[Row] = []
     for step, (case, (pred, ref)) in enumerate(pairs.items(), start=1):
-        maps = load_labelmap(pred), load_labelmap(ref)
+        maps = load_pair(pred, ref)
         rows += evaluate_case(*maps, wanted, axis=axis, tolerance_mm=tolerance_mm, case=case)
         report(Progress(step, len(pairs), case))
     return rows
@@ -207,13 +210,17 @@ def evaluate_folder(
 def _structures_of(references: Sequence[Path]) -> dict[int, str]:
     """Every label and name that occurs; a label with two names is a contradiction the user has to solve."""
     found: dict[int, str] = {}
-    for path in references:
-        for value, name in load_labelmap(path).structures.items():
+    drawn = [path for path in references if is_rtstruct(path)]
+    for path in (path for path in references if path not in drawn):
+        for value, name in load_structures(path).items():
             if _plain(found.setdefault(value, name)) != _plain(name):
                 raise InputError(
                     f'Label {value} is "{found[value]}" in one reference and "{name}" in {path.name}. '
                     "Give all references the same labels."
                 )
+    for name in (name for path in drawn for name in load_structures(path).values()):
+        if _plain(name) not in map(_plain, found.values()):  # outlines have names; their numbers are ours
+            found[max(found, default=0) + 1] = name
     return dict(sorted(found.items()))
 
 

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"  # SOP class of DICOM SEG
+RT_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 _TOLERANCE_MM = 0.05  # of a slice beside its place in the stack; headers with one decimal are that far off
 _TURNED = 1e-4  # change of a direction between slices; 0.05 mm over 500 mm
 _SAME_PLACE_MM = 1e-3
@@ -96,6 +97,9 @@ def series_files(folder: Path, name: str) -> list[Path]:
 
     reader = sitk.ImageSeriesReader
     series = {uid: reader.GetGDCMSeriesFileNames(str(folder), uid) for uid in reader.GetGDCMSeriesIDs(str(folder))}
+    if len(series) > 1:  # segmentations and structure sets often lie beside the images they were drawn on
+        drawn = [uid for uid, files in series.items() if _is_drawn(files, name)]
+        series = {uid: files for uid, files in series.items() if uid not in drawn}
     if not series:
         raise InputError(f"{name} holds no DICOM series; give a folder with the files of one series, or an image file.")
     most = max(len(files) for files in series.values())
@@ -116,6 +120,12 @@ def series_files(folder: Path, name: str) -> list[Path]:
             most,
         )
     return [Path(file) for file in series[largest[0]]]
+
+
+def _is_drawn(files: Sequence[str], name: str) -> bool:
+    """Whether a series holds what was drawn on another one, and no image."""
+    drawn = (SEGMENTATION, RT_STRUCTURE_SET)
+    return len(files) == 1 and header_of(Path(files[0]), name).get("SOPClassUID") in drawn
 
 
 def _described(file: str, name: str) -> str:
@@ -162,6 +172,11 @@ def _frames_in(header: pydicom.Dataset, file: Path, name: str) -> list[_Frame]:
         raise InputError(
             f"{name} is a DICOM segmentation, which holds structures and no image; save it as a segmentation "
             "(.seg.nrrd), for example with 3D Slicer, and give that as a labelmap."
+        )
+    if header.get("SOPClassUID") == RT_STRUCTURE_SET:
+        raise InputError(
+            f"{name} is an RT structure set, which holds outlines and no image; give the series that it was drawn on, "
+            "and the set as its labelmap."
         )
     count = int(header.get("NumberOfFrames") or 1)
     if not 1 <= count <= 1_000_000:

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,19 +22,14 @@ from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.version import __version__
 
-from .dicom import LPS_FROM_RAS, SEGMENTATION, header_of, series_files
+from .dicom import LPS_FROM_RAS, SEGMENTATION
+from .dicom_source import checked_name, images_of, sop_class_of
 from .files import written_whole
-from .images import DICOM_SUFFIXES
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".seg.dcm"
 _SEG_CLASSES = (SEGMENTATION, "1.2.840.10008.5.1.4.1.1.66.7")  # and Label Map Segmentation
-_TOLERANCE_MM = 1e-3
-_LONGEST_NAME = 64  # characters of DICOM's value representation LO
 _SIDES = ("left", "right")
 # Words of ours for what the standard's dictionary calls otherwise.
 _CALLED = {
@@ -70,18 +65,7 @@ def check_available() -> None:
 
 def is_dicom_seg(path: Path) -> bool:
     """Whether a file says that it is a DICOM segmentation."""
-    import SimpleITK as sitk
-
-    if not path.is_file() or path.suffix.lower() not in DICOM_SUFFIXES:
-        return False
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return False
-    key = "0008|0016"
-    return reader.HasMetaDataKey(key) and reader.GetMetaData(key).strip("\0 ") in _SEG_CLASSES
+    return sop_class_of(path) in _SEG_CLASSES
 
 
 def load_dicom_seg(path: str | os.PathLike[str]) -> Labelmap:
@@ -122,30 +106,6 @@ def _combined(found: Any, path: Path) -> Any:
 # -------------------------------------------------------------------------------------------------------------- write
 
 
-def check_source(image: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """Return the files of the series that a segmentation will refer to.
-
-    `InputError` where the image is no DICOM series, or an enhanced one with all slices in one file.
-    """
-    check_available()
-    path = Path(image)
-    if path.is_file() and path.suffix.lower() in DICOM_SUFFIXES:
-        files: tuple[Path, ...] = (path,)
-    elif path.is_dir():
-        files = tuple(series_files(path, str(path)))
-    else:
-        raise InputError(
-            f"{path} is no DICOM series, and a DICOM segmentation refers to one; give the folder of the series, or "
-            "choose the format seg.nrrd."
-        )
-    if int(header_of(files[0], str(path)).get("NumberOfFrames") or 1) > 1:
-        raise InputError(
-            f"{path} is an enhanced DICOM image with all slices in one file, for which no DICOM segmentation is "
-            "written yet; choose the format seg.nrrd."
-        )
-    return files
-
-
 def save_dicom_seg(labelmap: Labelmap, path: str | os.PathLike[str], source: Sequence[Path]) -> None:
     """Write a DICOM segmentation of the series whose files are `source`, in any order.
 
@@ -155,11 +115,10 @@ def save_dicom_seg(labelmap: Labelmap, path: str | os.PathLike[str], source: Seq
     """
     check_available()
     import highdicom
-    import pydicom
     from pydicom.uid import generate_uid
 
     path = Path(path)
-    images = _in_order(labelmap.volume, [pydicom.dcmread(file) for file in source], path)
+    images = images_of(labelmap.volume, source, path)
     names = dict(labelmap.structures)
     if not names:
         raise InputError(f"{path}: a DICOM segmentation needs at least one structure, got none.")
@@ -187,24 +146,6 @@ def save_dicom_seg(labelmap: Labelmap, path: str | os.PathLike[str], source: Seq
         found.save_as(part)
 
 
-def _in_order(volume: Volume, images: Sequence[Dataset], path: Path) -> list[Dataset]:
-    """The images in the order of the labelmap's slices; refused where it does not lie on them."""
-    affine = LPS_FROM_RAS @ volume.affine
-    count = (len(images), int(images[0].Rows), int(images[0].Columns))
-    if volume.shape != count:
-        raise InputError(f"{path}: the labelmap has {volume.shape} voxels (K, J, I), the DICOM series {count}.")
-    along = affine[:3, 2] / np.linalg.norm(affine[:3, 2])
-    ordered = sorted(images, key=lambda image: float(np.array(image.ImagePositionPatient, float) @ along))
-    for index, image in enumerate(ordered):
-        place = affine[:3, 3] + index * affine[:3, 2]
-        if np.abs(place - np.array(image.ImagePositionPatient, float)).max() > _TOLERANCE_MM:
-            raise InputError(
-                f"{path}: slice k={index} of the labelmap is not where the DICOM series has it; segment the series "
-                "itself."
-            )
-    return ordered
-
-
 def _descriptions(names: Mapping[int, str]) -> list[Any]:
     import highdicom
     from pydicom.sr.codedict import codes
@@ -215,14 +156,10 @@ def _descriptions(names: Mapping[int, str]) -> list[Any]:
     colors = structure_colors(names)
     descriptions = []
     for number, (value, name) in enumerate(names.items(), start=1):
-        if len(name) > _LONGEST_NAME or "\\" in name:
-            raise InputError(
-                f'A structure\'s name in DICOM has up to {_LONGEST_NAME} characters and no backslash, got "{name}".'
-            )
         category, kind, side = terminology_of(name)
         description = highdicom.seg.SegmentDescription(
             segment_number=number,
-            segment_label=name,
+            segment_label=checked_name(name),
             segmented_property_category=category,
             segmented_property_type=kind,
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
@@ -247,7 +184,7 @@ def terminology_of(name: str) -> tuple[Any, Any, Any]:
     """
     from pydicom.sr.codedict import codes
 
-    sct: Any = codes.SCT
+    categories: Any = codes.cid7150
     words = re.sub(r"[^a-z]+", " ", name.lower()).split()
     side = next((word for word in words if word in _SIDES), None)
     without_side = " ".join(word for word in words if word != side)
@@ -255,8 +192,8 @@ def terminology_of(name: str) -> tuple[Any, Any, Any]:
         for category, group in _GROUPS.items():
             kind = _code(getattr(codes, group), _CALLED.get(plain, plain))
             if kind is not None:
-                return getattr(sct, category), kind, modifier and getattr(sct, modifier.capitalize())
-    return sct.Tissue, sct.Tissue, None
+                return getattr(categories, category), kind, modifier and getattr(codes.SCT, modifier.capitalize())
+    return categories.Tissue, categories.Tissue, None
 
 
 def _code(group: Any, name: str) -> Any:

@@ -57,7 +57,7 @@ def load_exemplar(
     unknown. `channel` and `time_index` pick one volume of an image that holds several.
     """
     volume = load_volume(image, channel=channel, time_index=time_index)
-    source = load_labelmap(labelmap)
+    source = load_labelmap(labelmap, image=None if same_voxels else image, grid=volume)
     placed = _on_grid_of(volume, source, Path(image), Path(labelmap), resample=resample, same_voxels=same_voxels)
     return exemplar_from(
         volume,

@@ -22,7 +22,7 @@ def known_suffix(path: Path) -> str:
     >>> known_suffix(Path("patient.7.nii.gz")), known_suffix(Path("a.seg.nrrd")), known_suffix(Path("v1.0.mha"))
     ('.nii.gz', '.seg.nrrd', '.mha')
     """
-    for pair in (".nii.gz", ".seg.nrrd", ".seg.dcm"):
+    for pair in (".nii.gz", ".seg.nrrd", ".seg.dcm", ".rtstruct.dcm"):
         if path.name.lower().endswith(pair) and len(path.name) > len(pair):
             return path.name[-len(pair) :]
     return path.suffix

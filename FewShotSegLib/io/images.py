@@ -62,7 +62,7 @@ def checked_path(path: Path, name: str) -> Path:
 def kind_of(path: Path, name: str) -> str:
     """Return "dicom", "picture" or "volume"; what is none of them is refused."""
     checked_path(path, name)
-    suffix = known_suffix(path).lower().removeprefix(".seg")
+    suffix = known_suffix(path).lower().removeprefix(".seg").removeprefix(".rtstruct")
     if path.is_dir() or suffix in DICOM_SUFFIXES:
         return "dicom"
     if suffix in PICTURE_SUFFIXES:

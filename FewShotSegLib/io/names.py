@@ -61,7 +61,7 @@ def parsed(path: Path) -> FileName:
     (FileName(case='0001', role='labelmap'), FileName(case='p07_FLAIR', role='unknown'))
     """
     case = stem(path)
-    role: Role = "labelmap" if known_suffix(path).lower().startswith(".seg.") else "unknown"
+    role: Role = "labelmap" if known_suffix(path).lower().startswith((".seg.", ".rtstruct.")) else "unknown"
     while match := _ENDING.search(case):
         role = _WORDS[match["word"].lower()] if role == "unknown" else role
         case = case[: match.start()]

@@ -20,12 +20,13 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.reindex import reindexed
 from FewShotSegLib.progress import Progress, Report, silent
 
+from .dicom_rtstruct import SUFFIX as RTSTRUCT_SUFFIX
 from .dicom_seg import SUFFIX as DICOM_SEG_SUFFIX
 from .files import known_suffix, write_text_whole
 from .folders import images_in
 from .images import SAVE_SUFFIXES
 from .names import belonging, parsed, stem
-from .volumes import load_labelmap, load_volume, save_volume
+from .volumes import load_labelmap, load_structures, load_volume, save_volume
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _CASE = re.compile(r"[^A-Za-z0-9_.-]+")  # what nnU-Net and the shells it is called from would stumble over
@@ -61,7 +62,7 @@ def export_nnunet(
     if target.exists():
         raise InputError(f"{target} exists already; choose another number or name, or remove it.")
     pairs = _pairs(images_in(images), Path(labels))
-    found = {case: load_labelmap(label).structures for case, (_, label) in pairs.items()}
+    found = {case: load_structures(label) for case, (_, label) in pairs.items()}
     structures = dict(enumerate(sorted({n for names in found.values() for n in names.values()}), start=1))
     if not structures:
         raise InputError(f"The segmentations in {labels} hold no structure; correct and save at least one.")
@@ -71,7 +72,7 @@ def export_nnunet(
         for step, (case, (image, label)) in enumerate(pairs.items(), start=1):
             volume = load_volume(image)
             save_volume(volume, part / "imagesTr" / f"{case}_0000.nii.gz")
-            joined = _joined(load_labelmap(label), volume, structures, label)
+            joined = _joined(load_labelmap(label, image=image, grid=volume), volume, structures, label)
             save_volume(joined, part / "labelsTr" / f"{case}.nii.gz")
             report(Progress(step, len(pairs), case))
         write_text_whole(part / "dataset.json", _card(channel, structures, len(pairs)))
@@ -95,7 +96,7 @@ def _pairs(images: list[str], labels: Path) -> dict[str, tuple[str, Path]]:
     """{case: (image, segmentation)} in order of name."""
     if not labels.is_dir():
         raise InputError(f"The folder of segmentations {labels} does not exist; check the path.")
-    allowed = {*SAVE_SUFFIXES, DICOM_SEG_SUFFIX}
+    allowed = {*SAVE_SUFFIXES, DICOM_SEG_SUFFIX, RTSTRUCT_SUFFIX}
     files = [path for path in sorted(labels.iterdir()) if path.is_file() and known_suffix(path).lower() in allowed]
     known = {parsed(Path(image)).case or stem(Path(image)): image for image in images}
     pairs: dict[str, tuple[str, Path]] = {}

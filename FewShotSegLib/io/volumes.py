@@ -15,6 +15,8 @@ import numpy as np
 from FewShotSegLib.data.volume import Array, Labelmap, Volume, as_labels, label_values, log
 from FewShotSegLib.errors import InputError
 
+from .dicom import series_files
+from .dicom_rtstruct import is_rtstruct, load_rtstruct, rtstruct_names
 from .dicom_seg import is_dicom_seg, load_dicom_seg
 from .files import known_suffix
 from .images import (
@@ -63,9 +65,15 @@ def save_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool 
     write_image(image_from(volume.array, volume.affine), Path(path), compress=compress)
 
 
-def load_labelmap(path: str | os.PathLike[str]) -> Labelmap:
-    """Load a labelmap; segment names come from a segmentation file (.seg.nrrd, DICOM SEG), otherwise each value is its
-    own name.
+def load_labelmap(
+    path: str | os.PathLike[str], *, image: str | os.PathLike[str] | None = None, grid: Volume | None = None
+) -> Labelmap:
+    """Load a labelmap; segment names come from a segmentation file (.seg.nrrd, DICOM SEG, RT structure set), otherwise
+    each value is its own name.
+
+    An RT structure set has outlines and no voxels: it needs the `image` that it was drawn on, a file or a folder of
+    DICOM files, whose series is compared with the one in the set, or the `grid`, a volume with the voxels that are
+    meant. Other labelmaps do not use them.
 
     The layers of a segmentation become one labelmap: where segments overlap the higher layer wins, and
     `Labelmap.mask` still has all voxels of each.
@@ -76,26 +84,64 @@ def load_labelmap(path: str | os.PathLike[str]) -> Labelmap:
     name = str(path)
     if is_dicom_seg(path):
         return load_dicom_seg(path)
+    if is_rtstruct(path):
+        return _from_outlines(path, None if image is None else Path(image), grid)
     kind = kind_of(path, name)
-    image = read_image(path, name) if kind == "volume" else None
-    if image is not None and image.HasMetaDataKey("Segment0_ID"):
-        header = _texts_of(image, name)
-        layers = _layers_of(array_of(image), image.GetNumberOfComponentsPerPixel(), image.GetDimension(), name)
+    found = read_image(path, name) if kind == "volume" else None
+    if found is not None and found.HasMetaDataKey("Segment0_ID"):
+        header = _texts_of(found, name)
+        layers = _layers_of(array_of(found), found.GetNumberOfComponentsPerPixel(), found.GetDimension(), name)
         merged, structures, hidden = merged_layers(layers, segments_from(header, len(layers), name))
         if hidden:
             count = sum(int(np.count_nonzero(mask)) for mask in hidden.values())
             log.info("%s: segments overlap in %d voxels; where one label is needed, the higher layer's.", name, count)
-        return Labelmap(_named_volume(as_labels(merged, name), affine_of(image), name), structures, hidden)
+        return Labelmap(_named_volume(as_labels(merged, name), affine_of(found), name), structures, hidden)
     mask = mask_picture(path, name) if kind == "picture" else None
     if mask is not None:
         array, affine = mask, picture_affine(path, name)
-    elif image is not None:
-        array, affine = one_volume(image, affine_of(image), False, None, None, name)
+    elif found is not None:
+        array, affine = one_volume(found, affine_of(found), False, None, None, name)
     else:
         array, affine = read_volume(path, None, None, name)
     volume = _named_volume(array, affine, name)
     labels = as_labels(volume.array, name)
     return Labelmap(volume.like(labels), {value: str(value) for value in label_values(labels)})
+
+
+def _from_outlines(path: Path, image: Path | None, grid: Volume | None) -> Labelmap:
+    series: list[Path] = []
+    if image is not None and kind_of(image, str(image)) == "dicom":
+        series = series_files(image, str(image)) if image.is_dir() else [image]
+    if grid is None and image is not None:
+        grid = load_volume(image)
+    if grid is None:
+        raise InputError(
+            f"{path} is an RT structure set, which has outlines and no voxels; give the image that it was drawn on "
+            "(image=...), too, or save it as a segmentation (.seg.nrrd)."
+        )
+    return load_rtstruct(path, grid, series=series)
+
+
+def load_pair(pred: str | os.PathLike[str], ref: str | os.PathLike[str]) -> tuple[Labelmap, Labelmap]:
+    """Load two labelmaps of one case; one of them may be an RT structure set, which gets the voxels of the other."""
+    paths = Path(pred), Path(ref)
+    outlined = [is_rtstruct(path) for path in paths]
+    if not any(outlined):
+        return load_labelmap(pred), load_labelmap(ref)
+    if all(outlined):
+        raise InputError(
+            f"{pred} and {ref} are both RT structure sets, which have no voxels to compare; give one of them as a "
+            "segmentation (.seg.nrrd, DICOM SEG)."
+        )
+    other = load_labelmap(paths[outlined.index(False)])
+    drawn = load_rtstruct(paths[outlined.index(True)], other.volume, extend=True)
+    return (drawn, other) if outlined[0] else (other, drawn)
+
+
+def load_structures(path: str | os.PathLike[str]) -> dict[int, str]:
+    """Return {label: name} of the structures of a labelmap; an RT structure set needs no image for that."""
+    path = Path(path)
+    return rtstruct_names(path) if is_rtstruct(path) else dict(load_labelmap(path).structures)
 
 
 def _texts_of(image: SimpleITK.Image, name: str) -> dict[str, str]:

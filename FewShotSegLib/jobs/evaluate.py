@@ -12,7 +12,7 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.scoring import Row, evaluate_case, evaluate_folder, summarize
 from FewShotSegLib.evaluation.tables import write_rows, write_summary
 from FewShotSegLib.io.files import written_whole
-from FewShotSegLib.io.volumes import load_labelmap
+from FewShotSegLib.io.volumes import load_pair
 from FewShotSegLib.progress import Progress
 
 from .inputs import files_read
@@ -46,7 +46,7 @@ def _evaluated(job: EvaluateJob, notes: Notes, outputs: Outputs, names: Sequence
         elif pred.is_dir() or ref.is_dir():
             raise InputError(f"{pred} and {ref} must both be folders, or both be files.")
         else:
-            pair = load_labelmap(pred), load_labelmap(ref)
+            pair = load_pair(pred, ref)
             rows = evaluate_case(*pair, job.structures, tolerance_mm=job.tolerance_mm, case=pred.name)
             notes(Progress(1, 1, pred.name))
     for name, write in zip(names, (write_rows, write_summary, write_plot), strict=True):

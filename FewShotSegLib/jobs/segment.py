@@ -28,8 +28,11 @@ from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.quality import CUT_OFF, least_sure_slice, quality
 from FewShotSegLib.inference.segment import Segmentation, SegmentOptions, segment, slice_axis
 from FewShotSegLib.inference.volume_network import VolumePredictor
+from FewShotSegLib.io.dicom_rtstruct import SUFFIX as RTSTRUCT_SUFFIX
+from FewShotSegLib.io.dicom_rtstruct import save_rtstruct
 from FewShotSegLib.io.dicom_seg import SUFFIX as DICOM_SEG_SUFFIX
-from FewShotSegLib.io.dicom_seg import check_available, check_source, save_dicom_seg
+from FewShotSegLib.io.dicom_seg import check_available, save_dicom_seg
+from FewShotSegLib.io.dicom_source import check_source
 from FewShotSegLib.io.files import check_writable, known_suffix
 from FewShotSegLib.io.names import PROBABILITY
 from FewShotSegLib.io.probe import check_reading
@@ -45,6 +48,12 @@ from .outputs import Outputs
 from .record import is_complete, read_record, record_of, result_path
 
 AnyPredictor = Predictor | VolumePredictor
+_SUFFIXES: Mapping[str, str] = {
+    "seg.nrrd": ".seg.nrrd",
+    "dicom-seg": DICOM_SEG_SUFFIX,
+    "dicom-rtstruct": RTSTRUCT_SUFFIX,
+}
+_REFERRING: Mapping[str, str] = {"dicom-seg": "a DICOM segmentation", "dicom-rtstruct": "an RT structure set"}
 RecordTaken = Callable[[dict[str, Any]], None]
 
 
@@ -141,7 +150,7 @@ def _segment_image(
 ) -> dict[str, Any]:
     timings: dict[str, float] = {}
     image = job.images[0]
-    series = check_source(image) if job.format == "dicom-seg" else ()
+    series = check_source(image, _REFERRING[job.format]) if job.format in _REFERRING else ()
     with timed(timings, "load"):
         volume = load_volume(image, channel=job.channel, time_index=job.time_index)
         prompts = load_prompts(job.prompts, volume) if job.prompts else []
@@ -182,7 +191,7 @@ def _made_before(job: SegmentJob, name: str, digest: str, outputs: Outputs, note
     if known is None or known.get("digest") != digest:
         return None
     if is_complete(known, outputs.folder):
-        notes.say(f"{name}.seg.nrrd is there already, from the same image and adapter; not made again.")
+        notes.say(f"{_file_of(name, job)} is there already, from the same image and adapter; not made again.")
         return {**known, "skipped": True}
     changed = outputs.changed(known.get("outputs") or {})
     if not changed or job.overwrite:
@@ -252,7 +261,7 @@ def _digest(job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predicto
 
 
 def _file_of(name: str, job: SegmentJob) -> str:
-    return name + (DICOM_SEG_SUFFIX if job.format == "dicom-seg" else ".seg.nrrd")
+    return name + _SUFFIXES[job.format]
 
 
 def _save(found: Segmentation, file: str, volume: Volume, series: Sequence[Path], outputs: Outputs) -> None:
@@ -260,8 +269,10 @@ def _save(found: Segmentation, file: str, volume: Volume, series: Sequence[Path]
     for value, probability in found.probabilities.items():
         path = outputs.place(f"{name}.{names[value]}{PROBABILITY}.nrrd")
         save_volume(volume.like(probability.astype(np.float32)), path)
-    if series:
+    if file.endswith(DICOM_SEG_SUFFIX):
         save_dicom_seg(found.labelmap, outputs.place(file), series)
+    elif file.endswith(RTSTRUCT_SUFFIX):
+        save_rtstruct(found.labelmap, outputs.place(file), series)
     else:
         save_labelmap(found.labelmap, outputs.place(file))
 

@@ -167,6 +167,7 @@ def test_what_the_workers_import_is_required_or_comes_with_slicer() -> None:
     lines = (MODULE.parent / "Resources" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     required = {line.split(">")[0].replace("-", "_") for line in lines if not line.startswith("#")}
     optional = {
+        "contourpy",  # comes with matplotlib
         "dask",
         "distributed",
         "highdicom",

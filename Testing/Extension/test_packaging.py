@@ -219,7 +219,7 @@ def test_requirements_in_slicer_are_those_of_the_library() -> None:
     inSlicer = {line for line in lines if not line.startswith("#")}
     toml = pytest.importorskip("tomllib")
     project = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    comesAlong = {"numpy", "scipy", "SimpleITK>=2.3", "pillow"}  # with Slicer and matplotlib
+    comesAlong = {"numpy", "scipy", "SimpleITK>=2.3", "pillow", "contourpy"}  # with Slicer and matplotlib
     assert inSlicer == set(project["dependencies"]) - comesAlong - {"tqdm"}  # tqdm: the command line's
 
 

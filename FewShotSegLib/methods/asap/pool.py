@@ -28,7 +28,7 @@ from FewShotSegLib.imaging.grid import Grid, onto_grid
 from FewShotSegLib.io.cache import is_sealed, sealed
 from FewShotSegLib.io.datasets import CaseFiles, DataSet, complete_exemplar
 from FewShotSegLib.io.files import sha256_of_file, write_text_whole
-from FewShotSegLib.io.volumes import load_labelmap
+from FewShotSegLib.io.volumes import load_structures
 from FewShotSegLib.progress import Progress, Report
 from FewShotSegLib.training.patches import Case, Change, Patch, corner_of, cut
 
@@ -321,7 +321,7 @@ def _names_in(data_set: DataSet) -> list[str]:
             names.update(case.structures.values())
             continue
         try:
-            names.update(load_labelmap(case.labelmap).structures.values())
+            names.update(load_structures(case.labelmap).values())
         except InputError as error:
             log.info("%s", error)
     return sorted(names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))

@@ -15,7 +15,8 @@ from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.reindex import reindexed
 from FewShotSegLib.io import dicom_seg
-from FewShotSegLib.io.dicom_seg import check_source, is_dicom_seg, load_dicom_seg, save_dicom_seg, terminology_of
+from FewShotSegLib.io.dicom import series_files
+from FewShotSegLib.io.dicom_seg import is_dicom_seg, load_dicom_seg, save_dicom_seg, terminology_of
 from FewShotSegLib.io.volumes import load_labelmap, load_volume
 from Testing.Library.annotated import geometry
 from Testing.Library.io.dicom_series import write_series
@@ -44,7 +45,7 @@ def a_labelmap(a_series: Path) -> Labelmap:
 
 def test_a_round_trip_moves_no_voxel_and_no_millimetre(a_series: Path, a_labelmap: Labelmap, tmp_path: Path) -> None:
     path = tmp_path / "p.seg.dcm"
-    save_dicom_seg(a_labelmap, path, check_source(a_series))
+    save_dicom_seg(a_labelmap, path, series_files(a_series, "series"))
     back = load_labelmap(path)
     assert back.structures == {1: "liver", 2: "left kidney", 3: "something new"}
     on_image = reindexed(back.volume, a_labelmap.volume, crop=True)
@@ -57,9 +58,9 @@ def test_a_round_trip_moves_no_voxel_and_no_millimetre(a_series: Path, a_labelma
 def test_the_standards_own_reader_finds_codes_and_the_slices_that_were_segmented(
     a_series: Path, a_labelmap: Labelmap, tmp_path: Path
 ) -> None:
-    save_dicom_seg(a_labelmap, tmp_path / "p.seg.dcm", check_source(a_series))
+    save_dicom_seg(a_labelmap, tmp_path / "p.seg.dcm", series_files(a_series, "series"))
     found = highdicom.seg.segread(tmp_path / "p.seg.dcm")
-    source = [pydicom.dcmread(file) for file in check_source(a_series)]
+    source = [pydicom.dcmread(file) for file in series_files(a_series, "series")]
     assert found.PatientName == "Doe^Jane"
     assert found.StudyInstanceUID == source[0].StudyInstanceUID
     assert found.SeriesInstanceUID != source[0].SeriesInstanceUID
@@ -76,10 +77,10 @@ def test_the_standards_own_reader_finds_codes_and_the_slices_that_were_segmented
 def test_the_same_labels_get_the_same_identifiers(a_series: Path, a_labelmap: Labelmap, tmp_path: Path) -> None:
     uids = []
     for name in ("a", "b"):
-        save_dicom_seg(a_labelmap, tmp_path / f"{name}.seg.dcm", check_source(a_series))
+        save_dicom_seg(a_labelmap, tmp_path / f"{name}.seg.dcm", series_files(a_series, "series"))
         uids.append(pydicom.dcmread(tmp_path / f"{name}.seg.dcm").SOPInstanceUID)
     other = Labelmap(a_labelmap.volume.like(np.roll(a_labelmap.volume.array, 1)), NAMES)
-    save_dicom_seg(other, tmp_path / "c.seg.dcm", check_source(a_series))
+    save_dicom_seg(other, tmp_path / "c.seg.dcm", series_files(a_series, "series"))
     assert uids[0] == uids[1] != pydicom.dcmread(tmp_path / "c.seg.dcm").SOPInstanceUID
 
 
@@ -109,7 +110,7 @@ def test_names_have_the_codes_of_snomed(name: str, category: str, kind: str, sid
 def test_overlapping_segments_are_said_and_the_higher_one_is_kept(
     a_series: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    images = [pydicom.dcmread(file) for file in check_source(a_series)]
+    images = [pydicom.dcmread(file) for file in series_files(a_series, "series")]
     stack = np.zeros((*SHAPE, 2), np.uint8)
     stack[2, 2:6, 2:6, 0] = 1
     stack[2, 4:8, 4:8, 1] = 1
@@ -129,7 +130,7 @@ def test_overlapping_segments_are_said_and_the_higher_one_is_kept(
 
 def test_what_is_no_segmentation_is_told_apart(a_series: Path, a_labelmap: Labelmap, tmp_path: Path) -> None:
     path = tmp_path / "p.seg.dcm"
-    save_dicom_seg(a_labelmap, path, check_source(a_series))
+    save_dicom_seg(a_labelmap, path, series_files(a_series, "series"))
     assert is_dicom_seg(path)
     assert not is_dicom_seg(next(a_series.iterdir()))
     assert not is_dicom_seg(tmp_path / "nothing.dcm")
@@ -141,36 +142,18 @@ def test_what_is_no_segmentation_is_told_apart(a_series: Path, a_labelmap: Label
         load_dicom_seg(damaged)
 
 
-def test_labels_that_are_not_on_the_series_are_refused(a_series: Path, a_labelmap: Labelmap, tmp_path: Path) -> None:
-    files, out = check_source(a_series), tmp_path / "p.seg.dcm"
-    volume = a_labelmap.volume
-    moved = volume.affine.copy()
-    moved[:3, 3] += 0.01
-    with pytest.raises(InputError, match="slice k=0 of the labelmap is not where"):
-        save_dicom_seg(Labelmap(Volume(volume.array, moved), NAMES), out, files)
-    with pytest.raises(InputError, match=r"\(5, 9, 11\) voxels .*the DICOM series \(6, 9, 11\)"):
-        save_dicom_seg(Labelmap(Volume(volume.array[1:], volume.affine), NAMES), out, files)
+def test_what_dicom_has_no_room_for_is_refused(a_series: Path, a_labelmap: Labelmap, tmp_path: Path) -> None:
+    files, out = series_files(a_series, "series"), tmp_path / "p.seg.dcm"
     with pytest.raises(InputError, match="at least one structure"):
-        save_dicom_seg(Labelmap(volume, {}), out, files)
+        save_dicom_seg(Labelmap(a_labelmap.volume, {}), out, files)
     with pytest.raises(InputError, match="up to 64 characters"):
-        save_dicom_seg(Labelmap(volume, {2: "l" * 65}), out, files)
+        save_dicom_seg(Labelmap(a_labelmap.volume, {2: "l" * 65}), out, files)
     assert not out.exists()
 
 
-def test_only_dicom_series_are_sources(a_series: Path, tmp_path: Path) -> None:
-    assert len(check_source(a_series)) == SHAPE[0]
-    one = next(a_series.iterdir())
-    assert check_source(one) == (one,)
-    with pytest.raises(InputError, match="is no DICOM series"):
-        check_source(tmp_path / "ct.nrrd")
-    header = pydicom.dcmread(one)
-    header.NumberOfFrames = 3
-    header.save_as(tmp_path / "enhanced.dcm")
-    with pytest.raises(InputError, match="all slices in one file"):
-        check_source(tmp_path / "enhanced.dcm")
-
-
-def test_without_the_extra_the_user_is_told_how_to_get_it(a_series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_user_is_told_how_to_get_it(
+    a_series: Path, a_labelmap: Labelmap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dicom_seg.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install .FewShotSegLib\[dicom-seg\]."):
-        check_source(a_series)
+        save_dicom_seg(a_labelmap, tmp_path / "p.seg.dcm", series_files(a_series, "series"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 
@@ -375,7 +376,33 @@ def test_a_dicom_series_gets_a_dicom_segmentation_that_evaluates_like_the_other(
     assert not run(other)["images"][0].get("skipped")
 
 
-def test_an_image_that_is_no_dicom_series_gets_no_dicom_segmentation(a_segment_job: SegmentJob) -> None:
-    job = replace(a_segment_job, images=a_segment_job.images[:1], format="dicom-seg")
+def test_a_dicom_series_gets_an_rt_structure_set_that_evaluates_like_the_other(
+    an_adapter_file: Path, tmp_path: Path
+) -> None:
+    from FewShotSegLib.evaluation.scoring import evaluate_folder
+
+    for number in (1, 2):
+        write_series(tmp_path / f"patient {number}", discs(np.random.default_rng(number))[0])
+    series = tuple(str(tmp_path / f"patient {number}") for number in (1, 2))
+    job = SegmentJob(series, str(tmp_path / "nrrd"), str(an_adapter_file), device="cpu")
+    run(job)
+    as_outlines = replace(job, out=str(tmp_path / "dicom"), format="dicom-rtstruct")
+    record = run(as_outlines)
+    assert sorted(record["outputs"]) == ["patient 1.rtstruct.dcm", "patient 2.rtstruct.dcm"]
+    # Planning systems number structures as they like: the second patient has them the other way round.
+    turned = pydicom.dcmread(tmp_path / "dicom" / "patient 2.rtstruct.dcm")
+    turned.StructureSetROISequence = turned.StructureSetROISequence[::-1]
+    turned.save_as(tmp_path / "dicom" / "patient 2.rtstruct.dcm")
+    for pair in ((tmp_path / "dicom", tmp_path / "nrrd"), (tmp_path / "nrrd", tmp_path / "dicom")):
+        rows = [row for row in evaluate_folder(*pair) if row.scope == "all_slices"]
+        assert [(row.case, row.structure, row.dsc, row.hd95_mm) for row in rows] == [
+            (f"patient {number}", name, 1.0, 0.0) for number in (1, 2) for name in ("disc", "square")
+        ]
+    assert run(replace(as_outlines, images=series[:1]))["images"][0]["skipped"]
+
+
+@pytest.mark.parametrize("form", ["dicom-seg", "dicom-rtstruct"])
+def test_an_image_that_is_no_dicom_series_gets_no_dicom_object(a_segment_job: SegmentJob, form: Any) -> None:
+    job = replace(a_segment_job, images=a_segment_job.images[:1], format=form)
     with pytest.raises(InputError, match="is no DICOM series"):
         run(job)
