@@ -52,7 +52,8 @@ class IntensitySpec:
         if self.kind == "window":
             return self.low, self.high
         values = volume_array.astype(np.uint8) if volume_array.dtype == np.bool_ else volume_array
-        low, high = np.percentile(_without_padding(values), [self.low, self.high])
+        kept = _without_padding(values)
+        low, high = np.percentile(kept, [self.low, self.high], overwrite_input=kept is not values)
         if not high > low:  # nearly all voxels are alike: what differs is what there is to see
             others = values[values != low]
             if others.size:
@@ -82,8 +83,10 @@ class IntensitySpec:
         # float32 holds integers up to 2**24, so int16 and uint16 images lose nothing here.
         kind = np.float32 if image.dtype.itemsize <= 2 or image.dtype == np.float32 else np.float64
         with np.errstate(over="ignore"):
-            scaled = (image.astype(kind) - np.asarray(low, kind)) / np.asarray(high - low, kind)
-        return np.clip(scaled, 0.0, 1.0).astype(np.float32, copy=False)
+            scaled: np.ndarray[Any, Any] = image.astype(kind)  # in place from here on: whole volumes come here
+            scaled -= np.asarray(low, kind)
+            scaled /= np.asarray(high - low, kind)
+        return np.clip(scaled, 0.0, 1.0, out=scaled).astype(np.float32, copy=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types."""

@@ -60,7 +60,7 @@ def predict(
     try:
         with torch.inference_mode():
             whole = sliding_window_inference(
-                torch.from_numpy(np.array(image, np.float32))[None, None],
+                torch.from_numpy(np.require(image, np.float32, ["C", "W"]))[None, None],
                 tuple(patch),
                 batch,
                 logits_of,
@@ -102,14 +102,16 @@ def decided(logits: Array, threshold: float | None = None) -> NDArray[np.uint8]:
     return labels
 
 
-def onto_volume(values: Array, volume: Volume, grid: Grid) -> NDArray[np.float32]:
+def onto_volume(values: Array, volume: Volume, grid: Grid, planes: slice = slice(None)) -> NDArray[np.float32]:
     """Return what was predicted on the grid (D, H, W) at the voxels of the volume (K, J, I): `onto_grid` undone.
 
-    Linear along each axis. For logits or probabilities; threshold afterwards.
+    Linear along each axis. For logits or probabilities; threshold afterwards. `planes` chooses some along K.
     """
     result, steps = _turned_back(np.asarray(values, np.float32), volume, grid)
     for axis, size in enumerate(volume.shape):
         weights = _linear(size, result.shape[axis], steps[axis])
+        if not axis:
+            weights = weights[planes]
         result = np.moveaxis(np.tensordot(weights, result, axes=(1, axis)), 0, axis)
     return np.ascontiguousarray(result)
 

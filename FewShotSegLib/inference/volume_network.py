@@ -39,6 +39,7 @@ from .sliding_window import decided, foreground_logit, labels_onto_volume, onto_
 Array = NDArray[Any]
 
 OVERLAP = 0.5
+PLANES = 16  # of a volume, that logits are brought back to at a time
 
 
 def network_arguments(grid: Grid, name: str, size: str, out_channels: int = 2) -> dict[str, Any]:
@@ -127,19 +128,24 @@ class VolumePredictor:
         threshold = 0.0 if self.architecture.get("decide") == "threshold" else None
         logits = self._logits(volume, report)  # (C, D, H, W), background first
         values = np.array(
-            [0, *sorted(self.adapter.structures)], np.uint8 if max(self.adapter.structures) < 256 else int
+            [0, *sorted(self.adapter.structures)], np.uint8 if max(self.adapter.structures) < 256 else np.uint16
         )
+        probabilities: dict[int, NDArray[np.float16]] = {}
         if self.architecture.get("resample") == "labels" and not options.probabilities:
             labels = labels_onto_volume(values[decided(logits, threshold)], volume, self.grid)
         else:
-            logits = np.stack([onto_volume(channel, volume, self.grid) for channel in logits])
-            labels = values[decided(logits, threshold)]
+            labels = np.empty(volume.shape, values.dtype)
+            if options.probabilities:
+                probabilities = {int(value): np.empty(volume.shape, np.float16) for value in values[1:]}
+            # Part by part: the logits of many structures at the voxels of a whole CT are gigabytes.
+            for first in range(0, len(labels), PLANES):
+                planes = slice(first, first + PLANES)
+                part = np.stack([onto_volume(channel, volume, self.grid, planes) for channel in logits])
+                labels[planes] = values[decided(part, threshold)]
+                for at, share in enumerate(_shares(part) if options.probabilities else ()):
+                    if at:
+                        probabilities[int(values[at])][planes] = share
         report(Progress(1, 1, "segmented"))
-        probabilities = {}
-        if options.probabilities:
-            shares = np.exp(logits - logits.max(axis=0))
-            shares /= shares.sum(axis=0)
-            probabilities = {int(value): shares[at].astype(np.float16) for at, value in enumerate(values) if value}
         labels = cleaned(labels, volume.spacing_mm, options)
         return Segmentation(Labelmap(volume.like(labels), dict(self.adapter.structures)), probabilities, {})
 
@@ -164,3 +170,10 @@ class VolumePredictor:
         if 0 in self.networks:
             return np.asarray(found[0])
         return np.stack([np.zeros_like(found[0]), *found])
+
+
+def _shares(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Softmax over the first axis of (C, D, H, W)."""
+    shares = np.exp(logits - logits.max(axis=0))
+    shares /= shares.sum(axis=0)
+    return shares

@@ -88,7 +88,7 @@ def _prepared(layer: nn.Module, x: Tensor, *, gelu: bool = False, padding: tuple
         return (lambda x: F.gelu(plain(x))) if gelu else plain
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     weight, bias = layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype)
-    then = ("gelu", [], "none") if gelu else ("none", [], "")
+    then: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
     if isinstance(layer, nn.Linear):
         return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, *then)
     shape = padding or layer.padding, layer.stride, layer.dilation, layer.groups

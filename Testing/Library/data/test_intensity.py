@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -202,3 +203,17 @@ def test_a_rule_is_written_in_a_word(text, values):
 def test_a_word_that_is_no_rule_is_refused(text):
     with pytest.raises(InputError, match=r"[Ii]ntensity"):
         intensity_from(text)
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+def test_a_whole_volume_is_scaled_with_one_copy(kind):
+    array = np.random.default_rng(0).integers(-900, 900, (20, 80, 80)).astype(kind)
+    before = array.copy()
+    tracemalloc.start()
+    try:
+        scaled = IntensitySpec("window", -200, 300).apply(array, (-200, 300))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.2 * scaled.nbytes
+    assert np.array_equal(array, before)

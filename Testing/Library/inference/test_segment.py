@@ -607,3 +607,39 @@ def test_smoothing_near_the_border_and_in_a_window_is_that_of_the_whole() -> Non
     whole[11, 39, 39] = whole[11, 0, 0] = 1  # which makes the window that of the volume
     near = (slice(0, 7), slice(0, 25), slice(10, 39))
     assert (smoothed(labels, np.ones(3), 1.5)[near] == smoothed(whole, np.ones(3), 1.5)[near]).all()
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """What NumPy had allocated at most while this ran, beyond what was there before."""
+    tracemalloc.start()
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_cleaning_takes_few_bytes_for_each_voxel() -> None:
+    labels = np.zeros((16, 96, 96), np.uint8)
+    labels[:, ::2, :] = 1  # many pieces, all over the volume
+    labels[:, :40] = 1
+    certainty = np.full(labels.shape, 9, np.uint8)
+    # Pieces have a number of 4 bytes; counting them all at once would take 16 more, finding them in a copy another 4.
+    assert peak_bytes(lambda: keep_main_pieces(labels.copy(), certainty, 1)) < 8 * labels.size
+    options = SegmentOptions(largest_component=True)
+    assert peak_bytes(lambda: cleaned(labels, np.ones(3), options)) < 8 * labels.size
+    found = labels.copy()
+    keep_main_pieces(found, certainty, 1)
+    assert found[:, :40].all()
+    assert not found[:, 41:].any()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_cleaning_takes_labels_of_one_and_two_bytes(kind: type) -> None:
+    labels = np.zeros((4, 12, 12), kind)
+    top = np.iinfo(kind).max
+    labels[1:3, 1:6, 1:6], labels[1, 9, 9] = top, top
+    found = cleaned(labels, np.ones(3), SegmentOptions(largest_component=True, smoothing_mm=0.2))
+    assert found.dtype == kind
+    assert found[1, 3, 3] == top
+    assert not found[1, 9, 9]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
 from FewShotSegLib.imaging.grid import Grid
+from FewShotSegLib.inference import volume_network
 from FewShotSegLib.inference.segment import SegmentOptions
 from FewShotSegLib.inference.volume_network import (
     VolumePredictor,
@@ -241,6 +243,39 @@ def test_a_volume_of_another_spacing_is_segmented_on_its_own_voxels() -> None:
     for value, truth in ((7, labels == 1), (2, labels == 2)):
         overlap = 2 * np.count_nonzero((found.array == value) & truth)
         assert overlap / (np.count_nonzero(found.array == value) + truth.sum()) > 0.8
+
+
+@pytest.mark.parametrize("planes", [1, 3, 100])
+def test_logits_are_brought_back_part_by_part(planes: int, a_volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = SegmentOptions(probabilities=True)
+    grid = Grid((2.0, 2.0, 6.0), (4, 16, 16), "LPS")
+    found = []
+    for count in (planes, a_volume.shape[0]):
+        monkeypatch.setattr(volume_network, "PLANES", count)
+        found.append(a_predictor(grid=grid).segment(a_volume, options=options))
+    assert np.array_equal(found[0].labelmap.volume.array, found[1].labelmap.volume.array)
+    for value in STRUCTURES:
+        np.testing.assert_allclose(found[0].probabilities[value], found[1].probabilities[value], atol=2e-3)
+
+
+def test_the_logits_of_a_whole_volume_are_never_there_at_once() -> None:
+    volume = Volume(np.zeros((96, 64, 64), np.int16), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    predictor = a_predictor(grid=Grid((4.0, 4.0, 4.0), (8, 16, 16), "LPS"))
+    predictor.segment(volume)
+    tracemalloc.start()
+    try:
+        predictor.segment(volume)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * volume.array.size  # logits of three channels alone would be 12 bytes a voxel
+
+
+def test_labels_above_255_are_kept(a_volume: Volume) -> None:
+    adapter = replace(an_adapter_of("classes"), structures={2: "spleen", 300: "liver"})
+    predictor = VolumePredictor(adapter, CPU)
+    predictor.networks = {0: Classes()}
+    assert 300 in predictor.segment(a_volume).labelmap.volume.array
 
 
 def test_an_adapter_of_a_base_model_holds_no_3d_network() -> None:
