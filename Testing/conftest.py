@@ -106,6 +106,10 @@ def a_silent_report() -> Report:
 
 @pytest.fixture
 def a_tiny_sam() -> PromptableNetwork:
+    return tiny_sam()
+
+
+def tiny_sam() -> PromptableNetwork:
     """Segment Anything's own classes at 64 pixels, untrained, the same weights every time."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)

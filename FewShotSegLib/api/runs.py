@@ -13,6 +13,7 @@ import torch
 from FewShotSegLib.data.adapter import Adapter as PlainAdapter
 from FewShotSegLib.data.exemplar import Exemplar, preflight
 from FewShotSegLib.data.job import AdaptJob, Part, SegmentJob
+from FewShotSegLib.data.launch import launch_of
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Labelmap, axis_index
 from FewShotSegLib.devices import choose_device
@@ -31,6 +32,7 @@ from FewShotSegLib.jobs.seeding import own_randomness
 from FewShotSegLib.jobs.segment import segmentation_of
 from FewShotSegLib.methods import method as method_of
 from FewShotSegLib.progress import Report
+from FewShotSegLib.training.data_parallel import joined
 from FewShotSegLib.visualization.progress_bar import reporting
 from FewShotSegLib.worker.batch import segment_images
 
@@ -101,7 +103,8 @@ def adapt(
     {1: 'liver'}
     """
     chosen = method_of(method)
-    with reporting(progress) as report, tempfile.TemporaryDirectory(prefix="fewshotseg-") as scratch:
+    shown = progress if progress is not None or launch_of().is_first else False
+    with reporting(shown) as report, tempfile.TemporaryDirectory(prefix="fewshotseg-") as scratch:
         notes = Notes(report)
         job = AdaptJob(
             out=str(Path(scratch) / "adapter.safetensors"),  # for checkpoints, which hold weights and no images
@@ -117,8 +120,8 @@ def adapt(
         )
         torch_device = choose_device(device, notes.say)
         inputs = inputs_of(job, chosen, _checked(exemplars))
-        with own_randomness(seed, torch_device):
-            adapter = fitting_adapter(job, inputs, recipe_of(job), torch_device, notes)
+        with joined(torch_device) as own_device, own_randomness(seed, own_device):
+            adapter = fitting_adapter(job, inputs, recipe_of(job), own_device, notes)
         return Adapter.of(adapter if keep_names else without_names(adapter, job))
 
 

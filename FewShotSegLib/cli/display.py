@@ -105,10 +105,23 @@ class JsonLines(Display):
         self.out.flush()
 
 
+class Nothing(Display):
+    """Of several processes that train together only the first shows what all of them do."""
+
+    def progress(self, progress: Progress) -> None:
+        pass
+
+    def line(self, text: str) -> None:
+        pass
+
+    def lines(self, lines: Iterable[str]) -> None:
+        pass
+
+
 @contextlib.contextmanager
-def display_for(as_json: bool) -> Iterator[Display]:
-    """The display that fits the streams there are."""
-    kind = JsonLines if as_json else Bar if sys.stderr.isatty() else Display
+def display_for(as_json: bool, *, shown: bool = True) -> Iterator[Display]:
+    """The display that fits the streams there are; without `shown` nothing is."""
+    kind = Nothing if not shown else JsonLines if as_json else Bar if sys.stderr.isatty() else Display
     display = kind(sys.stdout, sys.stderr)
     try:
         yield display

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from FewShotSegLib.data.job import AdaptJob
+from FewShotSegLib.data.launch import launch_of
 from FewShotSegLib.errors import Cancelled, InputError, of_the_system
 from FewShotSegLib.progress import Control
 
@@ -130,16 +132,17 @@ def _job(chosen: argparse.Namespace) -> None:
 
 
 def _run(job: Any, chosen: argparse.Namespace) -> None:
-    with _watched(chosen) as (control, display):
+    shown = launch_of().is_first or not isinstance(job, AdaptJob)
+    with _watched(chosen, shown=shown) as (control, display):
         from FewShotSegLib.jobs.run import run
 
         display.result(run(job, control))
 
 
 @contextlib.contextmanager
-def _watched(chosen: argparse.Namespace) -> Iterator[tuple[Control, Display]]:
+def _watched(chosen: argparse.Namespace, *, shown: bool = True) -> Iterator[tuple[Control, Display]]:
     """A report that Ctrl-C can stop, and what shows it."""
-    with display_for(chosen.json) as display:
+    with display_for(chosen.json, shown=shown) as display:
         control = Control(display.progress)
         keep_best = bool(getattr(chosen, "keep_best", False))
         with _ctrl_c(control, keep_best):

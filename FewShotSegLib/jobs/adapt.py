@@ -2,10 +2,14 @@
 
 A killed adaptation goes on from `<out>.checkpoint.pt` when the same job is run again, and gives the same bytes on a
 CPU; cancelling is giving up and removes the checkpoint.
+
+Where several processes train together (`training.data_parallel`), each does all of this but the writing, which is left
+to the first.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -17,6 +21,7 @@ import torch
 from FewShotSegLib.data.adapter import Adapter, card, check_base
 from FewShotSegLib.data.job import AdaptJob, to_dict
 from FewShotSegLib.data.recipe import from_dict
+from FewShotSegLib.data.recipe import to_dict as recipe_to_dict
 from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.io.adapters import read_card, save_adapter
 from FewShotSegLib.io.files import check_writable, written_whole
@@ -24,6 +29,7 @@ from FewShotSegLib.methods import Method, method
 from FewShotSegLib.sam import registry
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.training import data_parallel
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.visualization.charts import choices_chart, gallery_chart
 from FewShotSegLib.visualization.contact_sheet import contact_sheet, is_contact_sheet
@@ -35,9 +41,17 @@ from .privacy import without_names
 from .record import inputs_digest, is_complete, read_record, record_of, result_path
 from .seeding import stage_rng
 
+_TOO_LITTLE_HERE = (
+    "A GPU has too little free memory for its share of this run: close other programs that use it, or choose a smaller "
+    "preset or batch_size in the recipe. Where several processes train together, the next smaller preset is not taken "
+    "by itself."
+)
+
 
 def adapt_job(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, Any]:
     """Do the job and return its record."""
+    if not data_parallel.is_first():
+        return _helped(job, device, notes)
     out = Path(job.out)
     with Outputs(result_path(out.parent, out.stem), inputs=_files_read(job), overwrite=job.overwrite) as outputs:
         outputs.check(out.name, _picture_name(out))
@@ -64,6 +78,17 @@ def _adapted(job: AdaptJob, device: torch.device, notes: Notes, outputs: Outputs
     record = outputs.finish(record)
     _remove_checkpoints(job)
     return record
+
+
+def _helped(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, Any]:
+    """Train along with the process that writes the adapter; the record is of what this one has seen."""
+    timings: dict[str, float] = {}
+    with timed(timings, "load"):
+        inputs = inputs_of(job, method(job.method))
+    with timed(timings, "adapt"):
+        adapter = fitting_adapter(job, inputs, recipe_of(job), device, notes)
+    record = record_of(job, device.type, timings, notes.warnings)
+    return record | {"adapter": card(adapter), "metrics": dict(adapter.metrics)}
 
 
 def made_before(job: AdaptJob) -> dict[str, Any] | None:
@@ -148,10 +173,10 @@ def fitting_adapter(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: tor
     for sentence in chosen.preflight(inputs.exemplars) if "exemplars" in chosen.NEEDS else ():
         notes.warn(sentence)
     while True:
-        resolved = chosen.resolve(recipe, family, device)
+        resolved = _same_everywhere(chosen.resolve(recipe, family, device))
         adapter = _attempt(job, inputs, resolved, device, notes)
         if adapter is not None:
-            return adapter
+            return _with_processes(adapter)
         # Here, not in the handler: the exception holds every tensor of the failed attempt.
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -159,6 +184,19 @@ def fitting_adapter(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: tor
         notes.warn(
             f"Out of GPU memory with the preset {resolved.preset}; starting again with the preset {recipe.preset}."
         )
+
+
+def _same_everywhere(recipe: Any) -> Any:
+    """The resolved recipe of the first process: presets depend on the memory that is free."""
+    if data_parallel.count() == 1:
+        return recipe
+    return from_dict(type(recipe), json.loads(data_parallel.text_of_first(json.dumps(recipe_to_dict(recipe)))))
+
+
+def _with_processes(adapter: Adapter) -> Adapter:
+    """The adapter with the number of processes on its card, where there were several: batches count for each."""
+    count = data_parallel.count()
+    return adapter if count == 1 else replace(adapter, metrics={**adapter.metrics, "processes": count})
 
 
 def _attempt(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: torch.device, notes: Notes) -> Adapter | None:
@@ -173,6 +211,8 @@ def _attempt(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: torch.devi
         run = RunContext(stage_rng(job.seed, "adapt"), notes, device, job.max_seconds, checkpoint)
         return chosen.adapt(inputs, recipe, run)
     except torch.cuda.OutOfMemoryError:
+        if data_parallel.count() > 1:
+            raise InputError(_TOO_LITTLE_HERE) from None
         _remove_checkpoints(job)
         return None
     except Cancelled:
@@ -209,6 +249,8 @@ def _checkpoint(out: Path, recipe: Any, device: torch.device) -> Path:
 
 
 def _remove_checkpoints(job: AdaptJob) -> None:
+    if not data_parallel.is_first():
+        return
     out = Path(job.out)
     pattern = re.compile(rf"{re.escape(out.stem)}(\.(cpu|\d+GB))?\.checkpoint(\.\d+)?\.pt")
     for path in list(out.parent.iterdir()):

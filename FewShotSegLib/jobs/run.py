@@ -7,6 +7,7 @@ from typing import Any
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, Job
 from FewShotSegLib.devices import choose_device
 from FewShotSegLib.progress import Report, silent
+from FewShotSegLib.training.data_parallel import joined
 
 from .adapt import adapt_job
 from .evaluate import evaluate_job
@@ -35,9 +36,10 @@ def run(
         if isinstance(job, EvaluateJob):
             return evaluate_job(job, notes)
         device = choose_device(job.device, notes.say)
+        if isinstance(job, AdaptJob):
+            with joined(device) as own_device, own_randomness(job.seed, own_device):
+                return adapt_job(job, own_device, notes)
         with own_randomness(job.seed, device):
-            if isinstance(job, AdaptJob):
-                return adapt_job(job, device, notes)
             return segment_job(job, device, notes, raise_failures, ended or _ignored, kept or KeptPredictor())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -78,6 +80,10 @@ def first_prompt(
     return coords, labels
 
 
+Choices = Callable[[Sequence[int], np.random.Generator, float], Sequence[int]]
+"""How many pixels of each mask are wrong, a generator, the probability of central clicks -> see `choices`."""
+
+
 def corrected(
     prompts: PromptBatch,
     logits: Tensor,
@@ -85,17 +91,18 @@ def corrected(
     network: PromptableNetwork,
     rng: np.random.Generator,
     central: float = 0.0,
+    choose: Choices | None = None,
 ) -> PromptBatch:
     """The prompts with one click more inside the error of each mask, and the mask itself as a prompt.
 
     logits and target (N, h, w) cover the network's square. All wrong pixels are alike; with probability `central` the
-    click falls where most around is wrong too, as that of a person does.
+    click falls where most around is wrong too, as that of a person does. `choose` draws in the place of `choices`.
     """
     truth = target > 0.5
     error = (logits > 0) != truth
     crowd = F.avg_pool2d(error[:, None].float(), 9, stride=1, padding=4)[:, 0] * error
     ranks = error.flatten(1).cumsum(1)  # the n-th wrong pixel has rank n, and only their number leaves the device
-    chosen = torch.tensor([_choice(count, rng, central) for count in ranks[:, -1].tolist()], device=logits.device)
+    chosen = torch.tensor((choose or choices)(ranks[:, -1].tolist(), rng, central), device=logits.device)
     anywhere = torch.searchsorted(ranks, chosen.clamp(min=1)[:, None])[:, 0].clamp(max=ranks.shape[1] - 1)
     where = torch.where(chosen == _DENSEST, crowd.flatten(1).argmax(1), anywhere)
     side = logits.shape[-1]
@@ -112,6 +119,11 @@ def corrected(
 
 
 _NOWHERE, _DENSEST = -1, 0
+
+
+def choices(counts: Sequence[int], rng: np.random.Generator, central: float) -> list[int]:
+    """Which of the wrong pixels of each mask to click on, drawn one mask after the other."""
+    return [_choice(count, rng, central) for count in counts]
 
 
 def _choice(count: int, rng: np.random.Generator, central: float) -> int:

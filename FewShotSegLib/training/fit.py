@@ -2,11 +2,15 @@
 
 What belongs to a step is drawn from the step's own number (`step_rng`), so a run that is killed and resumed from its
 checkpoint takes the same steps as one that was not, to the same bytes on a CPU.
+
+Where several processes train together (`data_parallel`), `loss_at` is the loss of the whole batch in each of them, and
+its gradient that of the process's own share; the mean of the gradients is followed. The first process saves.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import time
@@ -22,6 +26,7 @@ from torch import Tensor
 from FewShotSegLib.errors import InputError, StopAndKeepBest
 from FewShotSegLib.progress import Progress, Report
 
+from . import data_parallel
 from .checkpoint import read_checkpoint, write_checkpoint
 
 MOST_SPOILED = 20
@@ -156,22 +161,22 @@ def fit(
     """
     if schedule.steps < 1:
         raise InputError(f"Training needs at least 1 step, got {schedule.steps}.")
-    run = _TrainingState(dict(parameters), schedule, identity, companion, amp)
-    if checkpoint is not None and checkpoint.exists():
-        run.restore(checkpoint)
+    run = _started(dict(parameters), schedule, identity, companion, amp, checkpoint)
     started = time.monotonic() - run.seconds
     last_saved = time.monotonic()
     stopped_by, looked_at = "steps", -1
     last_step = min(schedule.steps, schedule.last_step or schedule.steps)
     while run.step < last_step:
         run.seconds = time.monotonic() - started
+        if schedule.max_seconds:
+            run.seconds = data_parallel.of_first(run.seconds)  # the learning rate follows it, too
         if schedule.max_seconds and run.seconds >= schedule.max_seconds:
             stopped_by = "time"
             break
         metrics = run.advance(loss_at)
         if validate and schedule.validate_every and run.step % schedule.validate_every == 0:
             with run.averaged():
-                metrics["score"] = run.note_score(validate())
+                metrics["score"] = run.note_score(data_parallel.of_first(validate()))
             looked_at = run.step
             if schedule.patience and run.stale >= schedule.patience:
                 stopped_by = "plateau"
@@ -180,18 +185,39 @@ def fit(
         run.history.append({"step": run.step, **metrics})
         if checkpoint is not None and time.monotonic() - last_saved >= schedule.checkpoint_seconds:
             run.seconds = time.monotonic() - started
-            run.save(checkpoint)
+            if data_parallel.is_first():
+                run.save(checkpoint)
             last_saved = time.monotonic()
+        progress = Progress(run.step, schedule.steps, message, metrics, can_stop=can_stop)
         try:
-            report(Progress(run.step, schedule.steps, message, metrics, can_stop=can_stop))
+            data_parallel.in_agreement(functools.partial(report, progress))
         except StopAndKeepBest:
             stopped_by = "user"
             break
     if validate and looked_at != run.step:
         with run.averaged():
-            run.note_score(validate())
+            run.note_score(data_parallel.of_first(validate()))
     run.seconds = time.monotonic() - started
     return run.result(stopped_by)
+
+
+def _started(
+    parameters: dict[str, Tensor],
+    schedule: Schedule,
+    identity: str,
+    companion: Companion | None,
+    amp: torch.dtype | None,
+    checkpoint: Path | None,
+) -> _TrainingState:
+    """The state of a run at its first step, or at that of its checkpoint: the same in all processes."""
+    if data_parallel.count() > 1:
+        identity += f" in {data_parallel.count()} processes"  # a step of more or fewer is another one
+    data_parallel.copy_of_first_(parameters.values())
+    run = _TrainingState(parameters, schedule, identity, companion, amp)
+    if checkpoint is not None and checkpoint.exists():
+        run.restore(checkpoint)
+    data_parallel.check_same(repr((identity, run.step)))
+    return run
 
 
 class _TrainingState:
@@ -247,6 +273,8 @@ class _TrainingState:
                 loss, told = loss_at(self.step * schedule.accumulate + micro)
             self.scaler.scale(loss if schedule.summed else loss / schedule.accumulate).backward()
             metrics = {"loss": loss.detach(), **told}
+        # What is not finite in one process is finite in none afterwards, so that all leave the step out.
+        data_parallel.average_gradients(self.parameters.values())
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), schedule.clip_norm or math.inf)
         read = _read({"norm": norm, **metrics})

@@ -16,6 +16,7 @@ from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.sam.network import Embedding, PromptableNetwork
 from FewShotSegLib.synthesis.plan import Sample
 
+from . import data_parallel
 from .answers_picture import answers_picture
 from .fit import step_rng
 from .losses import cross_entropy
@@ -54,6 +55,14 @@ class Batch:
     numbers: list[int] | None
     queries: list[Query]
     correction: np.random.Generator | None
+
+    def share(self) -> Batch:
+        """What this process learns from, of a batch of several processes."""
+        if data_parallel.count() == 1:
+            return self
+        numbers = None if self.numbers is None else list(data_parallel.own(self.numbers))
+        samples = list(data_parallel.own(self.samples))
+        return Batch(samples, numbers, [query.share() for query in self.queries], self.correction)
 
 
 class Lesson:
@@ -102,7 +111,7 @@ class Lesson:
     def draw(self, step: int) -> Batch:
         """The batch of a step. Nothing here needs the network, so that threads may do it ahead."""
         rng, recipe = step_rng(self.seed, step), self.recipe
-        count, numbers = recipe.batch_size or 1, None
+        count, numbers = (recipe.batch_size or 1) * data_parallel.count(), None
         if recipe.pool_size:
             numbers = [int(rng.integers(recipe.pool_size)) for _ in range(count)]
             samples = [self._pooled(number) for number in numbers]
@@ -110,7 +119,8 @@ class Lesson:
             samples = [self.source.draw(rng) for _ in range(count)]
         # Whether there is a correction comes before the prompts, as it always did: one seed, one run.
         correction = rng if rng.random() < recipe.correction_probability else None
-        return Batch(samples, numbers, queries_of(samples, self.adaptation.structures, recipe, rng), correction)
+        queries = queries_of(samples, self.adaptation.structures, recipe, rng)
+        return Batch(samples, numbers, queries, correction).share()
 
     def _pooled(self, number: int) -> Sample:
         if number not in self.pool:

@@ -11,11 +11,19 @@ def soft_dice_loss(probabilities: Tensor, targets: Tensor, *, squared: bool = Fa
     """1 - Dice over the last two axes, (..., h, w) -> (...). `squared` denominators as in SAMed (Milletari et al.
     2016).
     """
+    return dice_loss_of(*dice_sums(probabilities, targets, squared=squared), smooth=smooth)
+
+
+def dice_sums(probabilities: Tensor, targets: Tensor, *, squared: bool = False) -> tuple[Tensor, Tensor]:
+    """Overlap and total of the last two axes, (..., h, w) -> (...): what Dice is made of, and what adds up."""
     overlap = (probabilities * targets).sum((-2, -1))
     if squared:
-        total = (probabilities**2).sum((-2, -1)) + (targets**2).sum((-2, -1))
-    else:
-        total = probabilities.sum((-2, -1)) + targets.sum((-2, -1))
+        return overlap, (probabilities**2).sum((-2, -1)) + (targets**2).sum((-2, -1))
+    return overlap, probabilities.sum((-2, -1)) + targets.sum((-2, -1))
+
+
+def dice_loss_of(overlap: Tensor, total: Tensor, *, smooth: float = 1.0) -> Tensor:
+    """1 - Dice of these sums."""
     return 1 - (2 * overlap + smooth) / (total + smooth)
 
 

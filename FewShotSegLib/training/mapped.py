@@ -45,7 +45,7 @@ from FewShotSegLib.sam.network import PADDING, Embedding, PromptableNetwork, Pro
 from FewShotSegLib.sam.presets import best_preset, preset_of
 from FewShotSegLib.synthesis.plan import Sample
 
-from . import estimate
+from . import data_parallel, estimate
 from .context import AdaptInputs, RunContext
 from .fit import FitResult, fit, step_rng
 from .lesson import joined, queries_of, weights_of
@@ -117,6 +117,11 @@ def adapt_with_maps(inputs: AdaptInputs, recipe: MapRecipe, run: RunContext, *, 
     Estimates of accuracy are those of maps fitted without the exemplar in question and the base model's decoder: a
     little below what the adapter reaches, and cheap.
     """
+    data_parallel.refuse(
+        "Structure maps are solved for",
+        "start the command without torchrun, as it takes a minute, or train LoRA in the encoder with "
+        "structure_maps=false",
+    )
     started = time.monotonic()
     base, exemplars = inputs.promptable_base, inputs.exemplars
     structures, intensity = structures_and_intensity(inputs)

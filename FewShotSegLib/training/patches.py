@@ -28,6 +28,7 @@ from FewShotSegLib.imaging.grid import Grid, onto_grid
 from FewShotSegLib.imaging.laterality import is_lateralised
 from FewShotSegLib.inference.sliding_window import foreground_logit
 
+from . import data_parallel
 from .losses import soft_dice_loss
 
 Array = NDArray[Any]
@@ -178,6 +179,11 @@ class PatchSource:
         """Return a patch, changed as the recipe says."""
         case, centre = self.place(rng)
         return cut(case, centre, self.patch, self.change(rng), self.device)
+
+    def draw_batch(self, rng: np.random.Generator, count: int) -> list[Patch]:
+        """Return `count` patches; where several processes train together, the share of this one."""
+        planned = [(*self.place(rng), self.change(rng)) for _ in range(count * data_parallel.count())]
+        return [cut(case, at, self.patch, change, self.device) for case, at, change in data_parallel.own(planned)]
 
     def change(self, rng: np.random.Generator) -> Change:
         """Draw a change as the recipe says, for a patch of another source too."""

@@ -34,7 +34,7 @@ from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.synthesis.plan import Sample
 from FewShotSegLib.synthesis.synthesizer import AnnotatedSlices, Synthesizer
 
-from . import estimate
+from . import data_parallel, estimate
 from .ahead import DrawnByThreads
 from .context import AdaptInputs, RunContext
 from .fit import FitResult, JointTraining, Schedule, fit, step_rng
@@ -258,7 +258,8 @@ def learn(
     with (
         adaptation.applied(network) as parameters,
         checkpointing(network, bool(recipe.checkpointing)),
-        graphed_training(network, wanted=not recipe.checkpointing) as begin,
+        # While a graph is recorded, NCCL must not be asked for anything, and its own threads do.
+        graphed_training(network, wanted=not recipe.checkpointing and data_parallel.count() == 1) as begin,
         DrawnByThreads(lesson.draw, network.device) as drawn,
     ):
         lesson.begin, lesson.drawn = begin, drawn

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.lora.heads import target_of
-from FewShotSegLib.sam.clicks import FIRST_PROMPT, corrected, first_prompt, random_click
+from FewShotSegLib.sam.clicks import FIRST_PROMPT, choices, corrected, first_prompt, random_click
 from FewShotSegLib.sam.network import PADDING, POSITIVE, Embedding, PromptableNetwork, PromptBatch
 from FewShotSegLib.synthesis.plan import Sample
 
-from .losses import cross_entropy, soft_dice_loss
+from .data_parallel import averaged, gathered, own, summed
+from .losses import cross_entropy, dice_loss_of, dice_sums, soft_dice_loss
 
 KINDS = ("click", "box", "both")
 PixelLoss = Callable[[Tensor, Tensor], Tensor]
@@ -78,6 +79,14 @@ class Query:
     known: NDArray[np.bool_]
     weight: NDArray[np.float32]
 
+    def share(self) -> Query:
+        """Of queries on what several processes learn from together, the prompts of this one."""
+        rows = own(range(len(self.weight)))
+        at = slice(rows[0], rows[-1] + 1)
+        prompts = PromptBatch(self.prompts.coords[at], self.prompts.labels[at])
+        structures = None if self.structures is None else self.structures[at]
+        return Query(prompts, structures, self.targets[at], self.known[at], self.weight[at])
+
 
 def click_query(
     samples: Sequence[Sample], count: int, rng: np.random.Generator, pointing: Pointing | None = None
@@ -130,11 +139,16 @@ def query_loss(
     weight = torch.from_numpy(query.weight).to(network.device)
     loss = _masked_loss(answer, iou, target, known, weight, weights, pixel_loss)
     if correction is not None:
-        prompts = corrected(prompts, answer.detach().float(), target, network, correction)
+        prompts = corrected(prompts, answer.detach().float(), target, network, correction, choose=_own_choices)
         logits, iou = network.decode(embedding, prompts)
         again, _ = target_of(logits, iou)
         loss = 0.5 * (loss + _masked_loss(again, iou, target, known, weight, weights, pixel_loss))
     return loss
+
+
+def _own_choices(counts: Sequence[int], rng: np.random.Generator, central: float) -> Sequence[int]:
+    """Corrective clicks of this process, drawn among those of all."""
+    return own(choices(gathered(counts), rng, central))
 
 
 def locator_loss(adaptation: Adaptation, embedding: Embedding, samples: Sequence[Sample]) -> Tensor:
@@ -151,9 +165,9 @@ def locator_loss(adaptation: Adaptation, embedding: Embedding, samples: Sequence
     certain = (F.avg_pool2d(known[:, None], stride) > 0.99).float()
     entropy = -(F.log_softmax(logits, 1) * target).sum(1, keepdim=True) * certain
     share = torch.softmax(logits, 1)
-    overlap = 2 * (share * target * certain).sum((0, 2, 3)) + 1
-    total = ((share**2 + target**2) * certain).sum((0, 2, 3)) + 1
-    return entropy.mean() + (1 - overlap / total)[1:].mean()
+    overlap = 2 * summed((share * target * certain).sum((0, 2, 3))) + 1
+    total = summed(((share**2 + target**2) * certain).sum((0, 2, 3))) + 1
+    return averaged(entropy.mean()) + (1 - overlap / total)[1:].mean()
 
 
 def _masked_loss(
@@ -180,17 +194,18 @@ def _masked_loss(
         union = (hard | truth).sum((-2, -1))
         true_iou = torch.where(union > 0, (hard & truth).sum((-2, -1)) / union.clamp(min=1), 1.0)
     quality = (iou.float()[:, -1] - true_iou) ** 2
-    return ((per_mask + weights.quality * quality) * weight).sum() / weight.sum().clamp(min=1)
+    loss = summed(((per_mask + weights.quality * quality) * weight).sum())
+    return loss / summed(weight.sum()).clamp(min=1)
 
 
 def _dice_with_background(probability: Tensor, target: Tensor, known: Tensor, weight: Tensor) -> Tensor:
     """A scalar: 1 - the mean of the Dice of background and structure over all known pixels of the batch."""
     counted = known * weight[:, None, None]
     pairs = ((probability, target), (1 - probability, 1 - target))
-    losses = [
-        soft_dice_loss((p * counted).flatten()[None], (t * counted).flatten()[None], squared=True, smooth=1e-5)
-        for p, t in pairs
-    ]
+    losses = []
+    for p, t in pairs:
+        overlap, total = dice_sums((p * counted).flatten()[None], (t * counted).flatten()[None], squared=True)
+        losses.append(dice_loss_of(summed(overlap), summed(total), smooth=1e-5))
     return torch.stack(losses).mean()
 
 

@@ -113,3 +113,31 @@ def test_the_slurm_script_does_the_part_of_its_task(tmp_path: Path) -> None:
     chosen = parser().parse_args(given)
     assert chosen.images == ["patients/p 1.nrrd", "patients/p2.nrrd"]
     assert (chosen.part, chosen.adapter, chosen.out) == (Part(3, 8), "a.safetensors", "out")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SLURM runs on Linux")
+def test_the_slurm_script_for_several_gpus_starts_torchrun_on_every_computer(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    for name, lines in (("scontrol", "echo node7; echo node8"), ("srun", 'printf "%s\\n" "$@"')):
+        stub = tmp_path / "bin" / name
+        stub.write_text(f"#!/bin/sh\n{lines}\n", encoding="utf-8")
+        stub.chmod(0o755)
+    environment = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    given = ["--exemplar", "p 1.nrrd=p1.seg.nrrd@k:3", "--base", "vit_b", "--out", "organs.safetensors"]
+    command = ["bash", str(ROOT / "examples" / "adapt.slurm"), *given]
+    alone = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert alone.returncode != 0
+    assert "start with sbatch" in alone.stderr
+    environment |= {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "11"}
+    words = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    launched, _, adapted = words.partition("\n-m\nFewShotSegLib\n")
+    assert launched.splitlines() == [
+        *("torchrun", "--nnodes", "2", "--nproc-per-node", "gpu"),
+        *("--rdzv-id", "11", "--rdzv-backend", "c10d", "--rdzv-endpoint", "node7:29500"),
+    ]
+    from torch.distributed.run import get_args_parser
+
+    understood = get_args_parser().parse_args([*launched.splitlines()[1:], "-m", "FewShotSegLib"])
+    assert (understood.nnodes, understood.nproc_per_node) == ("2", "gpu")
+    chosen = parser().parse_args(adapted.splitlines())
+    assert (chosen.command, chosen.base, chosen.out) == ("adapt", "vit_b", "organs.safetensors")

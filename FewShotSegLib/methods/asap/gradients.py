@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.training.data_parallel import average_
 
 Gradient = dict[str, Tensor]
 
@@ -91,6 +92,7 @@ def probe(
         if not count:
             raise ValueError("a gradient needs at least one batch")
         gradient = {name: p.grad.div_(count * scale) for name, p in parameters.items() if p.grad is not None}
+        average_(gradient.values())
     return Probe(total / count, gradient)
 
 
@@ -204,6 +206,7 @@ class Alignment:
         self._finish_step()
         found = torch.autograd.grad(loss * scale, list(self._parameters.values()), allow_unused=True)
         gradient = {name: g for name, g in zip(self._parameters, found, strict=True) if g is not None}
+        average_(gradient.values())
         self._target.clear()
         self._seen.update(gradient)
         self._remember(gradient)
@@ -238,6 +241,8 @@ class Alignment:
             grad = parameter.grad
             if grad is None or self._phase == "nothing":
                 return
+            # Norms of gradients do not add up over processes, so the gradients have to be those of all of them here.
+            average_([grad])
             if self._phase == "target":
                 self._seen.add(name)
                 if name in self._target:

@@ -36,6 +36,7 @@ from FewShotSegLib.progress import Report
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.presets import smaller_preset
 from FewShotSegLib.synthesis.plan import Sample
+from FewShotSegLib.training import data_parallel
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.training.estimate import provenance
 from FewShotSegLib.training.lesson import Lesson, weights_of
@@ -345,12 +346,13 @@ class _PromptedArms:
 
         def auxiliary(arm: int, rng: np.random.Generator) -> torch.Tensor:
             lesson.begin()
-            samples = [self._sample(arm, rng) for _ in range(self.recipe.batch_size or 1)]
-            embedding = self.network.encode(images_of(samples, self.network, lesson.scale))
             recipe = self.recipe
+            samples = [self._sample(arm, rng) for _ in range((recipe.batch_size or 1) * data_parallel.count())]
             pointing = Pointing(recipe.box_share, recipe.central_share, recipe.most_points)
-            query = click_query(samples, max(recipe.click_prompts, 1), rng, pointing)
+            query = click_query(samples, max(recipe.click_prompts, 1), rng, pointing).share()
             query = on_device(query, self.network.device)
+            images = images_of(data_parallel.own(samples), self.network, lesson.scale)
+            embedding = self.network.encode(images)
             return query_loss(self.network, lesson.adaptation, embedding, query, weights_of(recipe))
 
         return Turns(

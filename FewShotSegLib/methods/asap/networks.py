@@ -31,7 +31,7 @@ from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.progress import Progress, Report, silent, warning, with_share_done
-from FewShotSegLib.training import estimate
+from FewShotSegLib.training import data_parallel, estimate
 from FewShotSegLib.training.context import RunContext
 from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
 from FewShotSegLib.training.patches import Case, Patch, PatchRecipe, PatchSource, case_of, patch_loss
@@ -307,12 +307,15 @@ class _Learner:
 
     def _target_loss(self, network: nn.Module, source: PatchSource, step: int) -> Tensor:
         rng = step_rng(self.seed, step)
-        return _loss_of(network, [source.draw(rng) for _ in range(self.recipe.batch_size)], self.device)
+        return _loss_of(network, source.draw_batch(rng, self.recipe.batch_size), self.device)
 
     def _arm_loss(self, network: nn.Module, source: PatchSource, arm: int, rng: np.random.Generator) -> Tensor:
         assert self.pool is not None  # there are arms
-        count = self.recipe.batch_size
-        patches = [self.pool.draw(arm, rng, source.change(rng), self.device) for _ in range(count)]
+        count = self.recipe.batch_size * data_parallel.count()
+        planned = [(source.change(rng), *self.pool.place(arm, rng)) for _ in range(count)]
+        patches = [
+            self.pool.cut(arm, case, centre, change, self.device) for change, case, centre in data_parallel.own(planned)
+        ]
         return _loss_of(network, patches, self.device)
 
     def _identity(self, cases: Sequence[Case]) -> str:
@@ -358,7 +361,7 @@ class _Learner:
         """
         path = cache_folder() / "networks" / f"{self._pretraining_key(scheduler, cases)}.safetensors"
         assert self.pool is not None  # there are arms
-        if is_sealed(path, self.pool.digest()):
+        if data_parallel.everywhere(is_sealed(path, self.pool.digest())):
             return _read_start(network, path)
         source = PatchSource(cases, self.grid, self.recipe.patches, [self.name], self.device)
         steps = self.recipe.pretraining_steps
@@ -384,8 +387,9 @@ class _Learner:
         state = scheduler.state() if self.recipe.pretraining == "chosen" else None
         start = _Start(dict(weights_of(network)), turns.summary(), state)
         header = json.dumps({"chosen": start.chosen, "scheduler": start.scheduler})
-        with sealed(path, self.pool.digest()) as part:
-            part.write_bytes(save(start.weights, metadata={_CHOSEN: header}))
+        if data_parallel.is_first():
+            with sealed(path, self.pool.digest()) as part:
+                part.write_bytes(save(start.weights, metadata={_CHOSEN: header}))
         return start
 
     def _pretraining_key(self, scheduler: Scheduler, cases: Sequence[Case]) -> str:
@@ -400,7 +404,7 @@ class _Learner:
             self.lesson.intensity.to_dict(),
             self.seed,
         )
-        steps = (self.recipe.pretraining_steps, self.recipe.batch_size)
+        steps = (self.recipe.pretraining_steps, self.recipe.batch_size * data_parallel.count())
         target = [_digest(case) for case in cases] if scheduler.needs_probe else []
         turns = repr(replace(self.recipe.turns, alone_from=None))
         chooser = (scheduler.described(), self.recipe.pretraining, turns)
@@ -429,7 +433,7 @@ def _digest_of(file: str | None) -> str:
 def _loss_of(network: nn.Module, patches: Sequence[Patch], device: torch.device) -> Tensor:
     images, masks, known = (torch.stack([getattr(p, name) for p in patches]) for name in ("image", "mask", "known"))
     logits = network(images[:, None].to(device))
-    return patch_loss(logits, masks.to(device), known.to(device)).mean()
+    return data_parallel.averaged(patch_loss(logits, masks.to(device), known.to(device)).mean())
 
 
 def _dice(network: nn.Module, case: Case, grid: Grid, device: torch.device, amp: torch.dtype | None) -> float:

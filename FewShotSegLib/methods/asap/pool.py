@@ -189,6 +189,10 @@ class Pool:
         self, arm: int, rng: np.random.Generator, change: Change | None = None, device: torch.device | str = "cpu"
     ) -> Patch:
         """Return a patch, turned and resized before it is cut, as those of the target are: no corner is left black."""
+        return self.cut(arm, *self.place(arm, rng), change, device)
+
+    def place(self, arm: int, rng: np.random.Generator) -> tuple[Case, NDArray[Any]]:
+        """Return a case that shows the structure, and the centre (3,) of a patch in it, in voxels."""
         if arm in self.quarantined:
             raise UnusableArm(arm, f"{self.names[arm]}: {self.quarantined[arm]}")
         files, prepared = self._case_showing(arm, rng)
@@ -196,7 +200,18 @@ class Pool:
         voxel = places[int(rng.integers(len(places)))] if rng.random() < self.foreground else None
         corner = corner_of(voxel, shares, prepared.image.shape, self.grid.patch)
         case = Case(prepared.image, prepared.labels, None, self.grid.spacing_mm, self.names[arm])
-        patch = cut(case, corner + (np.array(self.grid.patch) - 1) / 2, self.grid.patch, change, device)
+        return case, corner + (np.array(self.grid.patch) - 1) / 2
+
+    def cut(
+        self,
+        arm: int,
+        case: Case,
+        centre: NDArray[Any],
+        change: Change | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Patch:
+        """Return the patch of a case about `centre`, with the mask of the arm's structure."""
+        patch = cut(case, centre, self.grid.patch, change, device)
         numbers = torch.tensor(self._numbers(arm), device=patch.mask.device)
         return replace(patch, mask=torch.isin(patch.mask, numbers))
 

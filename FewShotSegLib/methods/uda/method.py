@@ -28,6 +28,7 @@ from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.inference.volume_network import grid_to_dict, network_arguments
 from FewShotSegLib.synthesis.plan import Sample
+from FewShotSegLib.training import data_parallel
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 
 from .recipe import Recipe, needs_base, resolve, smaller_preset
@@ -66,6 +67,7 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     The intensity is the targets'. Stages are kept in the cache folder, by content; a checkpoint of the run is not
     needed. Metrics hold what every stage decided.
     """
+    data_parallel.refuse("The method uda works", "start the command without torchrun")
     recipe = resolve(recipe, "", run.device)
     if inputs.start is not None:
         raise InputError("This method does not go on from an adapter; let it start from nothing.")

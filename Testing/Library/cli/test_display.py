@@ -67,6 +67,16 @@ def streams() -> tuple[io.StringIO, io.StringIO]:
     return io.StringIO(), io.StringIO()
 
 
+@pytest.mark.parametrize("as_json", [True, False])
+def test_of_several_processes_only_the_first_shows_anything(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    with display_for(as_json, shown=False) as display:
+        display.progress(Progress(1, 2, "adapting"))
+        display.progress(note("a sentence"))
+        display.line("a line")
+        display.result({"job": {"out": "a.safetensors"}, "device": "cpu"})
+    assert tuple(capsys.readouterr()) == ("", "")
+
+
 def test_a_log_has_a_line_a_minute_whatever_the_stage() -> None:
     out, err = streams()
     now = [0.0]

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles
+from FewShotSegLib.data.launch import Launch
 from FewShotSegLib.errors import Cancelled, InputError, StopAndKeepBest
 from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.jobs import save_job
@@ -24,6 +25,7 @@ from FewShotSegLib.io.volumes import load_volume, save_volume
 from FewShotSegLib.jobs import adapt
 from FewShotSegLib.jobs.run import run
 from FewShotSegLib.sam import presets, registry
+from FewShotSegLib.training import data_parallel
 from Testing.conftest import QUICK, Listener
 from Testing.Library.jobs.conftest import files_in
 
@@ -153,6 +155,30 @@ def test_when_no_preset_fits_the_user_is_told_what_to_do(
     monkeypatch.setattr(lora, "adapt", never)
     with pytest.raises(InputError, match=r"compute on the processor.*--device cpu"):
         run(an_adapt_job)
+
+
+def test_one_of_several_processes_does_not_change_the_preset_by_itself(
+    an_adapt_job: AdaptJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from FewShotSegLib.methods import lora
+
+    def never(*arguments: Any, **rest: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(lora, "adapt", never)
+    monkeypatch.setattr(data_parallel, "_joined", Launch(0, 0, 2))
+    monkeypatch.setattr(data_parallel, "text_of_first", lambda text: text)
+    with pytest.raises(InputError, match="too little free memory for its share of this run"):
+        run(an_adapt_job)
+
+
+def test_all_but_the_first_process_train_along_and_write_nothing(
+    an_adapt_job: AdaptJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_parallel, "is_first", lambda: False)
+    record = run(an_adapt_job)
+    assert record["metrics"]["steps"] == QUICK["steps"]
+    assert not Path(an_adapt_job.out).parent.exists()
 
 
 # ------------------------------------------------------------------------------------------------------ kill and resume

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from FewShotSegLib.data.job import AdaptJob, SegmentJob
+from FewShotSegLib.data.launch import Launch
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.datasets import data_sets_in
 from FewShotSegLib.io.volumes import load_labelmap, load_volume
 from FewShotSegLib.jobs.run import run
 from FewShotSegLib.methods.uda import method as uda
+from FewShotSegLib.training import data_parallel
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from Testing.conftest import Listener
 from Testing.Library.examples import an_adapter
@@ -80,6 +82,12 @@ def inputs(a_job: AdaptJob, tmp_path: Path) -> AdaptInputs:
     (source,) = data_sets_in(tmp_path / "ct")
     targets = {path.stem: load_volume(path) for path in sorted((tmp_path / "mr").iterdir())}
     return AdaptInputs(source=source, targets=targets)
+
+
+def test_several_processes_are_refused(inputs: AdaptInputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_parallel, "_joined", Launch(0, 0, 2))
+    with pytest.raises(InputError, match="uda works in one process, and torchrun has started 2; start the command"):
+        uda.adapt(inputs, uda.Recipe(), RunContext(np.random.default_rng(0)))
 
 
 def test_what_is_missing_or_of_no_use_is_refused_before_any_stage(inputs: AdaptInputs) -> None:
