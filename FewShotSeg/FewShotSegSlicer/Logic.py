@@ -321,6 +321,8 @@ class Logic:
         outputDir: str | Path,
         *,
         processes: int = 1,
+        channel: int | None = None,
+        timeIndex: int | None = None,
         progress: Callback | None = None,
         onDone: Callback | None = None,
         onError: Callback | None = None,
@@ -333,17 +335,19 @@ class Logic:
         NAME.seg.nrrd is written for each volume, and volumes.csv with millilitres, confidence and quality flags of
         every structure. A volume that cannot be segmented is named in the table and does not stop the others; when
         none can be, that is an error. Repeated, only what is missing or has changed is done. `processes` volumes are
-        segmented at the same time, each in a process of its own. `options` as in `segment`, `format`: "seg.nrrd", or
-        for DICOM series "dicom-seg" (NAME.seg.dcm; needs the package highdicom) and "dicom-rtstruct"
-        (NAME.rtstruct.dcm), and overwrite: results that a person has changed are replaced, too.
+        segmented at the same time, each in a process of its own. `channel` and `timeIndex`, from 0, choose one volume
+        of files that hold several, or of a folder with a file for each channel (CASE_0000, ...). `options` as in
+        `segment`, `format`: "seg.nrrd", or for DICOM series "dicom-seg" (NAME.seg.dcm; needs the package highdicom) and
+        "dicom-rtstruct" (NAME.rtstruct.dcm), and overwrite: results that a person has changed are replaced, too.
         """
         if processes < 1:
             raise InputError(f"At least one process is needed, got {processes}.")
         run = self._newRun(progress, onDone, onError)
         out, path = Path(outputDir).expanduser(), self.adapterFolder.find(adapter)
         with JobFiles.until(run) as files:
-            names = volumeFiles(volumes, files)
-            job = SegmentJob(tuple(names), str(out.absolute()), str(path), **segmentOptions(**options))
+            names = volumeFiles(volumes, files, channel)
+            chosen = {"channel": channel, "time_index": timeIndex, **segmentOptions(**options)}
+            job = SegmentJob(tuple(names), str(out.absolute()), str(path), **chosen)
             fromScene = {file: name for file, name in names.items() if file != name}
 
             def finish(record: dict[str, Any]) -> str:

@@ -222,6 +222,8 @@ def segment_folder(
     all_pieces: bool = False,
     smoothing_mm: float = 0.0,
     format: str = "seg.nrrd",
+    channel: int | None = None,
+    time_index: int | None = None,
     seed: int = 0,
     device: str = "auto",
     progress: bool | Report | None = None,
@@ -251,6 +253,9 @@ def segment_folder(
         "seg.nrrd"; for images that are DICOM series also "dicom-seg" (extra `dicom-seg`) and "dicom-rtstruct".
     probabilities
         Also write a probability map for each structure.
+    channel, time_index
+        Channel and time of images that hold several, both from 0. Of a folder with nnU-Net's `CASE_0000`, `CASE_0001`,
+        ... the files of that channel are segmented.
 
     Returns
     -------
@@ -270,7 +275,10 @@ def segment_folder(
     >>> [record["image"] for record in records if "error" in record]  # doctest: +SKIP
     []
     """
-    paths = images_in(images) if isinstance(images, str | os.PathLike) else [os.fspath(path) for path in images]
+    if isinstance(images, str | os.PathLike):
+        paths = images_in(images, channel)
+    else:
+        paths = [os.fspath(path) for path in images]
     letter = None if axis is None else "kji"[axis_index(axis)]
     job = SegmentJob(
         images=tuple(paths),
@@ -283,6 +291,8 @@ def segment_folder(
         all_pieces=all_pieces,
         smoothing_mm=smoothing_mm,
         format=format,  # type: ignore[arg-type]
+        channel=channel,
+        time_index=time_index,
         seed=seed,
         device=device,  # type: ignore[arg-type]
     )

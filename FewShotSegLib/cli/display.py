@@ -183,7 +183,7 @@ def readable_card(values: Mapping[str, Any], parameters: int, size_bytes: int) -
     """An adapter's card for a person to read."""
     metrics = values["metrics"]
     exemplars = [
-        f"{e['name']}: slices {'kji'[e['axis']]}={','.join(map(str, e['annotated_slices']))}"
+        f"{e['name']}: {_channel_of(e)}slices {'kji'[e['axis']]}={','.join(map(str, e['annotated_slices']))}"
         for e in values["provenance"].get("exemplars", [])
     ]
     tasks = [
@@ -206,6 +206,10 @@ def readable_card(values: Mapping[str, Any], parameters: int, size_bytes: int) -
         ("digest", values["digest"]),
     ]
     return "\n".join(table(rows))
+
+
+def _channel_of(exemplar: Mapping[str, Any]) -> str:
+    return f"channel {exemplar['channel']}, " if "channel" in exemplar else ""
 
 
 def _value(value: Any) -> str:

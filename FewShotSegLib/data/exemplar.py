@@ -29,7 +29,8 @@ class Exemplar:
 
     On `annotated_slices` every voxel of the listed structures carries its label, all else there is background.
     `empty_slices` are vouched to show none of the structures. All other slices are unknown, not background.
-    `overlapping` is how many voxels belong to several structures and carry the label of one.
+    `overlapping` is how many voxels belong to several structures and carry the label of one. `channel` is the one that
+    was chosen of an image with several.
     """
 
     volume: Volume
@@ -40,6 +41,7 @@ class Exemplar:
     empty_slices: tuple[int, ...] = ()
     name: str = "exemplar"
     overlapping: int = 0
+    channel: int | None = None
 
     def __post_init__(self) -> None:
         labelmap = np.asarray(self.labelmap)

@@ -18,9 +18,12 @@ def paired_files(pred_dir: Path, ref_dir: Path) -> tuple[dict[str, tuple[Path, P
     partners = {case: _partner(case, predictions, references) for case in sorted(predictions)}
     lonely = [predictions[case].name for case, partner in partners.items() if partner is None]
     if lonely:
+        bare = [without_channel(case) for case in predictions]
+        doubled = any(bare.count(case) > 1 and case in references for case in bare)
         raise InputError(
             f"No reference in {ref_dir} for {', '.join(lonely)}. "
             f"There are {', '.join(sorted(path.name for path in references.values())[:6])}."
+            + (" Some seem to be channels of one case; keep the segmentation of one channel." if doubled else "")
         )
     pairs = {case: (predictions[case], references[partner]) for case, partner in partners.items() if partner}
     return pairs, sorted(set(references) - set(partners.values()))

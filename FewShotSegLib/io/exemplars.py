@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def load_exemplar(
     volume = load_volume(image, channel=channel, time_index=time_index)
     source = load_labelmap(labelmap, image=None if same_voxels else image, grid=volume)
     placed = _on_grid_of(volume, source, Path(image), Path(labelmap), resample=resample, same_voxels=same_voxels)
-    return exemplar_from(
+    exemplar = exemplar_from(
         volume,
         placed,
         axis=volume.acquisition_axis if axis is None else axis_index(axis),
@@ -69,6 +70,7 @@ def load_exemplar(
         name=Path(image).name,
         labels_name=str(labelmap),
     )
+    return replace(exemplar, channel=channel)
 
 
 def exemplar_from(

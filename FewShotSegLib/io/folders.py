@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from FewShotSegLib.errors import InputError
 
 from .files import known_suffix
 from .images import DICOM_SUFFIXES, VOLUME_SUFFIXES
-from .names import PROBABILITY, stem
+from .names import PROBABILITY, channel_number, stem, without_channel
 
 log = logging.getLogger(__name__)
 
 
-def images_in(folder: str | os.PathLike[str]) -> list[str]:
+def images_in(folder: str | os.PathLike[str], channel: int | None = None) -> list[str]:
     """Return the volumes in a folder, by name: image files, and folders of DICOM files, itself being one of them.
 
-    Segmentations (.seg.nrrd) and probability maps are left out. `InputError` where there is nothing.
+    Segmentations (.seg.nrrd) and probability maps are left out. Of files that are numbered by channel as nnU-Net does,
+    those of `channel` are returned. `InputError` where there is nothing, or where such files need a channel.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -29,7 +31,30 @@ def images_in(folder: str | os.PathLike[str]) -> list[str]:
         found = [folder]
     if not found:
         raise InputError(f"{folder} holds no volume; files are {' '.join(VOLUME_SUFFIXES)} or folders of DICOM files.")
-    return [str(path) for path in found]
+    return [str(path) for path in _of_channel(found, channel, folder)]
+
+
+def _of_channel(found: Sequence[Path], channel: int | None, folder: Path) -> Sequence[Path]:
+    """The files of one channel, where CASE_0000, CASE_0001, ... are the channels of each of several cases."""
+    numbers: dict[str, dict[int, Path]] = {}
+    for path in found:
+        number = channel_number(stem(path))
+        if number is None:
+            return found
+        numbers.setdefault(without_channel(stem(path)), {})[number] = path
+    shared = sorted(set.intersection(*(set(case) for case in numbers.values())))
+    # Cases may be numbered with four digits themselves: one name with many numbers is that, until a channel is chosen.
+    if len(shared) < 2 or shared[0] != 0 or (len(numbers) == 1 and channel is None):
+        return found
+    if channel not in shared:
+        first = next(iter(numbers.values()))
+        got = "" if channel is None else f", got {channel}"
+        raise InputError(
+            f"{folder} holds the channels {', '.join(map(str, shared))} of each image ({first[0].name}, "
+            f"{first[shared[1]].name}, ...); choose one (--channel N, channel=N){got}, "
+            "or put its files into a folder of their own."
+        )
+    return [case[channel] for case in numbers.values()]
 
 
 def _is_volume_file(path: Path) -> bool:

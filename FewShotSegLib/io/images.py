@@ -19,6 +19,7 @@ from .dicom import LPS_FROM_RAS, DicomVolume, quiet, read_file, read_series
 from .files import known_suffix, written_whole
 from .headers import check_volume_file
 from .layouts import Wrong
+from .names import channel_number, stem
 from .nifti import as_version_1
 from .pictures import PICTURE_SUFFIXES, check_picture, grey_picture, has_size
 
@@ -76,7 +77,8 @@ def kind_of(path: Path, name: str) -> str:
 def read_volume(path: Path, channel: int | None, time_index: int | None, name: str) -> tuple[Array, Array]:
     """Return the values (K, J, I) of one channel and one time, and the affine (IJK to RAS) of any file or folder.
 
-    Colour becomes luminance unless a channel is chosen.
+    Colour becomes luminance unless a channel is chosen. Channels are values of a voxel; or the volumes of a 4-D file,
+    as data sets with several sequences have them; or files of their own, numbered as nnU-Net does.
     """
     kind = kind_of(path, name)
     if kind == "dicom":
@@ -87,15 +89,37 @@ def read_volume(path: Path, channel: int | None, time_index: int | None, name: s
         return _one_time(grey, 3, time_index, name), picture_affine(path, name)
     image = read_image(path, name)
     affine = affine_of(image) if kind == "volume" or has_size(path) else LPS_FROM_RAS.copy()
+    if channel and image.GetNumberOfComponentsPerPixel() == 1 and image.GetDimension() < 4:
+        channel = _named_channel(path, channel, name)
     return one_volume(image, affine, kind == "picture", channel, time_index, name)
+
+
+def _named_channel(path: Path, channel: int, name: str) -> int | None:
+    """None where the name of a file with one channel says that it is the one that was chosen; others are refused."""
+    number = channel_number(stem(path))
+    if number is None or number == channel:
+        return channel if number is None else None
+    other = path.name.replace(f"_{number:04d}", f"_{channel:04d}")
+    raise InputError(f"{name} is channel {number} by its name, and channel {channel} was chosen; give {other}.")
 
 
 def one_volume(
     image: SimpleITK.Image, affine: Array, is_picture: bool, channel: int | None, time_index: int | None, name: str
 ) -> tuple[Array, Array]:
     """Return the values (K, J, I) of one channel and one time of an image that was read, and its affine."""
-    array = _one_channel(array_of(image), image.GetNumberOfComponentsPerPixel(), is_picture, channel, name)
-    return _checked(_one_time(array, image.GetDimension(), time_index, name), affine, name)
+    array, components, dimension = array_of(image), image.GetNumberOfComponentsPerPixel(), image.GetDimension()
+    channel, time_index = _along_fourth(array, components, dimension, channel, time_index)
+    array = _one_channel(array, components, is_picture, channel, name)
+    return _checked(_one_time(array, dimension, time_index, name), affine, name)
+
+
+def _along_fourth(
+    array: Array, components: int, dimension: int, channel: int | None, time_index: int | None
+) -> tuple[int | None, int | None]:
+    """Channel and time index, where volumes of one value per voxel are stacked: sequences are, and so are times."""
+    if components == 1 and dimension == 4 and len(array) > 1 and time_index is None:
+        return None, channel
+    return channel, time_index
 
 
 def picture_affine(path: Path, name: str) -> Array:
@@ -105,6 +129,7 @@ def picture_affine(path: Path, name: str) -> Array:
 
 def _one_of(found: DicomVolume, channel: int | None, time_index: int | None, name: str) -> tuple[Array, Array]:
     components = found.array.shape[4] if found.array.ndim == 5 else 1
+    channel, time_index = _along_fourth(found.array, components, 4, channel, time_index)
     array = _one_channel(found.array, components, True, channel, name)
     return _one_time(array, 4, time_index, name), found.affine
 
@@ -177,7 +202,7 @@ def _one_channel(array: Array, components: int, picture: bool, channel: int | No
         return (array[..., :3] @ _LUMINANCE).astype(np.float32)
     raise InputError(
         f"{name} has {components} values per voxel; choose one with a channel from 0 to {components - 1} "
-        "(--channel), or convert it in Slicer's module Vector to Scalar Volume."
+        "(--channel N, channel=N), or convert it in Slicer's module Vector to Scalar Volume."
     )
 
 
@@ -190,8 +215,8 @@ def _one_time(array: Array, dimension: int, time_index: int | None, name: str) -
         raise InputError(f"{name} has time indices 0 to {count - 1}, got {time_index}.")
     if count > 1 and time_index is None:
         raise InputError(
-            f"{name} is 4-D with {count} volumes; choose one with a time index from 0 to {count - 1} (--time-index), "
-            "or load it in Slicer and choose the sequence there."
+            f"{name} is 4-D with {count} volumes; choose one with a time index from 0 to {count - 1} (--time-index N, "
+            "time_index=N; of several sequences also --channel N, channel=N), or load it in Slicer and choose it there."
         )
     if dimension == 4:
         return array[time_index or 0]

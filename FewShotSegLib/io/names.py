@@ -80,6 +80,16 @@ def without_channel(case: str) -> str:
     return _CHANNEL.sub("", case)
 
 
+def channel_number(case: str) -> int | None:
+    """Return the channel that nnU-Net's number at the end of a name may mean, None where there is no number.
+
+    >>> channel_number("la_003_0001"), channel_number("la_003")
+    (1, None)
+    """
+    match = _CHANNEL.search(case)
+    return int(match[0][1:]) if match else None
+
+
 def belonging(case: str, others: Iterable[str]) -> list[str]:
     """Return those of the other cases that mean the same one; several where that cannot be told.
 

@@ -78,7 +78,7 @@ def _source(folder: str) -> DataSet:
 
 def _targets(job: AdaptJob) -> dict[str, Volume]:
     """The unlabelled target volumes of a job by name."""
-    paths = [*job.targets, *(images_in(job.target_folder) if job.target_folder else ())]
+    paths = [*job.targets, *(images_in(job.target_folder, job.channel) if job.target_folder else ())]
     volumes = (load_volume(path, channel=job.channel, time_index=job.time_index) for path in paths)
     return dict(zip(output_names(paths), volumes, strict=True))
 

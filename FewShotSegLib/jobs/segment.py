@@ -161,6 +161,7 @@ def _segment_image(
     outputs.check(_file_of(name, job))
     if predictor.adapter is not None and not job.intensity and not job.support:
         notes.warn_if(_unlike(predictor.adapter, volume, name))
+        notes.warn_if(_other_channel(predictor.adapter, job.channel, name))
     curve = MemoryCurve(gpu_memory_of(predictor.device)) if predictor.device.type == "cuda" else None
     with timed(timings, "segment"), curve or contextlib.nullcontext():
         found = segmentation_of(volume, prompts, predictor, _options(job), notes, _intensity(job))
@@ -183,6 +184,15 @@ def _unlike(adapter: Adapter, volume: Volume, name: str) -> str:
     known = [one.get("is_ct") for one in adapter.provenance.get("exemplars", [])]
     is_ct = any(known) if any(isinstance(one, bool) for one in known) else None
     return unlike(adapter.intensity, volume.array, name, is_ct)
+
+
+def _other_channel(adapter: Adapter, channel: int | None, name: str) -> str:
+    """A sentence where another channel was chosen than for the exemplars; "" where either is not known."""
+    known = {one["channel"] for one in adapter.provenance.get("exemplars", []) if "channel" in one}
+    if channel is None or not known or channel in known:
+        return ""
+    learned = " and ".join(map(str, sorted(known)))
+    return f"{name}: channel {channel} is segmented with an adapter that was made from channel {learned}."
 
 
 def _made_before(job: SegmentJob, name: str, digest: str, outputs: Outputs, notes: Notes) -> dict[str, Any] | None:

@@ -140,8 +140,10 @@ def clicked_answers(
 def provenance(exemplar: Exemplar) -> dict[str, Any]:
     """Where an adapter's knowledge comes from; the digest covers image, labels and geometry."""
     parts = (exemplar.volume.array, exemplar.labelmap, exemplar.volume.affine)
+    chosen = {} if exemplar.channel is None else {"channel": exemplar.channel}
     return {
         "name": exemplar.name,
+        **chosen,
         "axis": exemplar.axis,
         "annotated_slices": list(exemplar.annotated_slices),
         "empty_slices": len(exemplar.empty_slices),

@@ -60,13 +60,16 @@ def promptEntries(prompts: Any, segmentationNode: Any) -> list[dict[str, Any]]:
     return entries
 
 
-def volumeFiles(volumes: Any, files: JobFiles) -> dict[str, str]:
-    """Return {file: how a table calls it} for the volumes of `Logic.processBatch`; those of the scene are written."""
+def volumeFiles(volumes: Any, files: JobFiles, channel: int | None = None) -> dict[str, str]:
+    """Return {file: how a table calls it} for the volumes of `Logic.processBatch`; those of the scene are written.
+
+    Of a folder with a file for each channel those of `channel` are taken.
+    """
     if isinstance(volumes, str | Path):
         one = Path(volumes).expanduser()
-        return _asTheyAre([one] if one.is_file() else images_in(one))
+        return _asTheyAre([one] if one.is_file() else images_in(one, channel))
     if not hasattr(volumes, "IsA"):
-        return {file: name for one in volumes for file, name in volumeFiles(one, files).items()}
+        return {file: name for one in volumes for file, name in volumeFiles(one, files, channel).items()}
     if volumes.IsA("vtkMRMLVolumeNode"):
         name, volume = volumes.GetName(), Volumes.volumeFromNode(volumes)
         return {str(files.volume(volumes.GetID(), volume, name)): name}

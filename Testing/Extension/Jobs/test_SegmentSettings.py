@@ -80,6 +80,15 @@ def test_files_are_called_by_their_paths_and_a_folder_is_its_images(tmp_path: Pa
     assert list(volumeFiles(images[0], files)) == images[:1]
 
 
+def test_of_a_folder_with_a_file_for_each_channel_one_channel_is_taken(tmp_path: Path) -> None:
+    for name in ("a_0000", "a_0001", "b_0000", "b_0001"):
+        write_discs(tmp_path / "patients", name, 0)[1].unlink()
+    with pytest.raises(InputError, match="holds the channels 0, 1 of each image"):
+        volumeFiles(tmp_path / "patients", JobFiles(tmp_path))
+    found = volumeFiles(tmp_path / "patients", JobFiles(tmp_path), 1)
+    assert [Path(path).name for path in found] == ["a_0001.nrrd", "b_0001.nrrd"]
+
+
 def test_volumes_and_sequences_of_the_scene_are_written_and_called_by_their_names(scene: Any, tmp_path: Path) -> None:
     volumeNode, _drawn, volume, _labels = addCase(name="CT: 1")
     sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "cine")

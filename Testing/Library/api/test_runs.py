@@ -90,6 +90,19 @@ def test_a_folder_is_segmented_and_what_is_there_is_left(
     assert [record["skipped"] for record in again] == [True]
 
 
+def test_of_a_folder_with_a_file_for_each_channel_one_channel_is_segmented(
+    an_adapter_file: Path, tmp_path: Path
+) -> None:
+    for case in ("p1", "p2"):
+        for number in (0, 1):
+            write_discs(tmp_path / "images", f"{case}_{number:04d}", number)[1].unlink()
+    with pytest.raises(InputError, match="holds the channels 0, 1 of each image"):
+        segment_folder(tmp_path / "images", tmp_path / "out", an_adapter_file, device="cpu")
+    records = segment_folder(tmp_path / "images", tmp_path / "out", an_adapter_file, channel=1, device="cpu")
+    assert [Path(record["image"]).name for record in records] == ["p1_0001.nrrd", "p2_0001.nrrd"]
+    assert not any("error" in record for record in records)
+
+
 def test_an_image_that_fails_does_not_stop_the_others(an_adapter_file: Path, tmp_path: Path) -> None:
     image, _ = write_discs(tmp_path, "good", 0)
     bad = tmp_path / "bad.nrrd"

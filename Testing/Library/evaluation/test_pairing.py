@@ -45,7 +45,7 @@ def test_cases_without_a_prediction_are_named(tmp_path: Path) -> None:
 
 
 def test_two_channels_of_one_image_are_not_guessed(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"No reference .* a_0000\.nrrd, a_0001\.nrrd"):
+    with pytest.raises(InputError, match=r"No reference .* a_0000\.nrrd, a_0001\.nrrd.* channels of one case"):
         paired_files(*folders(tmp_path, ["a_0000.nrrd", "a_0001.nrrd"], ["a.nrrd"]))
 
 

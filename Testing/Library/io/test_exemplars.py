@@ -39,6 +39,17 @@ def test_every_slice_with_a_label_is_annotated_by_default(files):
     assert np.array_equal(exemplar.volume.array, an_image().array)
 
 
+def test_the_channel_that_was_chosen_is_remembered(files):
+    image = an_image()
+    stacked = sitk.GetImageFromArray(np.stack([image.array, image.array + 1]), isVector=False)
+    sitk.WriteImage(stacked, str(files / "sequences.nrrd"))
+    save_volume(Volume(labels(), np.diag([-1.0, -1, 1, 1])), files / "plain.nrrd")
+    exemplar = load_exemplar(files / "sequences.nrrd", files / "plain.nrrd", channel=1)
+    assert np.array_equal(exemplar.volume.array, image.array + 1)
+    assert exemplar.channel == 1
+    assert load_exemplar(files / "image.nrrd", files / "labels.nrrd").channel is None
+
+
 def test_listed_slices_are_annotated_or_known_to_be_empty_and_others_are_not_used(files):
     exemplar = load_exemplar(files / "image.nrrd", files / "labels.nrrd", slices=(6, 3))
     assert (exemplar.annotated_slices, exemplar.empty_slices) == ((3,), (6,))

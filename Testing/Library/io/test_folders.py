@@ -39,3 +39,32 @@ def test_a_folder_without_volumes_or_none_at_all_is_refused(tmp_path: Path) -> N
         images_in(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         images_in(tmp_path / "nowhere")
+
+
+def test_of_files_that_are_numbered_by_channel_one_is_chosen(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{case}_{number:04d}.nii.gz" for case in ("p1", "p2") for number in range(3)))
+    with pytest.raises(InputError, match=r"the channels 0, 1, 2 of each image \(p1_0000\.nii\.gz, p1_0001\.nii\.gz, "):
+        images_in(tmp_path)
+    with pytest.raises(InputError, match=r"choose one .*, got 3"):
+        images_in(tmp_path, 3)
+    assert names_of(images_in(tmp_path, 1)) == ["p1_0001.nii.gz", "p2_0001.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("case_0001.nrrd", "case_0002.nrrd"),
+        ("case_0000.nrrd", "case_0001.nrrd"),
+        ("a_0000.nrrd", "b_0000.nrrd"),
+        ("a_0000.nrrd", "a_0001.nrrd", "b.nrrd"),
+        ("a_0003.nrrd", "a_0004.nrrd", "b_0003.nrrd", "b_0004.nrrd"),
+    ],
+)
+def test_cases_may_be_numbered_with_four_digits_themselves(tmp_path: Path, names: tuple[str, ...]) -> None:
+    touch(tmp_path, *names)
+    assert names_of(images_in(tmp_path)) == sorted(names)
+
+
+def test_one_case_of_several_channels_is_told_by_the_choice_of_one(tmp_path: Path) -> None:
+    touch(tmp_path, "p_0000.nrrd", "p_0001.nrrd")
+    assert names_of(images_in(tmp_path, 1)) == ["p_0001.nrrd"]

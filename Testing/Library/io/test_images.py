@@ -128,8 +128,12 @@ def test_a_4d_file_needs_a_time_index(tmp_path, suffix):
     image.SetSpacing((2, 3, 4, 1))
     path = tmp_path / f"a{suffix}"
     sitk.WriteImage(image, str(path))
-    with pytest.raises(InputError, match="4-D with 2 volumes; choose one with a time index from 0 to 1"):
+    with pytest.raises(InputError, match="4-D with 2 volumes; choose one with a time index from 0 to 1") as refused:
         load_volume(path)
+    assert "--channel N" in str(refused.value)
+    assert np.array_equal(load_volume(path, channel=1).array, array[1])
+    with pytest.raises(InputError, match="time indices 0 to 1, got 3"):
+        load_volume(path, channel=3)
     with pytest.raises(InputError, match="time indices 0 to 1, got 2"):
         load_volume(path, time_index=2)
     volume = load_volume(path, time_index=1)
@@ -140,6 +144,17 @@ def test_a_4d_file_needs_a_time_index(tmp_path, suffix):
 def test_a_4d_file_with_one_volume_is_that_volume(tmp_path, array):
     sitk.WriteImage(sitk.GetImageFromArray(array[None], isVector=False), str(tmp_path / "a.nii.gz"))
     assert np.array_equal(load_volume(tmp_path / "a.nii.gz").array, array)
+
+
+def test_a_file_may_be_the_channel_that_its_name_says(tmp_path, array):
+    for number in (0, 1):
+        save_volume(Volume(array + number, np.eye(4)), tmp_path / f"p_{number:04d}.nrrd")
+    assert np.array_equal(load_volume(tmp_path / "p_0001.nrrd", channel=1).array, array + 1)
+    with pytest.raises(InputError, match=r"is channel 1 by its name, and channel 2 was chosen; give p_0002\.nrrd\."):
+        load_volume(tmp_path / "p_0001.nrrd", channel=2)
+    save_volume(Volume(array, np.eye(4)), tmp_path / "p.nrrd")
+    with pytest.raises(InputError, match="has one channel, got channel 1"):
+        load_volume(tmp_path / "p.nrrd", channel=1)
 
 
 def test_a_time_index_for_a_3d_file_is_refused(tmp_path, array):

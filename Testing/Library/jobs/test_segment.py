@@ -406,3 +406,17 @@ def test_an_image_that_is_no_dicom_series_gets_no_dicom_object(a_segment_job: Se
     job = replace(a_segment_job, images=a_segment_job.images[:1], format=form)
     with pytest.raises(InputError, match="is no DICOM series"):
         run(job)
+
+
+def test_another_channel_than_that_of_the_exemplars_is_a_warning(a_segment_job: SegmentJob, tmp_path: Path) -> None:
+    adapter = load_adapter(str(a_segment_job.adapter))
+    exemplars = [{**one, "channel": 0} for one in adapter.provenance["exemplars"]]
+    save_adapter(
+        replace(adapter, provenance={**adapter.provenance, "exemplars": exemplars}), tmp_path / "c.safetensors"
+    )
+    image = load_volume(a_segment_job.images[0])
+    for number in (0, 1):
+        save_volume(image, tmp_path / f"p_{number:04d}.nrrd")
+        job = replace(a_segment_job, images=(str(tmp_path / f"p_{number:04d}.nrrd"),), channel=number)
+        warnings = " ".join(run(replace(job, adapter=str(tmp_path / "c.safetensors")))["warnings"])
+        assert ("channel 1 is segmented with an adapter that was made from channel 0" in warnings) == (number == 1)

@@ -286,6 +286,8 @@ def test_the_estimate_looks_at_slices_from_first_to_last() -> None:
 def test_provenance_names_the_exemplar_and_its_slices() -> None:
     found = provenance(an_exemplar((1, 2), name="case7", empty=(5,)))
     assert (found["name"], found["axis"], found["annotated_slices"], found["empty_slices"]) == ("case7", 0, [1, 2], 1)
+    assert "channel" not in found
+    assert provenance(replace(an_exemplar(), channel=2))["channel"] == 2
 
 
 def test_the_digest_changes_with_a_voxel_a_label_and_the_place() -> None:
