@@ -362,6 +362,28 @@ MUTANTS = (
         "if False:",
         "synthesis/test_pasting.py::test_a_wall_keeps_its_cavity_when_they_move_together",
     ),
+    # What the Cheap Lunch paper compares with
+    Mutant(
+        "the paper's row is trained as ours",
+        "benchmarks/accuracy.py",
+        "if model in (PAPER, PAPER_PLAIN):",
+        "if False:",
+        "benchmarks/test_accuracy.py::test_each_row_is_trained_by_the_recipe_it_is_named_after",
+    ),
+    Mutant(
+        "Dice of K + 1 classes is without the background",
+        "benchmarks/samed.py",
+        "soft_dice_loss(found, there, squared=True",
+        "soft_dice_loss(found[1:], there[1:], squared=True",
+        "benchmarks/test_samed.py::test_the_loss_is_a_fifth_cross_entropy_and_four_fifths_dice_with_the_background",
+    ),
+    Mutant(
+        "the encoder of K + 1 classes stays as it is",
+        "benchmarks/samed.py",
+        "return {**lora_parameters(self.network), **whole}",
+        "return whole",
+        "benchmarks/test_samed.py::test_what_learns_is_lora_in_the_encoder_and_all_of_the_prompt_encoder_and_the_decoder",
+    ),
     # GMISeg
     Mutant(
         "the loss is not focal",

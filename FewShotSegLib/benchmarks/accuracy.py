@@ -2,9 +2,10 @@
 
 For each data set: the base model with one centre click, one random click, one box, and with up to five corrective
 clicks per structure and slice. For each number of exemplar slices: the same model adapted with and without synthesis,
-and as the Cheap Lunch paper does it, with clicks and without; a U-Net and an Attention U-Net from scratch on the same
-slices for the same time. `--shots all` takes every annotated slice of the training cases: an upper bound. Every cell is
-kept as one line of JSON, so an interrupted run goes on where it stopped.
+by our defaults and as the Cheap Lunch paper does it, with clicks and without; with a head of K + 1 classes like that of
+SAMed; a U-Net and an Attention U-Net from scratch on the same slices for the same time. `--shots all` takes every
+annotated slice of the training cases: an upper bound. The last tables have the layout of the paper, its numbers beside
+ours. Every cell is kept as one line of JSON, so an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -24,8 +25,25 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from FewShotSegLib.benchmarks import cheap_lunch
+from FewShotSegLib.benchmarks.cheap_lunch import (
+    ADAPTED,
+    ALL,
+    ATTENTION,
+    BASE,
+    CLICK,
+    FREE,
+    PAPER,
+    PAPER_PLAIN,
+    PLAIN,
+    RANDOM,
+    SAMED,
+    UNET,
+    shown,
+)
 from FewShotSegLib.benchmarks.datasets import DATASETS, PublicDataSet, exemplars, unseen_cases
 from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
+from FewShotSegLib.benchmarks.samed import train_samed
 from FewShotSegLib.benchmarks.unet import segment_unet, train_unet
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.prompt import Prompt
@@ -49,37 +67,31 @@ from FewShotSegLib.training.context import AdaptInputs, RunContext
 
 logger = logging.getLogger(__name__)
 
-CLICK, RANDOM, BOX, FREE = "one click", "one random click", "one box", "prompt-free"
-CORRECTED = "corrective clicks"
-PAPER, UNET, ATTENTION = "adapted as the paper", "U-Net", "Attention U-Net"
-ALL = 1_000_000  # slices: as many as there are
+BOX, CORRECTED = "one box", "corrective clicks"
 CLICKS = 5
 COLUMNS = (
-    ("base", CLICK, "oracle_slices"),
-    ("adapted", CLICK, "oracle_slices"),
-    ("adapted, no synthesis", CLICK, "oracle_slices"),
-    ("adapted", FREE, "all_slices"),
-    ("adapted, no synthesis", FREE, "all_slices"),
-    ("U-Net", FREE, "all_slices"),
-    ("U-Net", FREE, "oracle_slices"),
+    (BASE, CLICK, "oracle_slices"),
+    (ADAPTED, CLICK, "oracle_slices"),
+    (PLAIN, CLICK, "oracle_slices"),
+    (ADAPTED, FREE, "all_slices"),
+    (PLAIN, FREE, "all_slices"),
+    (UNET, FREE, "all_slices"),
+    (UNET, FREE, "oracle_slices"),
 )
 WAYS: dict[str, tuple[str, ...]] = {
-    "adapted": (CLICK, RANDOM, FREE, CORRECTED),
-    "adapted, no synthesis": (CLICK, FREE),
+    ADAPTED: (CLICK, RANDOM, FREE, CORRECTED),
+    PLAIN: (CLICK, FREE),
     PAPER: (CLICK, RANDOM),
+    PAPER_PLAIN: (CLICK, RANDOM),
+    SAMED: (FREE,),
     UNET: (FREE,),
     ATTENTION: (FREE,),
 }
-BASE = "base"
+OF_BASE = (CLICK, RANDOM, BOX, CORRECTED)
 TRAINED = list(WAYS)
-MEASURED = [BASE, "adapted", "adapted, no synthesis", UNET]
-# Rows of the tables in the layout of the paper's Tables 1 to 6.
-PAPER_ROWS = (
-    (BASE, CLICK),
-    (BASE, RANDOM),
-    *((model, way) for model, ways in WAYS.items() for way in ways if way != CORRECTED),
-)
-MODELS = [("adapted", FREE), ("adapted", CLICK), ("U-Net", FREE)]
+MEASURED = [BASE, ADAPTED, PLAIN, UNET]
+MODELS = [(ADAPTED, FREE), (ADAPTED, CLICK), (UNET, FREE)]
+PROMPTS = (CLICK, RANDOM, BOX, FREE, CORRECTED)
 SMALLEST_CLICKED = 3  # pixels: what a person would still click on
 
 
@@ -96,6 +108,7 @@ class Setting:
     recipe: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     image_size: int | None = None
+    prompts: tuple[str, ...] = PROMPTS
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -119,6 +132,7 @@ def main(arguments: Sequence[str]) -> int:
         tuple(chosen.recipe),
         tuple(chosen.models),
         chosen.image_size or affordable_size(chosen.base, torch.device("cpu")),
+        tuple(chosen.prompts),
     )
     record = Path(f"{chosen.out}.jsonl")
     for name in chosen.datasets:
@@ -148,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=[BASE, *TRAINED],
         help="what to measure",
     )
+    parser.add_argument("--prompts", nargs="+", default=PROMPTS, choices=PROMPTS, metavar="WAY", help="ways to ask")
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each model")
     parser.add_argument("--cases", type=int, default=4, help="most test cases per data set")
     parser.add_argument("--slices", type=int, default=40, help="slices per test case, evenly spread")
@@ -171,8 +186,9 @@ def _cells(dataset: PublicDataSet, shots: int, setting: Setting, done: dict[Any,
     """One result per model and way of prompting, those already done left out; the base model is that of 0 shots."""
     chosen = exemplars(dataset, setting.data, shots) if shots else []
     network = load_base(setting.base, image_size=setting.image_size)
-    for model, prompts in (WAYS if shots else {BASE: (CLICK, RANDOM, BOX, CORRECTED)}).items():
-        if model not in setting.models:
+    for model, prompts in (WAYS if shots else {BASE: OF_BASE}).items():
+        prompts = tuple(prompt for prompt in prompts if prompt in setting.prompts)
+        if model not in setting.models or not prompts:
             continue
         if all((dataset.name, shots, model, prompt) in done for prompt in prompts):
             continue
@@ -198,8 +214,11 @@ def _scorers(
     setting: Setting,
 ) -> tuple[dict[str, Scorer], dict[str, Any]]:
     """What scores the model in each way of prompting, and facts about its making."""
-    if model in (UNET, ATTENTION):
-        segmenter, facts = _unet(chosen, dataset, setting, attention=model == ATTENTION)
+    if model in (UNET, ATTENTION, SAMED):
+        if model == SAMED:
+            segmenter, facts = _samed(network, chosen, dataset, setting)
+        else:
+            segmenter, facts = _unet(chosen, dataset, setting, attention=model == ATTENTION)
         return {FREE: lambda: _scored(segmenter, dataset, setting)}, facts
     adapter, facts = None, {}
     if model != BASE:
@@ -218,16 +237,44 @@ def _scorers(
 def _adapted(
     network: PromptableNetwork, chosen: list[Any], dataset: PublicDataSet, setting: Setting, model: str
 ) -> tuple[Adapter, dict[str, Any]]:
-    size = () if setting.image_size is None else (f"image_size={setting.image_size}",)
-    recipe = lora.Recipe(synthesis=model != "adapted, no synthesis", estimate_folds=0, guard="off")
-    if model == PAPER:
-        recipe = replace(recipe, preset="paper tumour" if dataset.merged else "paper")
-    recipe = with_overrides(recipe, (*size, *setting.recipe))
+    recipe = lora.Recipe(synthesis=model not in (PLAIN, PAPER_PLAIN), estimate_folds=0, guard="off")
+    if model in (PAPER, PAPER_PLAIN):
+        recipe = replace(recipe, preset=_paper_preset(dataset))
+    recipe = _overridden(recipe, setting)
     started = time.monotonic()
     inputs = AdaptInputs(network, chosen, intensity=replace(dataset.intensity, scale=network.scale))
     run = RunContext(np.random.default_rng(setting.seed), max_seconds=setting.seconds)
     adapter = lora.adapt(inputs, recipe, run)
     return adapter, {"seconds": round(time.monotonic() - started, 1), "steps": adapter.metrics["steps"]}
+
+
+def _paper_preset(dataset: PublicDataSet) -> str:
+    return "paper tumour" if dataset.merged else "paper"
+
+
+def _overridden(recipe: lora.Recipe, setting: Setting) -> lora.Recipe:
+    size = () if setting.image_size is None else (f"image_size={setting.image_size}",)
+    return with_overrides(recipe, (*size, *setting.recipe))
+
+
+def _samed(
+    network: PromptableNetwork, chosen: list[Any], dataset: PublicDataSet, setting: Setting
+) -> tuple[Segmenter, dict[str, Any]]:
+    """The K + 1 head, taught by the samples of the paper's preset."""
+    recipe = _overridden(lora.Recipe(preset=_paper_preset(dataset)), setting)
+    intensity = replace(dataset.intensity, scale=network.scale)
+    steps = [0]
+    trained, structures = train_samed(
+        network,
+        chosen,
+        intensity,
+        recipe,
+        seed=setting.seed,
+        seconds=setting.seconds,
+        report=lambda progress: steps.__setitem__(0, progress.step),
+    )
+    size = network.image_size
+    return lambda volume, _: segment_unet(trained, structures, volume, intensity, size), {"steps": steps[0]}
 
 
 def _unet(
@@ -361,10 +408,6 @@ def _mean(cell: dict[str, Any], structures: Sequence[str] | None = None, **chose
     return float(np.mean([np.mean(values) for values in per_structure if values]))
 
 
-def _shown(shots: int) -> str:
-    return "all" if shots == ALL else str(shots)
-
-
 Cells = dict[tuple[str, int, str, str], dict[str, Any]]
 
 
@@ -381,8 +424,8 @@ def _base_table(cells: Cells) -> str:
     turns = range(2, CLICKS + 1)
     head = ["data set", CLICK, BOX, *(f"{turn} clicks" for turn in turns)]
     rows = []
-    for name in (name for name in DATASETS if (name, 0, "base", CORRECTED) in cells):
-        click, box, corrected = (cells[name, 0, "base", prompt] for prompt in (CLICK, BOX, CORRECTED))
+    for name in (name for name in DATASETS if (name, 0, BASE, CORRECTED) in cells):
+        click, box, corrected = (cells[name, 0, BASE, prompt] for prompt in (CLICK, BOX, CORRECTED))
         values = [_mean(click, scope="oracle_slices"), _mean(box, scope="oracle_slices")]
         rows.append([name, *(f"{v:.3f}" for v in [*values, *(_mean(corrected, clicks=turn) for turn in turns)])])
     return markdown(head, rows)
@@ -397,48 +440,20 @@ def _table(cells: Cells) -> str:
     ]
     rows = []
     for name, shots in sorted({(d, s) for d, s, _, _ in cells if s}, key=lambda k: (list(DATASETS).index(k[0]), k[1])):
-        shown = sorted({r["structure"] for m in MODELS for r in cells.get((name, shots, *m), {"scores": []})["scores"]})
+        names = sorted({r["structure"] for m in MODELS for r in cells.get((name, shots, *m), {"scores": []})["scores"]})
         values = []
         for model, prompt, scope in COLUMNS:
-            cell = cells.get((name, 0 if model == "base" else shots, model, prompt))
-            values.append(f"{_mean(cell, shown, scope=scope):.3f}" if cell else "")
-        rows.append([name, _shown(shots), *values])
+            cell = cells.get((name, 0 if model == BASE else shots, model, prompt))
+            values.append(f"{_mean(cell, names, scope=scope):.3f}" if cell else "")
+        rows.append([name, shown(shots), *values])
     return markdown(head, rows)
 
 
 def _paper_tables(cells: Cells) -> str:
-    """For each data set the layout of the paper's tables: DSC (%) and HD95 (mm) over structures, then DSC of each.
-
-    With prompts only slices that show a structure are asked about, as in the paper; what needs none is scored on all.
-    """
-    tables = []
-    for name in (name for name in DATASETS if any(key[0] == name for key in cells)):
-        own = {key[1:]: cell for key, cell in cells.items() if key[0] == name}
-        structures = sorted({row["structure"] for cell in own.values() for row in cell["scores"]})
-        rows = []
-        for shots in sorted({key[0] for key in own}):
-            for model, prompt in PAPER_ROWS:
-                cell = own.get((shots, model, prompt))
-                if cell is None:
-                    continue
-                scope = "all_slices" if prompt == FREE else "oracle_slices"
-                each = [_organ(cell, structure, "dsc", scope) for structure in structures]
-                values = [_over(each, 100), _over([_organ(cell, s, "hd95_mm", scope) for s in structures], 1)]
-                rows.append([_shown(shots), f"{model}, {prompt}", *values, *(_over([value], 100) for value in each)])
-        tables.append(f"{name}\n\n" + markdown(["slices", "model", "DSC, %", "HD95, mm", *structures], rows))
-    return "\n".join(tables)
-
-
-def _organ(cell: dict[str, Any], structure: str, key: str, scope: str) -> float | None:
-    """Mean over cases of what has a number: the distance to a mask that is empty has none."""
-    rows = [row for row in cell["scores"] if row["structure"] == structure and row["scope"] == scope]
-    known = [row[key] for row in rows if row[key] is not None and np.isfinite(row[key])]
-    return float(np.mean(known)) if known else None
-
-
-def _over(values: Sequence[float | None], factor: float) -> str:
-    known = [value for value in values if value is not None]
-    return f"{factor * np.mean(known):.1f}" if known else ""
+    """For each data set the layout of the paper's tables, its numbers beside ours."""
+    names = [name for name in DATASETS if any(key[0] == name for key in cells)]
+    own = {name: {key[1:]: cell for key, cell in cells.items() if key[0] == name} for name in names}
+    return "\n".join(f"{name}\n\n{cheap_lunch.tables(name, own[name])}" for name in names)
 
 
 def _curves(cells: Cells) -> str:
@@ -452,5 +467,5 @@ def _curves(cells: Cells) -> str:
             continue
         for structure in sorted({row["structure"] for row in cell["scores"]}):
             values = [_mean(cell, [structure], clicks=n) for n in range(1, CLICKS + 1)]
-            rows.append([name, _shown(shots) if shots else "base", structure, *(f"{value:.3f}" for value in values)])
+            rows.append([name, shown(shots) if shots else "base", structure, *(f"{value:.3f}" for value in values)])
     return markdown(head, rows)

@@ -71,14 +71,24 @@ def _network(channels: int, attention: bool) -> nn.Module:
     return UNet(2, 1, channels, num_res_units=2, **shape)
 
 
-def segment_unet(network: nn.Module, structures: dict[int, str], volume: Volume, intensity: IntensitySpec) -> Labelmap:
-    """Labels of the most likely class, on the volume's own grid."""
-    reader = SliceReader(volume, intensity, IMAGE_SIZE)
+def segment_unet(
+    network: nn.Module,
+    structures: dict[int, str],
+    volume: Volume,
+    intensity: IntensitySpec,
+    image_size: int | None = None,
+) -> Labelmap:
+    """Labels of the most likely class, on the volume's own grid.
+
+    `network` turns images (1, 1, S, S) into logits (1, K + 1, h, w), background first, then structures by value;
+    S is `image_size`, by default the U-Net's.
+    """
+    reader = SliceReader(volume, intensity, image_size or IMAGE_SIZE)
     values = np.array([0, *sorted(structures)], np.uint8)
     labels: np.ndarray[Any, Any] = np.zeros(volume.shape, np.uint8)
     for index in range(volume.shape[0]):
         with torch.inference_mode():
-            logits = network(torch.from_numpy(reader.square(index))[None, None])[0].numpy()
+            logits = network(torch.from_numpy(reader.square(index))[None, None])[0].float().cpu().numpy()
         layers = [mask_from_network(layer, reader.frame(index)) for layer in logits]
         labels[index] = values[np.argmax(layers, axis=0)]
     return Labelmap(volume.like(labels), structures)

@@ -104,7 +104,7 @@ def test_base_model_boxes_and_clicks_are_scored_once_for_all_numbers_of_exemplar
     table = (tmp_path / "result.md").read_text()
     assert capsys.readouterr().out == table
     assert table.count("\n| toy | ") == 1 + 2 + 3  # of the three slices none shows b
-    assert table.count("\n| 0 | base, one ") == 2
+    assert table.count("\n| 0 | base, one ") == 4  # DSC beside the paper's, and HD95
     before = (tmp_path / "result.jsonl").read_bytes()
     assert accuracy.main(given) == 0
     assert (tmp_path / "result.jsonl").read_bytes() == before
@@ -118,22 +118,48 @@ def test_a_box_around_a_line_has_an_area() -> None:
     assert accuracy._box(mask, 7)["box_ijk"].tolist() == [[3, 0, 7], [8, 1, 7]]
 
 
-def test_the_paper_s_layout_has_dsc_and_hd95_over_structures_and_dsc_of_each() -> None:
-    def row(case: str, structure: str, scope: str, dsc: float, hd95: float | None) -> dict[str, object]:
-        return {"case": case, "structure": structure, "scope": scope, "dsc": dsc, "hd95_mm": hd95}
-
-    scores = [
-        row("1", "a", "oracle_slices", 0.8, 4.0),
-        row("2", "a", "oracle_slices", 0.6, np.inf),  # a mask was empty
-        row("1", "b", "oracle_slices", 0.2, 10.0),
-        row("1", "a", "all_slices", 0.1, 90.0),
+def test_ways_to_ask_that_are_not_wanted_are_left_out(
+    a_tiny_base: str, a_data_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(accuracy.DATASETS, "toy", TOY)
+    words = ["--data", str(a_data_folder), "--datasets", "toy", "--shots", "1", "--seconds", "1", "--cases", "1"]
+    words += ["--slices", "3", "--out", str(tmp_path / "result"), "--base", a_tiny_base, "--image-size", "64"]
+    words += ["--prompts", "one click", "prompt-free", "--recipe", "steps=1", "validate_every=0"]
+    assert accuracy.main([*words, "--models", "base", "adapted", "SAMed-like", "adapted as the paper"]) == 0
+    assert [key[1:] for key in accuracy._done(tmp_path / "result.jsonl")] == [
+        (0, "base", "one click"),
+        (1, "adapted", "one click"),
+        (1, "adapted", "prompt-free"),
+        (1, "adapted as the paper", "one click"),
+        (1, "SAMed-like", "prompt-free"),
     ]
-    cells = {("btcv", 9, accuracy.PAPER, accuracy.CLICK): {"scores": scores}}
-    lines = accuracy._paper_tables(cells).splitlines()
-    assert lines[0] == "btcv"
-    assert lines[2] == "| slices | model | DSC, % | HD95, mm | a | b |"
-    assert lines[4] == "| 9 | adapted as the paper, one click | 45.0 | 7.0 | 70.0 | 20.0 |"
-    assert accuracy._paper_tables({("btcv", accuracy.ALL, "U-Net", accuracy.FREE): {"scores": scores}}).count("| all |")
+    assert "| 1 | SAMed-like | - / " in (tmp_path / "result.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "synthesis", "preset"),
+    [
+        (accuracy.ADAPTED, True, "auto"),
+        (accuracy.PLAIN, False, "auto"),
+        (accuracy.PAPER, True, "paper"),
+        (accuracy.PAPER_PLAIN, False, "paper"),
+    ],
+)
+def test_each_row_is_trained_by_the_recipe_it_is_named_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, synthesis: bool, preset: str
+) -> None:
+    class Base:
+        scale = "unit"
+
+    class Made:
+        metrics = {"steps": 3}  # noqa: RUF012
+
+    asked = []
+    monkeypatch.setattr(accuracy.lora, "adapt", lambda inputs, recipe, run: asked.append(recipe) or Made())
+    setting = accuracy.Setting(tmp_path, "tiny", 1.0, 0, 1, 1, recipe=("steps=7",))
+    for dataset, name in ((TOY, preset), (replace(TOY, merged=True), preset.replace("paper", "paper tumour"))):
+        accuracy._adapted(Base(), [], dataset, setting, model)  # type: ignore[arg-type]
+        assert (asked[-1].synthesis, asked[-1].preset, asked[-1].steps) == (synthesis, name, 7)
 
 
 def test_a_random_click_lies_in_the_mask_and_is_the_same_each_time() -> None:
