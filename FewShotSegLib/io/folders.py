@@ -43,17 +43,18 @@ def _of_channel(found: Sequence[Path], channel: int | None, folder: Path) -> Seq
             return found
         numbers.setdefault(without_channel(stem(path)), {})[number] = path
     shared = sorted(set.intersection(*(set(case) for case in numbers.values())))
-    # Cases may be numbered with four digits themselves: one name with many numbers is that, until a channel is chosen.
-    if len(shared) < 2 or shared[0] != 0 or (len(numbers) == 1 and channel is None):
+    # Cases may be numbered with four digits themselves: one name with many numbers is taken for that.
+    if len(shared) < 2 or shared[0] != 0 or len(numbers) == 1:
         return found
     if channel not in shared:
         first = next(iter(numbers.values()))
         got = "" if channel is None else f", got {channel}"
         raise InputError(
             f"{folder} holds the channels {', '.join(map(str, shared))} of each image ({first[0].name}, "
-            f"{first[shared[1]].name}, ...); choose one (--channel N, channel=N){got}, "
-            "or put its files into a folder of their own."
+            f"{first[shared[1]].name}, ...); choose one (channel=N; of adapt --channel N)"
+            f"{got}, or put its files into a folder of their own."
         )
+    log.info("%s: the files of channel %d are taken, %d of %d.", folder, channel, len(numbers), len(found))
     return [case[channel] for case in numbers.values()]
 
 

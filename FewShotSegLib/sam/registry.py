@@ -301,6 +301,8 @@ def remove(name: str) -> str:
     place = location(model)
     if place is None:
         raise InputError(f"The base model {name} is not on this computer: there is nothing to remove.")
+    if not model.downloadable:
+        raise InputError(f"The base model {name} comes with FewShotSeg and is not removed: {place}.")
     raise InputError(f"{place} was not downloaded by FewShotSeg and is not removed; delete the file yourself.")
 
 

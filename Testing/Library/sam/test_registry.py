@@ -227,11 +227,21 @@ def test_a_downloaded_model_is_deleted_and_the_bundled_one_stays(home: Path) -> 
     assert not path.exists()
     with pytest.raises(InputError, match="nothing to remove"):
         registry.remove("vit_b")
-    with pytest.raises(InputError, match="was not downloaded"):
+    with pytest.raises(InputError, match="bundled-small comes with FewShotSeg and is not removed"):
         registry.remove("bundled-small")
     assert find("bundled-small")[1].is_file()
     with pytest.raises(InputError, match="No base model is called vit_x; known models: bundled, bundled-small"):
         registry.remove("vit_x")
+
+
+def test_a_download_that_was_put_elsewhere_is_left_to_who_put_it_there(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = a_file(tmp_path / "shared", "sam_vit_b_01ec64.pth")
+    monkeypatch.setenv("FEWSHOTSEG_MODELS", os.pathsep.join((str(tmp_path / "own"), str(path.parent))))
+    with pytest.raises(InputError, match="was not downloaded by FewShotSeg"):
+        registry.remove("vit_b")
+    assert path.exists()
 
 
 def test_a_file_of_the_users_own_is_unregistered_and_stays(tmp_path: Path) -> None:
