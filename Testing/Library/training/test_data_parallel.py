@@ -226,7 +226,7 @@ def test_torchrun_makes_one_adapter_that_is_that_of_twice_the_batch(a_tiny_base:
         a_tiny_base,
     ]
     words += ["--device", "cpu", "--out", str(out), "--recipe", *(f"{name}={value}" for name, value in options.items())]
-    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert ended.returncode == 0, ended.stderr
     said = [json.loads(line) for line in ended.stdout.splitlines()]
     assert [line["step"] for line in said if line["type"] == "progress" and line["metrics"]] == [1, 2, 3]

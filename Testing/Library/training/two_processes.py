@@ -37,7 +37,7 @@ SCHEDULE = fit.Schedule(6, learning_rate=0.05, weight_decay=0.3, warmup_steps=2,
 ROWS = torch.tensor(np.random.default_rng(3).normal(size=(24, 3)))
 
 
-def two_processes(module: str, *arguments: str, wait_s: float = 120) -> list[subprocess.CompletedProcess[str]]:
+def two_processes(module: str, *arguments: str, wait_s: float = 400) -> list[subprocess.CompletedProcess[str]]:
     """Start a module twice, told of each other as torchrun tells them; what became of both."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
