@@ -24,6 +24,11 @@ class EmbeddingCache:
             self._entries.move_to_end(key)
         return found
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._entries.clear()
+        self._bytes = 0
+
     def put(self, key: tuple[str, ...], embedding: Embedding) -> None:
         if key in self._entries:
             return

@@ -126,6 +126,10 @@ class Predictor:
             finally:
                 self._depth -= 1
 
+    def forget_images(self) -> None:
+        """Free the memory of what was encoded; slices that are asked about again are encoded again."""
+        self.cache.clear()
+
     def encode(self, images01: Sequence[NDArray[np.float32]]) -> list[Embedding]:
         """Embeddings of network squares (S, S) float32 in [0, 1]; known ones come from the cache."""
         for image in images01:

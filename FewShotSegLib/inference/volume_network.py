@@ -120,6 +120,9 @@ class VolumePredictor:
         load_weights(network, own)
         return network.to(self.device).eval()
 
+    def forget_images(self) -> None:
+        """Nothing of an image is kept."""
+
     def segment(
         self, volume: Volume, *, options: SegmentOptions | None = None, report: Report = silent
     ) -> Segmentation:

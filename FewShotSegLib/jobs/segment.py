@@ -45,7 +45,7 @@ from .kept import KeptPredictor
 from .memory_curve import MemoryCurve, gpu_memory_of
 from .notes import Notes, timed
 from .outputs import Outputs
-from .record import is_complete, read_record, record_of, result_path
+from .record import is_complete, own_part, read_record, record_of, result_path
 
 AnyPredictor = Predictor | VolumePredictor
 _SUFFIXES: Mapping[str, str] = {
@@ -87,7 +87,8 @@ def segment_job(
         part = replace(job, images=(image,))
         with timed(timings, "segment"):
             record, error = _tried(part, name, predictor, notes.part(number, len(names), name), len(names) > 1)
-        records.append(record)
+        predictor.forget_images()  # the next one is another: 512 MB would be kept for nothing, in each process
+        records.append(own_part(record))
         if not number and predictor.advice:
             notes.say(predictor.advice)
         ended(record)

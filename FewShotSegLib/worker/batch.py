@@ -26,7 +26,7 @@ from .client import WorkerClient
 from .cluster import answers_of
 
 _PARTS = 1000  # of a job, in the progress of the batch
-_WAIT_S = 0.05
+_WAIT_S = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,7 @@ class Outcome:
 
 
 Take = Callable[[int, Outcome], None]
+_OF_ITS_OWN = ("images", "warnings", "timings_s")  # what a batch keeps of the record of each of its jobs
 
 
 def segment_images(
@@ -88,13 +89,19 @@ def _in_this_process(job: SegmentJob, report: Report, raise_failures: bool, rows
 
 
 def _spread(job: SegmentJob, processes: int, dask: str | None, report: Report, rows: RunningTable) -> Ended:
-    def ended(outcome: Outcome) -> None:
+    common: dict[str, Any] = {"device": job.device}
+
+    def ended(outcome: Outcome) -> Outcome:
         for record in _records(outcome):
             rows.add(record)
+        if outcome.result is None:
+            return outcome
+        common.update((name, value) for name, value in outcome.result.items() if name not in _OF_ITS_OWN)
+        return replace(outcome, result={name: outcome.result[name] for name in _OF_ITS_OWN})
 
     single = [replace(job, images=(image,)) for image in job.images]
     outcomes = run_jobs(single, processes, dask, report, ended=ended)
-    result = _combined(job, outcomes, [record for outcome in outcomes for record in _records(outcome)])
+    result = _combined(job, common, outcomes)
     return result, _failure(outcomes, result)
 
 
@@ -127,11 +134,11 @@ def run_jobs(
     dask: str | None = None,
     report: Report = silent,
     *,
-    ended: Callable[[Outcome], None] = lambda outcome: None,
+    ended: Callable[[Outcome], Outcome] = lambda outcome: outcome,
 ) -> list[Outcome]:
     """Run jobs and return what became of each, in order. Cancelling ends the running ones and raises.
 
-    `ended` hears of each job when it has ended, in whatever order that happens.
+    `ended` hears of each job when it has ended, in whatever order that happens, and returns what is kept of it.
     """
     if processes < 1:
         raise InputError(f"At least one process is needed, got {processes}.")
@@ -141,8 +148,7 @@ def run_jobs(
     outcomes: dict[int, Outcome] = {}
 
     def take(number: int, outcome: Outcome) -> None:
-        outcomes[number] = outcome
-        ended(outcome)
+        outcomes[number] = ended(outcome)
 
     for number, job in enumerate(jobs):
         record = made_before(job) if isinstance(job, AdaptJob) else None
@@ -191,18 +197,20 @@ class _Pool:
         threads = str(max((os.cpu_count() or 1) // processes, 1))
         self.clients = [WorkerClient(environment={"OMP_NUM_THREADS": threads}) for _ in range(processes)]
         self.busy: dict[WorkerClient, tuple[int, int]] = {}  # request id, job number
-        self.fractions: dict[int, float] = {}
+        self.fractions: dict[int, float] = {}  # of the jobs under way
         self.ended = 0
 
     def run(self) -> None:
         try:
             while self.ended < len(self.jobs):
+                ended = self.ended
                 for client in self.clients:
                     self._give(client)
                     for message in client.poll():
                         self._take(client, message)
                 self._tell()
-                time.sleep(_WAIT_S)
+                if self.ended == ended:  # else a client waits for the next one
+                    time.sleep(_WAIT_S)
         finally:
             for client in self.clients:
                 client.close()
@@ -220,13 +228,13 @@ class _Pool:
         if kind == "progress":
             self.fractions[number] = min(message["step"] / message["total"], 1.0) if message["total"] else 0.0
             return
-        self.fractions[number] = 1.0
+        self.fractions.pop(number, None)
         del self.busy[client]
         self.ended += 1
         self.take(number, _outcome_from(self.jobs[number], message))
 
     def _tell(self) -> None:
-        step = int(_PARTS * sum(self.fractions.values()))
+        step = int(_PARTS * (self.ended + sum(self.fractions.values())))
         self.report(Progress(step, _PARTS * len(self.jobs), f"{self.ended} of {len(self.jobs)} jobs done"))
 
 
@@ -279,18 +287,18 @@ def _records(outcome: Outcome) -> list[dict[str, Any]]:
     return [{"image": outcome.job.images[0], "error": {"message": outcome.error}}]  # type: ignore[union-attr]
 
 
-def _combined(job: SegmentJob, outcomes: Sequence[Outcome], records: list[dict[str, Any]]) -> dict[str, Any]:
-    """One record for all, as if one process had done the job."""
+def _combined(job: SegmentJob, common: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """One record for all, as if one process had done the job; `common` is what the records of all have in it."""
+    records = [record for outcome in outcomes for record in _records(outcome)]
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     warnings = list(dict.fromkeys(w for result in results for w in result["warnings"]))
     warnings += [f"{o.job.images[0]} failed: {o.error}" for o in outcomes if o.error]  # type: ignore[union-attr]
-    first = results[0] if results else {"device": job.device}
     seconds: dict[str, float] = {}
     for result in results:
         for name, value in result["timings_s"].items():
             seconds[name] = seconds.get(name, 0.0) + value
     outputs = {name: sha for record in records for name, sha in record.get("outputs", {}).items()}
-    whole = {**first, "job": to_dict(job), "timings_s": seconds, "warnings": warnings}
+    whole = {**common, "job": to_dict(job), "timings_s": seconds, "warnings": warnings}
     return {**whole, "images": records, "outputs": outputs}
 
 

@@ -53,6 +53,16 @@ def test_the_budget_is_of_bytes_with_those_of_the_skips(dtype: torch.dtype, kept
     assert [number for number in range(6) if cache.get((str(number),)) is not None] == list(range(6 - kept, 6))
 
 
+def test_a_cleared_one_has_all_of_its_budget_again() -> None:
+    cache = EmbeddingCache(capacity_bytes=4 * 100)
+    for _ in range(2):
+        for name in "ab":
+            cache.put((name,), an_embedding(50))
+        assert len(cache) == 2
+        cache.clear()
+        assert (len(cache), cache.get(("a",))) == (0, None)
+
+
 def test_what_is_unknown_is_none_and_changes_nothing() -> None:
     cache = EmbeddingCache()
     assert cache.get(("a", "b")) is None

@@ -59,8 +59,24 @@ def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.Monk
         return "1.0"
 
     monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr("FewShotSegLib.jobs.record._PACKAGES", ("numpy", "torch", "of this test"))
     assert "torch" not in versions()
-    assert versions()["numpy"] == "1.0"
+    assert versions()["numpy"] == versions()["of this test"] == "1.0"
+
+
+def test_packages_are_looked_up_once_for_a_process_and_not_for_each_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def version(package: str) -> str:
+        asked.append(package)
+        return "2.0"
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr("FewShotSegLib.jobs.record._PACKAGES", ("only", "here"))
+    first = versions()
+    first["only"] = "changed by whoever asked"
+    assert versions()["only"] == "2.0"
+    assert asked == ["only", "here"]
 
 
 def test_a_record_survives_its_file(tmp_path: Path) -> None:

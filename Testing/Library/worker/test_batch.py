@@ -215,6 +215,22 @@ def test_rows_are_written_as_images_end_and_stay_when_the_batch_is_killed(
     assert len(rows_of(a_job)) == 6
 
 
+@pytest.mark.parametrize("dask", [None, "local"])
+def test_a_batch_keeps_of_its_images_what_is_their_own(
+    a_job: SegmentJob, monkeypatch: pytest.MonkeyPatch, dask: str | None
+) -> None:
+    as_on_a_cluster(monkeypatch)
+    result = segment_images(a_job, dask=dask)
+    assert result["job"]["images"] == list(a_job.images)
+    assert {"versions", "device", "threads", "seed", "outputs", "timings_s"} <= set(result)
+    for image, record in zip(a_job.images, result["images"], strict=True):
+        assert record["image"] == image
+        assert {"metrics", "outputs", "timings_s", "warnings"} <= set(record)
+        assert not {"job", "versions"} & set(record)  # of ten thousand images they would take 40 MB
+        file = Path(a_job.out) / f"{Path(image).stem}.result.json"
+        assert {"job", "versions"} <= set(json.loads(file.read_text(encoding="utf-8")))
+
+
 def test_parts_do_every_image_once_and_their_tables_are_joined(a_job: SegmentJob) -> None:
     for number in (1, 2):
         segment_images(a_job, part=Part(number, 2))
@@ -257,6 +273,24 @@ def test_a_model_is_loaded_once_for_all_images_of_a_process(a_job: SegmentJob, m
     monkeypatch.setattr(segment, "load_any_predictor", counted)
     run_jobs([replace(a_job, images=(image,)) for image in a_job.images])
     assert len(loaded) == 1
+
+
+def test_no_encoded_slice_of_an_image_is_kept_when_the_next_one_comes(
+    a_job: SegmentJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from FewShotSegLib.inference.embedding_cache import EmbeddingCache
+
+    kept: list[int] = []
+    put = EmbeddingCache.put
+
+    def counted(self: Any, *arguments: Any) -> None:
+        put(self, *arguments)
+        kept.append(len(self))
+
+    monkeypatch.setattr(EmbeddingCache, "put", counted)
+    segment_images(a_job)
+    assert kept
+    assert max(kept) <= 6  # the slices of one
 
 
 def test_less_than_one_process_is_refused(a_job: SegmentJob) -> None:
