@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ Answer = dict[str, Any]
 LOCAL = "local"
 _HERE = "127.0.0.1"  # nobody else on the network can send work to it
 _WAIT_S = 0.05
+_LOOK_S = 1.0  # between two looks at how many workers there are
 _PATIENCE_S = 10.0  # for the workers to end
 _MOST_DEATHS_IN_A_ROW = 6  # of a worker, without any request that ended
 _FOLDER = Path(__file__).resolve().parents[2]  # holds the package; a worker may not have it installed
@@ -64,21 +66,26 @@ def _answers(
     it would give up all that wait. So none waits at a worker.
     """
     waiting, done = deque(requests.items()), 0
+    threads, look_again = 1, 0.0
     busy: dict[int, Any] = {}
+    one_has_ended = threading.Event()
     try:
         while waiting or busy:
             workers.keep_alive(done)
-            threads = max(sum(client.nthreads().values()), 1)
+            if time.monotonic() >= look_again:  # it is a question to the scheduler, which has other things to do
+                threads, look_again = max(sum(client.nthreads().values()), 1), time.monotonic() + _LOOK_S
             while waiting and len(busy) < threads:
                 number, request = waiting.popleft()
                 busy[number] = client.submit(work, request, pure=False)
+                busy[number].add_done_callback(lambda future: one_has_ended.set())
             ended = [number for number, future in busy.items() if future.done()]
             for number in ended:
                 done += 1
                 yield number, _answer_of(busy.pop(number))
             report(Progress(done, len(requests), f"{done} of {len(requests)} jobs done"))
             if not ended:
-                time.sleep(_WAIT_S)
+                one_has_ended.wait(_WAIT_S)  # at once, because its worker has nothing to do now
+                one_has_ended.clear()
     finally:
         client.cancel(list(busy.values()))
 

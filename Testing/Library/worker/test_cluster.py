@@ -51,6 +51,31 @@ def test_answers_come_back_by_number_and_a_failed_future_is_one_of_them(a_schedu
     assert heard[-1].step == heard[-1].total == 4
 
 
+def test_a_worker_that_is_ready_gets_the_next_job_at_once(a_scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_WAIT_S", 30.0)
+    started = time.monotonic()
+    assert len(collected(twice, a_scheduler, count=20)) == 20
+    assert time.monotonic() - started < 30.0
+
+
+def test_the_scheduler_is_not_asked_for_its_workers_with_each_job(
+    a_scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import Client
+
+    asked: list[int] = []
+    nthreads = Client.nthreads
+
+    def counted(self: Any) -> Any:
+        asked.append(1)
+        return nthreads(self)
+
+    monkeypatch.setattr(Client, "nthreads", counted)
+    monkeypatch.setattr(cluster, "_LOOK_S", 1000.0)
+    assert len(collected(twice, a_scheduler, count=50)) == 50
+    assert len(asked) == 1
+
+
 def test_cancelling_takes_the_waiting_jobs_back(a_scheduler: str) -> None:
     done: list[int] = []
 
