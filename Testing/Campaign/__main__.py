@@ -2,6 +2,7 @@
 
     make campaign                       100 kills of each kind, 2,000 changed files, 10,000 texts of each kind
     make campaign SHARE=0.1 ONLY=files  a tenth of kills, workers, disk, writers, clock, files or texts
+    python -m Testing.Campaign cluster  10,000 volumes on a cluster whose workers are killed; --help tells more
 
 Lost must be 0: no half file, the same bytes after going on, a sentence in the place of a traceback.
 """
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from . import cluster
 from .kills import clock_jumps, crowded_register, full_disks, killed_jobs, killed_workers, two_writers
 from .mutations import mutated_files
 from .scene import ROOT, Count, Scene
@@ -55,6 +57,8 @@ def table(rows: list[Count]) -> str:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["cluster"]:
+        return cluster.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="make campaign", description=__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="of the full campaign (1)")
     parser.add_argument("--only", default="", help="kills, workers, disk, writers, clock, files or texts")

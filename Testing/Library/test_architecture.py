@@ -54,6 +54,7 @@ WITHOUT_TESTS = {
 }
 WHOLE_LIBRARY = {
     "test_architecture.py",
+    "test_campaign.py",
     "test_contributing.py",
     "test_docs.py",
     "test_fuzz.py",
