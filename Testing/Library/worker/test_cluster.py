@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +155,30 @@ def test_workers_that_die_are_started_again_until_none_of_them_gets_anywhere(mon
     workers.close()
 
 
+def test_a_worker_loads_what_it_needs_first_and_keeps_no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def noted(command: list[str], env: dict[str, str], **options: Any) -> Dead:
+        started.append((command, env))
+        return Dead()
+
+    monkeypatch.setattr(cluster.subprocess, "Popen", noted)
+    monkeypatch.delenv("DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED", raising=False)
+    cluster._Workers("tcp://127.0.0.1:1", count=3, gpus=2).close()
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED", "True")
+    cluster._Workers("tcp://127.0.0.1:1", count=1).close()
+    assert all(("--preload", "FewShotSegLib.jobs.run") in pairwise(command) for command, _ in started)
+    assert [env.get("CUDA_VISIBLE_DEVICES") for _, env in started[:3]] == ["0", "1", "0"]
+    profiles = [env["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] for _, env in started]
+    assert profiles == ["False", "False", "False", "True"]  # who wants one asks for it
+
+
 def dies_or_answers(values: dict[str, Any]) -> dict[str, Any]:
     if values["number"] == 1:
         os._exit(1)  # as the system kills a process that takes too much memory
-    return {"pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]}
+    import dask
+
+    return {"pid": os.getpid(), "profile": dask.config.get("distributed.worker.profile.enabled")}
 
 
 @pytest.mark.slow
@@ -165,4 +186,5 @@ def test_a_killed_worker_of_a_real_cluster_takes_only_its_own_job_along(monkeypa
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     found = collected(dies_or_answers, "local", count=5, processes=2)
     assert found[1]["type"] == "dead"
-    assert all("pid" in found[number] for number in (0, 2, 3, 4))
+    assert all(found[number]["profile"] is False for number in (0, 2, 3, 4))
+    assert os.getpid() not in {found[number]["pid"] for number in (0, 2, 3, 4)}
