@@ -173,7 +173,7 @@ def save_labelmap(labelmap: Labelmap, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     volume = labelmap.volume
     structures = {value: str(value) for value in label_values(volume.array)} | dict(labelmap.structures)
-    array = volume.array.astype(np.uint8 if max(structures, default=0) <= 255 else np.uint16)
+    array = volume.array.astype(np.uint8 if max(structures, default=0) <= 255 else np.uint16, copy=False)
     image = image_from(array, volume.affine)
     if known_suffix(path).lower() == ".seg.nrrd":
         for key, text in header_fields(array, volume.affine, structures).items():

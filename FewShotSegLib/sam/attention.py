@@ -84,13 +84,13 @@ class FusedAttention(Attention):
 
 
 class SmallAttention(FusedAttention):
-    """The same for the hundred tokens of the compact model, whose scores are no burden: they are written out, as
-    segment_anything does, and on a GPU added to by the fused kernel.
+    """The same for the hundred tokens of the compact model, whose scores are no burden: the bias is written out and
+    added by PyTorch's fused attention. Where gradients are wanted on a CPU, its parts are faster in bfloat16.
     """
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
         bias = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(2)
-        if q.device.type != "cpu":
+        if q.device.type != "cpu" or not torch.is_grad_enabled():
             return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias[None], scale=self.scale)[0]
         scores = (q * self.scale) @ k.transpose(-2, -1) + bias
         return torch.softmax(scores, -1) @ v
@@ -118,7 +118,7 @@ def relative_table(rel_pos: Tensor, size: int) -> Tensor:
     """
     if len(rel_pos) != 2 * size - 1:
         rel_pos = F.interpolate(rel_pos.t()[None], 2 * size - 1, mode="linear")[0].t()
-    return rel_pos.flip(0).unfold(0, size, 1).flip(0).transpose(1, 2)
+    return rel_pos.unfold(0, size, 1).flip(2).transpose(1, 2)
 
 
 def _one_hot_rows(height: int, width: int, like: Tensor) -> Tensor:
