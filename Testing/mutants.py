@@ -386,6 +386,13 @@ MUTANTS = (
     ),
     # GMISeg
     Mutant(
+        "sets drawn by lot are the same one each time",
+        "benchmarks/support.py",
+        "np.random.default_rng([seed, size])",
+        "np.random.default_rng([0, size])",
+        "benchmarks/test_support.py::test_sets_drawn_by_lot_are_drawn_as_boxes_beside_the_curves",
+    ),
+    Mutant(
         "the loss is not focal",
         "methods/gmiseg.py",
         "functools.partial(focal_loss, gamma=recipe.focal_gamma)",

@@ -58,7 +58,7 @@ from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.training.context import AdaptInputs, RunContext
-from FewShotSegLib.visualization.charts import curves_chart
+from FewShotSegLib.visualization.charts import boxes_chart, curves_chart
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,8 @@ TASK_SLICES = 9  # of each data set that GMISeg or the peer is trained on
 SUBSETS = 5
 SMALLEST_CLICKED = 3  # pixels
 PAIRS = (("acdc", "chaos"), ("chaos", "acdc"))
+SLICES = "slices in the support set"
+PLANES = ("", ", across J", ", across I")  # as the arrays (K, J, I) are cut; K is not said
 
 Segmenter = Callable[[Volume], Labelmap]
 Run = dict[str, Any]
@@ -95,7 +97,9 @@ class Setting:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the benchmark; tables go to standard output and to `<out>.md`, the curve to `<out>.png`."""
+    """Runs the benchmark; tables go to standard output and to `<out>.md`, curves to `<out>.png`, how sets drawn by lot
+    differ to `<out>-sets.png`.
+    """
     chosen = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     if not chosen.data.is_dir():
@@ -121,7 +125,11 @@ def main(arguments: Sequence[str]) -> int:
     curves = _curves(found)
     if curves:
         with written_whole(Path(f"{chosen.out}.png")) as part:
-            part.write_bytes(curves_chart(curves, "slices in the support set").light)
+            part.write_bytes(curves_chart(curves, SLICES).light)
+    spreads = _spreads(found)
+    if spreads:
+        with written_whole(Path(f"{chosen.out}-sets.png")) as part:
+            part.write_bytes(boxes_chart(spreads, SLICES).light)
     sys.stdout.write(text)
     return 0
 
@@ -131,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
     parser.add_argument("--out", default="support", help="prefix of the result files")
     parser.add_argument("--datasets", nargs="+", default=DEFAULT, choices=list(KNOWN), metavar="NAME")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32], help="of the support set")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64], help="of the support set")
     parser.add_argument("--trained", nargs="*", type=int, default=[1, 4, 16], help="sizes that are also trained on")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of the support set, from 0; training has one")
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each model")
@@ -384,11 +392,25 @@ def _head(setting: Setting) -> str:
     )
 
 
-def _tables(runs: Sequence[Run]) -> str:
+def _of_sizes(runs: Sequence[Run]) -> list[Run]:
+    """Results for sizes of support sets, in the order of the data sets; a data set cut in another plane is another."""
     sizes = [run for run in runs if run["kind"] == "size"]
+    order = list(KNOWN)
+    sizes.sort(key=lambda run: (order.index(run["dataset"]), run["plane"]))
+    return [{**run, "dataset": run["dataset"] + PLANES[run["plane"]]} for run in sizes]
+
+
+def _data_sets(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(run["dataset"] for run in runs))
+
+
+def _tables(runs: Sequence[Run]) -> str:
+    every = _of_sizes(runs)
+    sizes = [run for run in every if run["tasks"] is None]
     parts = [_size_table(sizes), _quartile_table(sizes), _structure_table(sizes), _time_table(sizes)] if sizes else []
+    parts.append(_task_table(every))
     forgotten = [run for run in runs if run["kind"] == "forgetting"]
-    return "\n".join(parts + ([_forgetting_table(forgotten)] if forgotten else []))
+    return "\n".join([part for part in parts if part] + ([_forgetting_table(forgotten)] if forgotten else []))
 
 
 def _chosen(runs: Sequence[Run], **values: Any) -> list[Run]:
@@ -399,7 +421,7 @@ def _size_table(runs: Sequence[Run]) -> str:
     """Dice / Jaccard in percent and mean surface distance in mm, mean and spread over seeds."""
     head = ["data set", "slices", *(f"{model}: D / J / ASD" for model in MODELS)]
     rows = []
-    for name in (name for name in KNOWN if _chosen(runs, dataset=name)):
+    for name in _data_sets(runs):
         for size in sorted({run["size"] for run in _chosen(runs, dataset=name)}):
             found = [_chosen(runs, dataset=name, size=size, model=model) for model in MODELS]
             rows.append([name, str(size), *map(_cell, found)])
@@ -409,12 +431,48 @@ def _size_table(runs: Sequence[Run]) -> str:
 def _quartile_table(runs: Sequence[Run]) -> str:
     """Of support sets drawn by lot: the smallest Dice, its quartiles and the largest over the sets, in percent."""
     rows = []
-    for name, size, model in sorted({(run["dataset"], run["size"], run["model"]) for run in runs if run["drawn"]}):
-        own = _chosen(runs, dataset=name, size=size, model=model, drawn=True)
-        values = 100 * np.quantile([_mean(run["scores"], "dsc") for run in own], (0, 0.25, 0.5, 0.75, 1))
-        rows.append([name, str(size), model, str(len(own)), *(f"{value:.1f}" for value in values)])
+    for (name, model), sets in _sets(runs).items():
+        for size, dice in sets.items():
+            values = 100 * np.quantile(dice, (0, 0.25, 0.5, 0.75, 1))
+            rows.append([name, str(size), model, str(len(dice)), *(f"{value:.1f}" for value in values)])
     head = ["data set", "slices", "model", "sets", "smallest", "quartile", "median", "quartile", "largest"]
     return markdown(head, rows) if rows else ""
+
+
+def _sets(runs: Sequence[Run]) -> dict[tuple[str, str], dict[int, list[float]]]:
+    """{(data set, model): {size: mean Dice of each support set drawn by lot}}."""
+    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for run in sorted((run for run in runs if run["drawn"]), key=lambda run: (run["size"], run["seed"])):
+        sizes = found.setdefault((run["dataset"], run["model"]), {})
+        sizes.setdefault(run["size"], []).append(_mean(run["scores"], "dsc"))
+    return found
+
+
+def _spreads(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
+    """{data set, and model where there are several: {size: Dice of each set}}, as the paper's Fig. 7 shows them."""
+    sets = _sets([run for run in _of_sizes(runs) if run["tasks"] is None])
+    several = len({model for _, model in sets}) > 1
+    return {
+        f"{name}: {model}" if several else name: {str(size): dice for size, dice in sizes.items()}
+        for (name, model), sizes in sets.items()
+    }
+
+
+def _task_table(runs: Sequence[Run]) -> str:
+    """Dice by the number of data sets that GMISeg was trained on (the paper's Fig. 5), in percent; empty where no run
+    names one.
+    """
+    if all(run["tasks"] is None for run in runs):
+        return ""
+    trained = _chosen(runs, model=GMISEG)
+    rows = []
+    for name in _data_sets(trained):
+        for size in sorted({run["size"] for run in _chosen(trained, dataset=name)}):
+            own = _chosen(trained, dataset=name, size=size)
+            for tasks in sorted({run["tasks"] for run in own}, key=lambda count: count or len(KNOWN)):
+                dice = [_mean(run["scores"], "dsc") for run in _chosen(own, tasks=tasks)]
+                rows.append([name, str(size), "all" if tasks is None else str(tasks), f"{100 * np.mean(dice):.1f}"])
+    return markdown(["data set", "slices", "data sets trained on", "Dice"], rows)
 
 
 def _cell(runs: Sequence[Run]) -> str:
@@ -429,7 +487,7 @@ def _structure_table(runs: Sequence[Run]) -> str:
     """Dice of each structure by size of the support set, in percent."""
     sizes = sorted({run["size"] for run in runs})
     rows = []
-    for name in (name for name in KNOWN if _chosen(runs, dataset=name, model=SUPPORT)):
+    for name in _data_sets(_chosen(runs, model=SUPPORT)):
         own = _chosen(runs, dataset=name, model=SUPPORT)
         for structure in sorted({row["structure"] for run in own for row in run["scores"]}):
             values = []
@@ -470,9 +528,9 @@ def _forgetting_table(runs: Sequence[Run]) -> str:
 
 def _curves(runs: Sequence[Run]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """{data set: {model: [(size, mean Dice)]}}."""
-    sizes = [run for run in runs if run["kind"] == "size"]
+    sizes = [run for run in _of_sizes(runs) if run["tasks"] is None]
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for name in (name for name in KNOWN if _chosen(sizes, dataset=name)):
+    for name in _data_sets(sizes):
         curves[name] = {}
         for model in MODELS:
             own = _chosen(sizes, dataset=name, model=model)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from FewShotSegLib.evaluation.scoring import Row
 
 DOTS_PER_INCH = 160
+MOST_CURVES = 8
 
 
 @dataclass(frozen=True)
@@ -252,20 +253,28 @@ Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
 
 
 def curves_chart(groups: Curves, x_label: str) -> Chart:
-    """Up to four curves {name: [(x, Dice)]} in one picture for each group, x doubling from tick to tick."""
-    if not groups:
+    """Up to eight curves {name: [(x, Dice)]} in one picture for each group, x doubling from tick to tick.
+
+    Curves after the fourth have the colours of the first again, with broken lines and open marks.
+    """
+    names = {name for curves in groups.values() for name in curves}
+    if not names:
         raise InputError("There are no curves to draw.")
+    if len(names) > MOST_CURVES:
+        raise InputError(f"A picture shows at most {MOST_CURVES} curves, got {len(names)}; draw some of them.")
     return _drawn((2.4 * max(len(groups), 2), 3.2), lambda figure, theme: _draw_curves(figure, theme, groups, x_label))
 
 
 def _draw_curves(figure: Any, theme: _Theme, groups: Curves, x_label: str) -> None:
     names = list(dict.fromkeys(name for curves in groups.values() for name in curves))
-    colors = dict(zip(names, (theme.first, theme.second, theme.ink, theme.third), strict=False))
+    colors = dict(zip(names, (theme.first, theme.second, theme.ink, theme.third) * 2, strict=False))
+    again = frozenset(names[4:])
     axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for ax, (group, curves) in zip(axes, groups.items(), strict=True):
         for name, points in curves.items():
             x, y = zip(*points, strict=True)
-            ax.plot(x, y, color=colors[name], linewidth=2.0, marker="o", markersize=4.0)
+            way = {"linestyle": "--", "markerfacecolor": theme.paper} if name in again else {}
+            ax.plot(x, y, color=colors[name], linewidth=2.0, marker="o", markersize=4.0, **way)
         _quiet_axes(ax, theme, grid="y")
         ticks = sorted({x for curves in groups.values() for points in curves.values() for x, _ in points})
         ax.set_xscale("log", base=2)
@@ -275,8 +284,52 @@ def _draw_curves(figure: Any, theme: _Theme, groups: Curves, x_label: str) -> No
         ax.set_title(group, loc="left", fontsize=10, color=theme.ink, pad=8)
         ax.set_xlabel(x_label, fontsize=9, color=theme.soft)
     axes[0].set_ylabel("Dice", fontsize=9, color=theme.soft)
-    figure.subplots_adjust(left=0.13 / len(groups) ** 0.5, right=0.985, top=0.88, bottom=0.29, wspace=0.12)
-    _legend(figure, theme, [(colors[name], name) for name in names])
+    lines = -(-len(names) // 4)
+    bottom = 0.23 + 0.06 * lines
+    figure.subplots_adjust(left=0.13 / len(groups) ** 0.5, right=0.985, top=0.88, bottom=bottom, wspace=0.12)
+    _legend(figure, theme, [(colors[name], name) for name in names], open_marks=again)
+
+
+Boxes = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def boxes_chart(groups: Boxes, x_label: str, label: str = "Dice") -> Chart:
+    """Spread of values in [0, 1] as boxes, {group: {name: values}}: a picture for each group, a box for each name.
+
+    A box is the middle half with the median in it, its whiskers reach the smallest and the largest value, and every
+    value is a dot.
+    """
+    if not groups or not all(boxes and all(len(values) for values in boxes.values()) for boxes in groups.values()):
+        raise InputError("Boxes need at least one value each.")
+    return _drawn(
+        (2.4 * max(len(groups), 2), 3.0), lambda figure, theme: _draw_boxes(figure, theme, groups, x_label, label)
+    )
+
+
+def _draw_boxes(figure: Any, theme: _Theme, groups: Boxes, x_label: str, label: str) -> None:
+    axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for ax, (group, boxes) in zip(axes, groups.items(), strict=True):
+        line = {"color": theme.first, "linewidth": 1.4}
+        ax.boxplot(
+            list(boxes.values()),
+            whis=(0, 100),
+            widths=0.55,
+            showfliers=False,
+            boxprops=line,
+            whiskerprops=line,
+            capprops=line,
+            medianprops={"color": theme.ink, "linewidth": 2.0},
+        )
+        for number, values in enumerate(boxes.values(), 1):
+            aside = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else [0.0]
+            ax.plot(number + np.asarray(aside), values, "o", color=theme.second, markersize=2.4, alpha=0.8)
+        _quiet_axes(ax, theme, grid="y")
+        ax.set_xticks(range(1, len(boxes) + 1), list(boxes), fontsize=9)
+        ax.set_ylim(0, 1)
+        ax.set_title(group, loc="left", fontsize=10, color=theme.ink, pad=8)
+        ax.set_xlabel(x_label, fontsize=9, color=theme.soft)
+    axes[0].set_ylabel(label, fontsize=9, color=theme.soft)
+    figure.subplots_adjust(left=0.13 / len(groups) ** 0.5, right=0.985, top=0.88, bottom=0.2, wspace=0.12)
 
 
 def bars_chart(groups: Mapping[str, Mapping[str, float]], label: str = "Dice") -> Chart:
@@ -324,15 +377,28 @@ def _quiet_axes(ax: Any, theme: _Theme, grid: str) -> None:
     ax.tick_params(length=0, labelsize=9, colors=theme.soft)
 
 
-def _legend(figure: Any, theme: _Theme, entries: Sequence[tuple[str, str]]) -> None:
+def _legend(
+    figure: Any, theme: _Theme, entries: Sequence[tuple[str, str]], open_marks: frozenset[str] = frozenset()
+) -> None:
     from matplotlib.lines import Line2D
 
-    marks = [Line2D([], [], linestyle="none", marker="o", markersize=7, color=color) for color, _ in entries]
+    marks = [
+        Line2D(
+            [],
+            [],
+            linestyle="none",
+            marker="o",
+            markersize=7,
+            color=color,
+            markerfacecolor=theme.paper if text in open_marks else color,
+        )
+        for color, text in entries
+    ]
     figure.legend(
         marks,
         [text for _, text in entries],
         loc="lower right",
-        ncols=len(entries),
+        ncols=min(len(entries), 4) if open_marks else len(entries),
         frameon=False,
         fontsize=9.5,
         labelcolor=theme.ink,

@@ -72,6 +72,28 @@ def test_what_is_forgotten_is_the_change_from_before_the_second_task_to_after() 
     assert "| loose | acdc, chaos | 50.0 | 70.0 | 60.0 | -10.0 | 40.0 | 80.0 |" in support._tables(runs)
 
 
+def test_sets_drawn_by_lot_are_drawn_as_boxes_beside_the_curves(
+    a_tiny_base: str, a_data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(support.KNOWN, "toy", TOY)
+    out = a_data_folder / "result"
+    words = ["--data", str(a_data_folder), "--datasets", "toy", "--sizes", "1", "--seeds", "3", "--trained", "--random"]
+    words += ["--cases", "1", "--slices", "3", "--out", str(out), "--base", a_tiny_base, "--models", support.SUPPORT]
+    made, shown = support.support_adapter, []
+    monkeypatch.setattr(
+        support,
+        "support_adapter",
+        lambda given, *rest, **how: shown.append([e.annotated_slices for e in given]) or made(given, *rest, **how),
+    )
+    assert support.main(words) == 0
+    assert len({str(slices) for slices in shown}) > 1  # another set for each seed
+    assert (a_data_folder / "result-sets.png").read_bytes().startswith(b"\x89PNG")
+    runs = [json.loads(line) for line in out.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [run["seed"] for run in runs] == [0, 1, 2]
+    spread = support._spreads(runs)["toy"]["1"]
+    assert spread == [support._mean(run["scores"], "dsc") for run in runs]
+
+
 def a_run(size: int, model: str, seed: int, *dice: float, dataset: str = "acdc") -> dict[str, Any]:
     scores = [
         {"case": case, "structure": name, "dsc": value, "iou": value / 2, "asd_mm": 1.5}
@@ -103,6 +125,35 @@ def test_of_sets_drawn_by_lot_the_table_has_quartiles() -> None:
     runs = [a_run(4, support.SUPPORT, seed, seed / 10, seed / 10) | {"drawn": True} for seed in range(1, 6)]
     (row,) = support._quartile_table(runs).splitlines()[2:]
     assert row == "| acdc | 4 | support set | 5 | 10.0 | 20.0 | 30.0 | 40.0 | 50.0 |"
+
+
+def test_every_set_drawn_by_lot_is_a_value_of_its_box_and_no_other_is() -> None:
+    runs = [a_run(size, support.SUPPORT, seed, seed / 10, seed / 10) for size in (16, 2) for seed in (1, 2)]
+    drawn = [run | {"drawn": True} for run in runs]
+    assert support._spreads([*drawn, *runs]) == {"acdc": {"2": [0.1, 0.2], "16": [0.1, 0.2]}}
+    other = a_run(2, support.NEAREST, 1, 0.5, 0.5) | {"drawn": True}
+    assert set(support._spreads([*drawn, other])) == {"acdc: support set", "acdc: nearest slice"}
+    assert support._spreads(runs) == {}
+
+
+def test_planes_are_told_apart_in_every_table() -> None:
+    runs = [a_run(4, support.SUPPORT, 0, 0.2, 0.2) | {"plane": plane, "drawn": True} for plane in (2, 0, 1)]
+    text = support._tables(runs)
+    for start in ("| acdc | 4 |", "| acdc, across J | 4 |", "| acdc, across I | 4 |"):
+        assert text.count(f"\n{start}") == 2  # sizes and quartiles
+    assert "| acdc, across I: myocardium |" in text
+    assert list(support._curves(runs)) == ["acdc", "acdc, across J", "acdc, across I"]
+
+
+def test_training_on_fewer_data_sets_has_a_table_of_its_own_and_is_in_no_other() -> None:
+    runs = [
+        a_run(4, support.GMISEG, seed, dice, dice) | {"tasks": tasks}
+        for tasks, seed, dice in [(2, 0, 0.2), (None, 0, 0.8), (4, 0, 0.4), (4, 1, 0.6)]
+    ]
+    rows = support._tables(runs).split("| data set | slices | data sets trained on | Dice |")[1].splitlines()[2:]
+    assert rows == ["| acdc | 4 | 2 | 20.0 |", "| acdc | 4 | 4 | 50.0 |", "| acdc | 4 | all | 80.0 |"]
+    assert "| acdc | 4 |  |  | 80.0 / 40.0 / 1.5 |" in support._tables(runs)
+    assert support._task_table(runs[1:2]) == ""
 
 
 @pytest.mark.parametrize("model", [support.CROSS, support.NEAREST, support.GMISEG])

@@ -11,6 +11,7 @@ from FewShotSegLib.visualization.charts import (
     DOTS_PER_INCH,
     MOST_ARMS,
     bars_chart,
+    boxes_chart,
     choices_chart,
     curves_chart,
     gallery_chart,
@@ -39,6 +40,30 @@ def test_curves_need_something_to_draw() -> None:
         curves_chart({}, "slices")
     chart = curves_chart({"a": {"x": [(1, 0.2), (4, 0.5)], "y": [(1, 0.1)]}}, "slices")
     assert chart.light != chart.dark
+
+
+def test_more_curves_than_colours_are_told_apart_and_too_many_refused() -> None:
+    def of(count: int) -> dict[str, dict[str, list[tuple[float, float]]]]:
+        return {"a": {f"model {at}": [(1, 0.1 * at), (4, 0.1 * at)] for at in range(count)}}
+
+    four, five = (pixels(curves_chart(of(count), "slices").light)[100:350] for count in (4, 5))
+    assert (four != five).any()
+    with pytest.raises(InputError, match="at most 8 curves, got 9"):
+        curves_chart(of(9), "slices")
+
+
+def test_boxes_lie_where_their_values_do() -> None:
+    """One group, one box: nothing above its largest and below its smallest value."""
+    picture = boxes_chart({"acdc": {"4": [0.4, 0.45, 0.5, 0.6]}}, "slices").light
+    height = pixels(picture).shape[0]
+    top, bottom = 1 - 0.88, 1 - 0.2  # of the axes
+    at = {value: top + (bottom - top) * (1 - value) for value in (0.62, 0.79, 0.38, 0.21)}
+    middle = {"left": 0.4, "right": 0.7}
+    assert ink(picture, at[0.62], at[0.38], **middle) > 0.02
+    assert ink(picture, at[0.79], at[0.62], **middle) == ink(picture, at[0.38], at[0.21], **middle) == 0
+    assert height == pytest.approx(3.0 * DOTS_PER_INCH, abs=1)
+    with pytest.raises(InputError, match="at least one value each"):
+        boxes_chart({"acdc": {"4": []}}, "slices")
 
 
 def ink(png: bytes, top: float, bottom: float, left: float = 0.0, right: float = 1.0) -> float:
