@@ -255,6 +255,20 @@ MUTANTS = (
         "late = False",
         "inference/test_volume_network.py::test_edges_on_the_grid_are_those_of_the_resampled_image_and_free_of_haze",
     ),
+    Mutant(
+        "of the CT's organs those alone are learned that the MR has labels of",
+        "benchmarks/uda.py",
+        'if self.organs == "all" or name in',
+        "if name in",
+        "benchmarks/test_uda.py::test_all_organs_of_the_ct_are_learned_or_those_of_the_mr_and_what_both_have_is_scored",
+    ),
+    Mutant(
+        "an organ outside the scan counts as missed",
+        "benchmarks/uda.py",
+        "if truth.any() else None",
+        "if True else None",
+        "benchmarks/test_uda.py::test_every_target_is_scored_by_its_own_labels_and_only_for_what_it_shows",
+    ),
     # Cheap Lunch
     Mutant(
         "without synthesis samples are transformed",
