@@ -140,14 +140,32 @@ def test_the_table_has_mean_and_spread_over_seeds_and_a_mean_where_every_target_
         a_run("chaos spleen", "Direct", 0, 0.60),
     ]
     lines = asap._table(runs).splitlines()
-    assert lines[0] == "DSC / mIoU (%), mean and spread over seeds and folds, 300 steps, 3 shots."
+    assert lines[0].startswith("DSC / mIoU (%), mean and spread over seeds and folds, 300 steps, 3 shots; in brackets ")
     assert lines[2] == "| network | method | chaos spleen | btcv liver | mean | seconds |"
     assert lines[4:] == [
         "| unet | Direct | 60.0 / 30.0 |  |  | 0 |",
-        "| unet | ASAP | 75.0 ± 5.0 / 37.5 | 50.0 / 25.0 | 62.5 | 3 |",
+        "| unet | ASAP | 75.0 ± 5.0 / 37.5 | 50.0 / 25.0 [92.1 / 85.6] | 62.5 | 3 |",
     ]
     two = [*runs, a_run("chaos spleen", "ASAP", 0, 0.4) | {"shots": 2}]
     assert asap._table(two).count("| unet | ASAP |") == 2
+
+
+def test_the_paper_s_numbers_are_of_rows_and_networks_that_can_be_run() -> None:
+    for target, methods in asap.PUBLISHED.items():
+        assert target in TARGETS
+        assert set(methods) <= set(METHODS)
+        assert all(len(values) == len(asap.PAPER_NETWORKS) for values in methods.values())
+    assert asap._published("btcv vessel", "GMS", "swinunet") == " [36.2 / 22.5]"
+    assert asap._published("chaos spleen", "GMS", "unet") == asap._published("btcv liver", "Oracle", "unet") == ""
+
+
+def test_where_training_has_several_lengths_there_are_curves_over_them() -> None:
+    runs = [a_run("chaos spleen", "ASAP", seed, 0.2 + seed / 10) | {"steps": 100} for seed in (0, 1)]
+    runs += [a_run("chaos spleen", "ASAP", 0, 0.8), a_run("chaos spleen", "Direct", 0, 0.7)]
+    assert asap._curves(runs) == {"chaos spleen": {"ASAP": [(100.0, pytest.approx(0.25)), (300.0, 0.8)]}}
+    other = a_run("chaos spleen", "ASAP", 0, 0.1) | {"shots": 2, "steps": 50}
+    assert asap._curves([*runs, other]) == asap._curves(runs)
+    assert asap._curves(runs[2:]) == asap._curves([]) == {}
 
 
 def test_a_run_that_is_there_is_not_made_again(
