@@ -26,18 +26,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from FewShotSegLib.benchmarks import cross_convolution
+from FewShotSegLib.benchmarks import cross_convolution, support_tables
 from FewShotSegLib.benchmarks.cross_convolution import CrossNetwork, Task, predicted, task_of
 from FewShotSegLib.benchmarks.datasets import (
     DATASETS,
-    STARE,
     PublicDataSet,
     exemplars,
     random_exemplars,
     unseen_cases,
 )
 from FewShotSegLib.benchmarks.label_transfer import transferred
-from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
+from FewShotSegLib.benchmarks.records import add_result, results_in
+from FewShotSegLib.benchmarks.support_tables import (
+    CROSS,
+    ENSEMBLE,
+    GMISEG,
+    KNOWN,
+    LORA,
+    MODELS,
+    NEAREST,
+    PAIRS,
+    SUPPORT,
+    UNET,
+    Run,
+    mean_of,
+)
 from FewShotSegLib.benchmarks.unet import segment_unet, train_unet
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
@@ -62,20 +75,13 @@ from FewShotSegLib.visualization.charts import boxes_chart, curves_chart
 
 logger = logging.getLogger(__name__)
 
-KNOWN = {**DATASETS, "stare": STARE}
 DEFAULT = ("acdc", "la2018", "btcv", "brats", "stare")
-SUPPORT, ENSEMBLE, LORA, UNET = "support set", "support set, ensemble", "LoRA", "U-Net"
-GMISEG, CROSS, NEAREST = "support set, GMISeg", "cross-convolutions", "nearest slice"
-MODELS = (SUPPORT, ENSEMBLE, GMISEG, CROSS, NEAREST, LORA, UNET)
 TASK_SLICES = 9  # of each data set that GMISeg or the peer is trained on
 SUBSETS = 5
 SMALLEST_CLICKED = 3  # pixels
-PAIRS = (("acdc", "chaos"), ("chaos", "acdc"))
 SLICES = "slices in the support set"
-PLANES = ("", ", across J", ", across I")  # as the arrays (K, J, I) are cut; K is not said
 
 Segmenter = Callable[[Volume], Labelmap]
-Run = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -120,13 +126,13 @@ def main(arguments: Sequence[str]) -> int:
         logger.info("%s", {key: value for key, value in run.items() if key != "scores"})
         add_result(record, run)
     found = results_in(record)
-    text = _head(setting) + _tables(found)
+    text = _head(setting) + support_tables.tables(found)
     write_text_whole(Path(f"{chosen.out}.md"), text)
-    curves = _curves(found)
+    curves = support_tables.curves(found)
     if curves:
         with written_whole(Path(f"{chosen.out}.png")) as part:
             part.write_bytes(curves_chart(curves, SLICES).light)
-    spreads = _spreads(found)
+    spreads = support_tables.spreads(found)
     if spreads:
         with written_whole(Path(f"{chosen.out}-sets.png")) as part:
             part.write_bytes(boxes_chart(spreads, SLICES).light)
@@ -373,16 +379,7 @@ def _clicked_dice(network: PromptableNetwork, adapter: Any, dataset: PublicDataS
         found = segment(volume, predictor, intensity=dataset.intensity, prompts=prompts, options=options)
         rows += evaluate_case(found.labelmap, reference, dataset.structures, axis=0, case=case)
     scores = [{"structure": row.structure, "dsc": row.dsc} for row in rows if row.scope == "oracle_slices"]
-    return _mean(scores, "dsc")
-
-
-# ------------------------------------------------------------------------------------------------------------- tables
-
-
-def _mean(scores: Sequence[Run], key: str) -> float:
-    """Mean over structures of the mean over cases."""
-    names = sorted({row["structure"] for row in scores})
-    return float(np.mean([np.mean([row[key] for row in scores if row["structure"] == name]) for name in names]))
+    return mean_of(scores, "dsc")
 
 
 def _head(setting: Setting) -> str:
@@ -390,154 +387,3 @@ def _head(setting: Setting) -> str:
         f"All slices of up to {setting.cases} test cases, thinned to about {setting.slices} each; trained models "
         f"{setting.seconds:g} s; {torch.get_num_threads()} threads of {platform.machine()}; base {setting.base}.\n\n"
     )
-
-
-def _of_sizes(runs: Sequence[Run]) -> list[Run]:
-    """Results for sizes of support sets, in the order of the data sets; a data set cut in another plane is another."""
-    sizes = [run for run in runs if run["kind"] == "size"]
-    order = list(KNOWN)
-    sizes.sort(key=lambda run: (order.index(run["dataset"]), run["plane"]))
-    return [{**run, "dataset": run["dataset"] + PLANES[run["plane"]]} for run in sizes]
-
-
-def _data_sets(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(run["dataset"] for run in runs))
-
-
-def _tables(runs: Sequence[Run]) -> str:
-    every = _of_sizes(runs)
-    sizes = [run for run in every if run["tasks"] is None]
-    parts = [_size_table(sizes), _quartile_table(sizes), _structure_table(sizes), _time_table(sizes)] if sizes else []
-    parts.append(_task_table(every))
-    forgotten = [run for run in runs if run["kind"] == "forgetting"]
-    return "\n".join([part for part in parts if part] + ([_forgetting_table(forgotten)] if forgotten else []))
-
-
-def _chosen(runs: Sequence[Run], **values: Any) -> list[Run]:
-    return [run for run in runs if all(run[key] == value for key, value in values.items())]
-
-
-def _size_table(runs: Sequence[Run]) -> str:
-    """Dice / Jaccard in percent and mean surface distance in mm, mean and spread over seeds."""
-    head = ["data set", "slices", *(f"{model}: D / J / ASD" for model in MODELS)]
-    rows = []
-    for name in _data_sets(runs):
-        for size in sorted({run["size"] for run in _chosen(runs, dataset=name)}):
-            found = [_chosen(runs, dataset=name, size=size, model=model) for model in MODELS]
-            rows.append([name, str(size), *map(_cell, found)])
-    return markdown(head, rows)
-
-
-def _quartile_table(runs: Sequence[Run]) -> str:
-    """Of support sets drawn by lot: the smallest Dice, its quartiles and the largest over the sets, in percent."""
-    rows = []
-    for (name, model), sets in _sets(runs).items():
-        for size, dice in sets.items():
-            values = 100 * np.quantile(dice, (0, 0.25, 0.5, 0.75, 1))
-            rows.append([name, str(size), model, str(len(dice)), *(f"{value:.1f}" for value in values)])
-    head = ["data set", "slices", "model", "sets", "smallest", "quartile", "median", "quartile", "largest"]
-    return markdown(head, rows) if rows else ""
-
-
-def _sets(runs: Sequence[Run]) -> dict[tuple[str, str], dict[int, list[float]]]:
-    """{(data set, model): {size: mean Dice of each support set drawn by lot}}."""
-    found: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for run in sorted((run for run in runs if run["drawn"]), key=lambda run: (run["size"], run["seed"])):
-        sizes = found.setdefault((run["dataset"], run["model"]), {})
-        sizes.setdefault(run["size"], []).append(_mean(run["scores"], "dsc"))
-    return found
-
-
-def _spreads(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
-    """{data set, and model where there are several: {size: Dice of each set}}, as the paper's Fig. 7 shows them."""
-    sets = _sets([run for run in _of_sizes(runs) if run["tasks"] is None])
-    several = len({model for _, model in sets}) > 1
-    return {
-        f"{name}: {model}" if several else name: {str(size): dice for size, dice in sizes.items()}
-        for (name, model), sizes in sets.items()
-    }
-
-
-def _task_table(runs: Sequence[Run]) -> str:
-    """Dice by the number of data sets that GMISeg was trained on (the paper's Fig. 5), in percent; empty where no run
-    names one.
-    """
-    if all(run["tasks"] is None for run in runs):
-        return ""
-    trained = _chosen(runs, model=GMISEG)
-    rows = []
-    for name in _data_sets(trained):
-        for size in sorted({run["size"] for run in _chosen(trained, dataset=name)}):
-            own = _chosen(trained, dataset=name, size=size)
-            for tasks in sorted({run["tasks"] for run in own}, key=lambda count: count or len(KNOWN)):
-                dice = [_mean(run["scores"], "dsc") for run in _chosen(own, tasks=tasks)]
-                rows.append([name, str(size), "all" if tasks is None else str(tasks), f"{100 * np.mean(dice):.1f}"])
-    return markdown(["data set", "slices", "data sets trained on", "Dice"], rows)
-
-
-def _cell(runs: Sequence[Run]) -> str:
-    if not runs:
-        return ""
-    dice, jaccard, asd = (np.array([_mean(run["scores"], key) for run in runs]) for key in ("dsc", "iou", "asd_mm"))
-    spread = f" ± {100 * np.ptp(dice) / 2:.1f}" if len(runs) > 1 else ""
-    return f"{100 * dice.mean():.1f}{spread} / {100 * jaccard.mean():.1f} / {asd.mean():.1f}"
-
-
-def _structure_table(runs: Sequence[Run]) -> str:
-    """Dice of each structure by size of the support set, in percent."""
-    sizes = sorted({run["size"] for run in runs})
-    rows = []
-    for name in _data_sets(_chosen(runs, model=SUPPORT)):
-        own = _chosen(runs, dataset=name, model=SUPPORT)
-        for structure in sorted({row["structure"] for run in own for row in run["scores"]}):
-            values = []
-            for size in sizes:
-                scores = [row for run in _chosen(own, size=size) for row in run["scores"]]
-                dice = [row["dsc"] for row in scores if row["structure"] == structure]
-                values.append(f"{100 * np.mean(dice):.1f}" if dice else "")
-            rows.append([f"{name}: {structure}", *values])
-    return markdown(["structure", *map(str, sizes)], rows)
-
-
-def _time_table(runs: Sequence[Run]) -> str:
-    """Median seconds until a support set is ready, of the clock and of the processor, and per slice."""
-    rows = []
-    for size in sorted({run["size"] for run in runs}):
-        own = _chosen(runs, size=size, model=SUPPORT)
-        if own:
-            rows.append([str(size), *(f"{np.median([r[k] for r in own]):.2f}" for k in TIMES)])
-    return markdown(["slices", "set-up, s", "set-up, processor s", "further slice, s"], rows)
-
-
-TIMES = ("setup_s", "setup_cpu_s", "slice_s")
-
-
-def _forgetting_table(runs: Sequence[Run]) -> str:
-    """Dice with one click on the first task and the second, before, between and after, in percent."""
-    head = ["update", "first, then", "first: base", "after first", "after second", "change", "second: base", "after it"]
-    rows = []
-    for first, second in PAIRS:
-        for kind in ("lora", "loose"):
-            own = [run["dice"] for run in _chosen(runs, lora=kind, first=first, second=second)]
-            if own:
-                (base, learned, left), (other, _, after) = 100 * np.mean(own, axis=0)
-                values = (base, learned, left, left - learned, other, after)
-                rows.append([kind, f"{first}, {second}", *(f"{value:.1f}" for value in values)])
-    return markdown(head, rows)
-
-
-def _curves(runs: Sequence[Run]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """{data set: {model: [(size, mean Dice)]}}."""
-    sizes = [run for run in _of_sizes(runs) if run["tasks"] is None]
-    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for name in _data_sets(sizes):
-        curves[name] = {}
-        for model in MODELS:
-            own = _chosen(sizes, dataset=name, model=model)
-            points = [
-                (float(size), float(np.mean([_mean(run["scores"], "dsc") for run in _chosen(own, size=size)])))
-                for size in sorted({run["size"] for run in own})
-            ]
-            if points:
-                curves[name][model] = points
-    return curves
