@@ -35,6 +35,7 @@ from FewShotSegLib.benchmarks.workload import (
     intensity_of,
     lesson_of,
     lora_step,
+    operators,
     source_of,
 )
 from FewShotSegLib.data.adapter import Adapter
@@ -332,6 +333,31 @@ def _decoded_by_sam(network: PromptableNetwork, features: Tensor, prompts: Promp
         return network.mask_decoder.predict_masks(features, encoder.get_dense_pe(), sparse, dense)[0]
 
 
+def _operators(size: Size) -> Iterator[Measurement]:
+    """Operators for encoding a slice, answering a click and a step of LoRA: what a GPU waits for without its graphs."""
+    networks = {name: functools.partial(load_base, name) for name in ("bundled-small", "bundled")}
+    networks["ViT-B"] = functools.partial(random_vit_b, size.encode_px[0])
+    for name, made in networks.items():
+        network = made()
+        predictor = Predictor(network, cache=EmbeddingCache(1))
+        # Two in turn, so that the cache, which holds one, never helps.
+        squares = itertools.cycle([a_square(size, k, network.image_size) for k in range(2)])
+        embedding = predictor.encode([next(squares)])[0]
+        points = 1 + network.padding_points
+        coords, labels = torch.zeros(1, points, 2), torch.full((1, points), PADDING)
+        coords[:, 0], labels[:, 0] = network.image_size / 2, POSITIVE
+        counts = {
+            "encoding a slice": operators(lambda: predictor.encode([next(squares)])),  # noqa: B023 - called at once
+            "answering a click": operators(lambda: predictor.decode(embedding, PromptBatch(coords, labels))),  # noqa: B023
+        }
+        preset = presets.COMPACT if network.family == "compact" else presets.PRESETS["8GB"]
+        lesson = lesson_of(source_of(size, network.image_size), preset.batch_size)
+        with lora_step(network, preset, lesson, training_precision(torch.device("cpu"))) as step:
+            counts[f"a step of LoRA, batch {preset.batch_size}"] = operators(step)
+        for what, count in counts.items():
+            yield Measurement(f"{name}, {what}: operators", spread([count]), None, "on a GPU one graph")
+
+
 def _segment(size: Size) -> Iterator[Measurement]:
     """A volume with an adapter of five structures and no prompts."""
     network = load_base("bundled-small")
@@ -372,4 +398,5 @@ MEASUREMENTS: dict[str, Callable[[Size], Iterator[Measurement]]] = {
     "bundled-small": _small,
     "bundled": _bundled,
     "segment": _segment,
+    "operators": _operators,
 }

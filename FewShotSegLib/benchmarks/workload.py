@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,6 +78,34 @@ def source_of(size: Size, image_size: int) -> Synthesizer:
 def encoded(network: PromptableNetwork, images: Tensor, bfloat16: bool) -> Tensor:
     with torch.inference_mode(), encoding_precision(images.device, bfloat16=bfloat16):
         return network.encode(images).features.float()
+
+
+# Operators of PyTorch that only say how memory is to be read, reserve it, or hand on to another operator.
+_NO_WORK = (
+    "alias _reshape_alias as_strided as_strided_ broadcast_to chunk contiguous detach detach_ diagonal empty "
+    "empty_like empty_strided expand expand_as flatten item linear _local_scalar_dense lift_fresh matmul moveaxis "
+    "movedim narrow new_empty numpy_T permute reshape resize_ resize_as_ resolve_conj resolve_neg result_type "
+    "select set_ slice split split_with_sizes squeeze t to transpose type_as unbind unflatten unfold unsafe_split "
+    "_unsafe_view unsqueeze view view_as _nnpack_available _is_mkldnn_bf16_supported"
+)
+_IDLE = frozenset(_NO_WORK.split())
+
+
+def operators(call: Callable[[], object]) -> int:
+    """How many operators of PyTorch a call runs on the CPU that compute or copy: about the kernels that a GPU would be
+    handed one by one.
+    """
+    call()  # what is done once only is not counted
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        call()
+    return sum(_at_work(event) for event in profiler.events() if event.cpu_parent is None)
+
+
+def _at_work(event: Any) -> int:
+    """Operators at work in a profiled one: itself, or those that it calls."""
+    below = sum(_at_work(child) for child in event.cpu_children)
+    library, _, name = event.name.partition("::")
+    return below or int(library in ("aten", "mkldnn") and name not in _IDLE)
 
 
 Lesson = tuple[list[Sample], list[Query]]

@@ -23,6 +23,8 @@ from typing import Any
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.progress import Progress, Report
 
+from .client import WAITING
+
 Answer = dict[str, Any]
 LOCAL = "local"
 # Dask looks 100 times a second where each worker is, and keeps an hour of that: 180 MB more with 1,000 small volumes.
@@ -121,7 +123,7 @@ class _Workers:
         self._deaths, self._done = 0, 0
 
     def _started(self, number: int) -> subprocess.Popen[bytes]:
-        environment = {**_WITHOUT_PROFILE, **os.environ, "OMP_NUM_THREADS": self._threads}
+        environment = {**_WITHOUT_PROFILE, **WAITING, **os.environ, "OMP_NUM_THREADS": self._threads}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_FOLDER), os.environ.get("PYTHONPATH")]))
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = str(number % self._gpus)

@@ -6,7 +6,17 @@ import numpy as np
 import torch
 
 from FewShotSegLib.benchmarks.plain import plain_copy
-from FewShotSegLib.benchmarks.workload import ANNOTATED, Size, a_square, an_exemplar, encoded, lesson_of, source_of
+from FewShotSegLib.benchmarks.workload import (
+    ANNOTATED,
+    Size,
+    a_square,
+    an_exemplar,
+    encoded,
+    lesson_of,
+    operators,
+    source_of,
+)
+from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import PromptableNetwork
 
 SMALL = Size(1, (64,), 64, 6)
@@ -32,3 +42,18 @@ def test_encoding_is_that_of_the_network_without_gradients(a_tiny_sam: Promptabl
     features = encoded(a_tiny_sam, images, False)
     assert features.is_inference()
     torch.testing.assert_close(features, encoded(plain_copy(a_tiny_sam), images, False), atol=1e-4, rtol=1e-4)
+
+
+def test_operators_that_compute_or_copy_are_counted_and_views_are_not() -> None:
+    x, layer = torch.rand(4, 4), torch.nn.Linear(4, 4)
+    assert operators(lambda: x.view(16)[2:].unsqueeze(0)) == 0
+    assert operators(lambda: torch.relu(x + x).view(16)) == 2
+    with torch.inference_mode():
+        assert 1 <= operators(lambda: layer(x)) <= 2  # a copy of the bias, and the product
+
+
+def test_encoding_takes_no_more_operators_than_it_did() -> None:
+    for name, most in (("bundled-small", 260), ("bundled", 500)):
+        network = load_base(name)
+        images = network.normalize(torch.rand(1, network.image_size, network.image_size), network.scale)
+        assert operators(lambda: encoded(network, images, False)) <= most  # noqa: B023 - called at once

@@ -16,6 +16,7 @@ import pytest
 
 from FewShotSegLib.data.job import to_dict
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.worker import client as of_worker
 from FewShotSegLib.worker.client import WorkerClient
 from Testing.conftest import discs
 from Testing.Library.worker.conftest import a_long_job, answer_to, ask, wait_for
@@ -173,3 +174,16 @@ def test_a_worker_runs_no_code_of_the_current_folder(tmp_path: Path, monkeypatch
             time.sleep(0.02)
     assert messages[0]["type"] == "result", messages
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_a_worker_do_not_spin_unless_somebody_wants_it(
+    chosen: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr(of_worker, "_Process", lambda command, environment, gives_way: seen.append(environment))
+    WorkerClient()._start()
+    assert seen[0]["OMP_WAIT_POLICY"] == expected
