@@ -141,3 +141,34 @@ def test_the_slurm_script_for_several_gpus_starts_torchrun_on_every_computer(tmp
     assert (understood.nnodes, understood.nproc_per_node) == ("2", "gpu")
     chosen = parser().parse_args(adapted.splitlines())
     assert (chosen.command, chosen.base, chosen.out) == ("adapt", "vit_b", "organs.safetensors")
+
+
+def test_files_that_pages_take_in_are_named_as_the_site_reads_it() -> None:
+    taken = {path: re.findall(r"^ *(.*--8.*)$", path.read_text(encoding="utf-8"), re.M) for path in DOCS.rglob("*.md")}
+    lines = [line for found in taken.values() for line in found]
+    assert lines
+    for line in lines:  # a formatter of code in pages has once put spaces into it
+        named = re.fullmatch(r'--8<-- "([^"]+)"', line)
+        assert named, line
+        assert (ROOT / named[1]).is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script")
+def test_the_script_for_slurm_gives_each_task_its_part_also_in_folders_with_spaces(tmp_path: Path) -> None:
+    images, tool = tmp_path / "all patients", tmp_path / "bin" / "fewshotseg"
+    images.mkdir()
+    for name in ("a b.nrrd", "c.nrrd"):
+        (images / name).touch()
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/bash\nprintf "%s\\n" "threads $OMP_NUM_THREADS" "$@"\n', encoding="utf-8")
+    tool.chmod(0o755)
+    words = ["bash", str(ROOT / "examples" / "segment.slurm"), str(images), "my organs.safetensors", "to here"]
+    task = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_CPUS_PER_TASK": "4"}
+    environment = {**os.environ, "PATH": f"{tool.parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(words, env=environment | task, capture_output=True, text=True, check=True)
+    files = [str(images / name) for name in ("a b.nrrd", "c.nrrd")]
+    options = ["--adapter", "my organs.safetensors", "--out", "to here", "--part", "3/8"]
+    assert done.stdout.splitlines() == ["threads 4", "segment", *files, *options]
+    alone = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert alone.returncode
+    assert "start with sbatch" in alone.stderr
