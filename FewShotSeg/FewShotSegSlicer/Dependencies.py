@@ -97,7 +97,7 @@ def obstacle() -> str:
     return _(
         "This Slicer is made for Macs with Intel processors, and {torch} is not: nothing can be computed in it. Masks "
         "can be shown and corrected here, and adapting and segmenting work on the command line (fewshotseg) with a "
-        "Python for Apple processors; its results open in this Slicer. A Slicer for Apple processors has no such limit."
+        "Python for Apple silicon; its results open in this Slicer. A Slicer for Apple silicon has no such limit."
     ).format(torch=torch)
 
 
@@ -181,7 +181,7 @@ def _refuseToReplace(unmet: list[Requirement]) -> None:
 
 
 def _question(unmet: list[Requirement]) -> str:
-    parts = [summary(), _("What is installed already keeps its version. No image leaves this computer.")]
+    parts = [summary(), _("Installed packages keep their versions. No image leaves this computer.")]
     if _torchOf(unmet) and not hasTorchExtension():
         parts.append(
             _(

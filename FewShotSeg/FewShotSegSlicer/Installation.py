@@ -69,7 +69,7 @@ class Installation:
     def start(self) -> None:
         """Begin to install what is missing; `Dependencies.permission` has been asked for."""
         if self.isRunning:
-            raise InputError(_("The installation is under way: wait for it, or press Cancel."))
+            raise InputError(_("The installation is in progress: wait for it, or press Cancel."))
         python = shutil.which("PythonSlicer") or sys.executable
         self._commands = Dependencies.commands(python)
         self._folder = scratch.new_folder()
@@ -91,7 +91,7 @@ class Installation:
         """Give it up. What has been installed until then stays."""
         if self._process is not None:
             self.close()
-            guarded(self._onError, _("Cancelled. What was installed until then stays; press Install to go on."))
+            guarded(self._onError, _("Cancelled. Packages installed so far are kept; press Install to resume."))
 
     def close(self) -> None:
         """End it without a word, as when Slicer ends."""
@@ -213,7 +213,7 @@ def whyNot(lines: Sequence[str], left: Sequence[str]) -> str:
 
 def _causes() -> list[tuple[tuple[str, ...], str]]:
     """Words of pip, and what they mean; the first that fits counts."""
-    again = _("press Install again, it goes on with what is missing")
+    again = _("press Install again to resume with the missing packages")
     proxy = _("set PIP_PROXY=http://user:password@host:port before you start Slicer")
     return [
         (
@@ -238,7 +238,7 @@ def _causes() -> list[tuple[tuple[str, ...], str]]:
         (
             # The last is said by pip before 25.1 of a file that ends too soon.
             ("IncompleteRead", "incomplete-download", "ConnectionResetError", "Read timed out", "whl is invalid"),
-            _("The connection broke off during a download: {again}.").format(again=again),
+            _("The connection was interrupted during a download: {again}.").format(again=again),
         ),
         (
             ("NewConnectionError", "ConnectTimeout", "NameResolutionError", "Failed to establish a new connection"),

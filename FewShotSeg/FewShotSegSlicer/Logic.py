@@ -79,7 +79,7 @@ class Logic:
         """End the processes, as after packages were installed; the next request starts new ones. Runs are cancelled."""
         self.workers.close()
         for run in self.runs:
-            run.drop("the worker was started anew")
+            run.drop("the worker was restarted")
 
     def close(self) -> None:
         """End the processes and whatever they are doing, and remove every file that was made for them; checkpoints of
@@ -354,7 +354,11 @@ class Logic:
                 return Results.tableOf(record, out.absolute(), fromScene)
 
             def explain(kind: str, message: str) -> str:
-                return f"{message} What was segmented is kept: run it again to go on." if kind == "dead" else message
+                return (
+                    f"{message} Completed segmentations are kept: run it again to resume."
+                    if kind == "dead"
+                    else message
+                )
 
             run.start({"op": "batch", "job": to_dict(job), "processes": processes}, finish, explain)
         return self._started(run, waitForCompletion)
@@ -456,7 +460,7 @@ class Logic:
     def stopAndKeepBest(self) -> None:
         """End the training that runs, with the best state so far."""
         if not self.runs:
-            raise InputError("Nothing is being trained.")
+            raise InputError("No training is running.")
         self.runs[0].stopAndKeepBest()
 
     def _newRun(

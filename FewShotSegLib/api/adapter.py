@@ -39,8 +39,8 @@ class Adapter(data.Adapter):
         save_adapter(self, path)
 
     def __repr__(self) -> str:
-        learned = ", ".join(self.structures.values()) or "no structure by name"
-        return f"Adapter({self.method} on {self.base_name or 'a 3-D network of its own'}: {learned})"
+        learned = ", ".join(self.structures.values()) or "no named structures"
+        return f"Adapter({self.method} on {self.base_name or 'a stand-alone 3-D network'}: {learned})"
 
 
 def load_adapter(path: str | os.PathLike[str]) -> Adapter:

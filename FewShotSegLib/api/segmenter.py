@@ -64,7 +64,7 @@ class Segmenter:
     Raises
     ------
     InputError
-        The adapter is a 3-D network, which answers no clicks; or a file, model or device is not there.
+        The adapter is a 3-D network, which takes no clicks; or a file, model or device is missing.
 
     Examples
     --------
@@ -96,8 +96,8 @@ class Segmenter:
         predictor = predictor_for(as_adapter(adapter), base, choose_device(device, lambda sentence: None))
         if isinstance(predictor, VolumePredictor):
             raise InputError(
-                "The adapter is a 3-D network, which segments whole volumes and answers no clicks: use segment(), or "
-                "click with the base model."
+                "The adapter is a 3-D network, which segments whole volumes and does not take clicks: use segment(), "
+                "or click with the base model."
             )
         self._predictor = predictor
         self._intensity = _intensity(window, predictor.adapter, self.volume)

@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", parents=[common], help="print the card of an adapter")
     show.add_argument("adapter", metavar="ADAPTER")
     demo = commands.add_parser("demo", parents=[common], help="synthetic patients, three annotated slices, a report")
-    demo.add_argument("--out", default=DEMO_OUT, metavar="DIR", help=f"where everything goes ({DEMO_OUT})")
+    demo.add_argument("--out", default=DEMO_OUT, metavar="DIR", help=f"output folder (default: {DEMO_OUT})")
     demo.add_argument("--base", default="auto", metavar="MODEL", help="the base model to adapt (bundled)")
     demo.add_argument("--seed", type=_whole_number, default=0, metavar="N")
     commands.add_parser("benchmark", help="accuracy | speed: measure on this computer; see benchmark accuracy --help")
@@ -80,11 +80,11 @@ def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
         default=[],
         metavar="IMAGE=LABELMAP[@AXIS:K,K,...]",
         dest="exemplars",
-        help="an annotated case; @k:12,14 says which slices are complete, @k:all that all are; may be repeated; for "
-        "the method gmiseg also a folder of labelled data sets",
+        help="an annotated case; @k:12,14 lists the fully annotated slices, @k:all means all slices; may be "
+        "repeated; for the method gmiseg also a folder of labelled data sets",
     )
-    adapt.add_argument("--source", metavar="DIR", help="folder of labelled images of another kind (method uda)")
-    adapt.add_argument("--target", metavar="DIR", help="folder of unlabelled images (method uda)")
+    adapt.add_argument("--source", metavar="DIR", help="folder of labelled images of the source domain (method uda)")
+    adapt.add_argument("--target", metavar="DIR", help="folder of unlabelled images of the target domain (method uda)")
     adapt.add_argument("--auxiliary", metavar="DIR", help="folder of auxiliary labelled data sets")
     adapt.add_argument(
         "--structures",
@@ -95,24 +95,24 @@ def _add_adapt(commands: Any, work: argparse.ArgumentParser) -> None:
     adapt.add_argument("--resample", action="store_true", help="resample labelmaps onto the grid of the image")
     _add_reading(adapt)
     _add_intensity(adapt)
-    adapt.add_argument(
-        "--keep-names", action="store_true", help="let the adapter hold the names of the files it was made from"
-    )
+    adapt.add_argument("--keep-names", action="store_true", help="store the names of the input files in the adapter")
     adapt.add_argument(
         "--base",
         default="auto",
         metavar="MODEL",
-        help="bundled, bundled-small, vit_b, ..., or a file; auto: what suits the method",
+        help="bundled, bundled-small, vit_b, ..., or a file; auto: the default of the method",
     )
     adapt.add_argument(
         "--recipe", nargs="+", default=[], metavar="FILE|KEY=VALUE", help="recipe options that differ from the defaults"
     )
     adapt.add_argument("--warm-start", metavar="ADAPTER", help="adapter to continue training from")
     adapt.add_argument(
-        "--preview", metavar="SHEET.png", help="only draw twelve of the training samples into a PNG, for inspection"
+        "--preview", metavar="SHEET.png", help="only write twelve training samples to a PNG, for inspection"
     )
     adapt.add_argument("--max-seconds", type=float, metavar="N", help="time limit; the best adapter so far is kept")
-    adapt.add_argument("--keep-best", action="store_true", help="Ctrl-C ends training and keeps the best so far")
+    adapt.add_argument(
+        "--keep-best", action="store_true", help="on Ctrl-C, stop training and keep the best adapter so far"
+    )
     adapt.add_argument("--out", required=True, metavar="ADAPTER.safetensors")
 
 
@@ -145,15 +145,15 @@ def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
     segment.add_argument("--resample", action="store_true", help="resample its labelmaps onto the grids of its images")
     _add_reading(segment)
     _add_intensity(segment)
-    segment.add_argument("--base", metavar="MODEL", help="default: the one the adapter was made for, or bundled")
+    segment.add_argument("--base", metavar="MODEL", help="default: the base model of the adapter, or bundled")
     segment.add_argument("--prompts", metavar="FILE.json", help="points, boxes and masks on slices of the image")
     segment.add_argument("--axis", choices=("k", "j", "i"), help="slice axis; default: the adapter's")
     segment.add_argument(
         "--format",
         choices=get_args(SegmentationFormat),
         default="seg.nrrd",
-        help="of the segmentations (seg.nrrd); dicom-seg (needs the extra dicom-seg) and dicom-rtstruct need DICOM "
-        "series as images",
+        help="file format; dicom-seg (needs the extra dicom-seg) and dicom-rtstruct need DICOM series as images "
+        "(default: seg.nrrd)",
     )
     segment.add_argument("--probabilities", action="store_true", help="also write a probability map per structure")
     segment.add_argument(
@@ -162,7 +162,7 @@ def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
     segment.add_argument(
         "--all-pieces",
         action="store_true",
-        help="keep pieces that lie apart, also of structures that were in one piece on their exemplars",
+        help="keep disconnected components even of structures that were in one piece on their exemplars",
     )
     segment.add_argument(
         "--min-island-ml", type=float, default=0.0, metavar="ML", help="remove connected components below this volume"
@@ -172,7 +172,7 @@ def _add_segment(commands: Any, work: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="MM",
-        help="smooth labels by a Gaussian of this sigma (0: not)",
+        help="smooth labels with a Gaussian of this sigma (0: off)",
     )
     segment.add_argument(
         "--processes", type=_positive, default=1, metavar="N", help="images segmented in parallel (default: 1)"
@@ -213,17 +213,13 @@ def _add_reading(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--same-voxels",
         action="store_true",
-        help="labelmaps have the voxels of their images, whatever their headers say of the place",
+        help="assume that labelmap voxels correspond to image voxels, whatever their headers say",
     )
     command.add_argument(
         "--ignore", type=_positive, metavar="LABEL", help='the label for "unknown": slices that hold it are not known'
     )
-    command.add_argument(
-        "--channel", type=_whole_number, metavar="N", help="the channel of images with several, from 0"
-    )
-    command.add_argument(
-        "--time-index", type=_whole_number, metavar="N", help="the volume of images with several in time, from 0"
-    )
+    command.add_argument("--channel", type=_whole_number, metavar="N", help="channel of multi-channel images, from 0")
+    command.add_argument("--time-index", type=_whole_number, metavar="N", help="time point of 4-D images, from 0")
 
 
 def _add_intensity(command: argparse.ArgumentParser) -> None:
@@ -243,7 +239,7 @@ def _add_overwrite(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace files in the place of outputs also where somebody else has written or changed them",
+        help="replace existing outputs even if they were written or changed by someone else",
     )
 
 
@@ -260,7 +256,7 @@ def _add_models(commands: Any, common: argparse.ArgumentParser) -> None:
     add = actions.add_parser("add", parents=[common], help="register a model file of your own")
     add.add_argument("file", metavar="FILE")
     add.add_argument("--architecture", metavar="NAME", help="vit_b, vit_l, vit_h, tiny_vit or compact")
-    add.add_argument("--name", metavar="NAME", help="how to call it; default: the file's name")
+    add.add_argument("--name", metavar="NAME", help="name of the model; default: the file's name")
     remove = actions.add_parser("remove", parents=[common], help="delete downloaded models, or unregister your own")
     remove.add_argument("names", nargs="+", metavar="MODEL")
 
@@ -278,9 +274,7 @@ def _add_export(commands: Any, common: argparse.ArgumentParser) -> None:
     export.add_argument("--labels", required=True, metavar="DIR", help="folder of their corrected segmentations")
     export.add_argument("--id", required=True, type=_positive, metavar="N", help="number of the data set, 1 to 999")
     export.add_argument("--name", required=True, metavar="NAME", help="name of the data set")
-    export.add_argument(
-        "--channel", required=True, metavar="KIND", help="kind of image: CT, or another word such as MR"
-    )
+    export.add_argument("--channel", required=True, metavar="KIND", help="modality: CT, or another word such as MR")
     export.add_argument("--out", required=True, metavar="DIR", help="folder of raw data sets (nnUNet_raw)")
 
 

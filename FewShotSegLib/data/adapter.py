@@ -53,7 +53,7 @@ class Adapter:
         for name in ("recipe", "provenance", "metrics", "architecture"):
             object.__setattr__(self, name, _as_json(name, getattr(self, name)))
         if not self.base_model and self.architecture is None:
-            raise InputError("An adapter needs the name of its base model, or an architecture of its own.")
+            raise InputError("An adapter needs the name of its base model, or its own architecture.")
         self._check_kinds()
 
     def _check_kinds(self) -> None:

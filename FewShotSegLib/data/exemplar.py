@@ -161,7 +161,7 @@ def _intensity_warnings(exemplars: Sequence[Exemplar]) -> list[str]:
     kinds = ("has Hounsfield units", "has not") if is_ct else ("has no Hounsfield units", "has")
     return [
         f"{first.name} {kinds[0]} and {other.name} {kinds[1]}, but all are read with the intensity window of "
-        f"{first.name}; adapt to one kind of image at a time."
+        f"{first.name}; adapt to one modality at a time."
         for other in exemplars[1:]
         if looks_like_hounsfield(other.volume.array) != is_ct
     ]

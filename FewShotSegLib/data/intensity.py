@@ -156,7 +156,7 @@ def looks_like_hounsfield(array: np.ndarray[Any, Any]) -> bool:
     return negative and share(*_SOFT_HU) >= 0.05 and share(-np.inf, _LUNG_HU[0]) <= 0.01
 
 
-_DIFFERS = "looks different from the images that the adapter was made from"
+_DIFFERS = "looks different from the images the adapter was trained on"
 
 
 def unlike(spec: IntensitySpec, array: np.ndarray[Any, Any], name: str, is_ct: bool | None = None) -> str:
@@ -178,7 +178,7 @@ def unlike(spec: IntensitySpec, array: np.ndarray[Any, Any], name: str, is_ct: b
     if spec.kind == "window" and inside < _OUTSIDE and values.min() < values.max():
         return (
             f"{name} {_DIFFERS}: nearly all of its values ({low:g} to {high:g}) lie outside the intensity window "
-            f"{spec.low:g} to {spec.high:g}. Check the result; where it is wrong, adapt to this kind of image "
+            f"{spec.low:g} to {spec.high:g}. Check the result; where it is wrong, adapt to this type of image "
             "(--intensity sets another window)."
         )
     return ""

@@ -46,8 +46,8 @@ def load_predictor(adapter_path: str | None, base: str | None, device: torch.dev
     adapter = load_adapter(adapter_path) if adapter_path else None
     if adapter is not None and is_volume_network(adapter):
         raise InputError(
-            f"{adapter_path} is a 3-D network, which segments whole volumes and answers no clicks; click with the base "
-            "model, or with an adapter of it."
+            f"{adapter_path} is a 3-D network, which segments whole volumes and does not take clicks; click with the "
+            "base model, or with an adapter of it."
         )
     return _promptable(adapter, adapter_path, base, device)
 
@@ -61,7 +61,7 @@ def load_support_predictor(
     intensity: IntensitySpec | None = None,
     report: Report = silent,
 ) -> support.SupportPredictor:
-    """A support set on a base model (default: "bundled"), or on an adapter that knows no structure by name.
+    """A support set on a base model (default: "bundled"), or on an adapter without named structures.
 
     `adapter` is one in memory or a file. `recipe` holds the options of `SupportRecipe` that differ from its defaults;
     `intensity` None: by the kind of image.

@@ -44,9 +44,7 @@ def suggest_slice(
     if predictor.adapter is None:
         raise InputError("A slice can be suggested only with an adapter; adapt first.")
     if not predictor.adapter.structures:
-        raise InputError(
-            "The adapter has learned no structure by name, so it cannot suggest a slice; choose one that has."
-        )
+        raise InputError("The adapter has no named structures, so it cannot suggest a slice; choose one that has them.")
     intensity = intensity or predictor.adapter.intensity
     structures = sorted(predictor.adapter.structures)
     reader = SliceReader(volume, intensity, predictor.image_size, axis)

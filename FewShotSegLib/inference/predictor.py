@@ -180,7 +180,7 @@ class Predictor:
     def decode_structures(self, embedding: Embedding, structures: Sequence[int]) -> Masks:
         """Target logits of structures asked for by name alone, on one slice."""
         if self.adaptation is None:
-            raise InputError("A base model knows no structures: give points, a box or an adapter.")
+            raise InputError("A base model has no named structures: give points, a box or an adapter.")
         count, points = len(structures), FIRST_PROMPT
         coords = torch.zeros(count, points, 2, device=self.network.device)
         labels = torch.full((count, points), PADDING, device=self.network.device)

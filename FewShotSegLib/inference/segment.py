@@ -399,7 +399,7 @@ def _structures(predictor: Predictor, prompts: Sequence[Prompt]) -> dict[int, st
     if predictor.adapter is None and not prompts:
         raise InputError("Without an adapter there is nothing to segment: give prompts, or an adapter.")
     if not known and not prompts:
-        raise InputError("The adapter knows no structure by name: give prompts, or a support set beside it.")
+        raise InputError("The adapter has no named structures: give prompts, or a support set as well.")
     for prompt in prompts:
         name = prompt.structure or "object"
         if name not in known.values():

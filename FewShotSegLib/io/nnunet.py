@@ -89,7 +89,7 @@ def _check(number: int, name: str, channel: str) -> None:
     if not _NAME.fullmatch(name):
         raise InputError(f'The name of an nnU-Net data set has letters, digits, _ and - only, got "{name}".')
     if not channel.strip():
-        raise InputError('The channel is named by the kind of image, such as "CT" or "MR", got nothing.')
+        raise InputError('The channel is named after the modality, such as "CT" or "MR", got nothing.')
 
 
 def _pairs(images: list[str], labels: Path) -> dict[str, tuple[str, Path]]:

@@ -119,7 +119,7 @@ def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
     """
     check_writable(sheet)
     if sheet.is_file() and not job.overwrite and not is_contact_sheet(sheet):
-        raise InputError(f"{sheet} is there already and is no picture of samples; choose another name.")
+        raise InputError(f"{sheet} already exists and is not a sample sheet; choose another name.")
     chosen = method(job.method)
     recipe = recipe_of(job)
     recipe = chosen.resolve(recipe, family_of(job, recipe), torch.device("cpu"))

@@ -121,7 +121,7 @@ def output_names(images: Sequence[str]) -> list[str]:
         name = stem(path)
         if name in seen:
             raise InputError(
-                f"{seen[name]} and {image} have the same name, so that what becomes of them cannot be told apart; "
+                f"{seen[name]} and {image} have the same name, so their results cannot be distinguished; "
                 "rename one of them, or do them in two runs with different output folders."
             )
         seen[name] = image

@@ -232,7 +232,7 @@ def segmentation_of(
         if prompts:
             raise InputError("The adapter is a 3-D network, which takes no prompts; leave them out.")
         if intensity is not None:
-            raise InputError("The adapter is a 3-D network, which has an intensity of its own; leave it out.")
+            raise InputError("The adapter is a 3-D network, which has its own intensity setting; leave it out.")
         return predictor.segment(volume, options=options, report=notes)
     given: dict[str, Any] = {"intensity": intensity, "prompts": prompts, "report": notes}
     try:

@@ -13,7 +13,7 @@ of our other methods); "augmentation segmentation tasks" (our random transforms,
 cannot be used as a target: a Jaccard above the Dice of the same row, for one. Flips are left out where a structure is
 named left or right.
 
-The adapter knows no structure by name: click with it, or give it a support set (`inference.support`).
+The adapter has no named structures: click with it, or give it a support set (`inference.support`).
 
 When to use it: labelled data sets of one kind at hand, and the next structure not among them. Cost: as one adaptation
 with LoRA, the longer the more tasks.
@@ -79,12 +79,16 @@ class Recipe(PromptedRecipe):
     kind: str = option("loose", "Type of low-rank update", choices=("lora", "loose"), advanced=True)
     full_decoder: bool = option(True, "Train the whole mask decoder instead of LoRA on it", advanced=True)
     most_points: int = option(
-        3, "Most points that a click comes with, itself among them (GMISeg: one or more)", min=1, max=16, advanced=True
+        3, "Maximum number of points per click prompt (GMISeg: one or more)", min=1, max=16, advanced=True
     )
     click_prompts: int = option(4, "Clicks and boxes per slice", min=1, max=32, advanced=True)
     token_prompts: int = option(0, "Structure tokens per slice; the method has none", min=0, max=0, advanced=True)
-    estimate_folds: int = option(0, "Estimates by leaving out; the method makes none", min=0, max=0, advanced=True)
-    guard: str = option("off", "Comparison with the base model; the method makes none", choices=("off",), advanced=True)
+    estimate_folds: int = option(
+        0, "Leave-one-out estimate; not available for this method", min=0, max=0, advanced=True
+    )
+    guard: str = option(
+        "off", "Comparison with the base model; not available for this method", choices=("off",), advanced=True
+    )
     cross_entropy_weight: float = option(1.0, "Weight of the focal loss (GMISeg: 1)", min=0.0, advanced=True)
     focal_gamma: float = option(2.0, "Exponent of the focal loss; 0 is cross-entropy", min=0.0, max=20.0, advanced=True)
     dice_weight: float = option(1.0, "Weight of the Dice loss (GMISeg: 1)", min=0.0, advanced=True)

@@ -84,7 +84,7 @@ class Recipe(MapRecipe):
 
     preset: str = option(
         "auto",
-        "Size of the work, by free GPU memory; paper: as in the paper, for several organs or a tumour",
+        "Hardware preset, by free GPU memory; paper: as in the paper, for several organs or a tumour",
         choices=("auto", "cpu", "8GB", "12GB", "24GB", *PAPERS),
     )
 

@@ -368,7 +368,7 @@ def checked_sha256(model: BaseModel, path: Path) -> str:
     if model.sha256 is not None and digest != model.sha256:
         raise InputError(
             f"{path} is not the base model {model.name}: its SHA-256 is {digest}, but {model.sha256} is expected. "
-            f"Delete the file and get it again; a file of your own needs a name of its own (`fewshotseg models add`)."
+            f"Delete the file and download it again; your own file needs a different name (`fewshotseg models add`)."
         )
     return digest
 

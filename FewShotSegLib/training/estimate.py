@@ -165,7 +165,7 @@ def _warnings(base_dice: float, adapted_dice: float, sensitivity: float) -> list
         )
     if sensitivity < 1 - SAME_MASK:
         warnings.append(
-            "The adapter answers clicks on different places with nearly the same mask; "
+            "The adapter returns nearly the same mask for clicks at different positions; "
             "train for fewer steps or with more click prompts."
         )
     return warnings

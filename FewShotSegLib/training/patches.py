@@ -44,20 +44,22 @@ class PatchRecipe:
     """How patches are drawn and changed; the papers name none of it. nnU-Net's ranges, narrower where shots are few."""
 
     foreground: float = option(0.7, "Fraction of patches centred on the structure", min=0.0, max=1.0)
-    change_probability: float = option(0.8, "Chance that shape, and that intensities, are changed", min=0.0, max=1.0)
-    rotation_deg: float = option(15.0, "Largest rotation within slices, either way", min=0.0, max=180.0)
-    tilt_deg: float = option(5.0, "Largest rotation out of the slices, either way", min=0.0, max=90.0)
+    change_probability: float = option(
+        0.8, "Probability of a spatial, and of an intensity, augmentation", min=0.0, max=1.0
+    )
+    rotation_deg: float = option(15.0, "Maximum in-plane rotation, in both directions", min=0.0, max=180.0)
+    tilt_deg: float = option(5.0, "Maximum out-of-plane rotation, in both directions", min=0.0, max=90.0)
     elastic_mm: float = option(
         0.0, "Standard deviation of a smooth random displacement; 0: none", min=0.0, max=100.0, advanced=True
     )
     scale: tuple[float, float] = option((0.8, 1.25), "Range of the scaling factor", min=0.1, max=10.0)
     flip: Literal["never", "not_sideways", "all"] = option(
-        "never", "Mirroring along the axes; never left-right where a structure is named left or right"
+        "never", "Flipping along the axes; never left-right where a structure is named left or right"
     )
     gain: tuple[float, float] = option((0.8, 1.2), "Range of the intensity gain", min=0.0, max=10.0)
     bias: float = option(0.1, "Maximum intensity offset, on a scale of 0 to 1", min=0.0, max=1.0)
-    gamma: tuple[float, float] = option((0.75, 1.33), "Smallest and largest exponent of intensities", min=0.1, max=10.0)
-    blur_sigma_px: float = option(0.7, "Largest blur within slices", min=0.0, max=10.0)
+    gamma: tuple[float, float] = option((0.75, 1.33), "Range of the intensity exponent (gamma)", min=0.1, max=10.0)
+    blur_sigma_px: float = option(0.7, "Maximum in-plane Gaussian blur (sigma in pixels)", min=0.0, max=10.0)
     noise_sd: float = option(0.03, "Maximum standard deviation of the noise, on a scale of 0 to 1", min=0.0, max=1.0)
 
     def __post_init__(self) -> None:

@@ -354,8 +354,8 @@ def _check_same_structures(start: Adapter, structures: dict[int, str]) -> None:
     if dict(start.structures) != structures:
         had, has = (", ".join(f"{v} = {name}" for v, name in s.items()) for s in (start.structures, structures))
         raise InputError(
-            f"The adapter to go on from has learned {had}; the exemplars show {has}. Use exemplars of the same "
-            "structures, or start anew."
+            f"The adapter to continue from was trained on {had}; the exemplars show {has}. Use exemplars of the same "
+            "structures, or start from scratch."
         )
 
 

@@ -62,16 +62,20 @@ class PromptedRecipe:
     click_prompts: int = option(2, "Clicks and boxes per slice", min=0, max=32, advanced=True)
     box_share: float = option(
         0.3,
-        "Share of prompts with a box, a third of them with a click too (Cheap Lunch: 0)",
+        "Fraction of prompts with a box, a third of them with a click too (Cheap Lunch: 0)",
         min=0.0,
         max=1.0,
         advanced=True,
     )
     central_share: float = option(
-        0.3, "Share of clicks deep inside; the others are anywhere (Cheap Lunch: 0)", min=0.0, max=1.0, advanced=True
+        0.3,
+        "Fraction of clicks near the centre; the others are anywhere in the structure (Cheap Lunch: 0)",
+        min=0.0,
+        max=1.0,
+        advanced=True,
     )
     most_points: int = option(
-        1, "Most points that a click comes with, itself among them (GMISeg: one or more)", min=1, max=16, advanced=True
+        1, "Maximum number of points per click prompt (GMISeg: one or more)", min=1, max=16, advanced=True
     )
     token_prompts: int = option(4, "Structure tokens per slice", min=0, max=64, advanced=True)
     token_click_probability: float = option(
@@ -84,12 +88,12 @@ class PromptedRecipe:
     dice_weight: float = option(0.8, "Weight of the Dice loss (Cheap Lunch: 0.8)", min=0.0, advanced=True)
     dice: str = option(
         "structure",
-        "Dice of each structure, or as SAMed: of background and structure, over the whole batch",
+        "Dice per structure, or as in SAMed: of background and structure over the whole batch",
         choices=("structure", "with background"),
         advanced=True,
     )
     quality_weight: float = option(
-        1.0, "Weight of the error of the predicted IoU (Cheap Lunch: 0)", min=0.0, max=10.0, advanced=True
+        1.0, "Weight of the IoU-prediction loss (Cheap Lunch: 0)", min=0.0, max=10.0, advanced=True
     )
     weight_decay: float = option(0.1, "AdamW weight decay (SAMed: 0.1)", min=0.0, max=1.0, advanced=True)
     warmup_steps: int = option(20, "Warm-up steps to the peak learning rate", min=0, max=10_000, advanced=True)

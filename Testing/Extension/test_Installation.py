@@ -80,10 +80,10 @@ def test_pip_installs_in_a_process_of_its_own_while_slicer_goes_on(case: Case, t
     case.until(lambda: any(one.fraction is not None and one.fraction > 0.3 for one in case.progress))
     sentence = case.progress[-1].sentence
     assert sentence.startswith("Downloading large: 1 of 3 MB")
-    with pytest.raises(InputError, match="under way"):
+    with pytest.raises(InputError, match="in progress"):
         case.installation.start()
     case.installation.cancel()
-    assert case.ending == ["Cancelled. What was installed until then stays; press Install to go on."]
+    assert case.ending == ["Cancelled. Packages installed so far are kept; press Install to resume."]
     assert not case.installation.isRunning
     case.ending.clear()
     case.shelf.stopsAfter = None
@@ -114,7 +114,7 @@ def test_a_version_that_others_rely_on_is_kept_or_pip_refuses(case: Case, tmp_pa
 def test_a_connection_that_breaks_off_is_a_sentence_and_the_next_press_goes_on(case: Case) -> None:
     case.shelf.stopsAfter, case.shelf.hangsUp = LARGE // 2, True
     assert case.run() == (
-        "The connection broke off during a download: press Install again, it goes on with what is missing."
+        "The connection was interrupted during a download: press Install again to resume with the missing packages."
     )
     case.shelf.stopsAfter = None
     assert case.run() == ""

@@ -347,7 +347,7 @@ def test_stopping_keeps_the_best_so_far(logic: Logic) -> None:
     logic.stopAndKeepBest()
     ended(logic, run)
     assert load_adapter(run.result).metrics["stopped_by"] == "user"
-    with pytest.raises(InputError, match="Nothing is being trained"):
+    with pytest.raises(InputError, match="No training is running"):
         logic.stopAndKeepBest()
 
 
@@ -379,7 +379,7 @@ def test_a_killed_process_is_explained_and_the_training_goes_on_when_asked_again
     ended(logic, run)
     assert run.errorKind == "dead"
     assert "It was killed or has crashed" in (run.error or "")
-    assert "adapt again with the same settings to go on from there" in (run.error or "")
+    assert "adapt again with the same settings to resume" in (run.error or "")
     assert not any(name.endswith(".safetensors") for name in filesIn(logic.adapterFolder.folder))
     assert segmentationNode.GetSegmentation().GetNumberOfSegments() == 2
     again = ended(logic, logic.adapt([(volumeNode, segmentationNode)], **settings))

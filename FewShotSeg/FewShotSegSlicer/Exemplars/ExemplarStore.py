@@ -90,7 +90,7 @@ class ExemplarStore:
         return self._add(volumeNode, drawn, overlapping=overlapping)
 
     def markEmpty(self, volumeNode: Any, axis: int, index: int) -> SceneExemplar:
-        """Keep a slice that shows none of the structures. What was kept of it before is replaced."""
+        """Keep a slice that negative example. What was kept of it before is replaced."""
         labels = np.zeros((0, *checkedSlice(volumeNode, axis, index)), np.uint16)
         return self._add(volumeNode, DrawnSlices(axis, (), (index,), {}, labels))
 

@@ -171,6 +171,7 @@ def _checkSameStructures(exemplars: Sequence[ExemplarFiles], known: Mapping[int,
     shown = {name for files in exemplars for name in (files.structures or {}).values()}
     if shown != set(known.values()):
         raise InputError(
-            f"The adapter to go on from has learned {', '.join(known.values())}; the exemplars show "
-            f"{', '.join(sorted(shown)) or 'none of them'}. Use exemplars of the same structures, or start anew."
+            f"The adapter to continue from was trained on {', '.join(known.values())}; the exemplars show "
+            f"{', '.join(sorted(shown)) or 'none of them'}. Use exemplars of the same structures, "
+            "or start from scratch."
         )

@@ -70,7 +70,7 @@ class Checkpoints:
             return message
         _running.discard(Path(job.out))
         sentence, _empty, report = message.partition("\n\n")
-        sentence += " What was trained is kept: adapt again with the same settings to go on from there."
+        sentence += " Training progress is kept: adapt again with the same settings to resume."
         return "\n\n".join(filter(None, [sentence, report]))
 
     def interrupted(self, folder: Path) -> list[Interrupted]:

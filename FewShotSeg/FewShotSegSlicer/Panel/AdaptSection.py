@@ -56,7 +56,7 @@ class AdaptSection:
         }
         for button, action in actions.items():
             button.connect("clicked(bool)", lambda _on, action=action: self._try(action))
-        self.window.offer([(_("By the kind of image"), False), (_("As in the slice views"), True)])
+        self.window.offer([(_("By modality"), False), (_("As in the slice views"), True)])
         self._showNeeds()
 
     # --------------------------------------------------------------------------------------------------------- methods
@@ -65,7 +65,7 @@ class AdaptSection:
         """Ask the worker which methods there are; it alone can import them."""
         if not self._asked and not self.selection.missing:
             self._asked = True
-            self.status.say(_("Looking which methods there are..."))
+            self.status.say(_("Listing the methods..."))
             self.logic.methods(onDone=self._onMethods, onError=self._onMethodsFailed)
 
     def reload(self) -> None:
@@ -89,7 +89,7 @@ class AdaptSection:
         if not interrupted:
             return ""
         return _(
-            "The adaptation of {names} of {date} was interrupted. Adapt with the same exemplars and settings to go on."
+            "The adaptation of {names} of {date} was interrupted. Adapt with the same exemplars and settings to resume."
         ).format(names=", ".join(interrupted[0].structures), date=interrupted[0].date)
 
     def _onMethodsFailed(self, _kind: str, message: str) -> None:
@@ -169,7 +169,7 @@ class AdaptSection:
     def showModels(self) -> None:
         """Offer the models to start from that there are now."""
         automatic = (_("Automatic"), (None, None))  # what does best with the method
-        self.startModel.offer([automatic, *self.selection.models(_("go on from {name}"))])
+        self.startModel.offer([automatic, *self.selection.models(_("continue from {name}"))])
 
     def startFrom(self, path: str) -> None:
         """Go on from an adapter, with the exemplars there are now."""
@@ -207,16 +207,16 @@ class AdaptSection:
             onError=self._onError,
             waitForCompletion=False,
         )
-        self._watch(run, _("Looking at the exemplars..."))
+        self._watch(run, _("Checking the exemplars..."))
 
     def preview(self) -> None:
         run = self.logic.preview(**self._settings(), onDone=self._onPreview, onError=self._onError)
-        self._watch(run, _("Drawing samples..."))
+        self._watch(run, _("Generating samples..."))
 
     def measure(self) -> None:
         self.estimate.say("")
         run = self.logic.measure(**self._settings(), onDone=self._onMeasured, onError=self._onError)
-        self._watch(run, _("Measuring the first steps..."))
+        self._watch(run, _("Timing the first steps..."))
 
     def _watch(self, run: Any, sentence: str, hasCurves: bool = False) -> None:
         self.status.say("")
@@ -251,7 +251,7 @@ class AdaptSection:
 
     def _onDone(self, path: str) -> None:
         took = durationInWords(time.monotonic() - self._started)
-        sentence = _("Adapted in {time}. The result is chosen below.").format(time=took)
+        sentence = _("Adapted in {time}. The result is selected below.").format(time=took)
         self.status.done(sentence, self.training.warnings)
         self.adapted(str(path))
 
@@ -270,7 +270,7 @@ class AdaptSection:
         self.selection.changed()
 
     def _onPreview(self, path: Any) -> None:
-        showInDialog(path, _("Samples the model would be trained on"))
+        showInDialog(path, _("Training samples (preview)"))
         self.selection.changed()
 
     def _onMeasured(self, found: Mapping[str, Any]) -> None:
@@ -296,9 +296,9 @@ class AdaptSection:
             self.selection.whyNotCompute(),
             unless(self.selection.volumeNode, _("choose a volume first")),
             unless(self.logic.exemplars.list(), _("add an exemplar first")),
-            unless(not self.selection.isBusy, _("something else is running")),
+            unless(not self.selection.isBusy, _("another task is running")),
         )
-        allow(ui.previewButton, *whyNot, unless("exemplars" in self._needs, _("this method makes no samples")))
+        allow(ui.previewButton, *whyNot, unless("exemplars" in self._needs, _("this method has no sample preview")))
         self.training.update()
         ui.newAdapterNameEdit.setPlaceholderText(self._proposedName())
 
@@ -312,7 +312,7 @@ class AdaptSection:
         return (
             self.selection.whyNotCompute(),
             unless(self._methods, _("the methods are not known yet")),
-            unless(not self.selection.isBusy, _("something else is running")),
+            unless(not self.selection.isBusy, _("another task is running")),
             unless(hasExemplars, _("add an exemplar first")),
             *missing,
         )

@@ -16,7 +16,7 @@ Card = Mapping[str, Any]
 def structuresOf(card: Card) -> str:
     """The structures an adapter has learned, by value: "liver, spleen"."""
     names = ", ".join(name for _value, name in sorted(card["structures"].items(), key=lambda entry: int(entry[0])))
-    return names or _("no structure by name")
+    return names or _("no named structures")
 
 
 def lineOf(card: Card) -> str:
@@ -29,8 +29,8 @@ def textOf(card: Card) -> str:
     metrics = card["metrics"]
     rows = [
         (_("Structures"), structuresOf(card)),
-        (_("Base model"), card["base_model"] or _("none: a network of its own")),
-        (_("Learned from"), _sources(card["provenance"].get("exemplars", ())) or _tasks(card["provenance"])),
+        (_("Base model"), card["base_model"] or _("none (stand-alone network)")),
+        (_("Trained on"), _sources(card["provenance"].get("exemplars", ())) or _tasks(card["provenance"])),
         (_("Training"), _training(card, metrics)),
         (_("Estimated Dice"), _estimate(metrics)),
     ]

@@ -115,7 +115,7 @@ class BatchSection:
 
     def _onError(self, kind: str, message: str) -> None:
         if kind == "cancelled":
-            self.status.say(_("Cancelled. What was done is kept; run again to go on."))
+            self.status.say(_("Cancelled. Completed volumes are kept; run again to resume."))
         else:
             self.status.fail(message)
         self.selection.changed()
@@ -134,7 +134,7 @@ class BatchSection:
         allow(
             ui.runBatchButton,
             self.selection.whyNotCompute(),
-            unless(not self.selection.isBusy, _("something else is running")),
+            unless(not self.selection.isBusy, _("another task is running")),
             unless(self._volumes(), _("choose the volumes first")),
             unless(self.adapter.value, _("there is no adapter yet; adapt first")),
             unless(ui.batchOutputEdit.currentPath, _("choose the output folder first")),
@@ -142,7 +142,7 @@ class BatchSection:
         ui.batchFrame.setVisible(self.isRunning)
         self.worklist.update()
         for button in (ui.openTableButton, ui.openFolderButton):
-            allow(button, unless(self._table, _("nothing was run yet")))
+            allow(button, unless(self._table, _("nothing has been run yet")))
 
 
 def _open(path: Path | None) -> None:

@@ -199,7 +199,7 @@ class ExemplarSection:
         more = self._count - self._adaptedFrom
         # On real cases three times the slices gave .01 to .06 more Dice; a few more gave nothing to speak of.
         pays = bool(self._adaptedFrom) and more >= self._adaptedFrom
-        again = _("Annotated slices since the last adaptation: {more}. Adapting again pays.").format(more=more)
+        again = _("Annotated slices since the last adaptation: {more}. Adapting again is worthwhile.").format(more=more)
         ui.exemplarHintLabel.setText(again if pays else self._hint)
         ui.exemplarHintLabel.setVisible(pays or not hasAny)
 
@@ -209,6 +209,6 @@ def _textOf(exemplar: Any) -> str:
     slices = (*exemplar.slices, *exemplar.emptySlices)
     many = _("{count} slices").format(count=len(slices))
     place = f"{AXIS_LETTERS[exemplar.axis]}={', '.join(map(str, slices))}" if len(slices) < 4 else many
-    shows = ", ".join(exemplar.structures.values()) if exemplar.slices else _("shows none of the structures")
+    shows = ", ".join(exemplar.structures.values()) if exemplar.slices else _("negative example")
     source = [part for part in (exemplar.volumeName, place, exemplar.date[:16]) if part not in exemplar.name]
     return f"{exemplar.name}\n{shows}\n{' · '.join(source)}"

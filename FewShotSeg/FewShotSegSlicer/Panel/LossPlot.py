@@ -17,7 +17,7 @@ Curve = list[tuple[float, float]]
 
 
 class LossPlot:
-    """Shows the smoothed loss, scaled to its start, and the Dice on held-back samples, between 0 and 1."""
+    """Shows the smoothed loss, scaled to its start, and the Dice on validation samples, between 0 and 1."""
 
     def __init__(self, label: Any) -> None:
         self._label = label
@@ -85,7 +85,7 @@ class LossPlot:
     def _paintLegend(self, painter: Any, text: Any) -> None:
         legend = [(_LOSS, _("loss {value:.3f}").format(value=self.loss[-1][1]))] if self.loss else []
         if self.dice:
-            legend.append((_DICE, _("Dice {value:.3f} on held-back samples").format(value=self.dice[-1][1])))
+            legend.append((_DICE, _("Dice {value:.3f} on validation samples").format(value=self.dice[-1][1])))
         x = _LEFT
         for color, words in legend:
             painter.setPen(_pen(color, 3))

@@ -26,9 +26,9 @@ def nextStep(selection: Selection, live: LiveSegmenter, mode: Mode, model: Model
     if selection.segmentId is None:
         return _("Name a structure and press Add.")
     if live.isPropagating:
-        return _("Following {name} through the slices. {said}").format(name=name, said=said).strip()
+        return _("Propagating {name} through the slices. {said}").format(name=name, said=said).strip()
     if live.isWaiting and not live.hasPreview:
-        return _("Looking at the slice; the first mask on it takes longer than later ones.")
+        return _("Encoding the slice; the first mask takes longer than later ones.")
     if live.hasPreview:
         return _("{said} Accept it, or correct it with more clicks.").format(said=said).strip()
     if mode == "none":
@@ -62,6 +62,6 @@ def _obliqueHint(selection: Selection) -> str:
         return str(error)
     if angle < _OBLIQUE_DEG:
         return ""
-    return _("A view is turned by {angle:.0f}° against the slices of the volume; masks follow the volume.").format(
+    return _("A view is rotated by {angle:.0f}° relative to the slices of the volume; masks follow the volume.").format(
         angle=angle
     )

@@ -40,7 +40,7 @@ class RecipeForm:
         self._open = frozenset(self._rows)
         advanced = [option for option in options if option["advanced"]]
         if advanced:
-            self._addRows(_group(layout, _("Advanced"), _("Options that seldom need a change.")), advanced)
+            self._addRows(_group(layout, _("Advanced"), _("Options that rarely need changing.")), advanced)
         for option in options:
             if option["kind"] == "recipe":
                 self._addPart(layout, option)

@@ -31,7 +31,7 @@ class ResultSection:
 
     def __init__(self, ui: Any, logic: Logic, selection: Selection) -> None:
         self.continued = Signal()
-        """(file of the adapter that is to learn on)"""
+        """(file of the adapter to continue training)"""
         self.ui, self.logic, self.selection = ui, logic, selection
         self.status = Status(ui.resultStatusLabel)
         self.into = Chooser(ui.applyIntoSelector, self.update)
@@ -117,7 +117,7 @@ class ResultSection:
 
     def discard(self) -> None:
         card = self._chosen()
-        question = _("Delete the adapter {name} for good?").format(name=card["name"])
+        question = _("Permanently delete the adapter {name}?").format(name=card["name"])
         if slicer.util.confirmOkCancelDisplay(question, _("Discard adapter")):
             self.logic.discard(card)
 
@@ -167,7 +167,7 @@ class ResultSection:
             device=self.selection.device,
         )
         self._isComparing = True
-        self.status.say(_("Asking both models..."))
+        self.status.say(_("Running both models..."))
 
     def suggest(self) -> None:
         self.ui.applyProgressBar.setValue(0)
@@ -178,7 +178,7 @@ class ResultSection:
             onDone=self._onSuggested,
             onError=self._onError,
         )
-        self.status.say(_("Looking for the slice with the greatest doubt..."))
+        self.status.say(_("Looking for the least certain slice..."))
 
     def _try(self, action: Callable[[], Any]) -> None:
         with self.status.trying():
@@ -204,7 +204,7 @@ class ResultSection:
         selection = self.selection
         if selection.segmentationNode is None and Segmentations.volumeOf(node) is selection.volumeNode:
             self.ui.segmentationSelector.setCurrentNode(node)  # to be corrected
-        sentence = _("Segmented into {name}. Look at it before you rely on it.").format(name=node.GetName())
+        sentence = _("Segmented into {name}. Review it before you rely on it.").format(name=node.GetName())
         self.status.done(sentence, self.run.warnings)
         self.selection.changed()
 
@@ -212,9 +212,9 @@ class ResultSection:
         if self.selection.volumeNode is not None:
             SliceViews.jumpToSlice(self.selection.volumeNode, *where)
         self.status.say(
-            _("The adapter is least sure on slice {index}. Correct its masks there and add it as an exemplar.").format(
-                index=where[1]
-            )
+            _(
+                "The adapter is least certain on slice {index}. Correct its masks there and add it as an exemplar."
+            ).format(index=where[1])
         )
         self.selection.changed()
 
@@ -235,7 +235,7 @@ class ResultSection:
         adapted = found.onScreen(overlaid(found.image, found.adapted, found.base))
         self._pictures = (pixmapOf(base), pixmapOf(adapted), pixmapOf(sideBySide(base, adapted)))
         self.ui.compareTextLabel.setText(
-            _("Left the base model, right the adapter: {added} voxels added (green), {removed} removed (red).").format(
+            _("Left: base model; right: adapter. {added} voxels added (green), {removed} removed (red).").format(
                 added=found.added, removed=found.removed
             )
         )
@@ -272,19 +272,19 @@ class ResultSection:
         ui, selection, card = self.ui, self.selection, self.card
         adapter = unless(card, _("there is no adapter yet; adapt first"))
         ready = selection.whyNotCompute() or adapter
-        busy = unless(not selection.isBusy, _("something else is running"))
+        busy = unless(not selection.isBusy, _("another task is running"))
         shown = unless(selection.slice, _("show the volume in a slice view first"))
         allow(ui.adapterNameEdit, adapter)
         allow(ui.keepButton, adapter, unless(card and card["isNew"], _("it is kept already")))
         allow(ui.discardButton, adapter)
-        promptable = unless(card is None or card["base_model"], _("it is a network of its own, without a base model"))
+        promptable = unless(card is None or card["base_model"], _("it is a stand-alone network without a base model"))
         allow(ui.continueButton, adapter, promptable)
         knows = card is not None and selection.structure in card["structures"].values()
         asked = unless(selection.prompt() is not None or knows, _("click on the structure first"))
-        compared = unless(not self._isComparing, _("the models are being asked"))
+        compared = unless(not self._isComparing, _("the models are running"))
         allow(ui.compareButton, ready, promptable, shown, asked, compared)
         allow(ui.flickerCheckBox, unless(self._pictures, _("compare first")))
-        nameless = _("it knows no structure by name: click with it, or give exemplars")
+        nameless = _("it has no named structures: use clicks or exemplars")
         named = unless(card is None or card["structures"], nameless)
         allow(ui.suggestButton, ready, promptable, named, shown, busy)
         ui.resultHintLabel.setVisible(not selection.cards)

@@ -262,7 +262,7 @@ class SegmentSection:
         self.inside.offer([(_("Everywhere"), None), *((_("Inside {name}").format(name=n), i) for i, n in names)])
         volume = unless(self.selection.volumeNode, _("choose a volume first"))
         allow(ui.structureNameEdit, volume)
-        allow(ui.addStructureButton, volume, unless(ui.structureNameEdit.text.strip(), _("type a name first")))
+        allow(ui.addStructureButton, volume, unless(ui.structureNameEdit.text.strip(), _("enter a name first")))
         allow(ui.removeStructureButton, unless(self.selection.segmentId, _("choose a structure first")))
         for mode, button in self._tools.items():
             allow(button, reason)
@@ -288,7 +288,7 @@ class SegmentSection:
         if not changed:
             return ""
         instead = [used or _("the button") for _key, used in changed]
-        return _("Another module has the keys {old}: here use {new}.").format(
+        return _("Another module uses the keys {old}; use {new} here.").format(
             old=", ".join(key for key, _used in changed), new=", ".join(instead)
         )
 

@@ -114,7 +114,7 @@ class Selection:
     def models(self, adapter: str = "{name}") -> list[tuple[str, ModelChoice]]:
         """Return what can answer clicks as entries of a `Chooser`; `adapter` is the text for one of these."""
         ofBases = [(_("{name} (base model)").format(name=name), (None, name)) for name in self.bases]
-        # A network of its own, without a base model, answers no clicks and cannot be gone on from.
+        # A stand-alone network, without a base model, takes no clicks and cannot be continued from.
         promptable = [card for card in self.cards if card["base_model"]]
         return [*ofBases, *((adapter.format(name=card["name"]), (card["path"], None)) for card in promptable)]
 

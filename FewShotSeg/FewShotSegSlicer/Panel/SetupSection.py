@@ -79,7 +79,7 @@ class SetupSection:
         if path:
             model = registry.add(path)
             self.selection.lookForModels()
-            announce(_("{name} is offered as a base model now.").format(name=model.name))
+            announce(_("{name} is now available as a base model.").format(name=model.name))
 
     def _onDevice(self) -> None:
         self.selection.device = self.device.value
@@ -105,9 +105,9 @@ class SetupSection:
         allow(
             ui.installButton,
             unless(missing, _("everything is installed")),
-            unless(not isRunning, _("it is under way")),
+            unless(not isRunning, _("it is in progress")),
             Dependencies.obstacle() if missing else "",
         )
         ui.installFrame.setVisible(isRunning)
         ui.setupNotice.setVisible(bool(missing))
-        ui.setupNoticeLabel.setText(_("Some Python packages are missing. They are installed once, with a button."))
+        ui.setupNoticeLabel.setText(_("Some Python packages are missing. They only need to be installed once."))

@@ -62,7 +62,7 @@ class TrainingView:
         """End the training well, with the best so far."""
         if self.run is not None:
             self.run.stopAndKeepBest()
-            self._end(_("Stopping; the best state is kept..."))
+            self._end(_("Stopping; the best checkpoint is kept..."))
 
     def cancel(self) -> None:
         """Give the run up."""

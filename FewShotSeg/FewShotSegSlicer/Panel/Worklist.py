@@ -64,7 +64,7 @@ class Worklist:
         """Open the first one that nobody has looked at."""
         waiting = [one for one in self.findings if not one.verdict and not one.error]
         if not waiting:
-            raise InputError(_("Everything has been looked at."))
+            raise InputError(_("All results have been reviewed."))
         self.open(waiting[0])
 
     def _openChosen(self) -> None:
@@ -98,7 +98,7 @@ class Worklist:
         volumeNode, segmentationNode = self._nodes
         self.logic.live.accept()
         save_labelmap(Segmentations.labelmapFromSegmentation(segmentationNode, volumeNode), finding.file)
-        question = _("Saved to {name}. Keep the slice as an exemplar, so that the next adapter learns from it?")
+        question = _("Saved to {name}. Add the slice as an exemplar for the next adapter?")
         where = self.selection.slice
         if where is not None and slicer.util.confirmYesNoDisplay(question.format(name=finding.file.name)):
             self.logic.exemplars.addSlice(volumeNode, segmentationNode, *where)
@@ -113,7 +113,9 @@ class Worklist:
             self.openNext()
         else:
             self._putAway()
-            self.status.say(_("Everything has been looked at; {table} has it.").format(table=Findings.TABLE))
+            self.status.say(
+                _("All results have been reviewed; the verdicts are in {table}.").format(table=Findings.TABLE)
+            )
         self.update()
 
     def _open(self) -> Finding:
@@ -137,7 +139,10 @@ class Worklist:
         """Enable what can be done now."""
         ui = self.ui
         ui.resultFrame.setVisible(bool(self.findings))
-        allow(ui.nextResultButton, unless(any(not one.verdict for one in self.findings), _("all have been looked at")))
+        allow(
+            ui.nextResultButton,
+            unless(any(not one.verdict for one in self.findings), _("all results have been reviewed")),
+        )
         for button in (ui.acceptResultButton, ui.correctResultButton, ui.skipResultButton):
             allow(button, unless(self._opened, _("open a result first")))
 

@@ -42,16 +42,16 @@ class BanditRecipe:
     exploration: float = option(0.1, "Weight of the exploration bonus (ASAP eq. 5: 1)", min=0.0, max=100.0)
     smoothing: float = option(0.1, "Weight of the newest observation (beta of ASAP eq. 4)", min=0.0, max=1.0)
     alpha_start: float = option(1.0, "Weight of the loss against the cosine in turn 1", min=0.0, max=1.0, advanced=True)
-    alpha_decay: float = option(0.1, "That weight falls as exp(-decay * (turn - 1))", min=0.0, max=10.0, advanced=True)
+    alpha_decay: float = option(0.1, "Decay of that weight: exp(-decay * (turn - 1))", min=0.0, max=10.0, advanced=True)
     memory: str = option(
         "separate",
-        "Average loss and cosine apart, or mixed as in ASAP eq. 4",
+        "Average loss and cosine separately, or combined as in ASAP eq. 4",
         choices=("separate", "mixed"),
         advanced=True,
     )
     reward: str = option(
         "both",
-        "What an arm pays: loss and cosine (ASAP eq. 3), or the cosine alone",
+        "Reward of an arm: loss and cosine (ASAP eq. 3), or the cosine alone",
         choices=("both", "cosine"),
         advanced=True,
     )
@@ -62,17 +62,17 @@ class BanditRecipe:
         advanced=True,
     )
     clock: str = option(
-        "turn + arms", "What the logarithm of the bonus is taken of", choices=("turn + arms", "turn"), advanced=True
+        "turn + arms", "Argument of the logarithm in the bonus", choices=("turn + arms", "turn"), advanced=True
     )
     first_estimate: str = option(
         "mean",
-        "How an average starts: as the mean of all, at the first observation, or from zero",
+        "Initial value of an average: the mean of all, the first observation, or zero",
         choices=("mean", "probe", "zero"),
         advanced=True,
     )
     loss_scale: float = option(1.0, "Factor on the loss before it is mixed", min=0.0, max=1000.0, advanced=True)
-    loss_limit: float | None = option(2.0, "Losses count at most this much; none: no limit", min=0.0, advanced=True)
-    tie_break: str = option("first", "Which of equal arms is played", choices=("first", "random"), advanced=True)
+    loss_limit: float | None = option(2.0, "Upper limit of the losses; none: no limit", min=0.0, advanced=True)
+    tie_break: str = option("first", "Tie-breaking between equal arms", choices=("first", "random"), advanced=True)
 
     def __post_init__(self) -> None:
         check(self)
@@ -380,7 +380,7 @@ class Bandit:
         if names != saved:
             raise InputError(
                 f"The saved choice of auxiliary data is between {_listed(saved)}, now there are {_listed(names)}; "
-                "use the same auxiliary data or start anew."
+                "use the same auxiliary data or start from scratch."
             )
         self.arms = [Arm(**values | {"last": tuple(values["last"])}) for values in state["arms"]]
         self.turn, self.chosen = state["turn"], state["chosen"]

@@ -79,7 +79,7 @@ class Recipe(PromptedRecipe):
 
     preset: str = option(
         "auto",
-        "Size of the work, by free GPU memory; paper: a 3-D network as in the paper, for a GPU of 80 GB",
+        "Hardware preset, by free GPU memory; paper: a 3-D network as in the paper, for a GPU of 80 GB",
         choices=("auto", "cpu", "8GB", "12GB", "24GB", "paper"),
     )
     network: str = option(
@@ -88,7 +88,7 @@ class Recipe(PromptedRecipe):
         choices=("sam", "unet", "swinunet", "mambaunet"),
     )
     scheduler: str = option(
-        "asap", "How auxiliary data are chosen: ASAP, or a method to compare with", choices=SCHEDULERS, advanced=True
+        "asap", "Scheduler of the auxiliary data: ASAP, or a baseline", choices=SCHEDULERS, advanced=True
     )
     reading: str = option(
         "default",
@@ -98,7 +98,7 @@ class Recipe(PromptedRecipe):
     )
     gradients: str = option(
         "as reading",
-        "Gradients that are compared (eq. 2): running mean of the target's, means of batches, or one batch of each",
+        "Gradients to compare (eq. 2): running mean of the target's, means of batches, or one batch of each",
         choices=("as reading", "running mean", "batches", "step"),
         advanced=True,
     )
@@ -116,7 +116,7 @@ class Recipe(PromptedRecipe):
     reward_batches: int = option(
         4, "Batches of each whose mean gradients are compared, where means of batches are", min=1, advanced=True
     )
-    probe_batches: int = option(2, "Batches of each arm that are looked at before training", min=1, advanced=True)
+    probe_batches: int = option(2, "Batches per arm for the initial estimate before training", min=1, advanced=True)
     max_cases: int = option(
         30, "Maximum number of cases per auxiliary data set (ASAP: 30)", min=1, max=10_000, advanced=True
     )
@@ -124,16 +124,16 @@ class Recipe(PromptedRecipe):
     size: str = option("small", "Size of a 3-D network", choices=("small", "paper"), advanced=True)
     patch: tuple[int, int, int] = option((16, 96, 96), "Patch of a 3-D network: slices, rows, columns", advanced=True)
     spacing_mm: tuple[float, float, float] | None = option(
-        None, "Voxel size (i, j, k) a 3-D network works at; none: the first exemplar's", advanced=True
+        None, "Working voxel size (i, j, k) of a 3-D network in mm; none: that of the first exemplar", advanced=True
     )
-    weights: str | None = option(None, "File of weights a 3-D network starts from", advanced=True)
+    weights: str | None = option(None, "Weights file to initialize a 3-D network", advanced=True)
     pretraining: str = option(
         "chosen",
-        "Auxiliary data a 3-D network without weights learns from first: chosen as later, drawn by lot, or none",
+        "Auxiliary data to pretrain a 3-D network without weights: by the scheduler, by lot (at random), or none",
         choices=("chosen", "by lot", "none"),
         advanced=True,
     )
-    pretraining_steps: int = option(200, "Steps of that", min=0, advanced=True)
+    pretraining_steps: int = option(200, "Pretraining steps", min=0, advanced=True)
     patches: PatchRecipe = field(default_factory=PatchRecipe, metadata={"help": "How patches are drawn"})
 
 
@@ -215,7 +215,7 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     if base is not None:
         return _adapt_promptable(replace(inputs, intensity=replace(intensity, scale=base.scale)), base, recipe, run)
     if inputs.start is not None:
-        raise InputError("A 3-D network does not go on from an adapter; leave the warm start out, or use network=sam.")
+        raise InputError("A 3-D network cannot continue from an adapter; leave the warm start out, or use network=sam.")
     grid = Grid.of(inputs.exemplars[0].volume, recipe.patch, recipe.spacing_mm)
     pool = _pool(inputs, grid, intensity, recipe)
     _prepare(pool, recipe, run.report)

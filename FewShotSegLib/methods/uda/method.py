@@ -46,7 +46,7 @@ __all__ = [
     "training_samples",
 ]
 
-LABEL = "UDA: from labelled to unlabelled images of another kind"
+LABEL = "UDA: from a labelled source to an unlabelled target domain"
 NEEDS = frozenset({"source", "targets"})
 
 
@@ -70,7 +70,7 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     data_parallel.refuse("The method uda works", "start the command without torchrun")
     recipe = resolve(recipe, "", run.device)
     if inputs.start is not None:
-        raise InputError("This method does not go on from an adapter; let it start from nothing.")
+        raise InputError("This method cannot continue from an adapter; leave the warm start out.")
     if run.max_seconds is not None:
         raise InputError(
             "This method cannot end at a time limit; set none, and choose fewer steps or rounds if it takes too long."

@@ -28,10 +28,10 @@ class PseudoLabelRecipe:
     """Which cases are kept, and how the rounds of a case become one labelmap."""
 
     drop_fraction: float = option(
-        0.038, "Share of the cases, the most uncertain ones, that is left out (FLARE22: 76 of 2000)", min=0.0, max=1.0
+        0.038, "Fraction of cases to leave out, the most uncertain ones (FLARE22: 76 of 2000)", min=0.0, max=1.0
     )
     uncertainty_limit: float | None = option(
-        None, "Leave out what is more uncertain than this instead of a share; none: the share", min=0.0
+        None, "Leave out cases above this uncertainty instead of a fraction; none: use the fraction", min=0.0
     )
     rank_by: str = option(
         "all",

@@ -60,27 +60,30 @@ class Recipe:
 
     preset: str = option(
         "auto",
-        "Size of the work; paper: all options too, where they have their default",
+        "Hardware preset; paper: also sets all options left at their defaults as in the paper",
         choices=("auto", *UDA_PRESETS),
     )
     # Measured on CT to T2 MR: with intensities 16 points of Dice more than with edges.
     space: str = option(
-        "intensity", "What networks see: intensities (CycleGAN) or edges (ASIT)", choices=("intensity", "anatomy")
+        "intensity", "Input of the networks: intensities (CycleGAN) or edges (ASIT)", choices=("intensity", "anatomy")
     )
-    translate: bool = option(True, "Make the labelled images look like the unlabelled ones first")
+    translate: bool = option(True, "Translate the labelled images to the target domain first")
     edges: str = option(
         "grid",
-        "Edges of the image on the grid of all work, or of its own voxels",
+        "Compute edges on the working grid, or on the original voxels",
         choices=("grid", "voxels"),
         advanced=True,
     )
     rounds: int = option(
-        3, "Teachers in turn, each trained with the labels of the one before too (self-training)", min=1, max=10
+        3,
+        "Number of successive teachers, each also trained on the pseudo-labels of the previous one (self-training)",
+        min=1,
+        max=10,
     )
     match: bool = option(True, "After the first round uncertain targets borrow labels by registration (MDM)")
-    filter: bool = option(True, "Leave out targets whose labels change from round to round after that (PLF)")
-    steps: int | None = option(None, "Training steps of each network; none: as the preset says", min=1, advanced=True)
-    patch: tuple[int, int, int] | None = option(None, "Patch; none: as the preset says", advanced=True)
+    filter: bool = option(True, "Then leave out targets whose labels change between rounds (PLF)")
+    steps: int | None = option(None, "Training steps of each network; default: set by the preset", min=1, advanced=True)
+    patch: tuple[int, int, int] | None = option(None, "Patch; default: set by the preset", advanced=True)
     spacing_mm: tuple[float, float, float] | None = option(
         None,
         "Working voxel size (i, j, k) in mm; default: that of the targets, in plane set by the preset",
@@ -92,19 +95,19 @@ class Recipe:
     )
     residual: bool = option(
         False,
-        "The generator adds to the slice instead of redrawing it; not for inverted contrast",
+        "Residual generator: predicts a change of the slice; unsuitable for inverted contrast",
         advanced=True,
     )
     decide: str = option(
         "argmax",
-        "The highest logit wins; threshold: sigmoid above 1/2, as the paper",
+        "argmax: the highest logit wins; threshold: sigmoid above 1/2, as in the paper",
         choices=("argmax", "threshold"),
         advanced=True,
     )
     foreground_percentiles: bool = option(
-        False, "Labelled images are clipped at percentiles of what is labelled, as nnU-Net does", advanced=True
+        False, "Clip labelled images at percentiles of the foreground, as nnU-Net does", advanced=True
     )
-    optimizer: str = option("adamw", "sgd: momentum 0.99, as the paper", choices=("adamw", "sgd"), advanced=True)
+    optimizer: str = option("adamw", "sgd: momentum 0.99, as in the paper", choices=("adamw", "sgd"), advanced=True)
     learning_rate: float = option(2e-3, "Peak learning rate (with sgd: 0.01)", min=1e-6, max=0.1, advanced=True)
     target_share: float = option(
         0.5, "Fraction of training patches from pseudo-labelled targets", min=0.0, max=1.0, advanced=True

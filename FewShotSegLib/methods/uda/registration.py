@@ -148,23 +148,23 @@ class RegistrationRecipe:
 
     match_by: str = option(
         "body",
-        "What makes two cases similar: volume of the body, of each structure, or field of view",
+        "Similarity of two cases: volume of the body, of each structure, or field of view",
         choices=get_args(Measure),
     )
     same_patient_first: bool = option(True, "Borrow from another image of the same patient where there is one")
-    tries: int = option(2, "Cases tried, best first, until one registers", min=1, max=20)
+    tries: int = option(2, "Number of candidate cases to try, best first, until registration succeeds", min=1, max=20)
     metric: str = option(
         "l2_gradient",
-        "What is compared: intensities (l2, eq. 6), their gradients, or mutual information",
+        "Similarity metric: intensities (l2, eq. 6), their gradients, or mutual information",
         choices=("l2", "l2_gradient", "mi"),
     )
     resolution_mm: float = option(2.0, "Voxel size of the finest of three levels", min=0.1, max=20.0, advanced=True)
     iterations: int = option(200, "Maximum optimizer iterations per level", min=1, max=10000, advanced=True)
     determinant: tuple[float, float] = option(
-        (0.5, 2.0), "Change of volume that is still plausible", min=0.01, max=100.0, advanced=True
+        (0.5, 2.0), "Plausible range of the volume change (Jacobian determinant)", min=0.01, max=100.0, advanced=True
     )
     coverage: float = option(
-        0.6, "Share of the body that the lender's picture must cover", min=0.0, max=1.0, advanced=True
+        0.6, "Minimum fraction of the body covered by the lender's image", min=0.0, max=1.0, advanced=True
     )
 
     def __post_init__(self) -> None:

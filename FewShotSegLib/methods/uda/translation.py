@@ -306,7 +306,7 @@ def load_translator(path: str | os.PathLike[str], device: torch.device | str = "
             header = (file.metadata() or {}).get(_HEADER_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a readable file ({error}); train the translation anew.") from error
+        raise InputError(f"{path} is not a readable file ({error}); train the translation again.") from error
     if header is None:
         raise InputError(f"{path} holds no translation, but something else; choose a file of save_translator.")
     recipe = from_dict(TranslationRecipe, json.loads(header))

@@ -89,7 +89,7 @@ def test_an_ended_adaptation_leaves_nothing_and_a_failed_one_its_checkpoint(tmp_
     checkpoints.begin(job)
     Path(job.out).with_name("liver.checkpoint.pt").touch()
     told = checkpoints.fail(job, "defect", "ValueError: no\n\nTraceback of it")
-    goOn = "What was trained is kept: adapt again with the same settings to go on from there."
+    goOn = "Training progress is kept: adapt again with the same settings to resume."
     assert told == f"ValueError: no {goOn}\n\nTraceback of it"
     assert [one.out for one in checkpoints.interrupted(tmp_path / "Adapters")] == [Path(job.out)]
     checkpoints.begin(job)

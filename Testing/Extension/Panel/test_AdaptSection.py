@@ -42,7 +42,7 @@ def test_adapt_hands_over_what_was_chosen(readyToAdapt: Case) -> None:
         "device": "auto",
     }
     assert arguments["window"] == case.selection.shownWindow()
-    assert "something else is running" in case.ui.adaptButton.toolTip
+    assert "another task is running" in case.ui.adaptButton.toolTip
 
 
 def test_without_training_the_exemplars_segment_at_once(case: Case, adapter: str) -> None:
@@ -60,7 +60,7 @@ def test_without_training_the_exemplars_segment_at_once(case: Case, adapter: str
     assert case.ui.trainingFrame.visible
     assert case.ui.trainingProgressBar.value == 25
     assert not case.ui.stopButton.visible
-    assert "something else is running" in case.ui.supportButton.toolTip
+    assert "another task is running" in case.ui.supportButton.toolTip
     node = Segmentations.newSegmentation(volumeNode)
     Segmentations.claim(node, volumeNode)
     run.done(node)
@@ -140,6 +140,6 @@ def test_samples_are_shown_before_training(readyToAdapt: Case, tmp_path: Path) -
     assert pixmap.save(str(tmp_path / "sheet.png"))
     case.press(case.ui.previewButton)
     case.runs["preview"].done(str(tmp_path / "sheet.png"))
-    window = dialogCalled("Samples the model would be trained on")
+    window = dialogCalled("Training samples (preview)")
     assert not window.findChild(qt.QLabel).pixmap.isNull()
     window.close()

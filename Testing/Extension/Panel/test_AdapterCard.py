@@ -53,9 +53,9 @@ def test_a_line_names_base_model_and_mean_estimate(slicerHost: Any) -> None:
 
 def test_what_is_not_known_has_no_row(slicerHost: Any) -> None:
     text = plain(CARD)
-    assert "Base model none: a network of its own" in text
+    assert "Base model none (stand-alone network)" in text
     assert "Training uda" in text
-    assert "Learned from" not in text
+    assert "Trained on" not in text
     assert "Estimated Dice" not in text
 
 
@@ -74,4 +74,4 @@ def test_names_from_elsewhere_are_text_and_not_markup(slicerHost: Any) -> None:
 
 def test_slices_are_counted_over_all_sources_and_names_are_named_once(slicerHost: Any) -> None:
     sources = [{"name": name, "annotated_slices": slices} for name, slices in (("A", [1, 2]), ("B", [3]), ("A", [7]))]
-    assert "Learned from 4 annotated slices of A, B" in plain({**CARD, "provenance": {"exemplars": sources}})
+    assert "Trained on 4 annotated slices of A, B" in plain({**CARD, "provenance": {"exemplars": sources}})

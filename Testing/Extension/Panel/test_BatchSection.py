@@ -78,12 +78,12 @@ def test_a_batch_that_ends_early_is_explained_and_can_be_run_again(case: Case, a
     case.ui.batchOutputEdit.setCurrentPath(str(tmp_path / "out"))
     case.press(case.ui.runBatchButton)
     assert case.ui.batchFrame.visible
-    assert "something else is running" in case.ui.runBatchButton.toolTip
+    assert "another task is running" in case.ui.runBatchButton.toolTip
     case.press(case.ui.cancelBatchButton)
     run = case.runs["processBatch"]
     assert run.told == ["cancel"]
     run.failed("cancelled", "Cancelled.")
-    assert case.ui.batchStatusLabel.text == "Cancelled. What was done is kept; run again to go on."
+    assert case.ui.batchStatusLabel.text == "Cancelled. Completed volumes are kept; run again to resume."
     assert not case.ui.batchFrame.visible
     case.press(case.ui.runBatchButton)
     case.runs["processBatch"].failed("dead", "The process ended.")

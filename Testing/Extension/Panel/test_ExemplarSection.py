@@ -107,6 +107,6 @@ def test_adapting_again_is_advised_when_there_are_twice_the_slices(case: Case) -
     case.logic.live.accepted(0, 3)
     slicer.app.processEvents()
     assert hint.visible
-    assert hint.text == "Annotated slices since the last adaptation: 1. Adapting again pays."
+    assert hint.text == "Annotated slices since the last adaptation: 1. Adapting again is worthwhile."
     case.panel.exemplars.noteAdapted()
     assert not hint.visible

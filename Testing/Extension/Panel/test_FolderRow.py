@@ -43,7 +43,7 @@ def test_a_method_between_kinds_of_images_needs_two_folders_and_no_exemplar(
     case.ui.targetsEdit.setCurrentPath(str(tmp_path / "MR"))
     case.requests[-1][1]["onResult"]({"volumes": 12})
     assert case.ui.targetsAboutLabel.text == "12 volumes"
-    assert "this method makes no samples" in case.ui.previewButton.toolTip
+    assert "this method has no sample preview" in case.ui.previewButton.toolTip
     case.press(case.ui.adaptButton)
     arguments = case.runs["adapt"].arguments
     assert (arguments["sourceFolder"], arguments["targetFolder"]) == (str(tmp_path / "CT"), str(tmp_path / "MR"))

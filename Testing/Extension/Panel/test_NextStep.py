@@ -34,12 +34,12 @@ def test_one_step_follows_the_other_until_a_mask_is_accepted(case: Case) -> None
     case.press(case.ui.boxButton)
     assert said(case) == "Drag a box around liver in a slice view."
     case.click(volumeNode)
-    assert said(case) == "Looking at the slice; the first mask on it takes longer than later ones."
+    assert said(case) == "Encoding the slice; the first mask takes longer than later ones."
     case.answerClick(np.eye(64, dtype=bool))
     assert said(case).startswith("Mask after ")
     assert said(case).endswith("Accept it, or correct it with more clicks.")
     case.press(case.ui.propagateBothButton)
-    assert said(case).startswith("Following liver through the slices.")
+    assert said(case).startswith("Propagating liver through the slices.")
 
 
 def test_an_adapter_that_has_learned_the_structure_is_recommended_while_a_base_model_is_chosen(
@@ -60,7 +60,7 @@ def test_a_view_that_cuts_the_volume_askew_is_told_with_its_angle(case: Case, de
     case.press(case.ui.positiveButton)
     volumeNode.SetAndObserveTransformNodeID(addTransform(rotation((1, 0, 0), degrees)).GetID())
     case.panel.update()
-    assert (f"turned by {degrees:.0f}° against the slices" in said(case)) == isTold
+    assert (f"rotated by {degrees:.0f}° relative to the slices" in said(case)) == isTold
 
 
 def test_a_volume_put_under_a_warp_is_explained_whatever_the_tool(case: Case) -> None:

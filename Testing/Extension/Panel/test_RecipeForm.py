@@ -17,7 +17,7 @@ from FewShotSegSlicer.Panel.RecipeForm import RecipeForm
 
 @dataclass(frozen=True)
 class Inner:
-    angle_deg: float = option(10.0, "Largest rotation", min=0, max=180)
+    angle_deg: float = option(10.0, "Maximum in-plane rotation", min=0, max=180)
     flip: Literal["never", "always"] = option("never", "Mirroring", advanced=True)
 
 
@@ -30,9 +30,9 @@ class Recipe:
     preset: str = option("cpu", "Size", choices=("cpu", "8GB"))
     decoder: bool = option(True, "Adapt the decoder")
     name: str = option("x", "Name", advanced=True)
-    weights: str | None = option(None, "File of weights", advanced=True)
+    weights: str | None = option(None, "Weights file", advanced=True)
     alpha: float | None = option(None, "Scale; none: the rank", advanced=True)
-    saving: bool | None = option(None, "Save memory; none: as the preset says", advanced=True)
+    saving: bool | None = option(None, "Save memory; default: set by the preset", advanced=True)
     blocks: tuple[int, ...] | None = option(None, "Blocks", advanced=True)
     scale: tuple[float, float] = option((0.9, 1.1), "Range of sizes", min=0.1, max=10, advanced=True)
     spacing_mm: tuple[float, float] | None = option(None, "Grid; none: that of the first image", advanced=True)

@@ -51,10 +51,10 @@ def test_an_adapter_of_many_tasks_is_for_clicks_and_exemplars(case: Case, adapte
     case.load()
     case.panel.result.choose(str(path))
     assert case.panel.result.card["path"] == str(path)
-    assert "no structure by name" in case.ui.cardLabel.text
+    assert "no named structures" in case.ui.cardLabel.text
     assert "acdc (left ventricle)" in case.ui.cardLabel.text
     for button in (case.ui.applyButton, case.ui.suggestButton):
-        assert "knows no structure by name" in button.toolTip
+        assert "has no named structures" in button.toolTip
     case.press(case.ui.addSliceButton)
     case.panel.adapt.startModel.choose((str(path), None))
     case.press(case.ui.supportButton)
@@ -111,4 +111,4 @@ def test_the_suggested_slice_is_shown(case: Case, adapter: str) -> None:
     case.runs["suggestNextSlice"].done((0, 4))
     view = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
     assert SliceViews.viewedSlice(case.selection.volumeNode, view) == (0, 4)
-    assert "least sure on slice 4" in case.ui.resultStatusLabel.text
+    assert "least certain on slice 4" in case.ui.resultStatusLabel.text

@@ -180,7 +180,7 @@ def test_the_panel_says_which_keys_to_use_beside_another_module(case: Case) -> N
     case.panel.exit()
     case.panel.enter()
     case.panel.update()
-    assert "Another module has the keys P: here use Shift+P." in case.ui.clickStatusLabel.text
+    assert "Another module uses the keys P; use Shift+P here." in case.ui.clickStatusLabel.text
     shortcut.setEnabled(False)
     shortcut.setParent(None)
     case.panel.exit()

@@ -92,10 +92,10 @@ def test_models_that_answer_clicks_are_base_models_and_the_adapters_of_them(case
     case.selection.lookForModels()
     assert "tiny" in case.selection.bases
     assert {card["name"] for card in case.selection.cards} == {"organs", "network"}  # whatever can be used here
-    choices = dict(case.selection.models("go on from {name}"))
+    choices = dict(case.selection.models("continue from {name}"))
     assert choices["tiny (base model)"] == (None, "tiny")
     ofAdapters = {text: choice for text, choice in choices.items() if choice[0] is not None}
-    assert ofAdapters == {"go on from organs": (adapter, None)}  # a network of its own answers no clicks
+    assert ofAdapters == {"continue from organs": (adapter, None)}  # a stand-alone network takes no clicks
 
 
 def test_a_new_adapter_in_the_folder_is_told_until_the_panel_goes(case: Case, adapter: str) -> None:

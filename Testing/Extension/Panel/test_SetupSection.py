@@ -47,7 +47,7 @@ def test_an_installation_shows_how_far_it_is_and_why_it_failed(case: Case, monke
     case.panel.installation.update()
     assert case.ui.setupLabel.text == "Downloading torch: 90 of 900 MB"
     assert case.ui.installProgressBar.value == 100
-    assert "it is under way" in case.ui.installButton.toolTip
+    assert "it is in progress" in case.ui.installButton.toolTip
     case.panel.enter()
     assert "90 of 900 MB" in case.ui.setupLabel.text, "coming back takes nothing away"
     running[0] = False
@@ -93,7 +93,7 @@ def test_a_base_model_from_a_file_is_offered_everywhere(
     save_tiny_compact(file)
     monkeypatch.setattr(qt.QFileDialog, "getOpenFileName", lambda *_: str(file))
     case.press(case.ui.addModelButton)
-    assert said == ["mine is offered as a base model now."]
+    assert said == ["mine is now available as a base model."]
     assert case.panel.segment.model.choose((None, "mine"))
     assert case.panel.adapt.startModel.choose((None, "mine"))
 

@@ -51,7 +51,7 @@ def test_a_training_is_stopped_well_or_given_up(readyToAdapt: Case) -> None:
 def test_a_job_without_curves_shows_words_and_a_bar(readyToAdapt: Case) -> None:
     case = readyToAdapt
     case.press(case.ui.measureButton)
-    assert case.ui.trainingLabel.text == "Measuring the first steps..."
+    assert case.ui.trainingLabel.text == "Timing the first steps..."
     assert not case.ui.plotLabel.visible
     assert not case.ui.stopButton.visible
     case.panel.adapt.training.onProgress(
@@ -67,7 +67,7 @@ def test_once_it_is_being_ended_its_words_stay(readyToAdapt: Case) -> None:
     run.progress(step=1, total=4, message="adapting", metrics={"loss": 1.0})
     case.press(case.ui.stopButton)
     run.progress(step=2, total=4, message="adapting", metrics={"loss": 0.5})
-    assert case.ui.trainingLabel.text == "Stopping; the best state is kept..."
+    assert case.ui.trainingLabel.text == "Stopping; the best checkpoint is kept..."
     assert case.ui.trainingProgressBar.value == 50
     run.done("organs.safetensors")
     case.press(case.ui.adaptButton)

@@ -52,10 +52,10 @@ def test_accepting_and_skipping_open_the_next_and_put_the_last_away(case: Case, 
     assert case.selection.volumeNode.GetName() == "a"
     assert len(slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")) == 1
     case.press(case.ui.skipResultButton)
-    assert "Everything has been looked at" in case.ui.batchStatusLabel.text
+    assert "All results have been reviewed" in case.ui.batchStatusLabel.text
     assert not slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
     assert rows(case) == ["b (accepted)\ndisc has a low confidence", "a (skipped)\nno flags"]
-    assert "all have been looked at" in case.ui.nextResultButton.toolTip
+    assert "all results have been reviewed" in case.ui.nextResultButton.toolTip
 
 
 def test_a_correction_is_written_to_the_file_and_offered_as_an_exemplar(case: Case, batch: Path, messages: Any) -> None:
@@ -67,7 +67,7 @@ def test_a_correction_is_written_to_the_file_and_offered_as_an_exemplar(case: Ca
     slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, disc, volumeNode)
     case.press(case.ui.correctResultButton)
     (question,) = messages.texts("confirm")
-    assert question.startswith("Saved to b.seg.nrrd. Keep the slice as an exemplar")
+    assert question.startswith("Saved to b.seg.nrrd. Add the slice as an exemplar")
     saved = load_labelmap(batch / "b.seg.nrrd")
     (value,) = (value for value, name in saved.structures.items() if name == "disc")
     assert np.array_equal(saved.volume.array == value, mask > 0)

@@ -24,7 +24,7 @@ def test_an_adapter_saves_itself_as_everybody_else_does_and_loads_the_same_conte
 
 def test_an_adapter_says_what_it_has_learned() -> None:
     assert repr(Adapter.of(an_adapter())) == "Adapter(lora on vit_b: spleen, Leber)"
-    assert repr(Adapter.of(an_adapter(structures={}))).endswith(": no structure by name)")
+    assert repr(Adapter.of(an_adapter(structures={}))).endswith(": no named structures)")
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -177,5 +177,5 @@ def test_a_network_for_whole_volumes_answers_no_clicks(
 
     monkeypatch.setattr(segmenter, "VolumePredictor", Whole)
     monkeypatch.setattr(segmenter, "predictor_for", lambda *arguments: Whole())
-    with pytest.raises(InputError, match="answers no clicks"):
+    with pytest.raises(InputError, match="does not take clicks"):
         Segmenter(a_labelled_volume[0])

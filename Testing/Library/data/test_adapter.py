@@ -49,7 +49,7 @@ def test_the_digest_sees_names_types_shapes_and_values_of_tensors():
         ({"structures": {0: "background"}}, "from 1 to 65535"),
         ({"metrics": {"dice": float("nan")}}, "metrics must be texts, finite numbers"),
         ({"provenance": {"when": {1, 2}}}, "provenance must be texts"),
-        ({"base_model": ""}, "needs the name of its base model, or an architecture"),
+        ({"base_model": ""}, "needs the name of its base model, or its own architecture"),
         ({"axis": 5}, "slice axis is 0"),
     ],
 )

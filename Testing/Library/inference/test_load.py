@@ -88,7 +88,7 @@ def test_a_3d_network_segments_volumes_and_answers_no_clicks(a_3d_network: str) 
     predictor = load_any_predictor(a_3d_network, "no such base model", CPU)  # which means nothing to it
     assert isinstance(predictor, VolumePredictor)
     assert predictor.adapter.structures == {1: "disc"}
-    with pytest.raises(InputError, match=r"network\.safetensors is a 3-D network, .* answers no clicks"):
+    with pytest.raises(InputError, match=r"network\.safetensors is a 3-D network, .* does not take clicks"):
         load_predictor(a_3d_network, None, CPU)
 
 

@@ -280,7 +280,7 @@ def test_structures_asked_for_together_are_answered_as_each_alone(
 def test_a_base_model_knows_no_structures(a_tiny_sam: PromptableNetwork, adapter: Adapter) -> None:
     base = Predictor(a_tiny_sam)
     assert not base.knows(2)
-    with pytest.raises(InputError, match="knows no structures"):
+    with pytest.raises(InputError, match="has no named structures"):
         base.decode_structures(base.encode([an_image(0)])[0], [2])
     assert [Predictor(a_tiny_sam, adapter).knows(value) for value in (2, 3, 5)] == [True, False, True]
 

@@ -87,7 +87,7 @@ def test_what_is_there_is_not_written_over_and_nothing_half_is_left(cases: Path)
     [
         ({"number": 0}, "between 1 and 999"),
         ({"name": "a b"}, "letters, digits"),
-        ({"channel": " "}, "kind of image"),
+        ({"channel": " "}, "named after the modality"),
         ({"labels": "nowhere"}, "does not exist"),
         ({"labels": "images"}, "hold no structure"),
     ],

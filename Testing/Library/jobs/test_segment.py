@@ -227,7 +227,7 @@ def test_a_support_set_goes_with_an_adapter_of_many_tasks_and_with_no_other(
     run(replace(an_adapt_job, method="gmiseg", recipe=recipe))
     alone = run(a_supported_job)["images"][0]["digest"]
     assert run(replace(a_supported_job, adapter=an_adapt_job.out, base=None))["images"][0]["digest"] != alone
-    with pytest.raises(InputError, match="knows no structure by name"):
+    with pytest.raises(InputError, match="has no named structures"):
         run(replace(a_supported_job, adapter=an_adapt_job.out, base=None, support=(), support_recipe={}))
 
 

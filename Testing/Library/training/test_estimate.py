@@ -212,7 +212,7 @@ def test_an_adapter_that_ignores_clicks_is_reported() -> None:
     found = verdict(whatever_clicked, whatever_clicked)
     assert found["click_sensitivity"] == pytest.approx(0)
     assert len(found["warnings"]) == 1
-    assert "clicks on different places" in found["warnings"][0]
+    assert "clicks at different positions" in found["warnings"][0]
 
 
 def test_answering_nothing_at_all_is_ignoring_clicks_as_well() -> None:

@@ -313,7 +313,7 @@ def test_a_3d_network_answers_no_clicks_and_says_so(a_job: AdaptJob) -> None:
     import torch
 
     run(a_job)
-    with pytest.raises(InputError, match="answers no clicks"):
+    with pytest.raises(InputError, match="does not take clicks"):
         load_predictor(a_job.out, None, torch.device("cpu"))
 
 
@@ -365,7 +365,7 @@ def test_samples_to_look_at_are_of_exemplars_and_arms(
 
 def test_a_3d_network_does_not_go_on_from_an_adapter(an_exemplar: Exemplar) -> None:
     inputs = AdaptInputs(exemplars=[an_exemplar], start=an_adapter())
-    with pytest.raises(InputError, match="does not go on from an adapter"):
+    with pytest.raises(InputError, match="cannot continue from an adapter"):
         asap.adapt(inputs, asap.Recipe(network="unet"), RunContext(np.random.default_rng(0)))
 
 

@@ -95,7 +95,7 @@ def test_what_is_missing_or_of_no_use_is_refused_before_any_stage(inputs: AdaptI
     for changed, context, sentence in (
         (replace(inputs, source=None), run, "A labelled source data set is needed"),
         (replace(inputs, targets=dict(list(inputs.targets.items())[:1])), run, "At least 2 unlabelled .* got 1"),
-        (replace(inputs, start=an_adapter()), run, "does not go on from an adapter"),
+        (replace(inputs, start=an_adapter()), run, "cannot continue from an adapter"),
         (inputs, replace(run, max_seconds=60.0), "cannot end at a time limit"),
     ):
         with pytest.raises(InputError, match=sentence):
