@@ -355,7 +355,8 @@ def _operators(size: Size) -> Iterator[Measurement]:
         with lora_step(network, preset, lesson, training_precision(torch.device("cpu"))) as step:
             counts[f"a step of LoRA, batch {preset.batch_size}"] = operators(step)
         for what, count in counts.items():
-            yield Measurement(f"{name}, {what}: operators", spread([count]), None, "on a GPU one graph")
+            note = "" if what.startswith("a step") else "on a GPU one graph, from the second call"
+            yield Measurement(f"{name}, {what}: operators", spread([count]), None, note)
 
 
 def _segment(size: Size) -> Iterator[Measurement]:
