@@ -246,7 +246,7 @@ def test_training_goes_on_from_an_adapter_with_further_exemplars(logic: Logic) -
     assert load_adapter(path).structures == load_adapter(start).structures == {1: "disc", 2: "square"}
     logic.exemplars.enableForStructures([])
     logic.exemplars.setEnabled(logic.exemplars.list()[0].id, True)
-    with pytest.raises(InputError, match="has learned disc, square; the exemplars show square"):
+    with pytest.raises(InputError, match="was trained on disc, square; the exemplars show square"):
         logic.adapt(waitForCompletion=True, warmStart=path, recipe=QUICK)
 
 

@@ -96,7 +96,7 @@ def test_going_on_from_an_adapter_takes_its_base_and_its_numbers(jobOf: Any, an_
     job = jobOf([(volumeNode, segmentationNode)], warmStart=an_adapter_file)
     assert (job.base, job.warm_start) == ("tiny", str(an_adapter_file))
     segmentationNode.GetSegmentation().RemoveSegment(segmentationNode.GetSegmentation().GetNthSegmentID(0))
-    with pytest.raises(InputError, match="has learned disc, square; the exemplars show square"):
+    with pytest.raises(InputError, match="was trained on disc, square; the exemplars show square"):
         jobOf([(volumeNode, segmentationNode)], warmStart=an_adapter_file)
 
 

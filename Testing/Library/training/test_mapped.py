@@ -158,7 +158,7 @@ def test_going_on_needs_the_same_structures(a_tiny_sam: PromptableNetwork) -> No
     more = adapted(a_tiny_sam, cases(), start=first)
     assert more.digest != first.digest
     other = [replace(case, structures={DISC: "liver", SQUARE: "spleen"}) for case in cases()]
-    with pytest.raises(InputError, match="has learned 1 = disc"):
+    with pytest.raises(InputError, match="was trained on 1 = disc"):
         adapted(a_tiny_sam, other, start=first)
 
 
