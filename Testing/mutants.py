@@ -385,6 +385,13 @@ MUTANTS = (
         "benchmarks/test_accuracy.py::test_each_row_is_trained_by_the_recipe_it_is_named_after",
     ),
     Mutant(
+        "the tumour's slices are scaled as in our rows",
+        "benchmarks/accuracy.py",
+        "return MINMAX if dataset.merged and",
+        "return MINMAX if False and",
+        "benchmarks/test_accuracy.py::test_each_row_is_trained_by_the_recipe_it_is_named_after",
+    ),
+    Mutant(
         "Dice of K + 1 classes is without the background",
         "benchmarks/samed.py",
         "soft_dice_loss(found, there, squared=True",

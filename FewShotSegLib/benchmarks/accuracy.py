@@ -41,11 +41,12 @@ from FewShotSegLib.benchmarks.cheap_lunch import (
     UNET,
     shown,
 )
-from FewShotSegLib.benchmarks.datasets import DATASETS, PublicDataSet, exemplars, unseen_cases
+from FewShotSegLib.benchmarks.datasets import DATASETS, PublicDataSet, exemplars, random_exemplars, unseen_cases
 from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
 from FewShotSegLib.benchmarks.samed import train_samed
 from FewShotSegLib.benchmarks.unet import segment_unet, train_unet
 from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.recipe import with_overrides
 from FewShotSegLib.data.volume import Labelmap, Volume
@@ -91,6 +92,7 @@ OF_BASE = (CLICK, RANDOM, BOX, CORRECTED)
 TRAINED = list(WAYS)
 MEASURED = [BASE, ADAPTED, PLAIN, UNET]
 MODELS = [(ADAPTED, FREE), (ADAPTED, CLICK), (UNET, FREE)]
+MINMAX = IntensitySpec("minmax", 0.0, 1.0)
 PROMPTS = (CLICK, RANDOM, BOX, FREE, CORRECTED)
 SMALLEST_CLICKED = 3  # pixels: what a person would still click on
 
@@ -109,6 +111,7 @@ class Setting:
     models: tuple[str, ...] = ()
     image_size: int | None = None
     prompts: tuple[str, ...] = PROMPTS
+    drawn: bool = False
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -133,13 +136,14 @@ def main(arguments: Sequence[str]) -> int:
         tuple(chosen.models),
         chosen.image_size or affordable_size(chosen.base, torch.device("cpu")),
         tuple(chosen.prompts),
+        chosen.random,
     )
     record = Path(f"{chosen.out}.jsonl")
     for name in chosen.datasets:
         for shots in [0, *chosen.shots]:
-            for cell in _cells(DATASETS[name], shots, setting, _done(record)):
+            for cell in _cells(DATASETS[name], shots, setting, _done(record, drawn=setting.drawn)):
                 add_result(record, cell)
-    cells = _done(record)
+    cells = _done(record, drawn=setting.drawn)
     parts = (_base_table(cells), _table(cells), _curves(cells), _paper_tables(cells))
     table = "\n".join([_head(setting), *parts])
     write_text_whole(Path(f"{chosen.out}.md"), table)
@@ -170,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-size", type=int, metavar="PX", help="of base and adapted model; default: their own")
     parser.add_argument("--recipe", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--random", action="store_true", help="exemplars by lot, as the paper's of BraTS")
     parser.add_argument("--quick", action="store_true", help="a few minutes, to see that it runs")
     return parser
 
@@ -178,13 +183,19 @@ def _shots(word: str) -> int:
     return ALL if word == "all" else int(word)
 
 
-def _done(record: Path) -> dict[tuple[str, int, str, str], dict[str, Any]]:
-    return {(c["dataset"], c["shots"], c["model"], c["prompt"]): c for c in results_in(record)}
+def _done(record: Path, *, drawn: bool = False) -> dict[tuple[str, int, str, str], dict[str, Any]]:
+    """Results whose exemplars were chosen in this way; the base model has none."""
+    found = [c for c in results_in(record) if not c["shots"] or c.get("drawn", False) == drawn]
+    return {(c["dataset"], c["shots"], c["model"], c["prompt"]): c for c in found}
 
 
 def _cells(dataset: PublicDataSet, shots: int, setting: Setting, done: dict[Any, Any]) -> Iterator[dict[str, Any]]:
     """One result per model and way of prompting, those already done left out; the base model is that of 0 shots."""
-    chosen = exemplars(dataset, setting.data, shots) if shots else []
+    chosen = []
+    if shots and setting.drawn:
+        chosen = random_exemplars(dataset, setting.data, shots, np.random.default_rng([setting.seed, shots]))
+    elif shots:
+        chosen = exemplars(dataset, setting.data, shots)
     network = load_base(setting.base, image_size=setting.image_size)
     for model, prompts in (WAYS if shots else {BASE: OF_BASE}).items():
         prompts = tuple(prompt for prompt in prompts if prompt in setting.prompts)
@@ -196,7 +207,8 @@ def _cells(dataset: PublicDataSet, shots: int, setting: Setting, done: dict[Any,
         names = set(chosen[0].structures.values()) if chosen else set(dataset.structures.values())
         for prompt, score in scorers.items():
             rows = [row for row in score() if row["structure"] in names]
-            cell = {"dataset": dataset.name, "shots": shots, "model": model, "prompt": prompt, **facts, "scores": rows}
+            cell = {"dataset": dataset.name, "shots": shots, "model": model, "prompt": prompt, **facts}
+            cell |= {"drawn": setting.drawn, "scores": rows}
             logger.info("%s %d %s %s %s", dataset.name, shots, model, prompt, _means(cell))
             yield cell
 
@@ -224,10 +236,15 @@ def _scorers(
     if model != BASE:
         adapter, facts = _adapted(network, chosen, dataset, setting, model)
     predictor = predictor_of(network, adapter, cache=EmbeddingCache(2**30))
+    intensity = _intensity(model, dataset)
+
+    def prompted(make: Callable[..., dict[str, Any]]) -> Scorer:
+        return lambda: _scored(_prompting(predictor, dataset, intensity, make), dataset, setting)
+
     ways: dict[str, Scorer] = {
-        CLICK: lambda: _scored(_prompting(predictor, dataset, _click), dataset, setting),
-        RANDOM: lambda: _scored(_prompting(predictor, dataset, _random), dataset, setting),
-        BOX: lambda: _scored(_prompting(predictor, dataset, _box), dataset, setting),
+        CLICK: prompted(_click),
+        RANDOM: prompted(_random),
+        BOX: prompted(_box),
         FREE: lambda: _scored(_free(predictor), dataset, setting),
         CORRECTED: lambda: _corrected(predictor, dataset, setting),
     }
@@ -242,10 +259,15 @@ def _adapted(
         recipe = replace(recipe, preset=_paper_preset(dataset))
     recipe = _overridden(recipe, setting)
     started = time.monotonic()
-    inputs = AdaptInputs(network, chosen, intensity=replace(dataset.intensity, scale=network.scale))
+    inputs = AdaptInputs(network, chosen, intensity=replace(_intensity(model, dataset), scale=network.scale))
     run = RunContext(np.random.default_rng(setting.seed), max_seconds=setting.seconds)
     adapter = lora.adapt(inputs, recipe, run)
     return adapter, {"seconds": round(time.monotonic() - started, 1), "steps": adapter.metrics["steps"]}
+
+
+def _intensity(model: str, dataset: PublicDataSet) -> IntensitySpec:
+    """How a row sees the images: those of the paper scale the tumour's slices between their own extremes."""
+    return MINMAX if dataset.merged and model in (PAPER, PAPER_PLAIN, SAMED) else dataset.intensity
 
 
 def _paper_preset(dataset: PublicDataSet) -> str:
@@ -262,7 +284,7 @@ def _samed(
 ) -> tuple[Segmenter, dict[str, Any]]:
     """The K + 1 head, taught by the samples of the paper's preset."""
     recipe = _overridden(lora.Recipe(preset=_paper_preset(dataset)), setting)
-    intensity = replace(dataset.intensity, scale=network.scale)
+    intensity = replace(_intensity(SAMED, dataset), scale=network.scale)
     steps = [0]
     trained, structures = train_samed(
         network,
@@ -325,7 +347,9 @@ def _box(mask: NDArray[np.bool_], index: int) -> dict[str, Any]:
     return {"box_ijk": np.pad(corners, ((0, 0), (0, 1)), constant_values=index)}
 
 
-def _prompting(predictor: Predictor, dataset: PublicDataSet, make: Callable[..., dict[str, Any]]) -> Segmenter:
+def _prompting(
+    predictor: Predictor, dataset: PublicDataSet, intensity: IntensitySpec, make: Callable[..., dict[str, Any]]
+) -> Segmenter:
     """One prompt per structure and slice that shows it."""
 
     def run(volume: Volume, reference: Labelmap) -> Labelmap:
@@ -336,7 +360,7 @@ def _prompting(predictor: Predictor, dataset: PublicDataSet, make: Callable[...,
             for body in _bodies(labels == value, dataset)
         ]
         options = SegmentOptions(axis=0, propagate=False)
-        return segment(volume, predictor, intensity=dataset.intensity, prompts=prompts, options=options).labelmap
+        return segment(volume, predictor, intensity=intensity, prompts=prompts, options=options).labelmap
 
     return run
 

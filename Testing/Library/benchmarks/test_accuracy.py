@@ -136,6 +136,30 @@ def test_ways_to_ask_that_are_not_wanted_are_left_out(
     assert "| 1 | SAMed-like | - / " in (tmp_path / "result.md").read_text()
 
 
+def test_exemplars_by_lot_are_results_of_their_own(
+    a_tiny_base: str, a_data_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(accuracy.DATASETS, "toy", TOY)
+    shown = []
+    made = accuracy.lora.adapt
+    monkeypatch.setattr(
+        accuracy.lora,
+        "adapt",
+        lambda inputs, *rest: (shown.append(inputs.exemplars[0].annotated_slices), made(inputs, *rest))[1],
+    )
+    words = ["--data", str(a_data_folder), "--datasets", "toy", "--shots", "2", "--seconds", "1", "--cases", "1"]
+    words += ["--slices", "3", "--out", str(tmp_path / "result"), "--base", a_tiny_base, "--image-size", "64"]
+    words += ["--prompts", "one click", "--models", "base", "adapted", "--recipe", "steps=1", "validate_every=0"]
+    for _ in range(2):
+        assert accuracy.main([*words, "--seed", "3"]) == 0
+        assert accuracy.main([*words, "--random", "--seed", "3"]) == 0
+    rule, lot = shown
+    assert rule != lot
+    assert set(lot) <= set(range(3, 14))  # those that show something
+    kinds = [(c["shots"], c["drawn"]) for c in accuracy.results_in(tmp_path / "result.jsonl")]
+    assert kinds == [(0, False), (2, False), (2, True)]
+
+
 @pytest.mark.parametrize(
     ("model", "synthesis", "preset"),
     [
@@ -154,12 +178,16 @@ def test_each_row_is_trained_by_the_recipe_it_is_named_after(
     class Made:
         metrics = {"steps": 3}  # noqa: RUF012
 
-    asked = []
-    monkeypatch.setattr(accuracy.lora, "adapt", lambda inputs, recipe, run: asked.append(recipe) or Made())
+    asked, seen = [], []
+    monkeypatch.setattr(
+        accuracy.lora, "adapt", lambda inputs, recipe, run: (asked.append(recipe), seen.append(inputs), Made())[2]
+    )
     setting = accuracy.Setting(tmp_path, "tiny", 1.0, 0, 1, 1, recipe=("steps=7",))
     for dataset, name in ((TOY, preset), (replace(TOY, merged=True), preset.replace("paper", "paper tumour"))):
         accuracy._adapted(Base(), [], dataset, setting, model)  # type: ignore[arg-type]
         assert (asked[-1].synthesis, asked[-1].preset, asked[-1].steps) == (synthesis, name, 7)
+        own_extremes = dataset.merged and preset == "paper"
+        assert seen[-1].intensity == replace(accuracy.MINMAX if own_extremes else TOY.intensity, scale="unit")
 
 
 def test_a_random_click_lies_in_the_mask_and_is_the_same_each_time() -> None:
