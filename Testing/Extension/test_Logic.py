@@ -717,6 +717,44 @@ def test_a_folder_is_segmented_and_a_second_run_makes_nothing_again(
     assert {row["state"] for row in again} == {"there already"}
 
 
+def test_two_processes_give_the_same_files_and_the_same_table(
+    logic: Logic, adapter: str, images: list[Path], tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    broken = images[0].with_name("p3.nrrd")
+    broken.write_bytes(b"nothing")
+    asked = [images[0], broken, images[1]]
+    lines: list[str] = []
+    table = logic.processBatch(
+        asked, adapter, two, processes=2, progress=lambda told: lines.append(str(told)), device="cpu"
+    )
+    assert rowsOf(table) == rowsOf(logic.processBatch(asked, adapter, one, device="cpu"))
+    assert [row["state"] for row in rowsOf(table)] == ["segmented"] * 2 + ["failed"] + ["segmented"] * 2
+    assert filesIn(one) == filesIn(two)
+    for name in ("p1.seg.nrrd", "p2.seg.nrrd"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    assert any("of 3 jobs done" in line for line in lines)
+
+
+def test_a_batch_in_two_processes_that_was_cancelled_goes_on(
+    logic: Logic, adapter: str, images: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    def stop(message: Any) -> None:
+        if message["message"].startswith("1 of 2 jobs done"):
+            logic.cancel()
+
+    options: dict[str, Any] = {"processes": 2, "device": "cpu"}
+    run = logic.processBatch(images, adapter, out, progress=stop, waitForCompletion=False, **options)
+    ended(logic, run)
+    rows = rowsOf(logic.processBatch(images, adapter, out, **options))
+    assert len(rows) == 2 * len(images)
+    if run.errorKind == "cancelled":  # or it was faster
+        assert [row["state"] for row in rows].count("there already") >= 2  # what had ended is not done again
+    assert not [name for name in filesIn(out) if ".part" in name or name.endswith((".fewshotseg", ".running.csv"))]
+
+
 def test_a_batch_that_was_cancelled_goes_on(logic: Logic, adapter: str, images: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
 
