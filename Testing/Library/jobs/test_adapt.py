@@ -85,7 +85,9 @@ def test_going_on_with_other_structures_is_refused_naming_both(an_adapt_job: Ada
     (files,) = an_adapt_job.exemplars
     swapped = replace(files, structures={1: "square", 2: "disc"})
     second = replace(an_adapt_job, out=str(tmp_path / "second.safetensors"), warm_start=an_adapt_job.out)
-    with pytest.raises(InputError, match="was trained on 1 = disc, 2 = square; the exemplars show 1 = square, 2 = disc"):
+    with pytest.raises(
+        InputError, match="was trained on 1 = disc, 2 = square; the exemplars show 1 = square, 2 = disc"
+    ):
         run(replace(second, exemplars=(swapped,)))
 
 

@@ -63,7 +63,9 @@ def test_training_goes_on_from_the_weights_of_an_earlier_adapter(
     assert all(np.allclose(second.tensors[name], value, atol=1e-5) for name, value in first.tensors.items())
     assert not all(np.allclose(anew.tensors[name], value, atol=1e-5) for name, value in first.tensors.items())
     other = replace(an_exemplar, structures={1: "square", 2: "disc"})
-    with pytest.raises(InputError, match="was trained on 1 = disc, 2 = square; the exemplars show 1 = square, 2 = disc"):
+    with pytest.raises(
+        InputError, match="was trained on 1 = disc, 2 = square; the exemplars show 1 = square, 2 = disc"
+    ):
         adapt(a_tiny_sam, other, start=first)
 
 
