@@ -82,7 +82,8 @@ def test_the_same_seed_draws_the_same_samples_and_learns_the_same(golden: Path) 
     before, after = (load_adapter(golden / f"{name}.safetensors").tensors for name in ("lora", "again"))
     assert sorted(after) == sorted(before)
     for name, value in before.items():
-        np.testing.assert_allclose(after[name], value, atol=2e-4, err_msg=name)
+        # Attention is computed by another operator since, which rounds otherwise; steps add that up.
+        np.testing.assert_allclose(after[name], value, atol=1e-3, err_msg=name)
 
 
 @pytest.mark.parametrize("name", ["uda", "unet"])
