@@ -412,7 +412,7 @@ def _scored(segmenter: Segmenter, dataset: PublicDataSet, setting: Setting) -> l
     for case, volume, reference in unseen_cases(dataset, setting.data, setting.cases, setting.slices):
         prediction = segmenter(volume, reference)
         rows += evaluate_case(prediction, reference, dataset.structures, axis=0, case=case)
-    keep = ("case", "structure", "scope", "dsc", "iou", "hd95_mm", "nsd")
+    keep = ("case", "structure", "scope", "dsc", "iou", "hd95_mm", "nsd", "volume_pred_ml", "volume_ref_ml")
     return [{key: getattr(row, key) for key in keep} for row in rows]
 
 

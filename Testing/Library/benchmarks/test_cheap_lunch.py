@@ -19,13 +19,14 @@ from FewShotSegLib.benchmarks.cheap_lunch import (
 )
 
 
-def row(case: str, structure: str, scope: str, dsc: float, hd95: float | None) -> dict[str, object]:
-    return {"case": case, "structure": structure, "scope": scope, "dsc": dsc, "hd95_mm": hd95}
+def row(case: str, structure: str, scope: str, dsc: float, hd95: float, *, found_ml: float = 9.0) -> dict[str, object]:
+    values = {"dsc": dsc, "hd95_mm": hd95, "volume_pred_ml": found_ml, "volume_ref_ml": 9.0}
+    return {"case": case, "structure": structure, "scope": scope, **values}
 
 
 SCORES = [
     row("1", "spleen", "oracle_slices", 0.8, 4.0),
-    row("2", "spleen", "oracle_slices", 0.6, np.inf),  # a mask was empty
+    row("2", "spleen", "oracle_slices", 0.6, 500.0, found_ml=0.0),  # the diagonal of the image
     row("1", "aorta", "oracle_slices", 0.2, 10.0),
     row("1", "spleen", "all_slices", 0.1, 90.0),
 ]
