@@ -283,7 +283,7 @@ def cut_beyond_ends(
     if not known:
         return
     slices, steps = np.moveaxis(labels, axis, 0), np.moveaxis(certainty, axis, 0)
-    most = max(structures, default=0) + 1
+    most = 1 + max(int(labels.max()), *structures)  # labels of structures that were pointed at are among them
     found = [np.bincount(one.ravel(), how.ravel(), most) for one, how in zip(slices, steps, strict=True)]
     weights = np.stack(found, axis=1)[list(structures)].astype(float)
     rows = [[structures.index(value) for value in values] for values in together]

@@ -575,6 +575,15 @@ def test_the_ends_are_sought_across_the_axis_of_the_slices() -> None:
         assert np.flatnonzero((found == 1).any((0, 1)))[0] == first
 
 
+def test_a_structure_that_was_pointed_at_beside_learned_ones_is_no_matter_to_their_ends() -> None:
+    labels = np.zeros((6, 9, 9), np.uint8)
+    labels[:4, 1:4, 1:4], labels[5, 1:3, 1:3] = 1, 1
+    labels[2, 6, 6] = 3  # of a larger value than any that the adapter has learned, on one of the slices
+    cut_beyond_ends(labels, np.where(labels, 40, 0).astype(np.uint8), 0, [1], [1], [[1]])
+    assert np.flatnonzero((labels == 1).any((1, 2))).tolist() == [0, 1, 2, 3]
+    assert labels[2, 6, 6] == 3
+
+
 def test_smoothing_rounds_stairs_between_thick_slices_and_keeps_what_is_flat() -> None:
     labels = np.zeros((9, 40, 44), np.uint8)
     for k in range(9):
