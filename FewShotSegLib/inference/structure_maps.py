@@ -174,7 +174,7 @@ class MapPredictor(Predictor):
             torch.from_numpy(masks.logits).to(device).clamp(-MOST_LOGIT, MOST_LOGIT) for masks in decoded
         )
         answers = F.interpolate(maps[:, None], plain.shape[-2:], mode="bilinear")[:, 0]
-        answers[rows] = 0.5 * (plain + torch.stack([answers[rows], *learned]).mean(0))
+        answers[rows] = _half_of_each(plain, [answers[rows], *learned])
         return answers
 
     def decode_known(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
@@ -194,10 +194,9 @@ class MapPredictor(Predictor):
             learned.append(self._decode_trained(embedding, prompts, structures))
         if not learned:
             return plain
-        half, share = np.float32(0.5), np.float32(0.5 / len(learned))
         return Masks(
-            half * plain.logits + share * np.sum([masks.logits for masks in learned], axis=0),
-            half * plain.iou + share * np.sum([masks.iou for masks in learned], axis=0),
+            _half_of_each(plain.logits, [masks.logits for masks in learned]),
+            _half_of_each(plain.iou, [masks.iou for masks in learned]),
         )
 
     def _decode_trained(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
@@ -208,6 +207,11 @@ class MapPredictor(Predictor):
 
     def _as_prompts(self, maps: Tensor) -> Tensor:
         return mask_prompts(maps, self.network.mask_input_size)
+
+
+def _half_of_each(plain: Any, learned: Sequence[Any]) -> Any:
+    """The base model's answer, arrays or tensors, and those that were learned: half of it, and half of their mean."""
+    return 0.5 * (plain + sum(learned) / len(learned))
 
 
 def maps_of(embedding: Embedding) -> PixelMaps:
