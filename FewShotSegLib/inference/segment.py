@@ -283,9 +283,8 @@ def cut_beyond_ends(
     if not known:
         return
     slices, steps = np.moveaxis(labels, axis, 0), np.moveaxis(certainty, axis, 0)
-    most = 1 + max(int(labels.max()), *structures)  # labels of structures that were pointed at are among them
-    found = [np.bincount(one.ravel(), how.ravel(), most) for one, how in zip(slices, steps, strict=True)]
-    weights = np.stack(found, axis=1)[list(structures)].astype(float)
+    most = max(int(labels.max()), *structures)  # labels of structures that were pointed at are among them
+    weights = np.stack(_per_slice(slices, most, steps), axis=1)[list(structures)]
     rows = [[structures.index(value) for value in values] for values in together]
     for value, (first, last) in zip(structures, slice_ranges(weights, rows), strict=True):
         if value in whole and value in known:
@@ -301,11 +300,20 @@ def keep_main_pieces(labels: NDArray[Any], certainty: NDArray[np.uint8], value: 
     if window is None:
         return
     pieces, count = ndimage.label(labels[window] == value, np.ones((3, 3, 3)))
-    weights = np.zeros(count + 1)
-    for piece, logits in zip(pieces, certainty[window], strict=True):  # by slices: counting takes 16 bytes a voxel
-        weights += np.bincount(piece.ravel(), logits.ravel(), minlength=count + 1)
+    weights = np.sum(_per_slice(pieces, count, certainty[window]), axis=0)
     light = weights < MAIN_SHARE * weights[1:].max()
     _remove(labels[window], pieces, light)
+
+
+def _per_slice(numbers: NDArray[Any], most: int, weights: NDArray[Any] | None = None) -> list[NDArray[Any]]:
+    """On each slice (J, I) of numbers (K, J, I), how many voxels hold each of the numbers 0 to `most`, or the sum of
+    their weights. Slice by slice, because counting takes 16 bytes a voxel.
+    """
+    each = [None] * len(numbers) if weights is None else weights
+    return [
+        np.bincount(plane.ravel(), None if how is None else how.ravel(), most + 1)
+        for plane, how in zip(numbers, each, strict=True)
+    ]
 
 
 def _remove(labels: NDArray[Any], pieces: NDArray[Any], unwanted: NDArray[np.bool_]) -> None:
@@ -369,7 +377,7 @@ def _without_islands(labels: NDArray[Any], spacing_mm: NDArray[Any], options: Se
         islands, number = ndimage.label(labels[window] == value)
         if number < 2 and not options.min_island_ml:
             continue
-        sizes = np.sum([np.bincount(plane.ravel(), minlength=number + 1) for plane in islands], axis=0)
+        sizes = np.sum(_per_slice(islands, number), axis=0)
         sizes[0] = 0
         keep: NDArray[np.bool_] = sizes * voxel_ml >= options.min_island_ml
         if options.largest_component:
