@@ -61,12 +61,7 @@ def adapt_job(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, An
 def _adapted(job: AdaptJob, device: torch.device, notes: Notes, outputs: Outputs) -> dict[str, Any]:
     timings: dict[str, float] = {}
     out = Path(job.out)
-    chosen = method(job.method)
-    recipe = recipe_of(job)
-    with timed(timings, "load"):
-        inputs = inputs_of(job, chosen)
-    with timed(timings, "adapt"):
-        adapter = fitting_adapter(job, inputs, recipe, device, notes)
+    adapter = _trained(job, device, notes, timings)
     metrics = dict(adapter.metrics)  # the record is for whoever has the files
     if not job.keep_names:
         adapter = without_names(adapter, job)
@@ -83,12 +78,17 @@ def _adapted(job: AdaptJob, device: torch.device, notes: Notes, outputs: Outputs
 def _helped(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, Any]:
     """Train along with the process that writes the adapter; the record is of what this one has seen."""
     timings: dict[str, float] = {}
-    with timed(timings, "load"):
-        inputs = inputs_of(job, method(job.method))
-    with timed(timings, "adapt"):
-        adapter = fitting_adapter(job, inputs, recipe_of(job), device, notes)
+    adapter = _trained(job, device, notes, timings)
     record = record_of(job, device.type, timings, notes.warnings)
     return record | {"adapter": card(adapter), "metrics": dict(adapter.metrics)}
+
+
+def _trained(job: AdaptJob, device: torch.device, notes: Notes, timings: dict[str, float]) -> Adapter:
+    chosen, recipe = method(job.method), recipe_of(job)
+    with timed(timings, "load"):
+        inputs = inputs_of(job, chosen)
+    with timed(timings, "adapt"):
+        return fitting_adapter(job, inputs, recipe, device, notes)
 
 
 def made_before(job: AdaptJob) -> dict[str, Any] | None:

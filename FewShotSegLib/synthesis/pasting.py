@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def cutouts_of(
     a group have one centroid, so that one transform moves them as one piece.
     """
     cutouts = {int(value): _cutout(piece, int(value), recipe) for value in np.unique(piece.labels) if value}
-    for group in groups:
+    for group in (group for group in groups if len(group) > 1):
         centroid = np.argwhere(np.isin(piece.labels, group)).mean(0)
         cutouts.update({value: replace(cutouts[value], centroid=centroid) for value in group})
     return {value: cutout for value, cutout in cutouts.items() if cutout.area}
@@ -68,12 +69,11 @@ def moving_together(labels: Array) -> list[tuple[int, ...]]:
     values = [int(value) for value in np.unique(labels) if value]
     rims = {value: ndimage.binary_dilation(labels == value) & (labels != value) for value in values}
     group = {value: value for value in values}
-    for one in values:
-        for other in values:
-            shorter = min(rims[one].sum(), rims[other].sum())
-            if one < other and (rims[one] & (labels == other)).sum() >= _CONTACT * shorter:
-                merged, gone = group[one], group[other]
-                group = {value: merged if of == gone else of for value, of in group.items()}
+    for one, other in itertools.combinations(values, 2):
+        shorter = min(rims[one].sum(), rims[other].sum())
+        if (rims[one] & (labels == other)).sum() >= _CONTACT * shorter:
+            merged, gone = group[one], group[other]
+            group = {value: merged if of == gone else of for value, of in group.items()}
     return [tuple(value for value in values if group[value] == of) for of in sorted(set(group.values()))]
 
 

@@ -183,8 +183,7 @@ def copy_of_first_(tensors: Iterable[Tensor]) -> None:
         return
     for bucket in _buckets(tensor.detach() for tensor in tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-        with _others_are_needed():
-            dist.broadcast(flat, 0)
+        _broadcast(flat)
         _fill(bucket, flat)
 
 
@@ -217,8 +216,7 @@ def of_first(value: float) -> float:
     if count() == 1:
         return value
     told = torch.tensor([value], dtype=torch.float64)
-    with _others_are_needed():
-        dist.broadcast(told, 0)
+    _broadcast(told)
     return float(told)
 
 
@@ -229,8 +227,7 @@ def text_of_first(text: str) -> str:
     content = text.encode()
     size = int(of_first(len(content)))
     told = torch.frombuffer(bytearray(content.ljust(size)[:size]), dtype=torch.uint8).clone()
-    with _others_are_needed():
-        dist.broadcast(told, 0)
+    _broadcast(told)
     return bytes(told.tolist()).decode()
 
 
@@ -290,6 +287,12 @@ def in_agreement(report: Callable[[], None]) -> None:
 def _all_reduce(tensor: Tensor) -> None:
     with _others_are_needed():
         dist.all_reduce(tensor)
+
+
+def _broadcast(tensor: Tensor) -> None:
+    """Replace a tensor by that of the first process."""
+    with _others_are_needed():
+        dist.broadcast(tensor, 0)
 
 
 @contextlib.contextmanager
