@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.io.dicom_rtstruct import SUFFIX as RTSTRUCT_SUFFIX
-from FewShotSegLib.io.dicom_seg import SUFFIX as DICOM_SEG_SUFFIX
 from FewShotSegLib.io.files import known_suffix
-from FewShotSegLib.io.images import SAVE_SUFFIXES, VOLUME_SUFFIXES
+from FewShotSegLib.io.images import VOLUME_SUFFIXES
 from FewShotSegLib.io.names import parsed, stem, without_channel
+from FewShotSegLib.io.volumes import SEGMENTATION_SUFFIXES
 
 
 def paired_files(pred_dir: Path, ref_dir: Path) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
@@ -52,7 +51,7 @@ def case_name(path: Path) -> str:
 def _labelmaps_in(folder: Path, what: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"The folder of {what}, {folder}, is not there.")
-    suffixes = {*VOLUME_SUFFIXES, *SAVE_SUFFIXES, DICOM_SEG_SUFFIX, RTSTRUCT_SUFFIX}
+    suffixes = {*VOLUME_SUFFIXES, *SEGMENTATION_SUFFIXES}
     files = [p for p in sorted(folder.iterdir()) if p.is_file() and known_suffix(p).lower() in suffixes]
     found: dict[str, list[Path]] = {}
     for path in files:

@@ -20,13 +20,10 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.reindex import reindexed
 from FewShotSegLib.progress import Progress, Report, silent
 
-from .dicom_rtstruct import SUFFIX as RTSTRUCT_SUFFIX
-from .dicom_seg import SUFFIX as DICOM_SEG_SUFFIX
 from .files import known_suffix, write_text_whole
 from .folders import images_in
-from .images import SAVE_SUFFIXES
 from .names import belonging, parsed, stem
-from .volumes import load_labelmap, load_structures, load_volume, save_volume
+from .volumes import SEGMENTATION_SUFFIXES, load_labelmap, load_structures, load_volume, save_volume
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _CASE = re.compile(r"[^A-Za-z0-9_.-]+")  # what nnU-Net and the shells it is called from would stumble over
@@ -96,8 +93,11 @@ def _pairs(images: list[str], labels: Path) -> dict[str, tuple[str, Path]]:
     """{case: (image, segmentation)} in order of name."""
     if not labels.is_dir():
         raise InputError(f"The folder of segmentations {labels} does not exist; check the path.")
-    allowed = {*SAVE_SUFFIXES, DICOM_SEG_SUFFIX, RTSTRUCT_SUFFIX}
-    files = [path for path in sorted(labels.iterdir()) if path.is_file() and known_suffix(path).lower() in allowed]
+    files = [
+        path
+        for path in sorted(labels.iterdir())
+        if path.is_file() and known_suffix(path).lower() in SEGMENTATION_SUFFIXES
+    ]
     known = {parsed(Path(image)).case or stem(Path(image)): image for image in images}
     pairs: dict[str, tuple[str, Path]] = {}
     for label in files:
@@ -113,7 +113,7 @@ def _pairs(images: list[str], labels: Path) -> dict[str, tuple[str, Path]]:
             raise InputError(f"{pairs[case][1].name} and {label.name} belong to the same image; keep one of them.")
         pairs[case] = known[partners[0]], label
     if not pairs:
-        raise InputError(f"{labels} holds no segmentation; files are {' '.join(sorted(allowed))}.")
+        raise InputError(f"{labels} holds no segmentation; files are {' '.join(sorted(SEGMENTATION_SUFFIXES))}.")
     return pairs
 
 

@@ -16,10 +16,13 @@ from FewShotSegLib.data.volume import Array, Labelmap, Volume, as_labels, label_
 from FewShotSegLib.errors import InputError
 
 from .dicom import series_files
+from .dicom_rtstruct import SUFFIX as RTSTRUCT_SUFFIX
 from .dicom_rtstruct import is_rtstruct, load_rtstruct, rtstruct_names
+from .dicom_seg import SUFFIX as DICOM_SEG_SUFFIX
 from .dicom_seg import is_dicom_seg, load_dicom_seg
 from .files import known_suffix
 from .images import (
+    SAVE_SUFFIXES,
     affine_of,
     array_of,
     image_from,
@@ -35,6 +38,8 @@ from .seg_nrrd import header_fields, merged_layers, segments_from
 
 if TYPE_CHECKING:
     import SimpleITK
+
+SEGMENTATION_SUFFIXES = (*SAVE_SUFFIXES, DICOM_SEG_SUFFIX, RTSTRUCT_SUFFIX)
 
 
 def load_volume(

@@ -10,8 +10,12 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from FewShotSegLib.data.volume import Volume
+from Testing.Library.annotated import geometry
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+SHAPE = (6, 9, 11)
+# DICOM's row, column and slice direction are right-handed in LPS; a half turn about z keeps that.
+OBLIQUE = LPS @ geometry((0.7, 0.9, 3.0))
 
 
 def write_series(folder: Path, volume: Volume, patient: str = "Doe^Jane") -> Path:

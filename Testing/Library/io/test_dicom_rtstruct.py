@@ -18,18 +18,9 @@ from FewShotSegLib.io.dicom import series_files
 from FewShotSegLib.io.dicom_rtstruct import is_rtstruct, load_rtstruct, rtstruct_names, save_rtstruct
 from FewShotSegLib.io.exemplars import load_exemplar
 from FewShotSegLib.io.volumes import load_labelmap, load_pair, load_structures, load_volume, save_labelmap, save_volume
-from Testing.Library.annotated import geometry
-from Testing.Library.io.dicom_series import write_series
+from Testing.Library.io.dicom_series import SHAPE, write_series
 
 NAMES = {2: "liver", 7: "left kidney", 300: "Läsion"}
-SHAPE = (6, 9, 11)
-OBLIQUE = np.diag([-1.0, -1, 1, 1]) @ geometry((0.7, 0.9, 3.0))
-
-
-@pytest.fixture
-def a_series(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    return write_series(tmp_path / "series é", Volume(rng.integers(-100, 300, SHAPE).astype(np.int16), OBLIQUE))
 
 
 @pytest.fixture

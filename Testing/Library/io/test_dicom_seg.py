@@ -11,26 +11,16 @@ import pydicom
 import pytest
 from pydicom.sr.codedict import codes
 
-from FewShotSegLib.data.volume import Labelmap, Volume
+from FewShotSegLib.data.volume import Labelmap
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.reindex import reindexed
 from FewShotSegLib.io import dicom_seg
 from FewShotSegLib.io.dicom import series_files
 from FewShotSegLib.io.dicom_seg import is_dicom_seg, load_dicom_seg, save_dicom_seg, terminology_of
 from FewShotSegLib.io.volumes import load_labelmap, load_volume
-from Testing.Library.annotated import geometry
-from Testing.Library.io.dicom_series import write_series
+from Testing.Library.io.dicom_series import SHAPE
 
 NAMES = {2: "liver", 7: "left kidney", 300: "something new"}
-SHAPE = (6, 9, 11)
-# DICOM's row, column and slice direction are right-handed in LPS; a half turn about z keeps that.
-OBLIQUE = np.diag([-1.0, -1, 1, 1]) @ geometry((0.7, 0.9, 3.0))
-
-
-@pytest.fixture
-def a_series(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    return write_series(tmp_path / "series é", Volume(rng.integers(-100, 300, SHAPE).astype(np.int16), OBLIQUE))
 
 
 @pytest.fixture

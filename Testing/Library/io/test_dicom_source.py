@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pydicom
 import pytest
 
@@ -12,16 +11,7 @@ from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.dicom_source import check_source, checked_name, images_of, sop_class_of
 from FewShotSegLib.io.volumes import load_volume
-from Testing.Library.annotated import geometry
-from Testing.Library.io.dicom_series import write_series
-
-SHAPE = (6, 9, 11)
-OBLIQUE = np.diag([-1.0, -1, 1, 1]) @ geometry((0.7, 0.9, 3.0))
-
-
-@pytest.fixture
-def a_series(tmp_path: Path) -> Path:
-    return write_series(tmp_path / "series", Volume(np.zeros(SHAPE, np.int16), OBLIQUE))
+from Testing.Library.io.dicom_series import SHAPE
 
 
 def test_only_dicom_series_are_sources(a_series: Path, tmp_path: Path) -> None:
