@@ -356,6 +356,13 @@ MUTANTS = (
         "inference/test_slice_range.py::test_the_level_is_where_all_is_found_that_slices_show_together",
     ),
     Mutant(
+        "a vessel ends where it is poorly found",
+        "inference/slice_range.py",
+        "if iou(inner, outer) < SAME:",
+        "if True:",
+        "inference/test_segment.py::test_a_vessel_that_is_poorly_found_on_some_slices_is_not_cut_there",
+    ),
+    Mutant(
         "nothing is cut beyond the ends",
         "inference/segment.py",
         "beyond[beyond == value] = 0",

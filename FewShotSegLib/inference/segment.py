@@ -286,7 +286,12 @@ def cut_beyond_ends(
     most = max(int(labels.max()), *structures)  # labels of structures that were pointed at are among them
     weights = np.stack(_per_slice(slices, most, steps), axis=1)[list(structures)]
     rows = [[structures.index(value) for value in values] for values in together]
-    for value, (first, last) in zip(structures, slice_ranges(weights, rows), strict=True):
+
+    def iou(row: int, one: int, other: int) -> float:
+        first, second = (slices[index] == structures[row] for index in (one, other))
+        return float((first & second).sum() / max((first | second).sum(), 1))
+
+    for value, (first, last) in zip(structures, slice_ranges(weights, rows, iou), strict=True):
         if value in whole and value in known:
             for beyond in (slices[:first], slices[last + 1 :]):
                 beyond[beyond == value] = 0

@@ -555,7 +555,7 @@ def test_what_is_found_beyond_the_ends_is_removed_unless_told_otherwise(
 ) -> None:
     image = np.zeros((10, SIZE, SIZE), np.float32)
     image[4:, 2:9, 2:9] = 1.0
-    image[:3, 2:8, 2:8] = 1.0
+    image[:3, 7:13, 7:13] = 1.0  # elsewhere on the slice
     fake = Fake({1: "a"})
     adapter = fake.adapter
     adapter.metrics = metrics
@@ -573,6 +573,18 @@ def test_the_ends_are_sought_across_the_axis_of_the_slices() -> None:
         found = labels.copy()
         cut_beyond_ends(found, certainty, axis, [1], [1], [[1]])
         assert np.flatnonzero((found == 1).any((0, 1)))[0] == first
+
+
+def test_a_vessel_that_is_poorly_found_on_some_slices_is_not_cut_there() -> None:
+    labels = np.zeros((12, 30, 30), np.uint8)
+    labels[:, 10:20, 10:20], labels[7:9] = 1, 0
+    labels[9:, 10:20, 12:22], labels[9:, 10:20, 10:12] = 1, 0  # a little aside: IoU 2/3
+    elsewhere = labels.copy()
+    elsewhere[9:] = 0
+    elsewhere[9:, 10:20, 18:28] = 1
+    for given, last in ((labels, 11), (elsewhere, 6)):
+        cut_beyond_ends(given, np.where(given, 40, 0).astype(np.uint8), 0, [1], [1], [[1]])
+        assert np.flatnonzero((given == 1).any((1, 2)))[-1] == last
 
 
 def test_a_structure_that_was_pointed_at_beside_learned_ones_is_no_matter_to_their_ends() -> None:

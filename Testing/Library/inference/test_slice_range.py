@@ -11,8 +11,8 @@ HUMP = [0.0, 0, 5, 30, 60, 80, 60, 30, 5, 0, 0]
 LARGER = [200.0, 40, 0, 0, 0, 0, 0, 0, 0, 0, 0]  # something alike, elsewhere
 
 
-def ranges(*rows: list[float], together: list[list[int]]) -> list[tuple[int, int]]:
-    return slice_ranges(np.array(rows), together)
+def ranges(*rows: list[float], together: list[list[int]], iou: float = 0.0) -> list[tuple[int, int]]:
+    return slice_ranges(np.array(rows), together, lambda row, one, other: iou)
 
 
 def test_what_ends_by_itself_is_kept_whole():
@@ -30,6 +30,23 @@ def test_what_lies_behind_a_gap_is_cut():
 def test_what_lies_behind_a_waist_is_cut():
     ((first, last),) = ranges([40.0, 40, 40, 10, 40, 80, 100, 80, 40, 0], together=[[0]])
     assert (first, last) == (3, 9)
+
+
+def test_what_lies_in_the_same_place_beyond_a_waist_is_the_same_structure():
+    vessel = [40.0, 40, 40, 10, 40, 80, 100, 80, 5, 40, 40]
+    assert ranges(vessel, together=[[0]], iou=0.49) == [(3, 8)]
+    assert ranges(vessel, together=[[0]], iou=0.5) == [(0, 10)]
+
+
+def test_masks_are_compared_on_both_sides_of_the_waist_and_not_in_it():
+    asked = []
+
+    def iou(row, one, other):
+        asked.append((row, one, other))
+        return 0.0
+
+    slice_ranges(np.array([[0.0] * 9, [30.0, 60, 5, 2, 60, 100, 60, 0, 0]]), [[0, 1]], iou)
+    assert asked == [(1, 4, 1)]
 
 
 @pytest.mark.parametrize("dip", [50.0, 90.0])
@@ -56,14 +73,14 @@ def test_the_level_is_where_all_is_found_that_slices_show_together():
 
 def test_the_order_of_the_slices_does_not_matter():
     rows = np.array([np.add(LARGER, HUMP), HUMP])
-    forwards, backwards = slice_ranges(rows, [[0, 1]]), slice_ranges(rows[:, ::-1], [[0, 1]])
+    forwards, backwards = ranges(*rows, together=[[0, 1]]), ranges(*rows[:, ::-1], together=[[0, 1]])
     last = rows.shape[1] - 1
     assert backwards == [(last - b, last - a) for a, b in forwards]
 
 
 def test_scale_does_not_matter():
     rows = np.array([np.add(LARGER, HUMP), HUMP])
-    assert slice_ranges(rows, [[0, 1]]) == slice_ranges(rows * [[1e-3], [1e4]], [[0, 1]])
+    assert ranges(*rows, together=[[0, 1]]) == ranges(*(rows * [[1e-3], [1e4]]), together=[[0, 1]])
 
 
 def test_what_was_not_found_has_all_slices():
@@ -77,4 +94,4 @@ def test_few_slices_are_kept(count):
 
 def test_no_slices_are_refused():
     with pytest.raises(ValueError, match="no slices"):
-        slice_ranges(np.zeros((2, 0)), [])
+        slice_ranges(np.zeros((2, 0)), [], lambda row, one, other: 0.0)
