@@ -229,6 +229,9 @@ class _Slices:
             self.report(Progress(index + 1, self.count, f"slice {index + 1} of {self.count}"))
         if self.certainty is not None:
             sets = [[value for value in values if value in self.free] for values in together]
+            # What is shown with others is told from its likes by them; what is shown alone, by the certain piece.
+            for value in set(whole).difference(*(values for values in sets if len(values) > 1)):
+                keep_main_pieces(labels, self.certainty, value)
             cut_beyond_ends(labels, self.certainty, self.axis, self.free, whole, [rows for rows in sets if rows])
             for value in whole:
                 keep_main_pieces(labels, self.certainty, value)

@@ -565,6 +565,23 @@ def test_what_is_found_beyond_the_ends_is_removed_unless_told_otherwise(
     assert np.flatnonzero((found.labelmap.volume.array == 1).any((1, 2))).tolist() == slices
 
 
+@pytest.mark.parametrize(("together", "slices"), [([["a"]], [3, 4, 5, 6, 7, 8, 9]), ([["a", "b"]], [0])])
+def test_of_a_structure_that_is_shown_alone_the_certain_piece_is_cut_and_not_the_slice_with_most(
+    together: list[list[str]], slices: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.zeros((10, SIZE, SIZE), np.float32)
+    image[3:, 2:8, 2:8] = 1.0
+    image[0, 2:14, 2:14] = 0.7  # larger, less certain, and on one slice alone
+    structures = {1: "a", 2: "b"}
+    fake = Fake(structures, on_token=lambda seen, value: np.where(seen > 0.5, seen - 0.4 if value == 1 else -1.0, -5.0))
+    adapter = fake.adapter
+    adapter.metrics = {"in_one_piece": ["a"], "shown_together": together}
+    monkeypatch.setattr(Fake, "adapter", adapter)
+    volume = Volume(image, np.eye(4))
+    found = segment(volume, fake, intensity=UNIT, options=SegmentOptions(axis=0))  # type: ignore[arg-type]
+    assert np.flatnonzero((found.labelmap.volume.array == 1).any((1, 2))).tolist() == slices
+
+
 def test_the_ends_are_sought_across_the_axis_of_the_slices() -> None:
     labels = np.zeros((4, 9, 9), np.uint8)
     labels[:, :, 3:9], labels[:, 0:3, 0:2] = 1, 1  # a gap along the last axis alone
