@@ -173,10 +173,17 @@ def _score_lines(result: Mapping[str, Any]) -> list[str]:
             f"n={g['n']}",
             f"Dice {g['dsc']['mean']:.3f}",
             f"HD95 {g['hd95_mm']['mean']:.1f} mm",
+            _missed(g["n_one_empty"]),
         )
         for g in groups
     ]
     return table(rows)
+
+
+def _missed(count: int) -> str:
+    if not count:
+        return ""
+    return f"empty in {count} case{'s' if count > 1 else ''}, in result or reference: HD95 counts the image's diagonal"
 
 
 def readable_card(values: Mapping[str, Any], parameters: int, size_bytes: int) -> str:

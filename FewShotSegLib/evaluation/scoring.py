@@ -230,16 +230,21 @@ def _structures_of(references: Sequence[Path]) -> dict[int, str]:
 def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return, per structure and scope in order of appearance, mean, sd, median and n of every metric over the cases.
 
-    sd is that of a sample (n - 1), None for a single case.
+    sd is that of a sample (n - 1), None for a single case. n_one_empty: cases where only one of the two masks is empty,
+    whose distances are the diagonal of the image.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.structure, row.scope), []).append(row)
     return [
-        {"structure": structure, "scope": scope, "n": len(group)}
+        {"structure": structure, "scope": scope, "n": len(group), "n_one_empty": sum(map(_one_empty, group))}
         | {name: _statistics([getattr(row, name) for row in group]) for name in METRICS}
         for (structure, scope), group in groups.items()
     ]
+
+
+def _one_empty(row: Row) -> bool:
+    return (row.volume_pred_ml == 0) != (row.volume_ref_ml == 0)
 
 
 def _statistics(values: list[float]) -> dict[str, float | None]:

@@ -177,6 +177,18 @@ def test_the_summary_of_an_adaptation_has_its_steps_and_its_estimate() -> None:
     assert summary(a_record(adapter={}, metrics=metrics))[1] == "Estimated Dice: not asked for"
 
 
+def test_the_summary_of_scores_says_that_an_empty_mask_counts_the_diagonal() -> None:
+    def group(structure: str, empty: int) -> dict[str, Any]:
+        scores = {"dsc": {"mean": 0.5}, "hd95_mm": {"mean": 494.8}}
+        return {"structure": structure, "scope": "all_slices", "n": 3, "n_one_empty": empty, **scores}
+
+    groups = [group("liver", 0), group("spleen", 1), group("aorta", 2)]
+    whole, one, two = summary(a_record(metrics={"summary": groups}, warnings=[]))[:3]
+    assert whole.endswith("HD95 494.8 mm")
+    assert one.endswith("mm  empty in 1 case, in result or reference: HD95 counts the image's diagonal")
+    assert "empty in 2 cases," in two
+
+
 def test_the_summary_of_images_has_volumes_and_what_failed() -> None:
     found = {"volume_ml": 1500.26, "flags": ["is empty", "touches the border of the image"]}
     images = [

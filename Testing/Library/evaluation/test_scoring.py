@@ -166,6 +166,16 @@ def test_the_deviation_of_a_single_case_is_not_a_number_but_null(tmp_path):
     assert summarize(rows)[0]["dsc"] == {"mean": 1.0, "sd": None, "median": 1.0}
 
 
+def test_cases_where_only_one_mask_is_empty_are_counted():
+    empty = labelmap(np.zeros_like(labels()))
+    rows = [
+        row
+        for predicted, reference in ((empty, labelmap(labels())), (labelmap(labels()), empty), (empty, empty))
+        for row in evaluate_case(predicted, reference, NAMES)
+    ]
+    assert {group["n_one_empty"] for group in summarize(rows) if group["scope"] == "all_slices"} == {2}
+
+
 def test_a_structure_under_another_one_is_scored_whole() -> None:
     liver = np.zeros((6, 20, 24), bool)
     liver[1:5, 4:14, 4:16] = True
