@@ -2,8 +2,9 @@
 
 A model that answers slice by slice also finds something like a structure beyond its ends: bowel for spleen, muscle for
 liver. Such finds lie behind a gap, or a waist, in how much is found from slice to slice. Which side of the gap is meant
-is told by what the annotated slices show together: the level at which all of that is found at once. Where the masks on
-both sides of a waist lie on one another, it is the same structure, poorly found in between, such as a vessel.
+is told by what the annotated slices show together: the level at which all of that is found at once. Of a structure that
+they show alone, the side with most is meant. Where the masks on both sides of a waist lie on one another, it is the
+same structure, poorly found in between, such as a vessel.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ def slice_ranges(
     if weights.shape[1] == 0:
         raise ValueError("There are no slices.")
     smooth = np.stack([np.convolve(row, SMOOTHING, "same") for row in np.pad(weights, ((0, 0), (1, 1)))])[:, 1:-1]
-    levels = _levels(smooth, together)
-    return [
-        _range_around(row, level, functools.partial(iou, number))
-        for number, (row, level) in enumerate(zip(smooth, levels, strict=True))
-    ]
+    accompanied = {row for rows in together if len(rows) > 1 for row in rows}
+    ranges = []
+    for number, (row, level) in enumerate(zip(smooth, _levels(smooth, together), strict=True)):
+        same = functools.partial(iou, number)
+        ranges.append(_range_around(row, level, same) if number in accompanied else _heaviest_range(row, same))
+    return ranges
 
 
 def _levels(weights: Weights, together: Collection[Sequence[int]]) -> list[int]:
@@ -51,6 +53,16 @@ def _levels(weights: Weights, together: Collection[Sequence[int]]) -> list[int]:
     for rows in together:
         likeness[list(rows)] += np.exp(np.log(shares[list(rows)] + ABSENT).mean(0))
     return [int(level) for level in (weights * likeness**2).argmax(1)]
+
+
+def _heaviest_range(weights: Weights, iou: Callable[[int, int], float]) -> tuple[int, int]:
+    """Of the ranges around the peaks, the one that weighs most."""
+    before, after = np.pad(weights, 1)[:-2], np.pad(weights, 1)[2:]
+    peaks = np.flatnonzero((weights >= before) & (weights >= after))
+    ranges = [(peak, _range_around(weights, peak, iou)) for peak in peaks.tolist()]
+    # A low peak beside a high one reaches over everything: its own waists are narrower.
+    own = [(first, last) for peak, (first, last) in ranges if weights[peak] == weights[first : last + 1].max()]
+    return max(own, key=lambda ends: float(weights[ends[0] : ends[1] + 1].sum()))
 
 
 def _range_around(weights: Weights, level: int, iou: Callable[[int, int], float]) -> tuple[int, int]:

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.pretraining.tasks import draw_task
 from FewShotSegLib.pretraining.train import corrected_loss, logged, steps_done
 from FewShotSegLib.sam.loading import load_base, write_model
@@ -230,7 +231,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     parts = [replace(part, seconds=arguments.seconds) for part in PARTS[: arguments.parts]]
     running = Running(arguments.seed, arguments.device, arguments.workers, arguments.first_part)
-    teach(load_base(arguments.start), parts, arguments.out, running)
+    try:
+        teach(load_base(arguments.start), parts, arguments.out, running)
+    except InputError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

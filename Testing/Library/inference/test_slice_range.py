@@ -8,7 +8,7 @@ import pytest
 from FewShotSegLib.inference.slice_range import slice_ranges
 
 HUMP = [0.0, 0, 5, 30, 60, 80, 60, 30, 5, 0, 0]
-LARGER = [200.0, 40, 0, 0, 0, 0, 0, 0, 0, 0, 0]  # something alike, elsewhere
+LARGER = [400.0, 40, 0, 0, 0, 0, 0, 0, 0, 0, 0]  # something alike, elsewhere
 
 
 def ranges(*rows: list[float], together: list[list[int]], iou: float = 0.0) -> list[tuple[int, int]]:
@@ -47,6 +47,16 @@ def test_masks_are_compared_on_both_sides_of_the_waist_and_not_in_it():
 
     slice_ranges(np.array([[0.0] * 9, [30.0, 60, 5, 2, 60, 100, 60, 0, 0]]), [[0, 1]], iou)
     assert asked == [(1, 4, 1)]
+
+
+def test_of_what_is_shown_alone_the_side_with_most_is_kept_and_not_the_highest_slice():
+    apart = [0.0, 10, 90, 20, 0, 0, 50, 60, 70, 60, 50, 0]
+    assert ranges(apart, together=[[0]]) == [(4, 11)]
+    assert ranges(apart, apart, together=[[0, 1]])[0] == (0, 4)
+
+
+def test_a_low_peak_beside_a_high_one_is_not_the_side_with_most():
+    assert ranges([0.0, 60, 90, 60, 0, 0, 5, 20, 5, 10, 5, 0], together=[[0]]) == [(0, 5)]
 
 
 @pytest.mark.parametrize("dip", [50.0, 90.0])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from FewShotSegLib.pretraining.clicks import FEW, Part, Running, enlarged, part_loss, scenes, teach
+from FewShotSegLib.pretraining.clicks import FEW, Part, Running, enlarged, main, part_loss, scenes, teach
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.training.fit import step_rng
 
@@ -127,3 +127,10 @@ def test_an_encoder_that_learned_can_be_put_back_to_where_it_last_stayed(
     encoder = {name: value for name, value in stayed.items() if name.startswith("image_encoder.")}
     assert same(encoder, ended)
     assert not same({name: value for name, value in stayed.items() if name.startswith("mask_decoder.")}, ended)
+
+
+def test_a_base_model_that_is_not_there_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = str(tmp_path / "none.pth")
+    monkeypatch.setattr("sys.argv", ["clicks", "--out", str(tmp_path / "a.safetensors"), "--start", start])
+    with pytest.raises(SystemExit, match="none.pth"):
+        main()
