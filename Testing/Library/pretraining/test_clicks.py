@@ -132,5 +132,5 @@ def test_an_encoder_that_learned_can_be_put_back_to_where_it_last_stayed(
 def test_a_base_model_that_is_not_there_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = str(tmp_path / "none.pth")
     monkeypatch.setattr("sys.argv", ["clicks", "--out", str(tmp_path / "a.safetensors"), "--start", start])
-    with pytest.raises(SystemExit, match="none.pth"):
+    with pytest.raises(SystemExit, match=r"none\.pth"):
         main()
