@@ -15,6 +15,7 @@ from FewShotSegLib.data.intensity import PERCENTILES, IntensitySpec
 from FewShotSegLib.data.recipe import to_dict
 from FewShotSegLib.data.structures import structure_colors
 from FewShotSegLib.data.volume import Volume
+from FewShotSegLib.devices import patch_precision
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.anatomy_space import AnatomySpace
 from FewShotSegLib.imaging.grid import Grid, image_onto_grid, labels_onto_grid
@@ -259,6 +260,7 @@ class Stages:
             recipe,
             seed=self.seed,
             device=self.device,
+            amp=patch_precision(self.device),
             report=self.report,
             checkpoint=checkpoint,
             identity=f"{key} {self._places()}",
