@@ -469,7 +469,8 @@ def test_closing_leaves_no_process_and_no_file(scene: Any, tmp_path: Path, home:
     started = time.monotonic()
     logic.close()
     assert time.monotonic() - started < 10
-    waitUntil(logic, lambda: not any(isAlive(pid) for pid in pids))  # a busy system takes a moment to end what is killed
+    # A busy system takes a moment to end what was killed.
+    waitUntil(logic, lambda: not any(isAlive(pid) for pid in pids))
     assert (filesIn(home), filesIn(ours)) == before
     assert not any(name.endswith(".safetensors") for name in filesIn(tmp_path / "Adapters"))
     assert (run.isRunning, run.errorKind) == (False, "cancelled")
