@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from FewShotSegLib.benchmarks.records import markdown
+from FewShotSegLib.evaluation.scoring import one_is_empty
 
 CLICK, RANDOM, FREE = "one click", "one random click", "prompt-free"
 BASE, ADAPTED, PLAIN = "base", "adapted", "adapted, no synthesis"
@@ -137,7 +138,7 @@ def _distances(cell: Mapping[str, Any], way: str, organs: Sequence[str]) -> dict
     found: dict[str, tuple[float | None, int, int]] = {}
     for organ in organs:
         rows = _rows(cell, organ, way)
-        known = [row["hd95_mm"] for row in rows if (row["volume_pred_ml"] > 0) == (row["volume_ref_ml"] > 0)]
+        known = [row["hd95_mm"] for row in rows if not one_is_empty(row["volume_pred_ml"], row["volume_ref_ml"])]
         found[organ] = float(np.mean(known)) if known else None, len(rows) - len(known), len(rows)
     return found
 

@@ -237,14 +237,20 @@ def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for row in rows:
         groups.setdefault((row.structure, row.scope), []).append(row)
     return [
-        {"structure": structure, "scope": scope, "n": len(group), "n_one_empty": sum(map(_one_empty, group))}
+        {
+            "structure": structure,
+            "scope": scope,
+            "n": len(group),
+            "n_one_empty": sum(one_is_empty(row.volume_pred_ml, row.volume_ref_ml) for row in group),
+        }
         | {name: _statistics([getattr(row, name) for row in group]) for name in METRICS}
         for (structure, scope), group in groups.items()
     ]
 
 
-def _one_empty(row: Row) -> bool:
-    return (row.volume_pred_ml == 0) != (row.volume_ref_ml == 0)
+def one_is_empty(volume_pred_ml: float, volume_ref_ml: float) -> bool:
+    """Whether only one of two masks with these volumes is empty, so that their distance is the image's diagonal."""
+    return (volume_pred_ml == 0) != (volume_ref_ml == 0)
 
 
 def _statistics(values: list[float]) -> dict[str, float | None]:

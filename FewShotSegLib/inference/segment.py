@@ -27,7 +27,7 @@ from FewShotSegLib.progress import Progress, Report, silent
 from FewShotSegLib.sam.clicks import centre_click
 
 from .predictor import Predictor
-from .slice_range import slice_ranges
+from .slice_range import shown_with_others, slice_ranges
 
 Logits = NDArray[np.float32]
 
@@ -230,7 +230,7 @@ class _Slices:
         if self.certainty is not None:
             sets = [[value for value in values if value in self.free] for values in together]
             # What is shown with others is told from its likes by them; what is shown alone, by the certain piece.
-            for value in set(whole).difference(*(values for values in sets if len(values) > 1)):
+            for value in set(whole) - shown_with_others(sets):
                 keep_main_pieces(labels, self.certainty, value)
             cut_beyond_ends(labels, self.certainty, self.axis, self.free, whole, [rows for rows in sets if rows])
             for value in whole:

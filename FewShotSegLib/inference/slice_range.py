@@ -38,12 +38,17 @@ def slice_ranges(
     if weights.shape[1] == 0:
         raise ValueError("There are no slices.")
     smooth = np.stack([np.convolve(row, SMOOTHING, "same") for row in np.pad(weights, ((0, 0), (1, 1)))])[:, 1:-1]
-    accompanied = {row for rows in together if len(rows) > 1 for row in rows}
+    accompanied = shown_with_others(together)
     ranges = []
     for number, (row, level) in enumerate(zip(smooth, _levels(smooth, together), strict=True)):
         same = functools.partial(iou, number)
         ranges.append(_range_around(row, level, same) if number in accompanied else _heaviest_range(row, same))
     return ranges
+
+
+def shown_with_others(together: Collection[Sequence[int]]) -> set[int]:
+    """Of structures that annotated slices show, one set for each entry, those that some slice shows beside others."""
+    return {row for rows in together if len(rows) > 1 for row in rows}
 
 
 def _levels(weights: Weights, together: Collection[Sequence[int]]) -> list[int]:
@@ -58,11 +63,12 @@ def _levels(weights: Weights, together: Collection[Sequence[int]]) -> list[int]:
 def _heaviest_range(weights: Weights, iou: Callable[[int, int], float]) -> tuple[int, int]:
     """Of the ranges around the peaks, the one that weighs most."""
     before, after = np.pad(weights, 1)[:-2], np.pad(weights, 1)[2:]
-    peaks = np.flatnonzero((weights >= before) & (weights >= after))
+    peaks = np.flatnonzero((weights > 0) & (weights >= before) & (weights >= after))
     ranges = [(peak, _range_around(weights, peak, iou)) for peak in peaks.tolist()]
     # A low peak beside a high one reaches over everything: its own waists are narrower.
     own = [(first, last) for peak, (first, last) in ranges if weights[peak] == weights[first : last + 1].max()]
-    return max(own, key=lambda ends: float(weights[ends[0] : ends[1] + 1].sum()))
+    every = (0, len(weights) - 1)
+    return max(own, key=lambda ends: float(weights[ends[0] : ends[1] + 1].sum()), default=every)
 
 
 def _range_around(weights: Weights, level: int, iou: Callable[[int, int], float]) -> tuple[int, int]:
