@@ -137,8 +137,9 @@ def main(arguments: Sequence[str]) -> int:
     chosen = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     if chosen.cost:
+        device = choose_device(chosen.device, logger.info)
         for network in chosen.networks:
-            sys.stdout.write(costs(network, chosen.steps, repeats=9) + "\n")
+            sys.stdout.write(costs(network, chosen.steps, repeats=9, device=device) + "\n")
         return 0
     if chosen.data is None or not chosen.data.is_dir():
         raise InputError(f"There is no data folder {chosen.data}; give one with --data, or measure time with --cost.")

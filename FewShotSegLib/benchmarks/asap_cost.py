@@ -14,6 +14,8 @@ from torch import nn
 
 from FewShotSegLib.benchmarks.pairing import Spread, interleaved, ratios
 from FewShotSegLib.benchmarks.records import markdown
+from FewShotSegLib.benchmarks.workload import peak_bytes_on_gpu
+from FewShotSegLib.devices import patch_precision
 from FewShotSegLib.methods.asap.schedulers import scheduler_of
 from FewShotSegLib.methods.asap.turns import TurnRecipe, Turns
 from FewShotSegLib.networks import build, parameter_count
@@ -24,20 +26,21 @@ from FewShotSegLib.training.patches import patch_loss
 PATCH = (12, 80, 80)
 BATCH = 2
 COUNTS = (5, 15, 30)
+CPU = torch.device("cpu")
 
 
-def costs(network: str, steps: int, repeats: int) -> str:
+def costs(network: str, steps: int, repeats: int, device: torch.device = CPU) -> str:
     """A Markdown table: time with and without the first look at all arms, and peak memory, for each number of arms."""
     gradient_mb = parameter_count(_network(network)) * 4 / 1e6
     head = (
-        f"{network}, patch {' x '.join(map(str, PATCH))}, batch {BATCH}, {steps} steps; ratios to a fixed auxiliary "
-        f"data set, median and quartiles of {repeats} pairs. Its gradient has {gradient_mb:.1f} MB.\n\n"
+        f"{network} ({device.type}), patch {' x '.join(map(str, PATCH))}, batch {BATCH}, {steps} steps; ratios to a "
+        f"fixed auxiliary data set, median and quartiles of {repeats} pairs. Its gradient has {gradient_mb:.1f} MB.\n\n"
     )
     rows = []
     for count in COUNTS:
-        step = _ratio(network, count, steps, repeats, look=False)
-        run = _ratio(network, count, steps, repeats, look=True)
-        more = (_peak(network, "asap", count) - _peak(network, "random", 1)) / 1e6
+        step = _ratio(network, count, steps, repeats, device=device, look=False)
+        run = _ratio(network, count, steps, repeats, device=device, look=True)
+        more = (_peak(network, "asap", count, device) - _peak(network, "random", 1, device)) / 1e6
         rows.append([str(count), _text(step), _text(run), f"{more:.1f}"])
     columns = ["arms", "time of a step", "time of a run with the first look", "peak memory over the fixed one, MB"]
     return head + markdown(columns, rows)
@@ -47,22 +50,26 @@ def _text(value: Spread) -> str:
     return f"{value.median:.3f} ({value.low:.3f} to {value.high:.3f})"
 
 
-def _ratio(network: str, count: int, steps: int, repeats: int, *, look: bool) -> Spread:
+def _ratio(network: str, count: int, steps: int, repeats: int, *, look: bool, device: torch.device = CPU) -> Spread:
     runs = {
-        "asap": _run(network, "asap", count, steps, look=look),
-        "fixed": _run(network, "random", 1, steps, look=look),
+        "asap": _run(network, "asap", count, steps, look=look, device=device),
+        "fixed": _run(network, "random", 1, steps, look=look, device=device),
     }
+    for run in runs.values():
+        run()  # a GPU's libraries choose their kernels in the first run
     seconds = interleaved(runs, repeats)
     return ratios(seconds["asap"], seconds["fixed"])
 
 
-def _network(name: str) -> nn.Module:
-    return build(name, patch=PATCH, spacing=(7.7, 3.0, 3.0))
+def _network(name: str, device: torch.device = CPU) -> nn.Module:
+    return build(name, patch=PATCH, spacing=(7.7, 3.0, 3.0)).to(device)
 
 
-def _run(name: str, scheduler: str, count: int, steps: int, *, look: bool) -> Callable[[], object]:
+def _run(
+    name: str, scheduler: str, count: int, steps: int, *, look: bool, device: torch.device = CPU
+) -> Callable[[], object]:
     """A training run of `steps` steps; without `look` its arms have been looked at before."""
-    network = _network(name)
+    network = _network(name, device)
     turns = _turns(network, scheduler, count)
     if not look:
         for arm in turns.scheduler.probes(0):
@@ -73,14 +80,15 @@ def _run(name: str, scheduler: str, count: int, steps: int, *, look: bool) -> Ca
         turns.load_state(before)
         parameters = dict(network.named_parameters())
         with turns:
-            fit(parameters, turns.loss_at, turns.schedule(Schedule(steps)), report=silent)
+            amp = patch_precision(device, PATCH)
+            fit(parameters, turns.loss_at, turns.schedule(Schedule(steps)), report=silent, amp=amp)
 
     return run
 
 
 def _turns(network: nn.Module, scheduler: str, count: int) -> Turns:
     names = [f"arm {number}" for number in range(count)]
-    image = torch.rand(BATCH, 1, *PATCH)
+    image = torch.rand(BATCH, 1, *PATCH, device=next(network.parameters()).device)
     mask = image[:, 0] > 0.8
 
     def loss(*_: object) -> torch.Tensor:
@@ -92,10 +100,10 @@ def _turns(network: nn.Module, scheduler: str, count: int) -> Turns:
     )
 
 
-def _peak(name: str, scheduler: str, count: int) -> int:
+def _peak(name: str, scheduler: str, count: int, device: torch.device = CPU) -> int:
     """Bytes that the allocator holds at most in some steps, over what it held before."""
-    run = _run(name, scheduler, count, 3, look=True)
-    return peak_bytes(run)
+    run = _run(name, scheduler, count, 3, look=True, device=device)
+    return peak_bytes(run) if device.type == "cpu" else peak_bytes_on_gpu(run)
 
 
 def peak_bytes(work: Callable[[], object]) -> int:

@@ -54,7 +54,7 @@ def encoding(size: workload.Size) -> Iterator[Measurement]:
             "bfloat16": functools.partial(workload.encoded, network, images, True),
         }
         seconds = in_turns(contestants, size.repeats)
-        peaks = {name: _peak(call) for name, call in contestants.items()}
+        peaks = {name: workload.peak_bytes_on_gpu(call) for name, call in contestants.items()}
         for kind, wanted in (("float32", 1.0), ("bfloat16", 4.0 if count == 1 else 6.0)):
             note = f"{milliseconds(seconds['stock'])} / {milliseconds(seconds[kind])}"
             note += f"; {_gb(peaks['stock'])} / {_gb(peaks[kind])}; stock bfloat16 "
@@ -76,7 +76,7 @@ def training(size: workload.Size) -> Iterator[Measurement]:
         workload.lora_step(network, preset, lesson, training_precision(network.device)) as steps["ours"],
     ):
         seconds = in_turns(steps, size.repeats)
-        peaks = {name: _peak(step) for name, step in steps.items()}
+        peaks = {name: workload.peak_bytes_on_gpu(step) for name, step in steps.items()}
     note = f"{milliseconds(seconds['plain'])} / {milliseconds(seconds['ours'])}; "
     note += f"{_gb(peaks['plain'])} / {_gb(peaks['ours'])}: {peaks['ours'] / peaks['plain']:.2f}"
     name = f"LoRA step of ViT-B at {image_size} px, batch {preset.batch_size}: plain / ours"
@@ -196,15 +196,6 @@ def launches(call: Callable[[], object]) -> int:
         call()
         torch.cuda.synchronize()
     return sum(event.count for event in profiler.key_averages() if event.key in LAUNCHES)
-
-
-def _peak(call: Callable[[], object]) -> int:
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def _gb(size: int) -> str:

@@ -108,6 +108,16 @@ def _at_work(event: Any) -> int:
     return below or int(library in ("aten", "mkldnn") and name not in _IDLE)
 
 
+def peak_bytes_on_gpu(call: Callable[[], object]) -> int:
+    """The most bytes that PyTorch has allocated on the GPU during a call, over what it held before."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
 Lesson = tuple[list[Sample], list[Query]]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +15,16 @@ import torch
 
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.inference.load import predictor_of
 from FewShotSegLib.inference.predictor import Predictor
+from FewShotSegLib.inference.segment import SegmentOptions, segment
+from FewShotSegLib.inference.volume_network import VolumePredictor
+from FewShotSegLib.jobs.notes import Notes
+from FewShotSegLib.jobs.segment import segmentation_of
 from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.methods import gmiseg, lora
 from FewShotSegLib.methods.asap import method as asap
+from FewShotSegLib.methods.uda.translation import train_translator
 from FewShotSegLib.networks.scan import _Scan, selective_scan
 from FewShotSegLib.progress import silent
 from FewShotSegLib.sam.cuda_graphs import graphed_training
@@ -26,8 +35,11 @@ from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.training.fit import Schedule, fit
 from FewShotSegLib.training.lesson import Lesson
 from FewShotSegLib.training.prompted import synthesizer_of
+from FewShotSegLib.worker.client import WorkerClient
 from Testing.conftest import QUICK
+from Testing.Library.methods.uda.toys import TINY, noise
 from Testing.Library.networks.sequences import arguments
+from Testing.Library.worker.conftest import a_click, answer_to, ask
 
 pytestmark = [
     pytest.mark.gpu,
@@ -141,10 +153,95 @@ def test_gmiseg_learns(an_exemplar: Exemplar) -> None:
     assert learned(gmiseg, recipe, load_base("bundled-small", device="cuda"), an_exemplar).metrics["steps"] == 4
 
 
+def test_the_default_recipe_learns_on_the_gpu_what_the_processor_then_finds(
+    base: PromptableNetwork, an_exemplar: Exemplar
+) -> None:
+    adapter = learned(lora, lora.Recipe(steps=40, estimate_folds=0), base, an_exemplar)
+    on_gpu = segment(an_exemplar.volume, predictor_of(base, adapter)).labelmap.volume.array
+    on_cpu = segment(an_exemplar.volume, predictor_of(load_base(base.name), adapter)).labelmap.volume.array
+    for value in an_exemplar.structures:
+        assert overlap(on_gpu == value, on_cpu == value) > 0.95, value
+    assert on_gpu.any()
+
+
+def test_one_seed_gives_one_run(base: PromptableNetwork, an_exemplar: Exemplar) -> None:
+    recipe = lora.Recipe(**{**QUICK, "image_size": None, "steps": 8})
+    first, again = (learned(lora, recipe, base, an_exemplar).tensors for _ in range(2))
+    for name, value in first.items():
+        np.testing.assert_allclose(value, again[name], atol=2e-3, err_msg=name)
+
+
 @pytest.mark.parametrize("network", ["unet", "swinunet", "mambaunet"])
-def test_a_3d_network_learns(network: str, an_exemplar: Exemplar) -> None:
-    recipe = asap.Recipe(network=network, steps=3, patch=(4, 64, 64), estimate_folds=0, validate_every=0)
-    assert learned(asap, recipe, None, an_exemplar).metrics
+def test_a_3d_network_learns_and_both_devices_find_the_same(network: str, an_exemplar: Exemplar) -> None:
+    recipe = asap.Recipe(network=network, steps=30, patch=(4, 64, 64), estimate_folds=0, validate_every=0)
+    adapter = learned(asap, recipe, None, an_exemplar)
+    found = [
+        VolumePredictor(adapter, device).segment(an_exemplar.volume, options=SegmentOptions()).labelmap.volume.array
+        for device in (CUDA, torch.device("cpu"))
+    ]
+    for value in an_exemplar.structures:
+        assert (found[0] == value).any() == (found[1] == value).any()
+    assert (found[0] != found[1]).mean() < 0.01
+
+
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_images_learn_to_be_translated(amp: torch.dtype | None) -> None:
+    volumes = [[noise(3, 40, 40, seed=seed) for seed in seeds] for seeds in ((0, 1), (2, 3))]
+    translators = [
+        train_translator(volumes[0], volumes[1], replace(TINY, steps=6), device=device, amp=used)
+        for device, used in ((CUDA, amp), ("cpu", None))
+    ]
+    for entry, wanted in zip(translators[0].history, translators[1].history, strict=True):
+        assert entry == pytest.approx(wanted, rel=0.05, abs=0.02)
+    assert translators[0].translate(volumes[0][0]).shape == (3, 40, 40)
+
+
+def test_a_worker_answers_a_click_on_the_gpu(an_exemplar: Exemplar, tmp_path: Path) -> None:
+    volume = an_exemplar.volume
+    where = {"adapter": None, "base": "bundled", "mask_path": str(tmp_path / "mask.npy")}
+    masks = []
+    with WorkerClient() as client:
+        answer_to(client, client.send_volume("v", volume.array, volume.affine))
+        for device in ("cuda", "cpu"):
+            answer = ask(client, op="predict", volume="v", prompt=a_click(structure=None), device=device, **where)
+            assert answer["type"] == "result", answer
+            masks.append(np.load(tmp_path / "mask.npy"))
+    assert masks[0].any()
+    assert overlap(*masks) > 0.97
+
+
+def test_where_the_memory_is_too_small_for_a_batch_slices_come_one_by_one(
+    an_exemplar: Exemplar, a_short_gpu: Callable[[int], None]
+) -> None:
+    adapter = learned(
+        lora, lora.Recipe(**{**QUICK, "image_size": None}), load_base("bundled", device="cuda"), an_exemplar
+    )
+    needs = {}
+    for batch_slices in (1, 6):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        predictor = Predictor(load_base("bundled", device="cuda"), adapter)
+        wanted = segment(an_exemplar.volume, predictor, options=SegmentOptions(batch_slices=batch_slices))
+        needs[batch_slices] = torch.cuda.max_memory_reserved()
+        del predictor
+        gc.collect()
+    torch.cuda.empty_cache()
+    assert needs[6] > 1.2 * needs[1]
+    a_short_gpu((needs[1] + needs[6]) // 2)
+    notes = Notes(silent)
+    predictor = Predictor(load_base("bundled", device="cuda"), adapter)
+    found = segmentation_of(an_exemplar.volume, [], predictor, SegmentOptions(batch_slices=6), notes)
+    assert "Out of GPU memory; going on with one slice at a time." in notes.warnings
+    assert (found.labelmap.volume.array != wanted.labelmap.volume.array).mean() < 0.01
+
+
+@pytest.fixture
+def a_short_gpu() -> Iterator[Callable[[int], None]]:
+    """A function that leaves PyTorch so many bytes of the GPU."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    yield lambda size: torch.cuda.set_per_process_memory_fraction(size / total)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
 
 
 def test_the_scan_on_the_gpu_is_the_scan_in_torch() -> None:

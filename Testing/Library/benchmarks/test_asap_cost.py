@@ -46,9 +46,9 @@ def test_without_the_first_look_the_arms_have_been_looked_at(small: None) -> Non
 def test_each_turn_of_a_contestant_starts_where_the_first_one_did(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     states: list[str] = []
 
-    def watched(parameters: Any, loss_at: Any, schedule: Any, *, report: Any) -> Any:
+    def watched(parameters: Any, loss_at: Any, schedule: Any, **given: Any) -> Any:
         states.append(repr(loss_at.__self__.state()))
-        result = fit(parameters, loss_at, schedule, report=report)
+        result = fit(parameters, loss_at, schedule, **given)
         states.append(repr(loss_at.__self__.state()))
         return result
 
@@ -62,14 +62,14 @@ def test_each_turn_of_a_contestant_starts_where_the_first_one_did(small: None, m
 def test_the_table_has_a_line_for_each_number_of_arms(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, bool]] = []
 
-    def ratio(network: str, count: int, steps: int, repeats: int, *, look: bool) -> Spread:
+    def ratio(network: str, count: int, steps: int, repeats: int, *, device: torch.device, look: bool) -> Spread:
         asked.append((count, look))
         return Spread(1.0 + count / 100, 0.5, 2.0)
 
     monkeypatch.setattr(asap_cost, "_ratio", ratio)
-    monkeypatch.setattr(asap_cost, "_peak", lambda network, scheduler, count: 1_000_000 * count)
+    monkeypatch.setattr(asap_cost, "_peak", lambda network, scheduler, count, device: 1_000_000 * count)
     text = costs("unet", steps=300, repeats=9)
-    assert "unet, patch 12 x 80 x 80, batch 2, 300 steps" in text
+    assert "unet (cpu), patch 12 x 80 x 80, batch 2, 300 steps" in text
     assert "median and quartiles of 9 pairs. Its gradient has 4.8 MB." in text  # 1,202,793 numbers of 4 bytes
     assert text.splitlines()[-3:] == [
         "| 5 | 1.050 (0.500 to 2.000) | 1.050 (0.500 to 2.000) | 4.0 |",
