@@ -1,8 +1,8 @@
 """A promptable network on a GPU as CUDA graphs: one launch for what are hundreds of small kernels.
 
 Kernels of small networks end before the processor has launched the next one, so the GPU waits most of the time. A graph
-is recorded once for each kind of call, which is the shapes of its arguments, and replayed for every later one. The
-first call of a kind runs as it is, so that what happens once is never recorded. Where recording fails, the network runs
+is captured once for each kind of call, which is the shapes of its arguments, and replayed for every later one. The
+first call of a kind runs as it is, so that what happens once is never captured. Where recording fails, the network runs
 as it is from then on, which is logged once.
 
 `GraphedInference` serves predictions; `graphed_training` records forward and backward pass of training steps.
@@ -102,7 +102,7 @@ def graphed_training(network: PromptableNetwork, wanted: bool = True) -> Iterato
     if not wanted or network.device.type != "cuda":
         yield lambda: None
         return
-    graphs = _TrainingGraphs(network)
+    graphs = TrainingGraphs(network)
     network.encode, network.decode = graphs.encode, graphs.decode  # type: ignore[method-assign]
     try:
         yield graphs.begin
@@ -111,27 +111,43 @@ def graphed_training(network: PromptableNetwork, wanted: bool = True) -> Iterato
         graphs.clear()
 
 
-class _TrainingGraphs:
+class TrainingGraphs:
+    """Forward and backward passes of a network as graphs. A call of a new kind runs as it is; its graph is captured at
+    the next `begin`, because a capture fails while an autograd graph of the same parameters is alive: their gradient
+    accumulators belong to the stream of that graph.
+    """
+
     def __init__(self, network: PromptableNetwork) -> None:
         self.network = network
         self._plain = network.encode, network.decode
-        self._seen: set[Hashable] = set()
+        self._wanted: dict[tuple[Any, ...], tuple[nn.Module, tuple[Tensor, ...]]] = {}
         self._used: Counter[Hashable] = Counter()
         self._graphs: dict[Hashable, Callable[..., tuple[Tensor, ...]]] = {}
         self._broken = False
 
+    def __len__(self) -> int:
+        """How many kinds of calls are captured."""
+        return len(self._graphs)
+
     def begin(self) -> None:
+        """Begin a training step, when no autograd graph of the parameters is alive."""
         self._used.clear()
         # Gradients that are being added up lie where the graph's next backward pass will write.
         for parameter in self.network.parameters():
             if parameter.grad is not None:
                 parameter.grad = parameter.grad.clone()
+        kind = self.network.device.type
+        for key, (module, samples) in list(self._wanted.items()):
+            if key[-1] == _autocast(kind) and not self._broken:
+                del self._wanted[key]
+                self._capture(key, module, samples)
         if self._broken and self._graphs:
             self.clear()
 
     def clear(self) -> None:
         """Free the memory of all graphs; none may be waiting for its backward pass."""
         self._graphs.clear()
+        self._wanted.clear()
         _give_memory_back()
 
     def encode(self, images: Tensor) -> Embedding:
@@ -150,26 +166,28 @@ class _TrainingGraphs:
 
     def _run(self, module: nn.Module, arguments: list[Tensor]) -> tuple[Tensor, ...]:
         kind = type(module).__name__, getattr(module, "form", None), _signature(arguments)
-        key = *kind, self._used[kind]
+        key = *kind, self._used[kind], _autocast(arguments[0].device.type)
         self._used[kind] += 1
         if key in self._graphs:
             return self._graphs[key](*arguments)
-        if key not in self._seen or self._broken or len(self._graphs) >= MOST_GRAPHS:
-            self._seen.add(key)
-            return module(*arguments)
-        samples = tuple(a.detach().clone().requires_grad_(a.requires_grad) for a in arguments)
+        if not self._broken and len(self._graphs) + len(self._wanted) < MOST_GRAPHS:
+            samples = tuple(a.detach().clone().requires_grad_(a.requires_grad) for a in arguments)
+            self._wanted.setdefault(key, (module, samples))
+        return module(*arguments)
+
+    def _capture(self, key: Hashable, module: nn.Module, samples: tuple[Tensor, ...]) -> None:
         try:
-            with _same_stream(), _without_cast_cache():
-                with _nothing_may_wait():
-                    _pass(module, samples)
-                graphed: Any = torch.cuda.make_graphed_callables(module, samples, allow_unused_input=True)
+            self._graphs[key] = self._captured(module, samples)
         except RuntimeError as error:  # too little memory among them: graphs keep theirs
             self._broken = True
             logger.warning("Training without CUDA graphs, which takes longer: %s", error)
-        if self._broken:
-            return module(*arguments)
-        self._graphs[key] = graphed
-        return self._graphs[key](*arguments)
+
+    def _captured(self, module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
+        with _same_stream(), _without_cast_cache():
+            with _nothing_may_wait():
+                _pass(module, samples)
+            graphed: Any = torch.cuda.make_graphed_callables(module, samples, allow_unused_input=True)
+        return graphed
 
 
 class Form(NamedTuple):
@@ -227,9 +245,13 @@ class _Decoding(nn.Module):
 
 
 def _signature(arguments: Sequence[Tensor]) -> Hashable:
-    kind = arguments[0].device.type
-    cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    cast = _autocast(arguments[0].device.type)
     return cast, *((tuple(a.shape), a.dtype, a.requires_grad) for a in arguments)
+
+
+def _autocast(kind: str) -> torch.dtype | None:
+    """What operations on this kind of device are cast to, None for nothing."""
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 @contextlib.contextmanager

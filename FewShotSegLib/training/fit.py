@@ -273,6 +273,7 @@ class _TrainingState:
                 loss, told = loss_at(self.step * schedule.accumulate + micro)
             self.scaler.scale(loss if schedule.summed else loss / schedule.accumulate).backward()
             metrics = {"loss": loss.detach(), **told}
+            del loss  # and with it the last of the autograd graph, see sam/cuda_graphs.py
         # What is not finite in one process is finite in none afterwards, so that all leave the step out.
         data_parallel.average_gradients(self.parameters.values())
         self.scaler.unscale_(self.optimizer)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from FewShotSegLib.progress import silent
 from FewShotSegLib.sam import cuda_graphs
-from FewShotSegLib.sam.cuda_graphs import Form, GraphedInference, graphed_training
+from FewShotSegLib.sam.cuda_graphs import Form, GraphedInference, TrainingGraphs, graphed_training
 from FewShotSegLib.sam.network import Embedding, PromptableNetwork, PromptBatch
+from FewShotSegLib.training.fit import Schedule, fit
 
 
 def an_embedding(skips: int) -> Embedding:
@@ -115,3 +118,100 @@ def test_on_a_processor_training_is_as_it_is(a_tiny_sam: PromptableNetwork) -> N
     with graphed_training(a_tiny_sam) as begin:
         begin()
         assert "encode" not in vars(a_tiny_sam)
+
+
+class CapturesNothing(TrainingGraphs):
+    """Notes at every capture which gradient accumulators are older than it."""
+
+    def __init__(self, network: PromptableNetwork) -> None:
+        super().__init__(network)
+        self.captured: list[str] = []
+        self.old = 0
+
+    def mark(self) -> None:
+        for parameter in learning(self.network):
+            accumulator_of(parameter).metadata["marked"] = True
+
+    def _captured(self, module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
+        self.captured.append(type(module).__name__)
+        self.old += sum("marked" in accumulator_of(parameter).metadata for parameter in learning(self.network))
+        return module
+
+
+def learning(network: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def accumulator_of(parameter: Tensor) -> Any:
+    """The node of autograd that adds to the gradient of a parameter; it lives as long as a graph that ends in it."""
+    node = parameter.view_as(parameter).grad_fn
+    assert node is not None
+    return node.next_functions[0][0]
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_what_is_new_in_a_step_is_captured_before_the_next_one_when_no_graph_of_its_parameters_is_alive(
+    a_tiny_sam: PromptableNetwork, accumulate: int
+) -> None:
+    network = a_tiny_sam.requires_grad_(True)
+    graphs = CapturesNothing(network)
+    images, prompts = torch.rand(1, 3, 64, 64), PromptBatch(torch.rand(1, 2, 2) * 64, torch.ones(1, 2, dtype=torch.int64))
+    many = PromptBatch(prompts.coords.repeat(2, 1, 1), prompts.labels.repeat(2, 1))
+    captured = []
+
+    def loss_at(number: int) -> tuple[Tensor, dict[str, float]]:
+        graphs.begin()
+        captured.append(list(graphs.captured))
+        embedding = graphs.encode(images)
+        answers = [graphs.decode(embedding, asked)[0] for asked in (prompts, many)]
+        graphs.mark()
+        return torch.cat(answers).square().mean(), {}
+
+    parameters = {name: p for name, p in network.named_parameters() if "pe_layer" not in name}
+    fit(parameters, loss_at, Schedule(4, 1e-5, accumulate=accumulate), report=silent)
+    assert captured[:3] == [[], ["_Encoding", "_Decoding", "_Decoding"], ["_Encoding", "_Decoding", "_Decoding"]]
+    assert graphs.old == 0
+    assert len(graphs) == 3
+
+
+def test_a_call_that_comes_twice_in_a_step_has_two_graphs(a_tiny_sam: PromptableNetwork) -> None:
+    graphs = CapturesNothing(a_tiny_sam.requires_grad_(True))
+    for _ in range(2):
+        graphs.begin()
+        for _ in range(2):
+            graphs.encode(torch.rand(1, 3, 64, 64))
+    assert len(graphs) == 2
+
+
+def test_where_a_capture_fails_training_goes_on_without_graphs_and_this_is_said_once(
+    a_tiny_sam: PromptableNetwork, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.WARNING)
+    graphs = CapturesNothing(a_tiny_sam.requires_grad_(True))
+
+    def fails(module: nn.Module, samples: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    images = torch.rand(1, 3, 64, 64)
+    graphs.begin()
+    wanted = graphs.encode(images).features
+    monkeypatch.setattr(graphs, "_captured", fails)
+    for _ in range(3):
+        graphs.begin()
+        assert torch.equal(graphs.encode(images).features, wanted)
+    assert len(graphs) == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "Training without CUDA graphs, which takes longer: CUDA out of memory"
+    ]
+
+
+def test_a_graph_of_one_precision_is_not_captured_in_another(a_tiny_sam: PromptableNetwork) -> None:
+    graphs = CapturesNothing(a_tiny_sam.requires_grad_(True))
+    images = torch.rand(1, 3, 64, 64)
+    graphs.encode(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        graphs.begin()
+        assert graphs.captured == []
+        graphs.encode(images)
+    graphs.begin()
+    assert graphs.captured == ["_Encoding"]
