@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from FewShotSegLib.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def bfloat16_pays(device: torch.device | str = "cpu") -> bool:
@@ -68,3 +71,16 @@ def patch_precision(device: torch.device | str, patch: Sequence[int] | None = No
     """
     large = patch is None or min(patch[1:]) >= _NARROWEST
     return torch.bfloat16 if large and bfloat16_pays(torch.device(device)) else None
+
+
+def kernels_work(attempt: Callable[[], object], what: str) -> bool:
+    """Whether Triton kernels compile and run here, forward and backward, which `attempt` tries; why not is logged."""
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            attempt()
+    except ImportError:  # there is no Triton
+        return False
+    except Exception as error:  # no compiler, no headers, an old GPU: of many kinds
+        logger.info("%s runs without Triton: %s", what, error)
+        return False
+    return True

@@ -38,7 +38,7 @@ def plain_copy(network: PromptableNetwork) -> PlainNetwork:
     for module in parts[0].modules():
         if isinstance(module, FusedAttention):
             module.__class__ = Attention  # whose forward is segment_anything's own
-    plain = PlainNetwork(*parts, name=network.name, image_size=network.image_size)
+    plain = PlainNetwork(*parts, name=network.name, image_size=network.image_size).to(network.device)
     return plain.eval().requires_grad_(False)
 
 

@@ -1,7 +1,8 @@
 """`fewshotseg benchmark speed --device cuda`: the same questions on a GPU.
 
 Times are those of CUDA events around a call, after warm-up, in turns; memory is the most that PyTorch's allocator held.
-"As it is" means without CUDA graphs and samples drawn ahead.
+"As it is" means without CUDA graphs and prefetched samples. Stock runs as PyTorch comes, without TF32 in matrix
+products.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from FewShotSegLib.benchmarks import workload
 from FewShotSegLib.benchmarks.pairing import Measurement, milliseconds, ratios, spread
 from FewShotSegLib.benchmarks.plain import plain_copy, random_vit_b
 from FewShotSegLib.demo import phantom
-from FewShotSegLib.devices import training_precision
+from FewShotSegLib.devices import encoding_precision, training_precision
 from FewShotSegLib.inference.embedding_cache import EmbeddingCache
 from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.lora.adaptation import Adaptation
@@ -27,11 +28,12 @@ from FewShotSegLib.methods import lora
 from FewShotSegLib.networks import build
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.sam import presets
-from FewShotSegLib.sam.cuda_graphs import graphed_training
+from FewShotSegLib.sam.cuda_graphs import GraphedInference, graphed_training
 from FewShotSegLib.sam.loading import load_base
-from FewShotSegLib.sam.network import PADDING, POSITIVE, PromptBatch
+from FewShotSegLib.sam.network import PADDING, POSITIVE, PromptableNetwork, PromptBatch
 from FewShotSegLib.training import prompted_recipe
 from FewShotSegLib.training.ahead import DrawnByThreads
+from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.training.fit import Schedule, fit
 from FewShotSegLib.training.lesson import Lesson
 from FewShotSegLib.training.patches import patch_loss
@@ -41,26 +43,54 @@ LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaun
 
 
 def encoding(size: workload.Size) -> Iterator[Measurement]:
-    """ViT-B's encoder: stock in float32 against ours, one image and eight."""
+    """ViT-B's encoder: stock in float32 against ours as a CUDA graph, one image and eight."""
     image_size = size.encode_px[-1]
     network = random_vit_b(image_size).to("cuda")
     plain = plain_copy(network)
     for count in (1, 8):
         images = torch.rand(count, 3, image_size, image_size, device="cuda")
-        contestants = {
-            "stock": functools.partial(workload.encoded, plain, images, False),
+        calls: dict[str, Callable[[], object]] = {
+            "stock": _without_tf32(functools.partial(workload.encoded, plain, images, False)),
             "stock bfloat16": functools.partial(workload.encoded, plain, images, True),
             "float32": functools.partial(workload.encoded, network, images, False),
             "bfloat16": functools.partial(workload.encoded, network, images, True),
         }
-        seconds = in_turns(contestants, size.repeats)
-        peaks = {name: workload.peak_bytes_on_gpu(call) for name, call in contestants.items()}
+        peaks = {name: workload.peak_bytes_on_gpu(call) for name, call in calls.items()}
+        graphs = {kind: _as_graph(network, images, kind == "bfloat16") for kind in ("float32", "bfloat16")}
+        seconds = in_turns({**calls, **graphs}, size.repeats)
         for kind, wanted in (("float32", 1.0), ("bfloat16", 4.0 if count == 1 else 6.0)):
             note = f"{milliseconds(seconds['stock'])} / {milliseconds(seconds[kind])}"
             note += f"; {_gb(peaks['stock'])} / {_gb(peaks[kind])}; stock bfloat16 "
             note += milliseconds(seconds["stock bfloat16"])
             name = f"ViT-B encoding at {image_size} px, batch {count}: stock float32 / ours, {kind}"
             yield Measurement(name, ratios(seconds["stock"], seconds[kind]), wanted, note)
+
+
+def _without_tf32(call: Callable[[], object]) -> Callable[[], object]:
+    """The call with matrix products in float32 throughout, as PyTorch computes them unless told otherwise."""
+
+    def called() -> object:
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            return call()
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+    return called
+
+
+def _as_graph(network: PromptableNetwork, images: Tensor, bfloat16: bool) -> Callable[[], object]:
+    graphs = GraphedInference()
+
+    def encode(given: Tensor) -> tuple[Tensor, ...]:
+        return (network.encode(given).features.float(),)
+
+    def call() -> object:
+        with torch.inference_mode(), encoding_precision(images.device, bfloat16=bfloat16):
+            return graphs.replayed("encode", [images]) or graphs("encode", encode, [images], network)
+
+    return call
 
 
 def training(size: workload.Size) -> Iterator[Measurement]:
@@ -71,12 +101,21 @@ def training(size: workload.Size) -> Iterator[Measurement]:
     preset = replace(presets.PRESETS["8GB"], encoder_blocks=presets.ALL_BLOCKS, checkpointing=False)
     lesson = workload.lesson_of(workload.source_of(size, image_size), preset.batch_size)
     steps: dict[str, Callable[[], object]] = {}
+    amp = training_precision(network.device)
     with (
-        workload.lora_step(plain, preset, lesson, None) as steps["plain"],
-        workload.lora_step(network, preset, lesson, training_precision(network.device)) as steps["ours"],
+        workload.lora_step(plain, preset, lesson, None) as plain_step,
+        workload.lora_step(network, preset, lesson, amp) as ours,
     ):
-        seconds = in_turns(steps, size.repeats)
+        steps = {"plain": _without_tf32(plain_step), "ours": ours}
         peaks = {name: workload.peak_bytes_on_gpu(step) for name, step in steps.items()}
+        with graphed_training(network) as begin:
+
+            def graphed() -> object:
+                with torch.autocast("cuda", amp):  # as within `fit`
+                    begin()
+                return ours()
+
+            seconds = in_turns({**steps, "ours": graphed}, size.repeats)
     note = f"{milliseconds(seconds['plain'])} / {milliseconds(seconds['ours'])}; "
     note += f"{_gb(peaks['plain'])} / {_gb(peaks['ours'])}: {peaks['ours'] / peaks['plain']:.2f}"
     name = f"LoRA step of ViT-B at {image_size} px, batch {preset.batch_size}: plain / ours"
@@ -119,6 +158,23 @@ def adapting(size: workload.Size) -> Iterator[Measurement]:
         rates = {kind: _step_seconds(name, size, graphs=kind == "graphs") for kind in ("as it is", "graphs")}
         note = f"{milliseconds(rates['as it is'])} / {milliseconds(rates['graphs'])}"
         yield Measurement(f"{name}, adapting, steps per second", spread([1 / s for s in rates["graphs"]]), wanted, note)
+        seconds = _default_step_seconds(name, size)
+        what = f"{name}, adapting by default, steps per second"
+        yield Measurement(what, spread([1 / s for s in seconds]), wanted, milliseconds(seconds))
+
+
+def _default_step_seconds(name: str, size: workload.Size) -> list[float]:
+    """Seconds of the steps of `lora` with its defaults, estimate and comparison with the base left out."""
+    ended: list[float] = []
+
+    def report(progress: Progress) -> None:
+        if progress.message == "adapting":
+            ended.append(time.perf_counter())
+
+    recipe = lora.Recipe(steps=WARM_STEPS + TIMED_STEPS, estimate_folds=0, guard="off", validate_every=0)
+    inputs = AdaptInputs(load_base(name, device="cuda"), [workload.an_exemplar(size)])
+    lora.adapt(inputs, recipe, RunContext(np.random.default_rng(0), report, torch.device("cuda")))
+    return list(np.diff(ended[-TIMED_STEPS:]))
 
 
 def _step_seconds(name: str, size: workload.Size, *, graphs: bool) -> list[float]:

@@ -11,7 +11,6 @@ pass computes them anew. No compiled extension: `mamba_ssm` needs a CUDA compile
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from FewShotSegLib.devices import kernels_work
 
 # Numbers per tensor of states that are in work at once: what stays in a CPU's cache, what keeps a GPU busy.
 _STATES_CPU, _STATES_GPU = 2**20, 2**25
@@ -52,17 +51,17 @@ def _triton_scan(device: str) -> Callable[..., Tensor] | None:
     """The scan for a GPU, where there is Triton; its interpreter takes the CPU, for tests."""
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return None
-    try:
+
+    def attempt() -> None:
         from FewShotSegLib.networks.scan_triton import TritonScan
 
-        with torch.inference_mode(False), torch.enable_grad():  # kernels are compiled now, which needs a C compiler
-            tiny = [torch.ones(shape, device=device, requires_grad=True) for shape in ((1, 2, 1),) * 4 + ((1, 1),)]
-            TritonScan.apply(*tiny).sum().backward()
-    except ImportError:
+        tiny = [torch.ones(shape, device=device, requires_grad=True) for shape in ((1, 2, 1),) * 4 + ((1, 1),)]
+        TritonScan.apply(*tiny).sum().backward()
+
+    if not kernels_work(attempt, "Mamba's scan"):
         return None
-    except Exception as error:  # no compiler, no headers, an old GPU: of many kinds
-        log.info("The scan runs without Triton: %s", error)
-        return None
+    from FewShotSegLib.networks.scan_triton import TritonScan
+
     return TritonScan.apply
 
 

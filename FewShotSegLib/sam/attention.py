@@ -17,12 +17,14 @@ bias written into a block of rows, then baddbmm in place    720 / 69 / 46     36
 =========================================================  ================  ==============
 
 So on the CPU scores are made block by block in memory that stays in the cache, and recomputed in the backward pass. On
-an accelerator the one-hot channels hand everything to the fused kernels, which never hold the scores.
+a GPU Triton kernels of ours do the same in registers (`attention_triton.py`); without Triton, one-hot channels hand
+everything to PyTorch's fused kernels, which never hold the scores either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from FewShotSegLib.devices import kernels_work
 from FewShotSegLib.sam.modeling import Attention
 
 # Scores held at once on the CPU: 8 MB in float32. 256 query rows of one head at 1024 px, 54 windows of 14 x 14.
@@ -79,7 +82,11 @@ class FusedAttention(Attention):
         return self.proj(out.reshape(batch, height, width, -1))
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-        attend = _BlockedAttention.apply if q.device.type == "cpu" else _one_hot_attention
+        attend = _one_hot_attention
+        if q.device.type == "cpu":
+            attend = _BlockedAttention.apply
+        elif q.dtype != torch.float64:
+            attend = _triton_attention(q.device.type) or attend
         return attend(q, k, v, rel_h, rel_w, self.scale)
 
 
@@ -137,6 +144,25 @@ def _one_hot_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Te
     width = -(-long_q.shape[-1] // 8) * 8
     long_q, long_k, long_v = (F.pad(t, (0, width - t.shape[-1]))[None] for t in (long_q, long_k, v))
     return F.scaled_dot_product_attention(long_q, long_k, long_v, scale=1.0)[0, :, :, : v.shape[-1]]
+
+
+@functools.cache
+def _triton_attention(device: str) -> Callable[..., Tensor] | None:
+    """The attention for a GPU, where there is Triton."""
+    if device != "cuda":
+        return None
+
+    def attempt() -> None:
+        from FewShotSegLib.sam.attention_triton import TritonAttention
+
+        tiny = [torch.ones(1, 4, width, device=device, requires_grad=True) for width in (16, 16, 16, 2, 2)]
+        TritonAttention.apply(*tiny, 1.0).sum().backward()
+
+    if not kernels_work(attempt, "SAM's attention"):
+        return None
+    from FewShotSegLib.sam.attention_triton import TritonAttention
+
+    return TritonAttention.apply
 
 
 def _blocks(count: int, tokens: int) -> Iterator[tuple[slice, slice]]:

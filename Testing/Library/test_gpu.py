@@ -70,15 +70,17 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def test_a_click_on_the_gpu_gives_the_mask_that_the_processor_gives(base: PromptableNetwork) -> None:
-    image = np.zeros((base.image_size, base.image_size), np.float32)
-    image[base.image_size // 4 : -base.image_size // 4, base.image_size // 3 : -base.image_size // 3] = 0.7
+    side = base.image_size
+    y, x = np.mgrid[:side, :side] / side - 0.5
+    image = np.where(x**2 + y**2 < 0.04, 0.7, 0.25) + np.random.default_rng(0).normal(0, 0.02, (side, side))
+    image = image.astype(np.float32)
     on_gpu = Predictor(base)
     answers = [on_gpu.decode(on_gpu.encode([image])[0], prompts(base.image_size)).logits > 0]
     on_cpu = Predictor(load_base(base.name))
     asked = prompts(base.image_size)
     asked = PromptBatch(asked.coords.cpu(), asked.labels.cpu())
     answers.append(on_cpu.decode(on_cpu.encode([image])[0], asked).logits > 0)
-    assert answers[1].any()
+    assert 0.1 < answers[1].mean() < 0.15  # the disc
     assert overlap(*answers) > 0.97
 
 
@@ -207,7 +209,7 @@ def test_a_worker_answers_a_click_on_the_gpu(an_exemplar: Exemplar, tmp_path: Pa
             assert answer["type"] == "result", answer
             masks.append(np.load(tmp_path / "mask.npy"))
     assert masks[0].any()
-    assert overlap(*masks) > 0.97
+    assert overlap(*masks) > 0.95
 
 
 def test_where_the_memory_is_too_small_for_a_batch_slices_come_one_by_one(

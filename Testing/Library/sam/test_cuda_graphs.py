@@ -155,7 +155,10 @@ def test_what_is_new_in_a_step_is_captured_before_the_next_one_when_no_graph_of_
 ) -> None:
     network = a_tiny_sam.requires_grad_(True)
     graphs = CapturesNothing(network)
-    images, prompts = torch.rand(1, 3, 64, 64), PromptBatch(torch.rand(1, 2, 2) * 64, torch.ones(1, 2, dtype=torch.int64))
+    images, prompts = (
+        torch.rand(1, 3, 64, 64),
+        PromptBatch(torch.rand(1, 2, 2) * 64, torch.ones(1, 2, dtype=torch.int64)),
+    )
     many = PromptBatch(prompts.coords.repeat(2, 1, 1), prompts.labels.repeat(2, 1))
     captured = []
 
