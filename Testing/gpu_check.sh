@@ -16,6 +16,9 @@ fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=1
 "$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "PyTorch finds no GPU"' || exit 2
 status=0
-"$PYTHON" -m pytest -q -p no:cacheprovider -m gpu Testing/Library/test_gpu.py 2>&1 | tail -n 40 || status=1
+together=$("$PYTHON" -c 'import xdist; print("-n 4")' 2>/dev/null) # several small tests share the card
+# shellcheck disable=SC2086
+"$PYTHON" -m pytest -q -p no:cacheprovider $together -m "not slow" Testing/Library/test_gpu.py \
+    Testing/Library/sam/test_attention_triton.py Testing/Library/networks/test_scan_triton.py 2>&1 | tail -n 40 || status=1
 "$PYTHON" -m FewShotSegLib benchmark speed --device cuda --out "${2:-speed-gpu}" || status=1
 exit $status

@@ -38,7 +38,7 @@ from FewShotSegLib.training.fit import Schedule, fit
 from FewShotSegLib.training.lesson import Lesson
 from FewShotSegLib.training.patches import patch_loss
 
-WARM_STEPS, TIMED_STEPS = 24, 40  # of an adaptation
+WARM_STEPS, TIMED_STEPS = 20, 20  # of an adaptation
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
 
 

@@ -134,7 +134,8 @@ def test_steps_by_graphs_learn_what_steps_without_learn(
         losses[graphs] = [entry["loss"] for entry in fitted.history]
     assert not caplog.records  # nothing fell back
     assert "encode" not in vars(base)
-    np.testing.assert_allclose(losses[True], losses[False], rtol=0.03)
+    # In bfloat16 a weight changed by 1e-6 moves a late loss by 3 %: corrective clicks fall elsewhere.
+    np.testing.assert_allclose(losses[True], losses[False], rtol=0.03 if amp is None else 0.08)
 
 
 def learned(method: Any, recipe: Any, network: PromptableNetwork | None, exemplar: Exemplar) -> Adapter:
