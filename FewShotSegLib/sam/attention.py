@@ -1,11 +1,11 @@
-"""Attention of SAM's image encoder without the (heads, N, N) score tensor, and bfloat16 encoding where it pays.
+"""Attention of SAM's image encoder without the (heads, N, N) score tensor, and bfloat16 encoding where it pays off.
 
-Stock SAM holds scores, bias and softmax of all heads at once: 800 MB each for 4096 tokens, 12 heads. Measured for one
-image and ViT-B (ms for the global block at 1024 px / the 14 x 14 windows at 1024 px / the global block at 512 px; EPYC
+Stock SAM materializes scores, bias and softmax of all heads at once: 800 MB each for 4096 tokens and 12 heads. Measured
+for one image and ViT-B (ms for the global block at 1024 px / 14 x 14 windows at 1024 px / global block at 512 px; EPYC
 with AVX-512 BF16, 1 thread, inference):
 
 =========================================================  ================  ==============
-how the relative position bias enters                       float32           bfloat16
+how the relative position bias is added                     float32           bfloat16
 =========================================================  ================  ==============
 stock                                                       2900 / 152 / 145  1130 / 94 / 60
 one-hot channels beside q and k, plain SDPA, v padded       1960 / 106 / 78   1700 / 72 / 79
@@ -16,9 +16,9 @@ one-hot channels, blocks of rows, matmul-softmax-matmul     1320 / 77 / 65    45
 bias written into a block of rows, then baddbmm in place    720 / 69 / 46     360 / 55 / 22
 =========================================================  ================  ==============
 
-So on the CPU scores are made block by block in memory that stays in the cache, and recomputed in the backward pass. On
-a GPU Triton kernels of ours do the same in registers (`attention_triton.py`); without Triton, one-hot channels hand
-everything to PyTorch's fused kernels, which never hold the scores either.
+On the CPU, scores are therefore computed block by block in a cache-sized buffer and recomputed in the backward pass. On
+a GPU Triton kernels of our own do the same in registers (`attention_triton.py`); without Triton, the one-hot channels
+allow PyTorch's fused kernels, which never materialize the scores either.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from torch.autograd.function import once_differentiable
 from FewShotSegLib.devices import kernels_work
 from FewShotSegLib.sam.modeling import Attention
 
-# Scores held at once on the CPU: 8 MB in float32. 256 query rows of one head at 1024 px, 54 windows of 14 x 14.
+# Scores materialized at once on the CPU: 8 MB in float32. 256 query rows of one head at 1024 px, 54 windows of 14 x 14.
 _BLOCK_ELEMENTS = 1 << 21
 # Softmaxes up to this size are kept for the backward pass: 64 MB in float32. A 512 px image in every block of ViT-B.
 _KEPT_ELEMENTS = 1 << 24
-# Rows shorter than this are added faster by a matrix product with one-hot columns than by a broadcast sum.
+# For rows shorter than this, a matrix product with one-hot columns is faster than a broadcast sum.
 _SHORT_ROW = 16
 
 
 def use_fused_attention(encoder: nn.Module) -> None:
-    """Make every encoder attention inside `encoder` memory-bounded and faster. Parameters and their names stay.
+    """Make every attention layer in `encoder` memory-bounded and faster. Parameters and their names are unchanged.
 
-    Results equal stock segment_anything's up to rounding, for windows and global blocks, forward and backward.
+    Results match stock segment_anything up to rounding, for windows and global blocks, forward and backward.
     """
     found = 0
     for module in encoder.modules():
         if isinstance(module, FusedAttention):
             found += 1
         elif _is_encoder_attention(module):
-            # Swapping the class keeps parameters, hooks, wrapped children and deepcopy as they were.
+            # Swapping the class preserves parameters, hooks, wrapped children and deepcopy.
             module.__class__ = FusedAttention
             found += 1
     if not found:
@@ -66,7 +66,7 @@ def _is_encoder_attention(module: nn.Module) -> bool:
 
 
 class FusedAttention(Attention):
-    """segment_anything's encoder attention with the scores never held as a whole."""
+    """segment_anything's encoder attention without ever materializing all scores."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, H, W, C) -> tokens (B, H, W, C)."""
@@ -91,8 +91,8 @@ class FusedAttention(Attention):
 
 
 class SmallAttention(FusedAttention):
-    """The same for the hundred tokens of the compact model, whose scores are no burden: the bias is written out and
-    added by PyTorch's fused attention. Where gradients are wanted on a CPU, its parts are faster in bfloat16.
+    """The same for the roughly hundred tokens of the compact model, whose score tensor is small: the bias is
+    materialized and added by PyTorch's fused attention. For training on a CPU, the unfused form is faster in bfloat16.
     """
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
@@ -120,8 +120,8 @@ def _relative_scores(q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, size: tupl
 def relative_table(rel_pos: Tensor, size: int) -> Tensor:
     """Embeddings (size, size, c) of query n and key m on one axis: row n - m + size - 1 of `rel_pos` (2 size - 1, c).
 
-    The same as segment_anything's `get_rel_pos`, by views alone: that one indexes with a tensor on the CPU, for which a
-    GPU has to wait.
+    Equivalent to segment_anything's `get_rel_pos`, but using views only: that one indexes with a CPU tensor, which
+    forces a GPU synchronization.
     """
     if len(rel_pos) != 2 * size - 1:
         rel_pos = F.interpolate(rel_pos.t()[None], 2 * size - 1, mode="linear")[0].t()
@@ -140,7 +140,7 @@ def _one_hot_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Te
     hot = _one_hot_rows(rel_h.shape[-1], rel_w.shape[-1], q).t().expand(len(q), -1, -1)
     long_q = torch.cat([q * scale, rel_h, rel_w], -1)
     long_k = torch.cat([k, hot], -1)
-    # Fused kernels want equal widths of q, k and v, in multiples of eight.
+    # Fused kernels require q, k and v of equal width, a multiple of eight.
     width = -(-long_q.shape[-1] // 8) * 8
     long_q, long_k, long_v = (F.pad(t, (0, width - t.shape[-1]))[None] for t in (long_q, long_k, v))
     return F.scaled_dot_product_attention(long_q, long_k, long_v, scale=1.0)[0, :, :, : v.shape[-1]]
@@ -175,7 +175,7 @@ def _blocks(count: int, tokens: int) -> Iterator[tuple[slice, slice]]:
 
 
 class _Scores:
-    """Softmax of biased scores for one block of query rows, in memory that is used again for the next block."""
+    """Softmax of biased scores for one block of query rows, in a buffer reused for the next block."""
 
     def __init__(self, q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> None:
         self.q, self.k, self.rel_h, self.rel_w, self.scale = q, k, rel_h, rel_w, scale
@@ -184,7 +184,7 @@ class _Scores:
         self.scores, self.softmax = q.new_empty(0), q.new_empty(0)
 
     def probabilities(self, heads: slice, rows: slice, out: Tensor | None = None) -> Tensor:
-        """(heads, rows, N) in `out`, or in memory that is valid until the next call."""
+        """(heads, rows, N) in `out`, or in a buffer that is valid until the next call."""
         q, rel_h, rel_w = self.q[heads, rows], self.rel_h[heads, rows], self.rel_w[heads, rows]
         shape = (q.shape[0], q.shape[1], self.k.shape[1])
         if self.scores.shape != shape:
@@ -208,9 +208,9 @@ class _Scores:
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """softmax(scale q k^T + bias) v by blocks of query rows.
+    """softmax(scale q k^T + bias) v, in blocks of query rows.
 
-    The backward pass computes large softmaxes again block by block; small ones are kept, which is faster.
+    The backward pass recomputes large softmaxes block by block; small ones are stored, which is faster.
     """
 
     @staticmethod
@@ -234,7 +234,7 @@ class _BlockedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, rel_h, rel_w, out, kept = ctx.saved_tensors
         scale, grad = ctx.scale, grad.contiguous()
-        # Sums over blocks run in at least float32: sixteen bfloat16 terms would lose the small gradients.
+        # Sums over blocks are accumulated in at least float32: sixteen bfloat16 terms would lose the small gradients.
         wide = torch.promote_types(q.dtype, torch.float32)
         grad_q, grad_h, grad_w = torch.empty_like(q), torch.empty_like(rel_h), torch.empty_like(rel_w)
         grad_k, grad_v = torch.empty_like(k, dtype=wide), torch.empty_like(v, dtype=wide)
@@ -254,7 +254,7 @@ class _BlockedAttention(torch.autograd.Function):
 
 
 def _add_up(total: Tensor, part: Tensor, rows: slice) -> None:
-    """Add what one block of query rows contributes; the first block starts the sum."""
+    """Accumulate the contribution of one block of query rows; the first block initializes the sum."""
     if rows.start == 0:
         total.copy_(part)
     else:

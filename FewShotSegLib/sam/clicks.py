@@ -1,4 +1,4 @@
-"""Simulated users: first clicks and boxes from a mask, corrections from an error."""
+"""Simulated user interaction: initial clicks and boxes from a mask, corrective clicks from the error region."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from FewShotSegLib.sam.network import (
     mask_prompts,
 )
 
-FIRST_PROMPT = 3  # points of a first prompt: click, box corner low, box corner high
+FIRST_PROMPT = 3  # points of an initial prompt: click, box corner low, box corner high
 
 
 def centre_click(mask: NDArray[np.bool_]) -> tuple[int, int]:
-    """(x, y) of the pixel deepest inside the mask; the first one where several are.
+    """(x, y) of the pixel deepest inside the mask; the first one on ties.
 
     >>> centre_click(np.pad(np.ones((5, 7), bool), 2))
     (4, 4)
@@ -40,7 +40,7 @@ def centre_click(mask: NDArray[np.bool_]) -> tuple[int, int]:
 
 
 def random_click(mask: NDArray[np.bool_], rng: np.random.Generator, central: float = 0.0) -> tuple[int, int]:
-    """(x, y) of a pixel of the mask, all alike; with probability `central` one of those deepest inside."""
+    """(x, y) of a pixel drawn uniformly from the mask; with probability `central`, one of the innermost pixels."""
     candidates = np.flatnonzero(mask)
     if central and rng.random() < central:
         depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
@@ -50,7 +50,7 @@ def random_click(mask: NDArray[np.bool_], rng: np.random.Generator, central: flo
 
 
 def tight_box(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Corners (2, 2) x, y of the first and last pixel that belong to the mask.
+    """Corners (2, 2) x, y of the mask's bounding box: its first and last pixel.
 
     >>> mask = np.zeros((30, 30), bool); mask[10:20, 12:22] = True; tight_box(mask).tolist()
     [[12.0, 10.0], [21.0, 19.0]]
@@ -60,17 +60,17 @@ def tight_box(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 def jittered_box(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float32]:
-    """The box a person would drag: up to a tenth of its side too large, a little less too small."""
+    """A box as a user would drag it: up to a tenth of its side too large, or slightly less too small."""
     low, high = tight_box(mask)
     jitter = np.minimum(0.1 * (high - low) + 1, 0.05 * mask.shape[0])
     corners = np.stack([low + rng.uniform(-1, 0.5, 2) * jitter, high + rng.uniform(-0.5, 1, 2) * jitter])
-    return np.sort(corners, axis=0).astype(np.float32)  # the corners of a tiny box may have passed each other
+    return np.sort(corners, axis=0).astype(np.float32)  # the corners of a tiny box may have swapped
 
 
 def first_prompt(
     mask: NDArray[np.bool_], kind: str, rng: np.random.Generator, central: float = 0.0
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Coordinates (3, 2) and labels (3,) of a "click", a "box" or "both"; what is not meant is padding."""
+    """Coordinates (3, 2) and labels (3,) of a "click", a "box" or "both"; unused points are padding."""
     coords = np.zeros((FIRST_PROMPT, 2), np.float32)
     labels = np.full(FIRST_PROMPT, PADDING, np.int64)
     if kind != "box":
@@ -81,7 +81,7 @@ def first_prompt(
 
 
 Choices = Callable[[Sequence[int], np.random.Generator, float], Sequence[int]]
-"""How many pixels of each mask are wrong, a generator, the probability of central clicks -> see `choices`."""
+"""Number of wrong pixels of each mask, a generator, the probability of central clicks -> see `choices`."""
 
 
 def corrected(
@@ -93,20 +93,20 @@ def corrected(
     central: float = 0.0,
     choose: Choices | None = None,
 ) -> PromptBatch:
-    """The prompts with one click more inside the error of each mask, and the mask itself as a prompt.
+    """The prompts with one corrective click added in the error region of each mask, and the mask as a mask prompt.
 
-    logits and target (N, h, w) cover the network's square. All wrong pixels are alike; with probability `central` the
-    click falls where most around is wrong too, as that of a person does. `choose` draws in the place of `choices`.
+    logits and target (N, h, w) cover the network's square. Wrong pixels are drawn uniformly; with probability `central`
+    the click falls where most of the neighbourhood is wrong too, as a user's does. `choose` replaces `choices`.
     """
     truth = target > 0.5
     error = (logits > 0) != truth
     crowd = F.avg_pool2d(error[:, None].float(), 9, stride=1, padding=4)[:, 0] * error
-    ranks = error.flatten(1).cumsum(1)  # the n-th wrong pixel has rank n, and only their number leaves the device
+    ranks = error.flatten(1).cumsum(1)  # the n-th wrong pixel has rank n, and only the counts leave the device
     chosen = torch.tensor((choose or choices)(ranks[:, -1].tolist(), rng, central), device=logits.device)
     anywhere = torch.searchsorted(ranks, chosen.clamp(min=1)[:, None])[:, 0].clamp(max=ranks.shape[1] - 1)
     where = torch.where(chosen == _DENSEST, crowd.flatten(1).argmax(1), anywhere)
     side = logits.shape[-1]
-    # The middle of a logit's area, in network pixels.
+    # The centre of a logit's cell, in network pixels.
     xy = (torch.stack([where % side, where // side], -1).float() + 0.5) * (network.image_size / side) - 0.5
     inside = truth.flatten(1).gather(1, where[:, None])[:, 0]
     label = torch.where(chosen == _NOWHERE, PADDING, torch.where(inside, POSITIVE, NEGATIVE))
@@ -122,12 +122,12 @@ _NOWHERE, _DENSEST = -1, 0
 
 
 def choices(counts: Sequence[int], rng: np.random.Generator, central: float) -> list[int]:
-    """Which of the wrong pixels of each mask to click on, drawn one mask after the other."""
+    """Index of the wrong pixel to click on in each mask, drawn mask by mask."""
     return [_choice(count, rng, central) for count in counts]
 
 
 def _choice(count: int, rng: np.random.Generator, central: float) -> int:
-    """Which of `count` wrong pixels to click, from 1; or where they are densest, or nowhere as there is none."""
+    """Which of `count` wrong pixels to click (1-based), or where they are densest, or none if there are none."""
     if not count:
         return _NOWHERE
     if central and rng.random() < central:

@@ -1,10 +1,9 @@
-"""The compact promptable model that ships with FewShotSeg: SAM's parts on a laptop's budget.
+"""The compact promptable model that ships with FewShotSeg: SAM's components on a laptop's budget.
 
-A convolutional stem brings 256 px to 16 x 16 tokens, SAM's own transformer blocks (so the LoRA of SAM fits) look at the
-whole slice, and maps at strides 8, 4 and 2 go straight to the mask decoder. Clicks and boxes enter twice: as SAM's
-sparse
-tokens, and drawn as an image next to the features, which lets the network learn what a click means in minutes of CPU
-instead of GPU days.
+A convolutional stem downsamples 256 px to 16 x 16 tokens, SAM's own transformer blocks (so SAM's LoRA applies) attend
+over the whole slice, and feature maps at strides 8, 4 and 2 are skip connections to the mask decoder. Clicks and boxes
+enter twice: as SAM's sparse tokens, and rasterized as an image next to the features, from which the network learns what
+a click means in minutes of CPU time instead of GPU days.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ PATCH = 16  # stride of the token grid in pixels
 class CompactArchitecture:
     """Sizes of a compact model. Widths are channels at strides 2, 4, 8 and of the tokens at stride 16.
 
-    `image_size` is that of the position embeddings, `working_size` the one the model is used at unless told
-    otherwise (None: the same).
+    `image_size` is that of the position embeddings, `working_size` the default input size (None: the same).
     """
 
     image_size: int = 256
@@ -48,7 +46,7 @@ class CompactArchitecture:
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any], where: str) -> CompactArchitecture:
-        """Return the sizes in the card of a model file; what no model of this kind has is refused."""
+        """Return the sizes in the card of a model file; unknown keys are rejected."""
         wrong = InputError(f"{where} is no whole model: the sizes in its card are not those of a compact model.")
         try:
             found = cls(**{**card, "widths": tuple(card["widths"])})
@@ -93,7 +91,7 @@ def build_compact(architecture: CompactArchitecture | None = None, *, name: str 
 
 
 def set_image_size(network: PromptableNetwork, image_size: int) -> None:
-    """Sets the size of images a compact network works on; its position embeddings follow by interpolation."""
+    """Sets the input image size of a compact network; its position embeddings are interpolated."""
     if image_size % PATCH or image_size < 4 * PATCH:
         raise InputError(
             f"The small bundled model works on image sizes that are multiples of {PATCH}, from 64; got {image_size}."
@@ -164,7 +162,7 @@ class CompactEncoder(nn.Module):
 
 
 class CompactMaskDecoder(MaskDecoder):
-    """SAM's mask decoder with skips: masks come out at stride 2 instead of 4."""
+    """SAM's mask decoder with skip connections: it outputs masks at stride 2 instead of 4."""
 
     CHANNELS = (64, 32, 16)  # after upscaling to strides 8, 4, 2
 
@@ -199,7 +197,7 @@ class CompactMaskDecoder(MaskDecoder):
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(a.dim, a.dim, third, 3) for _ in range(a.mask_tokens))
 
     def embed_prompt_map(self, prompt_map: Tensor) -> Tensor:
-        """Drawn prompts (N, 3, 4h, 4w) -> dense prompt embedding (N, C, h, w)."""
+        """Rasterized prompts (N, 3, 4h, 4w) -> dense prompt embedding (N, C, h, w)."""
         return self.prompt_map_downscaling(prompt_map)
 
     def upscale(self, source: Tensor, skips: tuple[Tensor, ...], prompt_map: Tensor) -> Tensor:
@@ -209,7 +207,7 @@ class CompactMaskDecoder(MaskDecoder):
         for up, skip, fuse, features, extra in zip(
             self.output_upscaling, self.output_skips, self.output_fusion, skips, extras, strict=True
         ):
-            # These maps are the largest of the network and memory is what limits a CPU: sums are made in place, and a
+            # These maps are the largest of the network and memory is the bottleneck on a CPU: sums are in place, and a
             # skip is projected once per image and broadcast, not copied, over the image's prompts.
             source = up(source)
             source.unflatten(0, (images, -1)).add_(skip(features)[:, None])

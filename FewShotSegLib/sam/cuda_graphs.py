@@ -1,11 +1,11 @@
-"""A promptable network on a GPU as CUDA graphs: one launch for what are hundreds of small kernels.
+"""A promptable network on a GPU as CUDA graphs: one launch instead of hundreds of small kernels.
 
-Kernels of small networks end before the processor has launched the next one, so the GPU waits most of the time. A graph
-is captured once for each kind of call, which is the shapes of its arguments, and replayed for every later one. The
-first call of a kind runs as it is, so that what happens once is never captured. Where recording fails, the network runs
-as it is from then on, which is logged once.
+Kernels of small networks finish before the CPU has launched the next one, so the GPU is idle most of the time. A graph
+is captured once per call signature (the shapes of the arguments) and replayed for every later call. The first call of a
+signature runs eagerly, so that one-time initialization is never captured. Where capture fails, the network runs eagerly
+from then on, which is logged once.
 
-`GraphedInference` serves predictions; `graphed_training` records forward and backward pass of training steps.
+`GraphedInference` is for inference; `graphed_training` captures the forward and backward pass of training steps.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from FewShotSegLib.sam.network import Embedding, PromptableNetwork, PromptBatch
 
 logger = logging.getLogger(__name__)
 
-MOST_GRAPHS = 24  # of one network; each keeps its results and arguments in memory
+MOST_GRAPHS = 24  # per network; each keeps its inputs and outputs in memory
 
 Call = Callable[..., tuple[Tensor, ...]]
 
 
 class GraphedInference:
-    """Replays calls that are known and records those that come a second time.
+    """Replays known calls and captures those that occur a second time.
 
-    The weights that a call uses must stay as they are; they are kept alive.
+    The weights that a call uses must not be replaced or freed; they are kept alive.
     """
 
     def __init__(self) -> None:
@@ -42,17 +42,17 @@ class GraphedInference:
         self._broken = False
 
     def __len__(self) -> int:
-        """How many kinds of calls are recorded."""
+        """Number of captured call signatures."""
         return len(self._replays)
 
     def replayed(self, kind: str, arguments: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
-        """What the call of this kind returns, where it was recorded: tensors of the caller's own."""
+        """The outputs of this kind of call if it was captured, as copies that the caller owns."""
         replay = self._replays.get((kind, _signature(arguments)))
         return replay(*arguments) if replay else None
 
     def __call__(self, kind: str, call: Call, arguments: Sequence[Tensor], network: nn.Module) -> tuple[Tensor, ...]:
-        """What `call(*arguments)` returns, which is recorded the second time. `kind` tells calls apart whose arguments
-        look alike; `network` has the weights.
+        """The outputs of `call(*arguments)`, which is captured the second time. `kind` distinguishes calls whose
+        arguments have equal shapes; `network` has the weights.
         """
         key = kind, _signature(arguments)
         if key not in self._seen or self._broken or len(self._replays) >= MOST_GRAPHS:
@@ -61,7 +61,7 @@ class GraphedInference:
         try:
             with _same_stream():
                 self._replays[key] = self._recorded(call, arguments, network)
-        except RuntimeError as error:  # too little memory among them: graphs keep theirs
+        except RuntimeError as error:  # including out of memory: graphs hold on to theirs
             self._broken = True
             logger.warning("Predicting without CUDA graphs, which takes longer: %s", error)
         if self._broken:
@@ -94,10 +94,11 @@ class GraphedInference:
 
 @contextlib.contextmanager
 def graphed_training(network: PromptableNetwork, wanted: bool = True) -> Iterator[Callable[[], None]]:
-    """Within the block, `network.encode` and `network.decode` are graphs where gradients are asked for.
+    """Within the block, `network.encode` and `network.decode` are CUDA graphs where gradients are required.
 
-    Yields a function to call at the beginning of every loss: a graph answers one call between two of these, because its
-    backward pass needs what the forward pass left. Modules of the network must not be exchanged within the block.
+    Yields a function to call at the start of every loss: a graph can serve one call between two of these, because its
+    backward pass needs the saved activations of its forward pass. Modules of the network must not be replaced
+    meanwhile.
     """
     if not wanted or network.device.type != "cuda":
         yield lambda: None
@@ -132,7 +133,7 @@ class TrainingGraphs:
     def begin(self) -> None:
         """Begin a training step, when no autograd graph of the parameters is alive."""
         self._used.clear()
-        # Gradients that are being added up lie where the graph's next backward pass will write.
+        # Accumulated gradients live in the buffers that the graph's next backward pass will overwrite.
         for parameter in self.network.parameters():
             if parameter.grad is not None:
                 parameter.grad = parameter.grad.clone()
@@ -145,7 +146,7 @@ class TrainingGraphs:
             self.clear()
 
     def clear(self) -> None:
-        """Free the memory of all graphs; none may be waiting for its backward pass."""
+        """Free the memory of all graphs; none may have a pending backward pass."""
         self._graphs.clear()
         self._wanted.clear()
         _give_memory_back()
@@ -191,7 +192,7 @@ class TrainingGraphs:
 
 
 class Form(NamedTuple):
-    """Which tensors an embedding and its prompts are made of."""
+    """Which tensors an embedding and its prompts consist of."""
 
     skips: int
     masks: bool
@@ -204,12 +205,12 @@ class Form(NamedTuple):
 
     @staticmethod
     def flat(embedding: Embedding, prompts: PromptBatch) -> list[Tensor]:
-        """Features, skips, coords, labels, and what of the rest there is."""
+        """Features, skips, coords, labels, and those of the optional tensors that are present."""
         optional = [part for part in _optional(prompts) if part is not None]
         return [embedding.features, *embedding.skips, prompts.coords, prompts.labels, *optional]
 
     def unflat(self, arguments: Sequence[Tensor]) -> tuple[Embedding, PromptBatch]:
-        """What `flat` was given."""
+        """The inverse of `flat`."""
         coords, labels, *optional = arguments[1 + self.skips :]
         parts = [optional.pop(0) if there else None for there in self[1:]]
         return Embedding(arguments[0], tuple(arguments[1 : 1 + self.skips])), PromptBatch(coords, labels, *parts)
@@ -220,7 +221,7 @@ def _optional(prompts: PromptBatch) -> tuple[Tensor | None, ...]:
 
 
 class _Encoding(nn.Module):
-    """`PromptableNetwork.encode` as a module with the encoder's parameters, from tensors to tensors."""
+    """`PromptableNetwork.encode` as a module with the encoder's parameters, taking and returning tensors."""
 
     def __init__(self, encoder: nn.Module, encode: Callable[[Tensor], Embedding]) -> None:
         super().__init__()
@@ -256,14 +257,14 @@ def _autocast(kind: str) -> torch.dtype | None:
 
 @contextlib.contextmanager
 def _without_cast_cache() -> Iterator[None]:
-    """Autocast as it is, but without the copies it keeps, which a graph would read after they are gone."""
+    """Autocast without its cast cache, whose tensors a graph would read after they have been freed."""
     enabled = torch.is_autocast_enabled("cuda")
     with torch.autocast("cuda", torch.get_autocast_dtype("cuda"), enabled=enabled, cache_enabled=False):
         yield
 
 
 def _pass(module: nn.Module, arguments: Sequence[Tensor]) -> None:
-    """Forward and backward, whose gradients go nowhere."""
+    """Forward and backward pass; the gradients are discarded."""
     total = torch.stack([result.float().sum() for result in module(*arguments)]).sum()
     learning = [tensor for tensor in (*module.parameters(), *arguments) if tensor.requires_grad]
     torch.autograd.grad(total, learning, allow_unused=True)
@@ -271,7 +272,7 @@ def _pass(module: nn.Module, arguments: Sequence[Tensor]) -> None:
 
 @contextlib.contextmanager
 def _same_stream() -> Iterator[None]:
-    """A recording that fails would leave its own stream behind as the current one."""
+    """Restore the current stream, which a failed capture would leave set to its own."""
     stream = torch.cuda.current_stream() if torch.cuda.is_available() else None
     try:
         yield
@@ -282,15 +283,15 @@ def _same_stream() -> Iterator[None]:
 
 
 def _give_memory_back() -> None:
-    gc.collect()  # graphs and what they call refer to each other
+    gc.collect()  # graphs and their callables form reference cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
 def _nothing_may_wait() -> Iterator[None]:
-    """Raises RuntimeError where something waits for the GPU. A recording that fails at such a place leaves PyTorch's
-    random numbers unusable, so it is not begun.
+    """Raises RuntimeError on any GPU synchronization. A capture that fails at such a point leaves PyTorch's random
+    number generator unusable, so it is not started.
     """
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
@@ -301,7 +302,7 @@ def _nothing_may_wait() -> Iterator[None]:
 
 
 def _warmed_up(call: Callable[[], object]) -> None:
-    """Lets libraries choose and set up what they do at first calls, on a stream of its own as recording asks for."""
+    """Warm-up calls for library initialization and autotuning, on a side stream as capture requires."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""Fetching the file of a base model, whole and checked. Only this module and `wheel` open connections."""
+"""Download of base model files, with verification. Only this module and `wheel` open connections."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _TIMEOUT_S = 30.0
 
 
 def download(model: str | BaseModel, report: Report = silent, *, folder: Path | None = None) -> Path:
-    """Fetch a model file and return its path. Steps are bytes.
+    """Download a model file and return its path. Progress is in bytes.
 
-    Bytes go to `<file>.part`, which stays after a cancel or a broken connection; the next call continues there. Only a
-    file with the published SHA-256 gets its name.
+    Data is written to `<file>.part`, which is kept after a cancel or a dropped connection; the next call resumes there.
+    The file is renamed only once its SHA-256 matches the published one.
     """
     model = _named(model) if isinstance(model, str) else model
     if not model.downloadable or model.sha256 is None:
@@ -62,7 +62,7 @@ def _named(name: str) -> BaseModel:
 
 
 def _fetch(model: BaseModel, part: Path, target: Path, report: Report) -> None:
-    """Bring `part` to its full length."""
+    """Download the remainder of `part`."""
     done = part.stat().st_size if part.is_file() else 0
     if model.size_bytes is not None and done > model.size_bytes:
         part.unlink()

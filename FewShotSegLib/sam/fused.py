@@ -1,9 +1,9 @@
-"""Layers and GELU in one pass on a CPU.
+"""Fused layers with GELU on a CPU.
 
-PyTorch writes what a layer computes to memory and reads it back for the GELU. On maps as large as those of TinyViT's
-first stage that costs more than the arithmetic. oneDNN, which PyTorch brings along, applies the GELU while the numbers
-are still in the cache, and maps are taken in strips of rows, tokens in portions, that fit there. Both for inference
-alone: there are no gradients. Elsewhere, and where oneDNN is missing, PyTorch's own layers compute the same.
+PyTorch writes a layer's output to memory and reads it back for the GELU. On feature maps as large as those of TinyViT's
+first stage that costs more than the arithmetic. oneDNN, which ships with PyTorch, applies the GELU while the values are
+still in the cache; maps are processed in strips of rows and tokens in chunks that fit there. Both are inference-only:
+there are no gradients. Elsewhere, and where oneDNN is missing, PyTorch's own layers compute the same.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _Layer = Callable[[Tensor], Tensor]
 
 
 class ChannelNorm(LayerNorm2d):
-    """SAM's layer norm over the channels of (B, C, H, W), as one operator instead of nine."""
+    """SAM's layer norm over the channels of (B, C, H, W), as one op instead of nine."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """In the precision of the weights, as SAM's; without a copy where `x` is in channels-last memory."""
+        """In the precision of the weights, as in SAM; without a copy where `x` is in channels-last memory format."""
         tokens = x.permute(0, 2, 3, 1).to(self.weight.dtype)
         return F.layer_norm(tokens, tokens.shape[-1:], self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 
 
 def linear_of(layer: nn.Module, x: Tensor) -> Tensor:
-    """layer(x) for a linear layer of (..., C). Where nothing is learned oneDNN adds the bias without copying it."""
+    """layer(x) for a linear layer of (..., C). In inference, oneDNN adds the bias without copying it."""
     return _prepared(layer, x)(x)
 
 
 def mlp(x: Tensor, norm: nn.Module, widen: nn.Module, narrow: nn.Module) -> Tensor:
-    """x + narrow(GELU(widen(norm(x)))) of tokens (..., C); `norm`, too, sees tokens one by one."""
+    """x + narrow(GELU(widen(norm(x)))) of tokens (..., C); `norm` is per token, too."""
     if torch.is_grad_enabled() or x.device.type != "cpu":
         return x + narrow(F.gelu(widen(norm(x))))
     widened, narrowed = _prepared(widen, x, gelu=True), _prepared(narrow, x)
@@ -51,7 +51,7 @@ def mlp(x: Tensor, norm: nn.Module, widen: nn.Module, narrow: nn.Module) -> Tens
 def bottleneck(x: Tensor, expand: nn.Conv2d, depthwise: nn.Conv2d, project: nn.Conv2d, *, residual: bool) -> Tensor:
     """project(GELU(depthwise(GELU(expand(x))))) of (B, C, H, W), or with the residual GELU(x + this).
 
-    The depthwise convolution is 3 x 3; the others see single pixels.
+    The depthwise convolution is 3 x 3; the others are pointwise.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu":
         y = project(F.gelu(depthwise(F.gelu(expand(x)))))
@@ -62,9 +62,9 @@ def bottleneck(x: Tensor, expand: nn.Conv2d, depthwise: nn.Conv2d, project: nn.C
     rows, result = -(-height // stride), x.new_empty(0)
     for first in range(0, rows, STRIP_ROWS):
         last = min(first + STRIP_ROWS, rows) - 1
-        top, bottom = first * stride - 1, last * stride + 2  # of what the strip's depthwise convolution sees
+        top, bottom = first * stride - 1, last * stride + 2  # receptive field of the strip's depthwise convolution
         wide = widened(x[:, :, max(top, 0) : min(bottom, height)])
-        if top < 0 or bottom > height:  # padding by nothing would copy
+        if top < 0 or bottom > height:  # zero-width padding would copy
             wide = F.pad(wide, (0, 0, int(top < 0), int(bottom > height)))
         y = narrowed(seen(wide))
         if not first:
@@ -79,9 +79,9 @@ def bottleneck(x: Tensor, expand: nn.Conv2d, depthwise: nn.Conv2d, project: nn.C
 
 
 def _prepared(layer: nn.Module, x: Tensor, *, gelu: bool = False, padding: tuple[int, int] | None = None) -> _Layer:
-    """`layer` for inputs such as `x`, with GELU after it if so wanted; its weights are cast once.
+    """`layer` prepared for inputs such as `x`, optionally followed by GELU; its weights are cast once.
 
-    `padding` (rows, columns) takes the place of a convolution's own.
+    `padding` (rows, columns) overrides the convolution's own.
     """
     if not isinstance(layer, nn.Linear | nn.Conv2d) or not _can_fuse(layer, x):
         plain = layer if padding is None or not isinstance(layer, nn.Conv2d) else _padded(layer, padding)

@@ -35,10 +35,10 @@ PATCH, WINDOW, PROMPT_DIM = 16, 14, 256
 
 
 def load_base(name_or_path: str | Path, *, image_size: int | None = None, device: str = "cpu") -> PromptableNetwork:
-    """The base model of that name or file, frozen, in evaluation mode.
+    """The base model with that name or path, frozen, in evaluation mode.
 
-    `image_size` defaults to the model's own (1024 for SAM, 256 for bundled, 160 for bundled-small). Another
-    size interpolates the position embeddings.
+    `image_size` defaults to the model's own (1024 for SAM, 256 for bundled, 160 for bundled-small). For any other
+    size the position embeddings are interpolated.
     """
     model, path = registry.find(name_or_path)
     sha256 = registry.checked_sha256(model, path)
@@ -87,7 +87,7 @@ def build_sam(architecture: str, image_size: int = 1024) -> PromptableNetwork:
 def assemble_sam(
     encoder: ImageEncoderViT, *, image_size: int, patch: int, prompt_dim: int, mlp_dim: int, iou_hidden: int, name: str
 ) -> PromptableNetwork:
-    """SAM around any ViT encoder of its kind; a miniature one makes the tests fast."""
+    """SAM with any ViT encoder of its kind; a tiny one makes the tests fast."""
     grid = image_size // patch
     use_fused_attention(encoder)
     return PromptableNetwork(
@@ -129,7 +129,7 @@ def _load_sam(path: Path, architecture: str, image_size: int) -> PromptableNetwo
 
 
 def _load_tiny_vit(path: Path, image_size: int | None) -> PromptableNetwork:
-    """An official LiteMedSAM checkpoint, or a model of ours."""
+    """An official LiteMedSAM checkpoint, or a FewShotSeg model."""
     network = build_litemedsam(image_size or IMAGE_SIZE)
     if path.suffix == ".safetensors":
         card, state = _model_of_ours(path, "tiny_vit")
@@ -146,10 +146,10 @@ def _load_tiny_vit(path: Path, image_size: int | None) -> PromptableNetwork:
 
 
 def _checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch checkpoint, which may lie under the key "model"."""
+    """The tensors of a PyTorch checkpoint, possibly nested under the key "model"."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch's own words advise to read the file without protection
+    except Exception as error:  # PyTorch's own message suggests loading the file without safeguards
         raise InputError(
             f"{path} is not a readable PyTorch checkpoint: it is damaged, or holds more than weights; "
             "download it again."
@@ -158,7 +158,7 @@ def _checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _resized_to(name: str, value: Tensor, shape: torch.Size, path: Path) -> Tensor:
-    """Position embeddings of another image size are interpolated, everything else must fit."""
+    """Interpolate position embeddings of another image size; all other shapes must match."""
     if value.shape == shape:
         return value
     if name == "image_encoder.pos_embed":  # 1 h w C

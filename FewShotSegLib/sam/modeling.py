@@ -1,9 +1,9 @@
-"""The network classes of `segment_anything`, without its need for torchvision.
+"""The network classes of `segment_anything`, without its torchvision dependency.
 
 `segment_anything/__init__.py` imports torchvision for parts that this library does not use, and a torchvision that does
-not match torch fails in many ways. Its `modeling` folder needs torch only and imports relatively. So that folder is
+not match torch fails in many ways. Its `modeling` folder depends on torch only and uses relative imports, so it is
 loaded as a package of our own: nothing named `segment_anything` enters `sys.modules`, and a normal import of it works
-before or after. Where the user has imported it already, those very classes are used.
+before or after. If the user has imported it already, those very classes are used.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _OURS = "FewShotSegLib.sam.segment_anything_modeling"
 
 
 def _modeling_package() -> str:
-    """Return the name in `sys.modules` under which the modelling classes are loaded, loading them when needed."""
+    """Return the name in `sys.modules` under which the modelling classes are loaded, loading them if needed."""
     if _THEIRS in sys.modules:
         return _THEIRS
     if _OURS not in sys.modules:

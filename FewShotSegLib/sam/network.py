@@ -1,7 +1,7 @@
 """The promptable network: SAM's image encoder, prompt encoder and mask decoder behind `encode` and `decode`.
 
-Stock SAM (ViT-B/L/H, MedSAM) and the bundled models run through the same two calls, so LoRA, structure tokens,
-prompts and training are written once. Parameter names equal those of the official checkpoints.
+Stock SAM (ViT-B/L/H, MedSAM) and the bundled models share this interface, so LoRA, structure tokens, prompts and
+training are implemented once. Parameter names equal those of the official checkpoints.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from FewShotSegLib.sam.modeling import PromptEncoder
 # Labels of the points in a PromptBatch. Box corners are points too, as in SAM's own prompt encoder.
 PADDING, NEGATIVE, POSITIVE, BOX_CORNER_LOW, BOX_CORNER_HIGH = -1, 0, 1, 2, 3
 
-MOST_LOGIT = 16.0  # of a mask prompt that was a network output: beyond this, logits say no more
+MOST_LOGIT = 16.0  # clamp of network outputs used as mask prompts: larger logits carry no information
 
-SAM_PIXEL_MEAN = (123.675, 116.28, 103.53)  # of 0..255 RGB, as SAM was trained
+SAM_PIXEL_MEAN = (123.675, 116.28, 103.53)  # of 0..255 RGB, as in SAM's training
 SAM_PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """What `encode` returns: features (B, C, h, w) and skips, high-resolution maps from coarse to fine (none for
+    """Output of `encode`: features (B, C, h, w) and skips, high-resolution maps from coarse to fine (none for
     SAM).
     """
 
@@ -35,7 +35,7 @@ class Embedding:
     skips: tuple[Tensor, ...] = ()
 
     def one(self, index: int) -> Embedding:
-        """The embedding of one image of the batch, batch size kept at 1."""
+        """The embedding of one image of the batch, with batch size 1."""
         return Embedding(self.features[index : index + 1], tuple(skip[index : index + 1] for skip in self.skips))
 
     def to(self, *args: object, **kwargs: object) -> Embedding:
@@ -47,8 +47,8 @@ class PromptBatch:
     """N prompts in network pixels.
 
     coords (N, T, 2): x right, y down, pixel centres at integers. labels (N, T): see the constants above.
-    masks (N, 1, 4h, 4w): logits of a previous mask, four times as fine as the features. has_mask (N,) bool tells
-    which rows are meant. tokens (N, n, C): learned structure tokens, appended to the sparse prompt.
+    masks (N, 1, 4h, 4w): logits of a previous mask, at four times the resolution of the features. has_mask (N,) bool:
+    which rows have one. tokens (N, n, C): learned structure tokens, appended to the sparse prompt.
     """
 
     coords: Tensor
@@ -104,9 +104,9 @@ class PromptableNetwork(nn.Module):
         self.name = name
         self.image_size = image_size
         self.sha256 = ""
-        self.scale: Literal["sam", "unit"] = "sam"  # intensities it was trained with, see `normalize`
+        self.scale: Literal["sam", "unit"] = "sam"  # intensity scale it was trained with, see `normalize`
         self.skip_channels: tuple[int, ...] = ()  # of the encoder's skips, coarse to fine
-        self.padding_points = 1  # that follow clicks without a box, as in the model's training
+        self.padding_points = 1  # appended to clicks without a box, as in the model's training
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
 
@@ -116,7 +116,7 @@ class PromptableNetwork(nn.Module):
 
     @property
     def family(self) -> str:
-        """What networks of its kind have in common, and presets go by: "compact", "tiny_vit" or "sam"."""
+        """Model family, which determines the presets: "compact", "tiny_vit" or "sam"."""
         return str(getattr(self.image_encoder, "family", "sam"))
 
     @property
@@ -130,7 +130,7 @@ class PromptableNetwork(nn.Module):
         return int(self.prompt_encoder.mask_input_size[0])
 
     def normalize(self, images: Tensor, scale: str = "sam") -> Tensor:
-        """Grey images (B, S, S) in [0, 1] -> network input (B, 3, S, S). `scale="unit"` feeds 0..1 as SAMed does."""
+        """Grey images (B, S, S) in [0, 1] -> network input (B, 3, S, S). `scale="unit"` passes 0..1 as SAMed does."""
         rgb = images[:, None].expand(-1, 3, -1, -1)
         return rgb if scale == "unit" else (rgb * 255.0 - self.pixel_mean) / self.pixel_std
 
@@ -142,8 +142,8 @@ class PromptableNetwork(nn.Module):
     def decode(self, embedding: Embedding, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
         """Logits (N, M, h', w') of all M mask tokens and their predicted IoU (N, M).
 
-        The embedding holds B images and the prompts come grouped by image, N / B for each. The decoder of
-        segment_anything takes one image at a time, so its forward pass is spelled out with its own layers.
+        The embedding holds B images and the prompts are grouped by image, N / B for each. The decoder of
+        segment_anything handles one image at a time, so its forward pass is reimplemented with its own layers.
         """
         decoder, count = self.mask_decoder, len(prompts)
         silent = getattr(decoder, "silent_tokens", decoder.mask_tokens.weight[:0])  # of a two-class decoder
@@ -161,7 +161,7 @@ class PromptableNetwork(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype
         dense = self._dense(prompts, features)
         if prompts.masks is None:
-            features = features + dense[:1]  # the same for all
+            features = features + dense[:1]  # shared by all prompts
         else:
             features = features.repeat_interleave(len(prompts) // len(features), 0) + dense
         with torch.autocast(kind, enabled=False):
@@ -172,7 +172,7 @@ class PromptableNetwork(nn.Module):
             return hidden, two_way.mask_logits(upscaling, image, self._mask_weights(hidden), (size[0], size[1]))
 
     def _with_skips(self, embedding: Embedding, prompts: PromptBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The compact model: the same, with finer maps of the encoder; logits (N, M, 8h, 8w)."""
+        """The compact model: the same, with the encoder's skip connections; logits (N, M, 8h, 8w)."""
         features = embedding.features.repeat_interleave(len(prompts) // len(embedding.features), 0)
         source = features + self._dense(prompts, features)
         grid = self.prompt_encoder.pe_layer(source.shape[-2:])[None].expand(len(prompts), -1, -1, -1)
@@ -182,7 +182,7 @@ class PromptableNetwork(nn.Module):
         return hidden, torch.einsum("nmc,nchw->nmhw", self._mask_weights(hidden), upscaled)
 
     def _mask_weights(self, hidden: Tensor) -> Tensor:
-        """(N, M, c): what the mask tokens weigh upscaled features with."""
+        """(N, M, c): hypernetwork weights of the mask tokens for the upscaled features."""
         networks = self.mask_decoder.output_hypernetworks_mlps
         return torch.stack([network(hidden[:, 1 + number]) for number, network in enumerate(networks)], dim=1)
 
@@ -210,7 +210,7 @@ class PromptableNetwork(nn.Module):
         return dense
 
     def prompt_map(self, prompts: PromptBatch) -> Tensor:
-        """Clicks and boxes drawn as an image (N, 3, m, m): positive clicks, negative clicks, box interior."""
+        """Clicks and boxes rasterized as an image (N, 3, m, m): positive clicks, negative clicks, box interior."""
         size = self.mask_input_size
         ruler = (torch.arange(size, device=self.device) + 0.5) * (self.image_size / size) - 0.5
         x, y = prompts.coords[..., 0, None], prompts.coords[..., 1, None]  # N T 1

@@ -1,4 +1,4 @@
-"""What fits which machine: presets by free GPU memory, and the image size that a device can afford."""
+"""Hardware presets: by free GPU memory, and the image size that a device can afford."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ALL_BLOCKS = -1
 
 @dataclass(frozen=True)
 class Preset:
-    """What fits a machine. Blocks are the last ones of the encoder."""
+    """Settings for a class of hardware. Blocks are counted from the end of the encoder."""
 
     encoder_blocks: int
     image_size: int
@@ -24,22 +24,22 @@ class Preset:
     structure_maps: bool = False
 
 
-# SAM ViT models, from the largest need to the smallest; figures from micro-sam's and peft-sam's memory tables.
+# SAM ViT models, by decreasing memory requirement; figures from micro-sam's and peft-sam's memory tables.
 PRESETS = {
     "24GB": Preset(ALL_BLOCKS, 512, 8, False, free_gib=20.0),
     "12GB": Preset(6, 512, 4, False, free_gib=10.0),
     "8GB": Preset(3, 512, 2, True, free_gib=6.0),
-    # A frozen encoder sees each pooled sample once; its embedding is kept.
+    # A frozen encoder encodes each pooled sample once; its embedding is cached.
     "cpu": Preset(0, 512, 2, False, pool_size=64),
 }
 COMPACT = Preset(ALL_BLOCKS, 160, 4, False)
-# Its encoder knows medical images: maps on the features as they are beat LoRA in the encoder, on a GPU too.
+# Its encoder was trained on medical images: maps on the frozen features beat LoRA in the encoder, on a GPU too.
 TINY_VIT_GPU = Preset(ALL_BLOCKS, 256, 4, False, structure_maps=True)
 TINY_VIT_CPU = Preset(0, 256, 2, False, pool_size=64, structure_maps=True)
 
 
 def preset_of(family: str, name: str, device: torch.device) -> Preset:
-    """What fits a family of base models (see `BaseModel.family`); the name counts for SAM's ViT models."""
+    """The preset of a family of base models (see `BaseModel.family`); the name matters for SAM's ViT models only."""
     if family == "compact":
         return COMPACT
     if family == "tiny_vit":
@@ -56,7 +56,7 @@ def best_preset(device: torch.device) -> str:
 
 
 def smaller_preset(name: str) -> str | None:
-    """The preset to try when memory ran out; None when there is none, as for one that is no matter of memory."""
+    """The preset to try after running out of memory; None if there is none, as for presets unrelated to memory."""
     if name not in PRESETS:
         return None
     names = list(PRESETS)
@@ -65,9 +65,9 @@ def smaller_preset(name: str) -> str | None:
 
 
 def affordable_size(name: str, device: torch.device) -> int | None:
-    """The image size for work that encodes dozens of slices; None: the model's own.
+    """The image size for tasks that encode dozens of slices; None: the model's own.
 
-    SAM at 1024 pixels would take minutes on a CPU before the first answer.
+    SAM at 1024 pixels would take minutes on a CPU before the first result.
     """
     model, _ = registry.find(name)
     return PRESETS[best_preset(device)].image_size if model.family == "sam" else None

