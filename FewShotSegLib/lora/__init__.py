@@ -1,1 +1,1 @@
-"""Low-rank adaptation: layers, attaching them to a network, structure tokens and heads."""
+"""Low-rank adaptation: LoRA layers, attaching them to a network, structure tokens and heads."""

@@ -1,8 +1,8 @@
-"""Everything an adapter changes in a network, as one thing to enter, train, save and leave.
+"""Everything that an adapter changes in a network, as one object to apply, train, save and remove.
 
-LoRA on the attention of encoder and decoder; the small heads and the prompt encoder trained fully (SAMed_s); a
-two-class head that answers background and target (Feng et al. 2023, section 2.2); and learned structure tokens with a
-locator, which let the same adapter work without clicks.
+LoRA on the attention of encoder and decoder; full training of the small heads and the prompt encoder (SAMed_s); a
+two-class head with logits for background and target (Feng et al. 2023, section 2.2); and learned structure tokens with
+a locator, which let the same adapter work without clicks.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .layers import LoraSpec
 
 @dataclass(frozen=True)
 class AdaptationSpec:
-    """What is trained. `tokens`: structure tokens per structure. `full_decoder`: all of the mask decoder instead of
-    LoRA. `locator`: a network that finds structures without clicks; without it something else must bring their masks.
+    """What is trained. `tokens`: structure tokens per structure. `full_decoder`: train the whole mask decoder instead
+    of LoRA. `locator`: a head that finds structures without clicks; without it, mask prompts must come from elsewhere.
     """
 
     lora: LoraSpec
@@ -41,8 +41,8 @@ class AdaptationSpec:
 class Adaptation:
     """Trainable parts for one network and some structures; `with adaptation.applied(network):` puts them in place.
 
-    The network is lent: on leaving, also by an exception, it holds its own modules again, untouched. At the start an
-    adapted network gives the base model's masks: LoRA adds zero and the background logit is zero.
+    On exit, including by an exception, the network has its own modules back, untouched. At initialization an adapted
+    network outputs the base model's masks: LoRA adds zero and the background logit is zero.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Adaptation:
 
     @contextmanager
     def applied(self, network: PromptableNetwork) -> Iterator[dict[str, nn.Parameter]]:
-        """Puts the adaptation into `network` and yields its trainable parameters by name."""
+        """Attaches the adaptation to `network` and yields its trainable parameters by name."""
         base = network.prompt_encoder, network.mask_decoder
         frozen = {name: p.requires_grad for name, p in network.named_parameters()}
         with ExitStack() as stack:
@@ -95,9 +95,9 @@ class Adaptation:
         return parameters
 
     def remember_clicks(self, network: PromptableNetwork, clicks: Mapping[int, NDArray[np.float32]]) -> None:
-        """Starts the tokens of a structure as the clicks (n, 2) that a user gave on it, in network pixels.
+        """Initializes the tokens of a structure from the clicks (n, 2) that a user gave on it, in network pixels.
 
-        Organs lie in similar places in every patient, so a remembered click is a far better start than noise.
+        Organs lie in similar places in every patient, so a remembered click is a far better initialization than noise.
         """
         with torch.no_grad():
             for value, xy in clicks.items():
@@ -109,9 +109,10 @@ class Adaptation:
     def structure_prompts(
         self, network: PromptableNetwork, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]
     ) -> PromptBatch:
-        """The prompts (N, grouped by image) with the tokens of their structures and the locator's mask of each.
+        """The prompts (N, grouped by image) with the tokens of their structures and the locator's masks as mask
+        prompts.
 
-        A mask that a prompt brings itself is kept.
+        Prompts that already have a mask keep it.
         """
         maps = self.locator.log_odds(self.locator(embedding))  # B K h w
         images = len(maps)
@@ -125,7 +126,7 @@ class Adaptation:
         return PromptBatch(prompts.coords, prompts.labels, masks, tokens=self.tokens_of(structures))
 
     def tokens_of(self, structures: Sequence[int | None]) -> Tensor:
-        """Sparse prompts (N, n, C) of the structures asked for."""
+        """Sparse prompts (N, n, C) of the requested structures."""
         rows = [self.structures.index(value) for value in structures if value is not None]
         if len(rows) != len(structures):
             raise InputError("A prompt without a structure has no structure token.")
@@ -137,7 +138,7 @@ class Adaptation:
             return {name: p.detach().float().cpu().numpy().copy() for name, p in parameters.items()}
 
     def load(self, network: PromptableNetwork, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Takes the values of an adapter."""
+        """Loads the values of an adapter."""
         with self.applied(network) as parameters:
             if set(parameters) != set(tensors):
                 odd = sorted(set(parameters) ^ set(tensors))

@@ -1,4 +1,4 @@
-"""LoRA put on a network: which layers get it, attaching and detaching, merging into the weights."""
+"""Attaching LoRA to a network: target layers, attaching and detaching, merging into the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .layers import LoraLinear, LoraQKV, LoraSpec
 
 
 def target_names(network: nn.Module, spec: LoraSpec) -> dict[str, type[LoraLinear] | type[LoraQKV]]:
-    """Return module path -> wrapper for every Linear that `spec` adapts, in the order of the network."""
+    """Return module path -> wrapper for every Linear that `spec` adapts, in network order."""
     targets: dict[str, type[LoraLinear] | type[LoraQKV]] = {}
     if spec.encoder:
         for index in _encoder_blocks(network, spec):
@@ -56,7 +56,7 @@ def _check_rank(rank: int, linears: Mapping[str, nn.Linear]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class LoraHandle:
-    """What `detach` needs to give the network back as it was."""
+    """What `detach` needs to restore the network."""
 
     network: nn.Module
     spec: LoraSpec
@@ -64,7 +64,7 @@ class LoraHandle:
     requires_grad: tuple[tuple[nn.Parameter, bool], ...]
 
     def detach(self) -> None:
-        """Put the base modules and all requires_grad flags back. A second call changes nothing."""
+        """Restore the base modules and all requires_grad flags. Idempotent."""
         for name, base in self.bases.items():
             _replace(self.network, name, base)
         for parameter, flag in self.requires_grad:
@@ -72,7 +72,7 @@ class LoraHandle:
 
 
 def attach(network: nn.Module, spec: LoraSpec, *, generator: torch.Generator) -> LoraHandle:
-    """Wrap the Linears that `spec` names. The network computes the same as before until the adapters are trained.
+    """Wrap the Linears that `spec` selects. The network's output is unchanged until the adapters are trained.
 
     `network` is any module with SAM's `image_encoder.blocks[i].attn.qkv` and `mask_decoder.transformer`.
     """
@@ -101,10 +101,10 @@ def _linear(network: nn.Module, name: str) -> nn.Linear:
 
 @contextlib.contextmanager
 def attached(network: nn.Module, spec: LoraSpec, *, generator: torch.Generator) -> Iterator[LoraHandle]:
-    """Lend the network to adapters for the block. Everything but the adapters is frozen inside.
+    """Attach adapters to the network for the block. Everything but the adapters is frozen inside.
 
     Afterwards, whether the block returned, failed or was cancelled, the base is bit-identical and its requires_grad
-    flags are as before. Parameters that the block itself thaws and trains are the block's to restore.
+    flags are restored. Parameters that the block itself unfreezes and trains are the block's to restore.
     """
     handle = attach(network, spec, generator=generator)
     try:
@@ -115,7 +115,7 @@ def attached(network: nn.Module, spec: LoraSpec, *, generator: torch.Generator) 
 
 
 def freeze(network: nn.Module) -> None:
-    """Let only the adapters learn: pos_embed, relative positions, neck, decoder and prompt encoder are all fixed."""
+    """Freeze all but the adapters: pos_embed, relative positions, neck, decoder and prompt encoder are all fixed."""
     adapters = {id(p) for p in lora_parameters(network).values()}
     for parameter in network.parameters():
         parameter.requires_grad_(id(parameter) in adapters)

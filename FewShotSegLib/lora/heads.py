@@ -1,4 +1,4 @@
-"""What is learned beside LoRA: the locator of structures, and a two-class mask decoder."""
+"""Heads trained alongside LoRA: the structure locator, and a two-class mask decoder."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from FewShotSegLib.sam.network import Embedding
 BACKGROUND, TARGET = 0, 1
 
 
-LOCATOR_SKIPS = 2  # the coarsest ones; finer skips hold edges and texture, not places
+LOCATOR_SKIPS = 2  # the coarsest ones; finer skips encode edges and texture, not location
 
 
 class Locator(nn.Module):
-    """Where each structure is, at low resolution: logits (B, K + 1, h, w), background first, from the encoder's
-    features.
+    """Coarse location of each structure: logits (B, K + 1, h, w), background first, from the encoder's features.
 
-    What it answers is handed to the decoder as a mask prompt. Without clicks something has to say where to look; a
-    small head that every pixel teaches learns that in seconds, tokens alone do not. It sees features, skips and the
-    position in the slice, since organs lie in similar places in every patient.
+    Its output is passed to the decoder as a mask prompt. Without clicks, something has to localize the structure; a
+    small head with dense supervision learns that in seconds, tokens alone do not. Its inputs are features, skips and
+    the position in the slice, since organs lie in similar places in every patient.
     """
 
     HIDDEN = 128
@@ -35,7 +34,7 @@ class Locator(nn.Module):
         channels = sum(embedding_channels) + self.POSITIONS
         self.shift = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
-        conv = functools.partial(nn.utils.skip_init, nn.Conv2d)  # a fresh layer would draw from the global generator
+        conv = functools.partial(nn.utils.skip_init, nn.Conv2d)  # initializing a layer would use the global generator
         self.inputs = conv(channels, self.HIDDEN, 1)
         self.mix = conv(self.HIDDEN, self.HIDDEN, 3, padding=1)
         self.output = conv(self.HIDDEN, structures + 1, 1)
@@ -46,7 +45,7 @@ class Locator(nn.Module):
                 layer.bias.copy_(torch.zeros(len(layer.weight)))
 
     def standardize(self, embedding: Embedding) -> None:
-        """Brings every input channel to mean 0 and deviation 1 over these slices; without it learning is ten times
+        """Standardizes every input channel to mean 0 and SD 1 over these slices; without it training is ten times
         slower.
         """
         with torch.no_grad():
@@ -59,7 +58,7 @@ class Locator(nn.Module):
         return self.output(F.relu(self.mix(hidden)))
 
     def _maps(self, embedding: Embedding) -> Tensor:
-        """All inputs on the grid of the coarsest skip, or of the features where there is none."""
+        """All inputs on the grid of the coarsest skip, or of the features if there are no skips."""
         height, width = (embedding.skips[0] if embedding.skips else embedding.features).shape[-2:]
         grid = (height, width)
         maps = [F.interpolate(embedding.features, grid, mode="bilinear")]
@@ -78,15 +77,15 @@ class Locator(nn.Module):
 def two_class_decoder(decoder: Any) -> Any:
     """A copy of a SAM mask decoder with two mask tokens: background, then target.
 
-    The target starts as SAM's token 0, its answer to an unambiguous prompt. The background takes token 1 with the last
-    layer of its hypernetwork at zero: softmax over (0, target) is then SAM's own sigmoid, so training starts from the
-    base model's masks rather than from a head that must be learned first. SAM's other tokens answer no more, but stay
-    in the attention as constants, because without them the answer of token 0 is another one.
+    The target is initialized from SAM's token 0, its output for an unambiguous prompt. The background takes token 1,
+    with the last layer of its hypernetwork at zero: softmax over (0, target) is then SAM's own sigmoid, so training
+    starts from the base model's masks rather than from an untrained head. SAM's other tokens produce no masks any more,
+    but stay in the attention as constants, because the output of token 0 depends on them.
     """
     twin = copy.deepcopy(decoder)
     with torch.no_grad():
         base_tokens = decoder.mask_tokens.weight
-        # from_pretrained and skip_init, because fresh layers would draw from the global generator.
+        # from_pretrained and skip_init, because initializing layers would use the global generator.
         twin.mask_tokens = nn.Embedding.from_pretrained(base_tokens[[1, 0]].clone(), freeze=False)
         twin.register_buffer("silent_tokens", base_tokens[2:].clone(), persistent=False)
         background = copy.deepcopy(decoder.output_hypernetworks_mlps[1])

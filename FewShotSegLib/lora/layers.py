@@ -2,8 +2,8 @@
 
 Two kinds of adapter: LoRA, and Loose LoRA as we read it in GMISeg (Xu 2024, section 3.2).
 
-The base is lent. `attach` puts a wrapper in the place of each adapted Linear and leaves the Linear itself alone, so
-`detach` gives back the very same modules with the very same bits.
+The base is not modified. `attach` puts a wrapper in the place of each adapted Linear and leaves the Linear itself
+alone, so `detach` restores the very same modules, bit for bit.
 
 Names: `image_encoder.blocks.0.attn.qkv.lora_q.A`, `mask_decoder.transformer.layers.1.self_attn.v_proj.lora.B`.
 """
@@ -22,7 +22,7 @@ from FewShotSegLib.errors import InputError
 
 
 class LowRank(nn.Module):
-    """scale * B A x with A (rank, in) and B (out, rank); zero at the start because B is."""
+    """scale * B A x with A (rank, in) and B (out, rank); zero at initialization because B is."""
 
     def __init__(self, base: nn.Linear, out_features: int, spec: LoraSpec, generator: torch.Generator) -> None:
         super().__init__()
@@ -35,18 +35,18 @@ class LowRank(nn.Module):
         return F.linear(F.linear(x, self.A), self.B) * self.scale
 
     def delta(self) -> Tensor:
-        """The change of the dense weight, (out, in)."""
+        """The weight update, (out, in)."""
         return self.scale * (self.B @ self.A)
 
 
 class LooseLowRank(nn.Module):
-    """scale * W z, where z are the channel-pooled outputs of four linear layers in a row; zero at the start because W
-    is.
+    """scale * W z, where z are the channel-pooled outputs of four consecutive linear layers; zero at initialization
+    because W is.
 
     The layers go in -> 4 rank -> rank -> 4 rank -> out, with A1, A2, B1, B2; each output is averaged over its channels
-    to `rank` values, and W (out, 4 rank) takes the four of them together. The paper gives a figure and no formula.
-    Without an activation, which it does not mention, all of this is one matrix of rank 2 rank at most: the third and
-    fourth layer see nothing but the second. Pooling over tokens instead would lose the place of everything.
+    to `rank` values, and W (out, 4 rank) takes the concatenation of all four. The paper gives a figure and no formula.
+    Without an activation, which it does not mention, all of this is one matrix of rank at most 2 rank: the third and
+    fourth layer see only the output of the second. Pooling over tokens instead would lose all spatial information.
     """
 
     def __init__(self, base: nn.Linear, out_features: int, spec: LoraSpec, generator: torch.Generator) -> None:
@@ -63,17 +63,17 @@ class LooseLowRank(nn.Module):
         return F.linear(F.linear(x, self.pooled()), self.W) * self.scale
 
     def pooled(self) -> Tensor:
-        """The matrix (4 rank, in) from x to z. Pooling is linear, so the wide layers never see a token."""
+        """The matrix (4 rank, in) from x to z. Pooling is linear, so the wide layers are never evaluated per token."""
         inner = self.A2 @ self.A1
         layers = (self.A1, inner, self.B1 @ inner, self.B2 @ (self.B1 @ inner))
         return torch.cat([F.adaptive_avg_pool1d(layer.T, self.rank).T for layer in layers])
 
     def delta(self) -> Tensor:
-        """The change of the dense weight, (out, in)."""
+        """The weight update, (out, in)."""
         return self.scale * (self.W @ self.pooled())
 
 
-# What the adapters of one kind are made of. Each takes (base, out_features, spec, generator).
+# The adapter class of each kind. Each takes (base, out_features, spec, generator).
 KINDS: dict[str, Callable[[nn.Linear, int, LoraSpec, torch.Generator], LowRank | LooseLowRank]] = {
     "lora": LowRank,
     "loose": LooseLowRank,
@@ -82,10 +82,11 @@ KINDS: dict[str, Callable[[nn.Linear, int, LoraSpec, torch.Generator], LowRank |
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """Which parts of a network get adapters, and of what size. The change is scaled by alpha / rank.
+    """Which parts of a network get adapters, and of what size. The update is scaled by alpha / rank.
 
     `alpha` None means alpha = rank, a scale of 1, as in SAMed (Zhang and Liu 2023); peft's default is 2 at rank 4.
-    `encoder_blocks` None means all; few late blocks save most of the memory. `mlp` adds the encoder's MLP layers.
+    `encoder_blocks` None means all; adapting only a few late blocks saves most of the memory. `mlp` adds the encoder's
+    MLP layers.
     `kind` "loose" takes about six times the parameters of "lora" for twice the rank.
     """
 
@@ -98,7 +99,7 @@ class LoraSpec:
     kind: str = "lora"
 
     def __post_init__(self) -> None:
-        if self.encoder_blocks is not None:  # JSON knows lists only
+        if self.encoder_blocks is not None:  # JSON has lists only
             object.__setattr__(self, "encoder_blocks", tuple(self.encoder_blocks))
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise InputError(
@@ -117,7 +118,7 @@ class LoraSpec:
 
     @property
     def scale(self) -> float:
-        """Factor of the low-rank product.
+        """Scaling factor of the low-rank product.
 
         >>> LoraSpec(rank=4).scale, LoraSpec(rank=4, alpha=8).scale
         (1.0, 2.0)
@@ -126,14 +127,14 @@ class LoraSpec:
 
 
 def _kaiming_uniform(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    # kaiming_uniform with a = sqrt(5), which comes to U(-1/sqrt(in), 1/sqrt(in)); drawn on the generator's device in
-    # float32, so that one seed gives the same start on every device and in every precision.
+    # kaiming_uniform with a = sqrt(5), which is U(-1/sqrt(in), 1/sqrt(in)); drawn on the generator's device in
+    # float32, so that one seed gives the same initialization on every device and in every precision.
     uniform = torch.rand(shape, generator=generator, device=generator.device)
     return (2 * uniform - 1) / math.sqrt(shape[1])
 
 
 class _Adapted(nn.Module):
-    """A Linear with adapters beside it. `base` is never written to."""
+    """A Linear with parallel adapters. `base` is never written to."""
 
     base: nn.Linear
 
@@ -142,12 +143,12 @@ class _Adapted(nn.Module):
         self.base = base
 
     def delta(self) -> Tensor:
-        """The change of the dense weight, (out, in)."""
+        """The weight update, (out, in)."""
         raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight that this module amounts to, (out, in)."""
+        """The effective dense weight of this module, (out, in)."""
         return self.base.weight + self.delta()
 
     @property
@@ -180,7 +181,7 @@ class LoraQKV(_Adapted):
         self.lora_v = KINDS[spec.kind](base, width, spec, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        # cat and not an in-place sum: it keeps quantized or compiled bases possible. Last axis: any token layout.
+        # cat, not an in-place sum, so that quantized or compiled bases work. Last axis: any token layout.
         q, k, v = self.base(x).chunk(3, dim=-1)
         return torch.cat([q + self.lora_q(x), k, v + self.lora_v(x)], dim=-1)
 

@@ -1,4 +1,4 @@
-"""Networks for 3-D patches that are trained as a whole, by name.
+"""Networks for 3-D patches, trained from scratch, by name.
 
 Parameters, one channel in and two out, for the ASAP paper's patch of 32 x 240 x 240:
 
@@ -59,11 +59,11 @@ def build(
 ) -> nn.Module:
     """Return a network with fresh weights: images (B, in_channels, D, H, W) -> logits (B, out_channels, D, H, W).
 
-    `patch` (D, H, W) is what it will be trained on, `spacing` the voxel size along the same axes (only its ratios
-    count); both decide where it shrinks. It accepts other sizes too. The same arguments give the same weights, and
+    `patch` (D, H, W) is the training patch size, `spacing` the voxel size along the same axes (only its ratios matter);
+    both determine the strides. Other input sizes are accepted too. The same arguments give the same weights, and
     torch's global random state is left alone. All arguments but `seed` are JSON: an `Adapter.architecture`.
 
-    In training mode `dynunet` answers at several resolutions, (B, S, out_channels, D, H, W): see `supervised`.
+    In training mode `dynunet` has outputs at several resolutions, (B, S, out_channels, D, H, W): see `supervised`.
     """
     if name not in NETWORKS:
         raise InputError(f'There is no network "{name}"; choose {", ".join(NETWORKS)}.')
@@ -77,7 +77,7 @@ def build(
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Return how many numbers are trained."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 

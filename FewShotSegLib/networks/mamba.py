@@ -2,10 +2,10 @@
 
 After Wang et al. 2024, "Mamba-UNet", and the VSS blocks of Liu et al. 2024, "VMamba".
 
-Departures, all for the third dimension. Tokens are scanned within each slice, by row and by column and back, and from
-slice to slice and back; one scan over the whole patch would be a hundred thousand steps long. The embedding shrinks as
-the patch does (4 x 4 within thick slices, 4 x 4 x 4 where voxels are cubes). A convolution at full resolution joins
-before the last layer: tokens of 16 to 64 voxels cannot draw a vessel.
+Departures, all due to the third dimension. Tokens are scanned within each slice, along rows and columns in both
+directions, and across slices in both directions; one scan over the whole patch would be a hundred thousand steps long.
+The embedding downsamples like the patch (4 x 4 within thick slices, 4 x 4 x 4 for isotropic voxels). A convolution at
+full resolution is added before the last layer: tokens of 16 to 64 voxels cannot resolve a vessel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from FewShotSegLib.networks.scan import selective_scan
 from FewShotSegLib.networks.shape import Shape, padded, product, strides_of
 
-EMBEDDING = 2  # halvings in the patch embedding
+EMBEDDING = 2  # downsampling steps in the patch embedding
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class MambaSize:
 # "paper": dim 96, two blocks per stage, 16 states and expand 2 as in Mamba-UNet.
 SIZES = {"small": MambaSize(32, (1, 1, 1, 1), 8, 1), "paper": MambaSize(96, (2, 2, 2, 2), 16, 2)}
 
-# How tokens (B, D, H, W, E) become sequences: the order of their axes, and how many of these number the sequences.
+# How tokens (B, D, H, W, E) become sequences: the axis order, and how many leading axes index the sequences.
 ORDERS = {"row": ((0, 1, 2, 3, 4), 2), "column": ((0, 1, 3, 2, 4), 2), "axial": ((0, 2, 3, 1, 4), 3)}
 
 
@@ -77,7 +77,7 @@ class MambaUNet(nn.Module):
         x = padded(x, self.multiple)
         tokens = self.embed_norm(_channels_last(self.embed(x)))
         skips = []
-        for blocks, merge in zip(self.encode, self.merge, strict=False):  # the last stage has nothing below it
+        for blocks, merge in zip(self.encode, self.merge, strict=False):  # nothing follows the last stage
             skips.append(blocks(tokens))
             tokens = merge(skips[-1])
         tokens = self.encode[-1](tokens)
@@ -89,7 +89,7 @@ class MambaUNet(nn.Module):
 
 
 class StateSpaceBlock(nn.Module):
-    """VMamba's block on tokens (B, D, H, W, C): a depthwise convolution, the scans in all directions, and a gate."""
+    """VMamba's block on tokens (B, D, H, W, C): a depthwise convolution, scans in all directions, and a gate."""
 
     def __init__(self, width: int, size: MambaSize, thin: bool) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class DirectionalScan(nn.Module):
         self.parts = [rank, states, states]
         self.project = nn.Linear(width, sum(self.parts), bias=False)
         self.step = nn.Linear(rank, width)
-        # Mamba's start: A = -1 ... -N, steps from 1e-3 to 1e-1, evenly on a logarithmic scale, D = 1.
+        # Mamba's initialization: A = -1 ... -N, steps from 1e-3 to 1e-1, evenly on a logarithmic scale, D = 1.
         self.log_decay = nn.Parameter(torch.arange(1, states + 1, dtype=torch.float32).log().repeat(width, 1))
         self.skip = nn.Parameter(torch.ones(width))
         nn.init.uniform_(self.step.weight, -(rank**-0.5), rank**-0.5)
@@ -137,13 +137,13 @@ class DirectionalScan(nn.Module):
         return y.reshape(tokens.shape).permute(*(axes.index(axis) for axis in range(5)))
 
     def scan(self, u: Tensor) -> Tensor:
-        """The scan of sequences (S, L, E), each from its beginning."""
+        """The scan of sequences (S, L, E), each in forward order."""
         step, write, read = self.project(u).split(self.parts, dim=-1)
         return selective_scan(u, F.softplus(self.step(step)), -torch.exp(self.log_decay), write, read, self.skip)
 
 
 class Merge(nn.Module):
-    """Neighbouring tokens become one of twice the width: (B, D, H, W, C) -> (B, D/s, H/s, W/s, 2C)."""
+    """Patch merging: (B, D, H, W, C) -> (B, D/s, H/s, W/s, 2C)."""
 
     def __init__(self, width: int, stride: Shape) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Merge(nn.Module):
 
 
 class Spread(nn.Module):
-    """Each token becomes several: (B, D, H, W, C) -> (B, Ds, Hs, Ws, C')."""
+    """Patch expanding: (B, D, H, W, C) -> (B, Ds, Hs, Ws, C')."""
 
     def __init__(self, width: int, width_after: int, stride: Shape) -> None:
         super().__init__()

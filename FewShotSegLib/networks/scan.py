@@ -3,9 +3,10 @@
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,    y_t = C_t h_t + D u_t
 
 A first-order linear recurrence is associative, so the sequence is cut into about sqrt(L) chunks that are stepped
-through together: once for where each chunk ends, once for the states, with one short scan over the chunks in between.
-The states, N times as large as the input, exist only for one block of sequences and channels at a time; the backward
-pass computes them anew. No compiled extension: `mamba_ssm` needs a CUDA compiler and does not install on Windows.
+through in parallel: once for the final state of each chunk, once for all states, with one short scan over the chunks in
+between. The states, N times as large as the input, are materialized only for one block of sequences and channels at a
+time and recomputed in the backward pass. No compiled extension: `mamba_ssm` needs a CUDA compiler and does not install
+on Windows.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ from torch import Tensor
 
 from FewShotSegLib.devices import kernels_work
 
-# Numbers per tensor of states that are in work at once: what stays in a CPU's cache, what keeps a GPU busy.
+# Elements per state tensor processed at once: what fits in a CPU's cache, what keeps a GPU busy.
 _STATES_CPU, _STATES_GPU = 2**20, 2**25
-_SHORT = 32  # steps that are not worth cutting; such sequences, along the slices, come in thousands
+_SHORT = 32  # steps that are not worth chunking; such sequences, across slices, come in thousands
 
 
 def selective_scan(u: Tensor, delta: Tensor, decay: Tensor, write: Tensor, read: Tensor, skip: Tensor) -> Tensor:
     """Return y (B, L, E) of a sequence u (B, L, E); differentiable once in every argument.
 
     delta (B, L, E), positive, is the step; decay (E, N), negative, is A; write (B, L, N) is B; read (B, L, N) is C;
-    skip (E,) is D. Computed in float32 at least, also under autocast: 8 bits are not enough for a thousand factors.
+    skip (E,) is D. Computed in at least float32, also under autocast: an 8-bit mantissa is not enough for a thousand
+    factors.
     """
     length = u.shape[1]
     chunk = length if length <= _SHORT else math.isqrt(length - 1) + 1
-    padding = -length % chunk  # steps of length 0: they neither forget nor learn
+    padding = -length % chunk  # steps of length 0 leave the state unchanged
     with torch.autocast(u.device.type, enabled=False):
         wide = torch.float64 if u.dtype == torch.float64 else torch.float32
         if wide is torch.float32 and (triton_scan := _triton_scan(u.device.type)) is not None:
@@ -48,7 +50,7 @@ def selective_scan(u: Tensor, delta: Tensor, decay: Tensor, write: Tensor, read:
 
 @functools.cache
 def _triton_scan(device: str) -> Callable[..., Tensor] | None:
-    """The scan for a GPU, where there is Triton; its interpreter takes the CPU, for tests."""
+    """The GPU scan, where Triton is available; its interpreter runs on the CPU, for tests."""
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return None
 
@@ -88,14 +90,14 @@ class _Scan(torch.autograd.Function):
             at = rows, slice(None), channels
             parts = _gradients(grads[0][at], u[at], delta[at], write[rows], read[rows], decay[channels], ctx.chunk)
             of_u[at], of_delta[at] = parts[:2]
-            of_write[rows] += parts[2]  # shared by the blocks of channels
+            of_write[rows] += parts[2]  # summed over the blocks of channels
             of_read[rows] += parts[3]
-            of_decay[channels] += parts[4]  # shared by the blocks of sequences
+            of_decay[channels] += parts[4]  # summed over the blocks of sequences
         return of_u, of_delta, of_write, of_read, of_decay, None
 
 
 def _blocks(u: Tensor, states: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of sequences and of channels, none of which depends on another."""
+    """Independent blocks: slices of sequences and of channels."""
     budget = _STATES_GPU if u.is_cuda else _STATES_CPU
     batch, length, width = u.shape
     channels = min(width, max(budget // max(length * states, 1), 1))
@@ -118,7 +120,7 @@ def _accumulate(x: Tensor, factors: Tensor, whole: Tensor) -> None:
     """x_t += factors_t x_{t-1} in place, along chunks and positions of (B, K, c, E, N)."""
     chunks, positions = x.shape[1:3]
     if chunks > 1:
-        end = x[:, :, 0]  # of a chunk that starts from nothing
+        end = x[:, :, 0]  # state of a chunk with zero initial state
         for t in range(1, positions):
             end = torch.addcmul(x[:, :, t], factors[:, :, t], end)
         start = torch.zeros_like(end)
@@ -136,7 +138,7 @@ def _accumulate_backwards(x: Tensor, factors: Tensor, whole: Tensor) -> None:
         first = x[:, :, -1]
         for t in range(positions - 2, -1, -1):
             first = torch.addcmul(x[:, :, t], factors[:, :, t + 1], first)
-        leaving = factors[:, :, 0] * first  # what a chunk hands to the one before it
+        leaving = factors[:, :, 0] * first  # gradient passed to the preceding chunk
         for k in range(chunks - 2, -1, -1):
             leaving[:, k].addcmul_(whole[:, k], leaving[:, k + 1])
         x[:, :-1, -1] += leaving[:, 1:]
@@ -154,7 +156,7 @@ def _gradients(
     _accumulate_backwards(of_states.unflatten(1, (-1, chunk)), factors.unflatten(1, (-1, chunk)), whole)
     of_input = (of_states @ write[..., None])[..., 0]  # of delta u; B L E
     of_write = ((delta * u)[:, :, None] @ of_states)[:, :, 0]
-    # From here on the gradient of the exponents delta A; the first state has no predecessor.
+    # From here on, the gradient of the exponents delta A; the first state has no predecessor.
     exponents = of_states[:, 1:].mul_(factors[:, 1:]).mul_(states[:, :-1])
     of_delta = of_input * u
     of_delta[:, 1:] += (exponents * decay).sum(-1)

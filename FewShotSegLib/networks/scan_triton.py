@@ -1,8 +1,8 @@
 """The selective scan as two Triton kernels: one program steps through a sequence with its states in registers.
 
-On a GPU the scan in plain torch launches a few kernels for every step of a sequence, and the processor cannot keep up.
-Here one launch does all sequences and channels. The backward pass computes the states anew, keeps those of one block of
-sequences in memory, and goes back through them. Triton comes with PyTorch on Linux; elsewhere `scan.py` serves.
+On a GPU the scan in plain torch launches a few kernels for every step of a sequence, and the CPU cannot keep up. Here
+one launch handles all sequences and channels. The backward pass recomputes the states, keeps those of one block of
+sequences in memory, and traverses them in reverse. Triton ships with PyTorch on Linux; elsewhere `scan.py` is used.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_CHANNELS = 16  # of one program
-_STATES = 2**27  # numbers of states that the backward pass keeps at once: 0.5 GB
+_CHANNELS = 16  # per program
+_STATES = 2**27  # state values that the backward pass keeps at once: 0.5 GB
 
 
 class TritonScan(torch.autograd.Function):
@@ -43,7 +43,7 @@ class TritonScan(torch.autograd.Function):
         states = decay.shape[1]
         parts = triton.cdiv(width, _CHANNELS)
         of_u, of_delta = torch.empty_like(u), torch.empty_like(delta)
-        # What programs share is summed afterwards, in one order: atomics would not be deterministic.
+        # Gradients shared between programs are summed afterwards in a fixed order: atomics would not be deterministic.
         of_write, of_read = (u.new_empty(parts, batch, length, states) for _ in range(2))
         of_decay = u.new_empty(batch, width, states)
         grad = grads[0].contiguous()
@@ -102,14 +102,14 @@ def _backward(
     in_e, in_n = e < width, n < states
     both = in_e[:, None] & in_n[None, :]
     decay = tl.load(decay_ptr + e[:, None] * states + n[None, :], mask=both, other=0.0)
-    first = tl.program_id(0).to(tl.int64) * (length + 1)  # where the states before each step are kept, and the last
+    first = tl.program_id(0).to(tl.int64) * (length + 1)  # offset of the stored states: before each step, and last
     kept = kept_ptr + e[:, None] * states + n[None, :]
     h = tl.zeros((block_e, block_n), tl.float32)
     for t in range(length):
         tl.store(kept + (first + t) * width * states, h, mask=both)
         h = _stepped(h, row * length + t, u_ptr, delta_ptr, write_ptr, decay, e, n, width, states)
     tl.store(kept + (first + length) * width * states, h, mask=both)
-    tl.debug_barrier()  # what was written above is read below
+    tl.debug_barrier()  # written above, read below
     carried = tl.zeros((block_e, block_n), tl.float32)
     of_decay = tl.zeros((block_e, block_n), tl.float32)
     for back in range(length):

@@ -1,4 +1,4 @@
-"""Which axes a network halves at which stage, and inputs that do not divide by that."""
+"""Strides per axis and stage, and padding of inputs that are not divisible by them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 
 Shape = tuple[int, int, int]
 
-_TWICE = 1.999  # a hair less, so that a patch of 32 x 64 does not depend on the last bit of a quotient
+_TWICE = 1.999  # slightly below 2, so that a patch of 32 x 64 does not depend on the rounding of a quotient
 
 
 def strides_of(
     patch: Sequence[int], stages: int, spacing: Sequence[float] | None = None, smallest: int = 4
 ) -> tuple[Shape, ...]:
-    """Return for each stage by how much D, H and W shrink: nnU-Net's rule (Isensee et al. 2021).
+    """Return the stride of each stage along D, H and W: nnU-Net's rule (Isensee et al. 2021).
 
-    An axis is halved while `smallest` voxels are left and its voxels are less than twice as long as the shortest ones:
-    thick slices wait until the pixels in them are as large. `spacing` (D, H, W) in any unit; without it the patch is
-    taken to reach equally far in every direction.
+    An axis is downsampled while at least `smallest` voxels remain and its spacing is less than twice the finest one:
+    thick slices wait until the in-plane spacing has caught up. `spacing` (D, H, W) in any unit; without it the patch is
+    assumed to have equal extent along all axes.
 
     >>> strides_of((32, 240, 240), 4)
     ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
@@ -46,7 +46,7 @@ def kernels_of(
 ) -> tuple[Shape, ...]:
     """Return the kernel size of each resolution, one more than there are strides: nnU-Net's rule.
 
-    1 along an axis whose voxels are twice as long as the shortest or longer, or that is a single voxel; else 3.
+    1 along an axis whose spacing is at least twice the finest one, or that has a single voxel; else 3.
 
     >>> kernels_of((40, 224, 192), [(1, 2, 2), (2, 2, 2)], spacing=(2.5, 0.81, 0.81))
     ((1, 3, 3), (3, 3, 3), (3, 3, 3))
@@ -62,7 +62,7 @@ def kernels_of(
 
 
 def product(strides: Sequence[Shape]) -> Shape:
-    """Return by how much D, H and W shrink over all stages.
+    """Return the total stride along D, H and W over all stages.
 
     >>> product([(1, 2, 2), (2, 2, 2)])
     (2, 4, 4)
@@ -72,7 +72,7 @@ def product(strides: Sequence[Shape]) -> Shape:
 
 
 def padded(x: Tensor, multiple: Shape) -> Tensor:
-    """Return x (B, C, D, H, W) with its last voxels repeated until the sizes are multiples."""
+    """Return x (B, C, D, H, W) padded at the end by edge replication to multiples of `multiple`."""
     margins = [-size % step for size, step in zip(x.shape[2:], multiple, strict=True)]
     if not any(margins):
         return x
@@ -81,9 +81,9 @@ def padded(x: Tensor, multiple: Shape) -> Tensor:
 
 
 class AnySize:
-    """Goes before a network class: pads what comes in to its `multiple`, and crops what goes out.
+    """Mixin placed before a network class: pads inputs to multiples of `multiple` and crops outputs back.
 
-    `HEAD` are the beginnings of the parameter names of the last layer.
+    `HEAD`: parameter name prefixes of the last layer.
     """
 
     multiple: Shape

@@ -1,4 +1,4 @@
-"""The small nnU-Net-like network of unsupervised adaptation, and its deep supervision."""
+"""The small nnU-Net-like network for unsupervised domain adaptation, and its deep supervision."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from torch import Tensor
 
 from FewShotSegLib.networks.shape import AnySize, Shape, kernels_of, product, strides_of
 
-# "paper": 16 channels, two convolutions per stage, four poolings (Zhu et al. 2024, after the winner of FLARE 2022).
-# "large": the paper's default network, which teaches the small one: 32 channels, five poolings, at most nnU-Net's 320.
+# "paper": 16 channels, two convolutions per stage, four downsamplings (Zhu et al. 2024, after the FLARE 2022 winner).
+# "large": the paper's default network, the teacher of the small one: 32 channels, five downsamplings, at most nnU-Net's
+# 320.
 FILTERS = {
     "small": (8, 16, 32, 64, 128),
     "paper": (16, 32, 64, 128, 256),
@@ -17,7 +18,7 @@ FILTERS = {
 
 
 class DynUNet(AnySize, nets.DynUNet):
-    """MONAI's `DynUNet`, planned by nnU-Net's rules; in training mode it answers at four resolutions.
+    """MONAI's `DynUNet`, configured by nnU-Net's rules; in training mode it has outputs at four resolutions.
 
     Then logits are (B, 4, out_channels, D, H, W), finest first, all at full size; see `supervised`.
     """
@@ -44,10 +45,10 @@ class DynUNet(AnySize, nets.DynUNet):
 
 
 def supervised(logits: Tensor) -> list[tuple[float, Tensor]]:
-    """Return the weights and logits (B, C, D, H, W) that a loss is the weighted sum over.
+    """Return pairs of weight and logits (B, C, D, H, W); the loss is the weighted sum over them.
 
-    Logits (B, C, D, H, W) are one pair; of deeply supervised ones (B, S, C, D, H, W) each weighs half as much as the
-    one before, 1 together (nnU-Net).
+    Logits (B, C, D, H, W) give one pair; for deep supervision (B, S, C, D, H, W) each weight is half the previous one,
+    summing to 1 (nnU-Net).
     """
     if logits.ndim == 5:
         return [(1.0, logits)]

@@ -1,4 +1,4 @@
-"""MONAI's Swin UNETR (Hatamizadeh et al. 2022), "SwinUNet" of the ASAP paper, with strides that fit the patch."""
+"""MONAI's Swin UNETR (Hatamizadeh et al. 2022), "SwinUNet" of the ASAP paper, with strides adapted to the patch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from FewShotSegLib.networks.shape import AnySize, Shape, product, strides_of
 
 # Feature size, blocks per stage, heads of the first stage. "paper" is MONAI's default.
 SIZES = {"small": (12, (1, 1, 1, 1), 1), "paper": (24, (2, 2, 2, 2), 3)}
-STAGES = 5  # the patch embedding and four mergings
-SMALLEST = 2  # voxels left: patches of 64 and 96 are to be merged five times, as MONAI does
+STAGES = 5  # patch embedding and four patch merging layers
+SMALLEST = 2  # remaining voxels: patches of 64 and 96 are downsampled five times, as in MONAI
 
 
 class SwinUNet(AnySize, swin_unetr.SwinUNETR):
-    """MONAI's `SwinUNETR`; where the patch lets every stage halve every axis, it *is* that network, weights and all.
+    """MONAI's `SwinUNETR`; where the patch allows every stage to halve every axis, it *is* that network, weights
+    included.
 
-    Thick slices are merged later than the pixels in them, where MONAI would halve all axes alike.
+    Thick slices are merged later than in-plane, where MONAI would halve all axes alike.
     """
 
     HEAD = ("out.",)
@@ -50,11 +51,11 @@ class SwinUNet(AnySize, swin_unetr.SwinUNETR):
         self.multiple = product(strides)
 
     def _check_input_size(self, spatial_shape: object) -> None:
-        """Inputs are padded to what they must be divisible by, which is not what MONAI takes it to be."""
+        """Disable MONAI's check: inputs are padded to the required divisor, which differs from MONAI's."""
 
 
 class PatchMerging(nn.Module):
-    """Neighbouring tokens become one of twice the width: (B, D, H, W, C) -> (B, D/s, H/s, W/s, 2C)."""
+    """Patch merging: (B, D, H, W, C) -> (B, D/s, H/s, W/s, 2C)."""
 
     def __init__(self, dim: int, stride: Shape, norm_layer: type[nn.LayerNorm]) -> None:
         super().__init__()
@@ -70,7 +71,7 @@ class PatchMerging(nn.Module):
 
 
 def _merging(strides: dict[int, Shape], dim: int, norm_layer: type[nn.LayerNorm], spatial_dims: int) -> nn.Module:
-    """Return the merging of the stage that has `dim` channels; MONAI's own where it fits, as its weights expect."""
+    """Return the patch merging of the stage with `dim` channels; MONAI's own where it applies, so its weights fit."""
     if strides[dim] == (2, 2, 2):
         return swin_unetr.PatchMerging(dim, norm_layer, spatial_dims)
     return PatchMerging(dim, strides[dim], norm_layer)

@@ -1,4 +1,4 @@
-"""The residual U-Net of MONAI (Kerfoot et al. 2018), for patches of any shape."""
+"""MONAI's residual U-Net (Kerfoot et al. 2018), for patches of any shape."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from monai.networks import nets
 
 from FewShotSegLib.networks.shape import AnySize, Shape, product, strides_of
 
-# "paper": the channels of MONAI's own examples and bundles; the ASAP paper names no others.
+# "paper": the channels of MONAI's own examples and bundles; the ASAP paper does not specify them.
 CHANNELS = {"small": (8, 16, 32, 64, 128), "paper": (16, 32, 64, 128, 256)}
 
 
 class UNet(AnySize, nets.UNet):
-    """MONAI's `UNet` with two convolutions per residual unit and instance norm; names and shapes of its parameters are
-    MONAI's and do not depend on the patch, a patch of one slice apart.
+    """MONAI's `UNet` with two convolutions per residual unit and instance norm; parameter names and shapes are MONAI's
+    and independent of the patch, except for single-slice patches.
     """
 
     HEAD = ("model.2.",)

@@ -1,4 +1,4 @@
-"""Weights of a network: out of it for an adapter, into it from a file."""
+"""Network weights: exporting them for an adapter, loading them from a file."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from FewShotSegLib.errors import InputError
 
 Array = np.ndarray[Any, Any]
 
-# Under what training programs keep the weights in a file with other things (MONAI, nnU-Net, Lightning).
+# Keys of the state dict in training checkpoints (MONAI, nnU-Net, Lightning).
 _CONTAINERS = ("state_dict", "model", "network_weights", "network", "net", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
-# And what programs that wrap a promptable model do.
+_PREFIXES = ("module.", "_orig_mod.")  # added to every name by DataParallel and torch.compile
+# And by wrappers of promptable models.
 WRAPPERS = (*_PREFIXES, "sam_model.", "sam.", "model.", "net.", "network.")
 
 
 def weights_of(network: nn.Module) -> dict[str, Array]:
     """Return parameters and running statistics by name, as float32 arrays: what an `Adapter` holds.
 
-    Each once, under its first name (`DynUNet` lists its blocks twice). Integer buffers are left out: they follow from
-    the architecture, or count batches.
+    Each tensor once, under its first name (`DynUNet` lists its blocks twice). Integer buffers are left out: they follow
+    from the architecture, or count batches.
     """
     return {name: value.detach().float().cpu().numpy().copy() for name, value in _tensors(network).items()}
 
@@ -34,18 +34,18 @@ def weights_of(network: nn.Module) -> dict[str, Array]:
 def load_weights(
     network: nn.Module, source: str | os.PathLike[str] | Mapping[str, Array | Tensor], *, head: bool = True
 ) -> None:
-    """Put weights of the same architecture into the network: all of them or, if they do not fit, none.
+    """Load weights of the same architecture into the network: all of them or, if they do not match, none.
 
-    `source` is a `.safetensors` file, a `.pt` or `.pth` checkpoint (read without running code from it), or tensors by
-    name. Without `head` the last layer stays as it is: for weights that were trained for other structures.
+    `source` is a `.safetensors` file, a `.pt` or `.pth` checkpoint (loaded without executing code from it), or tensors
+    by name. Without `head` the last layer keeps its values: for weights that were trained on other structures.
     """
     where, given = ("The weights", dict(source)) if isinstance(source, Mapping) else _read(Path(source))
     last: tuple[str, ...] = () if head else network.HEAD  # type: ignore[assignment]
     own = _tensors(network)
     wanted = {name: value for name, value in own.items() if not name.startswith(last)}
-    not_needed = set(network.state_dict()) - set(wanted)  # second names, integer buffers, the last layer
+    not_needed = set(network.state_dict()) - set(wanted)  # aliases, integer buffers, the last layer
     values = {_plain(name): torch.as_tensor(value) for name, value in given.items()}
-    # The last layer of other structures may have another number of parts.
+    # The last layer for other structures may have a different number of tensors.
     values = {name: value for name, value in values.items() if name not in not_needed and not name.startswith(last)}
     kind = f"{type(network).__name__} of this size"
     missing, unknown = sorted(set(wanted) - set(values)), sorted(set(values) - set(wanted))
@@ -68,14 +68,14 @@ def load_weights(
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and floating buffers by their first name."""
+    """Return parameters and floating-point buffers by their first name."""
     buffers = {name: value for name, value in network.named_buffers() if value.is_floating_point()}
     return dict(network.named_parameters()) | buffers
 
 
 def plain_weights(content: Any, path: Path, prefixes: Sequence[str] = _PREFIXES) -> dict[str, Tensor]:
-    """Return the tensors by name in what a checkpoint file holds: out of the table that training programs keep them in,
-    and without what parallel training, compiling or a wrapper put before every name."""
+    """Return the tensors by name from the content of a checkpoint file: unnested from a training checkpoint, and
+    without the prefixes of data parallelism, compilation or wrappers."""
     inner: Any = content
     while isinstance(inner, dict):
         content, inner = inner, next((inner[key] for key in _CONTAINERS if isinstance(inner.get(key), dict)), None)
@@ -89,7 +89,7 @@ def plain_weights(content: Any, path: Path, prefixes: Sequence[str] = _PREFIXES)
 
 
 def _shared_prefixes(tensors: Mapping[str, Tensor], prefixes: Sequence[str]) -> list[str]:
-    """The known prefixes that all names begin with, outermost first."""
+    """The known prefixes common to all names, outermost first."""
     found: list[str] = []
     names = list(tensors)
     while prefix := next((p for p in prefixes if all(name.startswith(p) for name in names)), None):
@@ -105,7 +105,7 @@ def _plain(name: str) -> str:
 
 
 def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
-    """Return how to call the file, and its tensors."""
+    """Return a display name of the file, and its tensors."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -119,6 +119,6 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
             raise InputError(f"{unreadable} ({error}).") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds, with PyTorch's advice to read the file without protection
+    except Exception as error:  # many types, with PyTorch's advice to load the file without safeguards
         raise InputError(f"{unreadable}.") from error
     return str(path), plain_weights(content, path)
