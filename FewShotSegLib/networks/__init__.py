@@ -1,4 +1,4 @@
-"""Networks for 3-D patches, trained from scratch, by name.
+"""Networks for 3-D patches, trained end to end, by name.
 
 Parameters, one channel in and two out, for the ASAP paper's patch of 32 x 240 x 240:
 

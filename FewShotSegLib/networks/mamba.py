@@ -137,7 +137,7 @@ class DirectionalScan(nn.Module):
         return y.reshape(tokens.shape).permute(*(axes.index(axis) for axis in range(5)))
 
     def scan(self, u: Tensor) -> Tensor:
-        """The scan of sequences (S, L, E), each in forward order."""
+        """The scan of sequences (S, L, E), each from a zero initial state."""
         step, write, read = self.project(u).split(self.parts, dim=-1)
         return selective_scan(u, F.softplus(self.step(step)), -torch.exp(self.log_decay), write, read, self.skip)
 

@@ -1,1 +1,1 @@
-"""Optimizing: the training loop, losses, prompted training, patches, estimates by leaving exemplars out."""
+"""Training: the optimization loop, losses, prompted training, patches, leave-one-out estimates."""

@@ -1,7 +1,7 @@
-"""Batches that are drawn ahead by other processes or threads, so that what trains never waits for them.
+"""Batches prefetched by other processes or threads, so that training never waits for data.
 
-What belongs to a step is drawn from the step's own number, so any number of processes makes the same batches, and a run
-that goes on makes those that one without an interruption had made.
+The batch of a step is drawn from a generator seeded by the step index, so it does not depend on the number of workers,
+and a resumed run draws the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-AHEAD = 4  # batches that every process keeps ready, or all threads together
+AHEAD = 4  # prefetched batches per process, or of all threads together
 MOST_THREADS = 3
 
 T = TypeVar("T")
 
 Draw = Callable[[int], tuple[Tensor, ...]]
-"""The number of a step -> the tensors of its batch, on the CPU. It travels to other processes."""
+"""Step index -> the tensors of its batch, on the CPU. Must be picklable."""
 
 
 def drawn_ahead(
     draw: Draw, first: int, last: int, *, workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, ...]]:
-    """The batches of steps `first` to `last` - 1 in order, on `device`; 0 workers draw each when it is asked for."""
+    """The batches of steps `first` to `last` - 1 in order, on `device`; with 0 workers each is drawn on demand."""
     on_gpu = device.type == "cuda"
     loader = DataLoader(
         _Steps(draw, first, last),
@@ -52,10 +52,10 @@ class _Steps(Dataset[tuple[Tensor, ...]]):
 
 
 class DrawnByThreads(Generic[T]):
-    """What `draw` makes of the numbers of steps, the next ones being made while the caller works on one.
+    """Results of `draw` by step index, prefetching the next ones while the caller works on one.
 
-    Threads and not processes: they start at once, on every system, and what they draw need not travel. On a CPU they
-    would take time from the training, so there the caller draws itself. A context manager; afterwards nothing runs.
+    Threads rather than processes: they start instantly on every system, and nothing has to be pickled. On a CPU they
+    would compete with training, so the caller draws synchronously there. A context manager; no thread outlives it.
     """
 
     def __init__(self, draw: Callable[[int], T], device: torch.device) -> None:
@@ -72,7 +72,7 @@ class DrawnByThreads(Generic[T]):
             self._threads.shutdown(cancel_futures=True)
 
     def __call__(self, step: int) -> T:
-        """The batch of a step, of which every one is asked for once."""
+        """The batch of a step; each may be requested once."""
         if self._threads is None:
             return self._draw(step)
         for number in range(step, step + AHEAD + 1):

@@ -1,4 +1,4 @@
-"""What a model in training answers on samples it does not learn from, as a picture to watch it by."""
+"""Predictions of a model in training on held-out samples, as an image for monitoring."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def answers_picture(
     images: Tensor,
     structures: Mapping[int, str],
 ) -> NDArray[np.uint8]:
-    """A picture (S, B S, 3) of B samples side by side: white outlines of the truth, coloured ones of the answers
-    without clicks. The adaptation is in place; `images` is the network input (B, 3, S, S) of the samples.
+    """An image (S, B S, 3) of B samples side by side: ground truth as white outlines, predictions without clicks as
+    coloured ones. The adaptation must be in place; `images` is the network input (B, 3, S, S) of the samples.
     """
     answers = _labels_found(network, adaptation, images)
     colors = structure_colors(structures)

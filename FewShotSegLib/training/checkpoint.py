@@ -1,4 +1,4 @@
-"""Checkpoints of a run that may be killed: whole or absent, checked when they are read, and of this run only."""
+"""Checkpoints of a run that may be killed: written atomically, verified on reading, and tied to their run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.files import written_whole
 
-_HEAD = b"FewShotSeg checkpoint 2\n"  # then the SHA-256 of the rest in 64 digits, and a line end
+_HEAD = b"FewShotSeg checkpoint 2\n"  # followed by the SHA-256 of the rest in 64 hex digits, and a newline
 
 
 def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:
-    """Write the state of a run (tensors and plain values), with "identity" among it; only this user can read it."""
-    stream = io.BytesIO()  # PyTorch reports a full disk in words of its own, files in those of the system
+    """Write the state of a run (tensors and plain values, including "identity"); readable by this user only."""
+    stream = io.BytesIO()  # PyTorch hides a full disk behind its own error; plain files raise OSError
     torch.save(dict(state), stream)
     content = stream.getbuffer()
     with written_whole(path, private=True) as part, part.open("wb") as file:
@@ -27,7 +27,7 @@ def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:
 
 
 def read_checkpoint(path: Path, identity: str) -> dict[str, Any]:
-    """The state that the run of this `identity` saved, on the CPU; damaged files and other runs' are refused."""
+    """The state that the run of this `identity` saved, on the CPU; corrupt files and other runs' are rejected."""
     try:
         content = path.read_bytes()
     except OSError as error:

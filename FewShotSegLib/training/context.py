@@ -1,4 +1,4 @@
-"""What a method is given: what it learns from, and the run it learns in."""
+"""Arguments of a method: the training inputs, and the context of the run."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from FewShotSegLib.sam.network import PromptableNetwork
 
 @dataclass(frozen=True, eq=False)
 class AdaptInputs:
-    """What is learned from. A method uses the parts that its `NEEDS` name and ignores none that it is given.
+    """Training inputs. A method uses the parts that its `NEEDS` name and ignores none that it is given.
 
-    `base` is the promptable network to adapt, lent: it is bit-identical afterwards; None where a 3-D network is
-    trained. `auxiliary` are labelled data sets of other structures or images, `source` is the labelled data set of
-    another kind of image, `targets` {name: volume} are unlabelled. `intensity` None: what suits the first exemplar, or
-    the first target. `start` is an adapter to go on from.
+    `base` is the promptable network to adapt; it is bit-identical afterwards; None where a 3-D network is trained.
+    `auxiliary` are labelled data sets of other structures or images, `source` is the labelled data set of the source
+    domain, `targets` {name: volume} are unlabelled. `intensity` None: chosen from the first exemplar, or the first
+    target. `start` is an adapter to continue training from.
     """
 
     base: PromptableNetwork | None = None
@@ -50,9 +50,9 @@ class AdaptInputs:
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """The run: where its randomness comes from, who listens, where it computes, and how long it may take.
+    """The run: its random generator, progress callback, device and time limit.
 
-    `report` is called at every step and may raise `Cancelled` (nothing is left) or, while it is told that it can stop,
+    `report` is called at every step and may raise `Cancelled` (nothing is kept) or, while told that it can stop,
     `StopAndKeepBest`. `checkpoint` makes the run resumable; the caller removes it once the adapter is saved.
     """
 
@@ -63,5 +63,5 @@ class RunContext:
     checkpoint: Path | None = None
 
     def new_seed(self) -> int:
-        """A seed for the parts of the run, drawn from its generator."""
+        """A seed for a part of the run, drawn from its generator."""
         return int(self.rng.integers(2**31))

@@ -1,17 +1,16 @@
 """Training in several processes, one for each GPU: data parallelism as `torchrun` starts it.
 
-Every process makes the same run from the same seed. It draws what all of them learn from in a step, computes the loss
-and the gradient of its own share of the samples, and takes the mean of the gradients; then all make the same step. So
-W processes with a batch of B learn what one process with a batch of W B learns, up to rounding. Losses are those of the
-whole batch in every process (`summed`): where a loss is no mean over samples, such as Dice over a batch, the mean of
-the gradients of shares would be that of another loss.
+Every process runs the same program from the same seed. In each step it draws the global batch, computes the loss and
+the gradient on its own shard, and all-reduces the gradients to their mean; then all take the same optimizer step. So W
+processes with batch size B match one process with batch size W B, up to rounding. Losses are those of the global batch
+in every process (`summed`): where a loss is not a mean over samples, such as batch Dice, averaging the gradients of the
+shards' losses would optimize a different loss.
 
-Whatever decides how a run goes on is decided together: the clock and the score are those of the first process
-(`of_first`), and one that is stopped stops all (`in_agreement`). Tensors on the CPU travel by gloo and those on a GPU
-by NCCL, so that decisions never wait for a GPU.
+Decisions about the run are made jointly: the clock and the score are those of rank 0 (`of_first`), and stopping one
+process stops all (`in_agreement`). CPU tensors are communicated by gloo and GPU tensors by NCCL, so that decisions
+never wait for a GPU.
 
-In a process that was started alone, which is every process without torchrun's environment, all functions here return
-what they are given.
+In a single process, that is without torchrun's environment, all functions here are no-ops that return their input.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from FewShotSegLib.errors import Cancelled, InputError, StopAndKeepBest
 T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=10)  # how long a process waits for the others before it gives up
-_BUCKET = 25 * 2**20  # bytes of gradients that travel in one piece
+_BUCKET = 25 * 2**20  # bytes of gradients per all-reduce
 
 _joined = Launch()
 _has_group = False
@@ -44,9 +43,9 @@ _has_group = False
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Train with the other processes that torchrun has started, within the block; yields the device of this one.
+    """Join the process group that torchrun has started, within the block; yields the device of this process.
 
-    On GPUs each process has the one of its local rank. A process joins once and stays connected until it ends.
+    On GPUs each process uses the one of its local rank. A process joins once and stays connected until it exits.
     """
     global _joined
     launch = launch_of()
@@ -101,28 +100,28 @@ def _connect(device: torch.device) -> None:
 
 
 def _leave() -> None:
-    with contextlib.suppress(RuntimeError):  # the others may have ended before
+    with contextlib.suppress(RuntimeError):  # the others may have exited already
         dist.destroy_process_group()
 
 
 def count() -> int:
-    """How many processes train together; 1 where this one trains alone."""
+    """Number of processes (world size); 1 without distributed training."""
     return _joined.count
 
 
 def is_first() -> bool:
-    """Whether this process writes checkpoints and results; true where it trains alone."""
+    """Whether this process (rank 0) writes checkpoints and results; true without distributed training."""
     return _joined.is_first
 
 
 def refuse(what: str, instead: str) -> None:
-    """Raise `InputError` where several processes train together, for work that is not shared among them."""
+    """Raise `InputError` in distributed training, for work that is not distributed."""
     if count() > 1:
         raise InputError(f"{what} in one process, and torchrun has started {count()}; {instead}.")
 
 
 def own(items: Sequence[T]) -> Sequence[T]:
-    """The share of this process of what belongs to all: equal parts in the order of the processes."""
+    """This process's shard of a global sequence: equal parts in rank order."""
     if count() == 1:
         return items
     if len(items) % count():
@@ -137,7 +136,7 @@ def own(items: Sequence[T]) -> Sequence[T]:
 def summed(value: Tensor) -> Tensor:
     """The sum over all processes; gradients pass through it.
 
-    What is computed from the sum must be computed alike in every process, as the loss is.
+    Everything computed from the sum must be identical in every process, as the loss is.
     """
     return value if count() == 1 else _Sum.apply(value)
 
@@ -156,12 +155,12 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # The sum counts once for every process, and `average_` takes the mean of what all of them come to.
+        # The sum is counted once per process, and `average_` later takes the mean over processes.
         return gradient * count()
 
 
 def average_(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors, such as gradients, by their means over all processes; many travel together."""
+    """Replace tensors, such as gradients, by their means over all processes; communicated in buckets."""
     if count() == 1:
         return
     for bucket in _buckets(tensors):
@@ -178,7 +177,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def copy_of_first_(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors, such as parameters before the first step, by those of the first process."""
+    """Replace tensors, such as parameters before the first step, by those of rank 0."""
     if count() == 1:
         return
     for bucket in _buckets(tensor.detach() for tensor in tensors):
@@ -188,7 +187,7 @@ def copy_of_first_(tensors: Iterable[Tensor]) -> None:
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one type and device."""
+    """Consecutive tensors of one dtype and device."""
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:
@@ -212,7 +211,7 @@ def _fill(tensors: Sequence[Tensor], flat: Tensor) -> None:
 
 
 def of_first(value: float) -> float:
-    """The number that the first process has."""
+    """The value in rank 0."""
     if count() == 1:
         return value
     told = torch.tensor([value], dtype=torch.float64)
@@ -221,7 +220,7 @@ def of_first(value: float) -> float:
 
 
 def text_of_first(text: str) -> str:
-    """The text that the first process has."""
+    """The text in rank 0."""
     if count() == 1:
         return text
     content = text.encode()
@@ -232,7 +231,7 @@ def text_of_first(text: str) -> str:
 
 
 def gathered(numbers: Sequence[int]) -> list[int]:
-    """The numbers of all processes, which have equally many, in the order of the processes."""
+    """The numbers of all processes, equally many each, in rank order."""
     if count() == 1:
         return list(numbers)
     mine = torch.tensor(numbers, dtype=torch.int64)
@@ -243,12 +242,12 @@ def gathered(numbers: Sequence[int]) -> list[int]:
 
 
 def everywhere(holds: bool) -> bool:
-    """Whether something holds in every process."""
+    """Whether the condition holds in every process."""
     return all(gathered([int(holds)]))
 
 
 def check_same(text: str) -> None:
-    """Raise `InputError` in every process where they differ in what determines their run, or in how far it has come."""
+    """Raise `InputError` in every process if they differ in what determines their run, or in its progress."""
     if count() > 1:
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
         if len(set(gathered([int.from_bytes(digest[:7], "big")]))) > 1:
@@ -263,7 +262,7 @@ _GOES_ON, _STOPS, _CANCELS = range(3)
 
 
 def in_agreement(report: Callable[[], None]) -> None:
-    """Call `report`; when it raises `StopAndKeepBest` or `Cancelled` in one process, that is raised in all of them."""
+    """Call `report`; if it raises `StopAndKeepBest` or `Cancelled` in one process, that is raised in all of them."""
     if count() == 1:
         report()
         return
@@ -290,14 +289,14 @@ def _all_reduce(tensor: Tensor) -> None:
 
 
 def _broadcast(tensor: Tensor) -> None:
-    """Replace a tensor by that of the first process."""
+    """Replace a tensor by that of rank 0."""
     with _others_are_needed():
         dist.broadcast(tensor, 0)
 
 
 @contextlib.contextmanager
 def _others_are_needed() -> Iterator[None]:
-    """A process that ended, or that does not answer, is said in a sentence."""
+    """Turns errors of an exited or unresponsive process into a readable message."""
     try:
         yield
     except RuntimeError as error:

@@ -1,8 +1,8 @@
-"""Honest numbers about an adapter: what can be estimated from few exemplars, and whether it became worse than its base.
+"""Honest performance estimates of an adapter from few exemplars, and a check for degradation against its base model.
 
-Dice on the training slices says nothing about the next patient, so it is never shown as accuracy. With two exemplars or
-more each is left out in turn; with one, only other slices of the same patient can be left out, and the estimate says
-so.
+Dice on the training slices says nothing about the next patient, so it is never reported as accuracy. With two or more
+exemplars, each is held out in turn; with one, only other slices of the same patient can be held out, and the estimate
+says so.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from FewShotSegLib.sam.network import PADDING, POSITIVE, Embedding, PromptableNe
 
 Fold = tuple[list[Exemplar], Exemplar]
 
-WORSE_BY = 0.05  # loss of Dice against the base model, on the exemplars themselves, that is worth a warning
-SAME_MASK = 0.8  # IoU of the answers to clicks on different things from which on clicks count as ignored
+WORSE_BY = 0.05  # drop in Dice against the base model, on the exemplars themselves, that triggers a warning
+SAME_MASK = 0.8  # IoU of masks for clicks on different objects above which clicks count as ignored
 MOST_SLICES = 12
 
 
 def leave_out(exemplars: Sequence[Exemplar], most: int) -> list[Fold]:
-    """Pairs of (exemplars to train with, exemplar to test on), at most `most`; empty when nothing can be left out."""
+    """Pairs of (training exemplars, test exemplar), at most `most`; empty if nothing can be held out."""
     if most < 1:
         return []
     if len(exemplars) > 1:
@@ -44,16 +44,16 @@ def leave_out(exemplars: Sequence[Exemplar], most: int) -> list[Fold]:
     slices = only.annotated_slices
     if len(slices) < 2:
         return []
-    # Neighbouring slices look alike: leaving out blocks is less flattering than leaving out every other slice.
+    # Neighbouring slices are similar: holding out blocks is less optimistic than holding out every other slice.
     blocks = np.array_split(np.array(slices), min(max(most, 2), len(slices)))[:most]
     return [([_with_slices(only, set(slices) - set(b.tolist()))], _one(only, set(b.tolist()))) for b in blocks]
 
 
 def described(folds: Sequence[Fold]) -> str:
-    """How an estimate came about, for the adapter's card."""
+    """Description of how an estimate was made, for the adapter's card."""
     kept, held_out = folds[0]
     how = f"({len(folds)} folds), shorter training than the adapter itself"
-    # Names repeat: every folder has its image.nrrd. And one volume may come twice, with different structures.
+    # Names repeat: every folder has its image.nrrd. And one volume may occur twice, with different structures.
     if any(_is_same(exemplar.volume, held_out.volume) for exemplar in kept):
         return f"left-out slices of the same patient {how}; optimistic for other patients"
     return f"left-out exemplars {how}"
@@ -62,13 +62,13 @@ def described(folds: Sequence[Fold]) -> str:
 Answer = Callable[[LabelledSlice], NDArray[np.bool_]]
 """A slice -> masks (K, h, w) of all structures, without clicks."""
 ClickedAnswer = Callable[[LabelledSlice, PromptBatch, Sequence[int]], NDArray[np.bool_]]
-"""A slice, N clicks and what each is on (-1: background) -> masks (N, h, w)."""
+"""A slice, N clicks and the label under each (-1: background) -> masks (N, h, w)."""
 
 
 def held_out_dice(
     network: PromptableNetwork, adaptation: Adaptation, exemplar: Exemplar, intensity: IntensitySpec
 ) -> dict[int, float]:
-    """Dice per structure, without clicks, over the annotated slices of an exemplar the adaptation has not seen."""
+    """Dice per structure, without clicks, over the annotated slices of a held-out exemplar."""
     structures = adaptation.structures
     coords = torch.zeros(len(structures), FIRST_PROMPT, 2, device=network.device)
     labels = torch.full((len(structures), FIRST_PROMPT), PADDING, device=network.device)
@@ -85,7 +85,7 @@ def held_out_dice(
 def dice_of_slices(
     pieces: Sequence[LabelledSlice], structures: Sequence[int], answer: Answer, most: int = MOST_SLICES
 ) -> dict[int, float]:
-    """Dice per structure over up to `most` slices taken together; none of a structure in neither truth nor answers."""
+    """Dice per structure pooled over up to `most` slices; omits structures in neither ground truth nor prediction."""
     overlap, total = np.zeros(len(structures)), np.zeros(len(structures))
     for piece in _spread(pieces, most):
         answers = answer(piece)
@@ -104,10 +104,10 @@ def compare_with_base(
     rng: np.random.Generator,
     most: int = MOST_SLICES,
 ) -> dict[str, Any]:
-    """Base against adapted model on up to `most` of the exemplars' own slices, clicked in the middle and anywhere.
+    """Compare base and adapted model on up to `most` of the exemplars' own slices, with centre and random clicks.
 
-    Returns Dice of both, `click_sensitivity` (1 - IoU of the adapted answers to clicks on different things), and
-    `warnings`: sentences, none when all is well. These are checks for damage, not estimates of accuracy.
+    Returns Dice of both, `click_sensitivity` (1 - IoU of the adapted model's masks for clicks on different objects),
+    and `warnings`: sentences, none if all is well. These are checks for degradation, not estimates of accuracy.
     """
     pieces = [p for e in exemplars for p in labelled_slices(e, intensity, network.image_size) if p.labels.any()]
     pieces = _spread(pieces, most)
@@ -128,7 +128,7 @@ def compare_with_base(
 def clicked_answers(
     network: PromptableNetwork, intensity: IntensitySpec, adaptation: Adaptation | None = None
 ) -> ClickedAnswer:
-    """Answers of a network to clicks alone, or of the network with an adaptation."""
+    """Masks of a network for clicks alone, with or without an adaptation."""
 
     def answer(piece: LabelledSlice, prompts: PromptBatch, values: Sequence[int]) -> NDArray[np.bool_]:
         with adaptation.applied(network) if adaptation else contextlib.nullcontext():
@@ -138,7 +138,7 @@ def clicked_answers(
 
 
 def provenance(exemplar: Exemplar) -> dict[str, Any]:
-    """Where an adapter's knowledge comes from; the digest covers image, labels and geometry."""
+    """Provenance of an adapter's training data; the digest covers image, labels and geometry."""
     parts = (exemplar.volume.array, exemplar.labelmap, exemplar.volume.affine)
     chosen = {} if exemplar.channel is None else {"channel": exemplar.channel}
     return {
@@ -172,7 +172,7 @@ def _warnings(base_dice: float, adapted_dice: float, sensitivity: float) -> list
 
 
 def _spread(pieces: Sequence[LabelledSlice], most: int) -> list[LabelledSlice]:
-    """At most `most` of them, from the first to the last."""
+    """At most `most` of them, evenly spread."""
     keep = np.linspace(0, len(pieces) - 1, min(most, len(pieces))).round().astype(int)
     return [pieces[i] for i in keep]
 
@@ -227,7 +227,7 @@ def _at(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
 
 
 def _dice(answers: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """Mean over the clicks on structures; the click on the background, with its empty truth, is left out."""
+    """Mean over the clicks on structures; the background click, with its empty ground truth, is excluded."""
     asked = truth.any((1, 2))
     overlap = (answers & truth).sum((1, 2))[asked]
     total = (answers.sum((1, 2)) + truth.sum((1, 2)))[asked]
@@ -235,7 +235,7 @@ def _dice(answers: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
 
 
 def _sensitivity(answers: NDArray[np.bool_], values: Sequence[int]) -> float:
-    """1 - mean IoU of answers to clicks on different things; 1 where there is only one thing."""
+    """1 - mean IoU of masks for clicks on different objects; 1 if there is only one."""
     ious = []
     for i, first in enumerate(values):
         for j in range(i):

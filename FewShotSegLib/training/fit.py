@@ -1,10 +1,10 @@
-"""`fit`: the one optimization loop. It knows nothing of images or networks, only of parameters and a loss per step.
+"""`fit`: the single optimization loop. It is agnostic of images and networks; it knows parameters and a loss per step.
 
-What belongs to a step is drawn from the step's own number (`step_rng`), so a run that is killed and resumed from its
-checkpoint takes the same steps as one that was not, to the same bytes on a CPU.
+Randomness is seeded by the step index (`step_rng`), so a run that is killed and resumed from its checkpoint takes the
+same steps as an uninterrupted one, bit for bit on a CPU.
 
-Where several processes train together (`data_parallel`), `loss_at` is the loss of the whole batch in each of them, and
-its gradient that of the process's own share; the mean of the gradients is followed. The first process saves.
+In distributed training (`data_parallel`), `loss_at` is the loss of the global batch in each process, and its gradient
+that of the process's own shard; gradients are averaged. Rank 0 saves checkpoints.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _CALM = (
     "such as metal artefacts or padding."
 )
 LossAt = Callable[[int], tuple[Tensor, Mapping[str, "float | Tensor"]]]
-"""The number of a micro-batch -> its loss and its metrics; what is a tensor is read with the loss, all at once."""
+"""Micro-batch index -> its loss and metrics; tensors are copied to the host together with the loss."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to learn.
+    """Length of training and learning rate schedule.
 
-    The learning rate climbs linearly over `warmup_steps` to `learning_rate` and then falls as (1 - done)^power, where
-    `done` is the share of steps or, when it runs ahead, of `max_seconds` that is used up.
+    The learning rate warms up linearly over `warmup_steps` to `learning_rate`, then decays as (1 - done)^power, where
+    `done` is the elapsed fraction of the steps or of `max_seconds`, whichever is larger.
     """
 
     steps: int
@@ -55,15 +55,15 @@ class Schedule:
     validate_every: int = 0
     patience: int = 0
     accumulate: int = 1
-    summed: bool = False  # micro-batches are added up instead of averaged
+    summed: bool = False  # gradients of micro-batches are summed instead of averaged
     clip_norm: float = 1.0
     ema_decay: float = 0.0
     checkpoint_seconds: float = 60.0
-    last_step: int | None = None  # to stop after, with the learning rates of `steps`
+    last_step: int | None = None  # stop after this step, with the schedule of `steps`
     optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: Nesterov momentum 0.99, as nnU-Net
 
     def learning_rate_at(self, step: int, elapsed_seconds: float = 0.0) -> float:
-        """Learning rate of a step counted from 0."""
+        """Learning rate of a 0-based step index."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
@@ -74,10 +74,10 @@ class Schedule:
 
 @dataclass
 class FitResult:
-    """`best` holds the parameters to keep: of the best validation, or the last ones where there is no validation.
+    """`best` holds the parameters to keep: those with the best validation score, or the last ones without validation.
 
-    `left_out` steps had no finite gradient and changed nothing, `unscored` validations no finite score; they are never
-    the best.
+    `left_out` counts skipped steps with non-finite gradients, `unscored` validations with a non-finite score; the
+    latter are never the best.
     """
 
     best: dict[str, Tensor]
@@ -92,48 +92,48 @@ class FitResult:
 
     @property
     def oddities(self) -> dict[str, int]:
-        """What did not go well, for the card: steps without a finite gradient, validations without a finite score."""
+        """Anomalies, for the card: steps with non-finite gradients, validations with a non-finite score."""
         found = {"steps_left_out": self.left_out, "validations_not_finite": self.unscored}
         return {name: count for name, count in found.items() if count}
 
 
 class Companion(Protocol):
-    """What learns beside the parameters, such as a choice of data; its state is part of every checkpoint."""
+    """State trained alongside the parameters, such as a data selector; it is part of every checkpoint."""
 
     def state(self) -> dict[str, Any]:
-        """All that its next steps depend on and that JSON can hold."""
+        """All JSON-serializable state that its next steps depend on."""
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Restore this state."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What JSON cannot hold: tensors by name, none where there are none."""
+        """The remaining state: tensors by name, possibly none."""
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from these, too."""
+        """Restore these tensors."""
 
 
 class JointTraining(Companion, Protocol):
-    """A loss of several sources, such as the target and auxiliary data. Used as a context manager around `fit`."""
+    """A loss over several data sources, such as target and auxiliary data. Used as a context manager around `fit`."""
 
     def __enter__(self) -> JointTraining:
-        """Watch the gradients of the training that follows."""
+        """Start hooking the gradients."""
 
     def __exit__(self, *error: object) -> None:
-        """Watch no longer."""
+        """Remove the gradient hooks."""
 
     def schedule(self, schedule: Schedule) -> Schedule:
-        """The schedule, with as many micro-batches a step as there are sources."""
+        """The schedule, with as many micro-batches per step as sources."""
 
     def loss_at(self, number: int) -> tuple[Tensor, dict[str, float]]:
         """Loss and metrics of one micro-batch."""
 
     def summary(self) -> dict[str, Any]:
-        """What happened, as JSON types for the adapter's card."""
+        """Summary as JSON types for the adapter's card."""
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
-    """The generator of one step: the same whether or not the run was interrupted before it."""
+    """The random generator of one step, independent of earlier interruptions."""
     return np.random.default_rng([seed, step])
 
 
@@ -151,13 +151,13 @@ def fit(
     can_stop: bool = False,
     companion: Companion | None = None,
 ) -> FitResult:
-    """Minimizes `loss_at(step)` over `parameters` in place and returns the best state seen.
+    """Minimizes `loss_at(step)` over `parameters` in place and returns the best state.
 
-    validate() scores the current parameters, higher is better. `checkpoint` is read when it exists and belongs to the
-    same `identity` (a digest of everything that determines the run), and removed by the caller when the result is safe.
-    `companion` is saved and restored with it.
-    `report` is called once per step and may raise `Cancelled` (propagates) or `StopAndKeepBest` (ends the run well);
-    `can_stop` tells it that what has been learned is worth keeping.
+    validate() scores the current parameters, higher is better. `checkpoint` is read if it exists and belongs to the
+    same `identity` (a digest of everything that determines the run); the caller removes it once the result is saved.
+    `companion` is saved and restored with it. `report` is called once per step and may raise `Cancelled` (propagates)
+    or `StopAndKeepBest` (ends training early, keeping the best state); `can_stop` tells it that there is something
+    worth keeping.
     """
     if schedule.steps < 1:
         raise InputError(f"Training needs at least 1 step, got {schedule.steps}.")
@@ -169,7 +169,7 @@ def fit(
     while run.step < last_step:
         run.seconds = time.monotonic() - started
         if schedule.max_seconds:
-            run.seconds = data_parallel.of_first(run.seconds)  # the learning rate follows it, too
+            run.seconds = data_parallel.of_first(run.seconds)  # the learning rate depends on it, too
         if schedule.max_seconds and run.seconds >= schedule.max_seconds:
             stopped_by = "time"
             break
@@ -209,9 +209,9 @@ def _started(
     amp: torch.dtype | None,
     checkpoint: Path | None,
 ) -> _TrainingState:
-    """The state of a run at its first step, or at that of its checkpoint: the same in all processes."""
+    """The state of a run at step 0 or from its checkpoint, identical in all processes."""
     if data_parallel.count() > 1:
-        identity += f" in {data_parallel.count()} processes"  # a step of more or fewer is another one
+        identity += f" in {data_parallel.count()} processes"  # the global batch depends on their number
     data_parallel.copy_of_first_(parameters.values())
     run = _TrainingState(parameters, schedule, identity, companion, amp)
     if checkpoint is not None and checkpoint.exists():
@@ -245,22 +245,24 @@ class _TrainingState:
             if schedule.optimizer == "adamw"
             else torch.optim.SGD(groups, lr=schedule.learning_rate, momentum=0.99, nesterov=True, fused=on_gpu or None)
         )
-        # bfloat16 has the range of float32, and a scaler would wait for the device in every step.
+        # bfloat16 has the range of float32, and a scaler would synchronize with the device in every step.
         self.scaler = torch.amp.GradScaler("cuda", enabled=on_gpu and amp is torch.float16)
         self.ema = {k: p.detach().clone() for k, p in parameters.items()} if schedule.ema_decay else {}
         self.best: dict[str, Tensor] = {}
         self.best_score: float | None = None
         self.best_step = -1
         self.stale = 0
-        self.spoiled = 0  # steps in a row without a finite gradient
-        self.left_out = 0  # all of them
-        self.unscored = 0  # validations without a finite score
+        self.spoiled = 0  # consecutive steps with non-finite gradients
+        self.left_out = 0  # total of such steps
+        self.unscored = 0  # validations with a non-finite score
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
 
     def advance(self, loss_at: LossAt) -> dict[str, float]:
-        """One optimizer step over `accumulate` micro-batches. It waits for the device once, when all is launched."""
+        """One optimizer step over `accumulate` micro-batches. It synchronizes with the device once, after everything is
+        launched.
+        """
         schedule = self.schedule
         rate = schedule.learning_rate_at(self.step, self.seconds)
         for group in self.optimizer.param_groups:
@@ -273,8 +275,8 @@ class _TrainingState:
                 loss, told = loss_at(self.step * schedule.accumulate + micro)
             self.scaler.scale(loss if schedule.summed else loss / schedule.accumulate).backward()
             metrics = {"loss": loss.detach(), **told}
-            del loss  # and with it the last of the autograd graph, see sam/cuda_graphs.py
-        # What is not finite in one process is finite in none afterwards, so that all leave the step out.
+            del loss  # frees the rest of the autograd graph, see sam/cuda_graphs.py
+        # A non-finite value in one process becomes non-finite in all, so that all skip the step.
         data_parallel.average_gradients(self.parameters.values())
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), schedule.clip_norm or math.inf)
@@ -282,7 +284,7 @@ class _TrainingState:
         if math.isfinite(read.pop("norm")):
             self.scaler.step(self.optimizer)
             self.spoiled = 0
-        else:  # the scaler has seen it too, and lowers its scale
+        else:  # the scaler detected it too, and lowers its scale
             self._leave_out_step()
         self.scaler.update()
         self.step += 1
@@ -290,7 +292,7 @@ class _TrainingState:
         return {**read, "learning_rate": rate}
 
     def _leave_out_step(self) -> None:
-        """Half precision spoils a step now and then, and such a step would spoil the network; many mean it is lost."""
+        """Skip a step with non-finite gradients, occasional in half precision; many in a row mean divergence."""
         self.spoiled += 1
         self.left_out += 1
         if self.spoiled >= MOST_SPOILED:
@@ -299,7 +301,7 @@ class _TrainingState:
             )
 
     def _follow(self) -> None:
-        # The average starts short, so that the first hundred steps do not drag the random start along.
+        # The averaging window starts short, so that the average is not biased by the initialization.
         decay = min(self.schedule.ema_decay, (1 + self.step) / (10 + self.step))
         if self.ema:
             current = [self.parameters[name].detach() for name in self.ema]
@@ -307,7 +309,7 @@ class _TrainingState:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Swaps the averaged parameters in, where an average is kept."""
+        """Swaps in the averaged (EMA) parameters, if enabled."""
         if not self.ema:
             yield
             return
@@ -388,7 +390,7 @@ class _TrainingState:
 
 
 def _read(values: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """The values as numbers; those that are tensors come from their device in one piece."""
+    """The values as Python numbers; tensors are copied from the device in one transfer."""
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     device = next((value.device for value in tensors.values() if value.is_cuda), None)
     numbers = torch.stack([value.double().to(device) for value in tensors.values()]).tolist() if tensors else []

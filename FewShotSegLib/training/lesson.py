@@ -1,4 +1,4 @@
-"""What one step of prompted training teaches: a batch of samples, queries on it, their loss; and its validation."""
+"""One step of prompted training: a batch of samples, prompts for it, their loss; and the validation."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from .queries import (
 
 
 class Source(Protocol):
-    """Where training samples come from."""
+    """Source of training samples."""
 
     structures: dict[int, str]
 
     def draw(self, rng: np.random.Generator) -> Sample:
-        """One sample; all that is random comes from `rng`."""
+        """One sample; all randomness comes from `rng`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a step learns from: samples, their numbers in the pool where there is one, queries on them, and what draws
-    the corrective clicks, where there are any.
+    """The batch of a step: samples, their indices in the pool if there is one, queries on them, and the generator of
+    the corrective clicks, if any.
     """
 
     samples: list[Sample]
@@ -57,7 +57,7 @@ class Batch:
     correction: np.random.Generator | None
 
     def share(self) -> Batch:
-        """What this process learns from, of a batch of several processes."""
+        """This process's shard of the global batch."""
         if data_parallel.count() == 1:
             return self
         numbers = None if self.numbers is None else list(data_parallel.own(self.numbers))
@@ -66,9 +66,9 @@ class Batch:
 
 
 class Lesson:
-    """Draws the samples and prompts of each step and answers with their loss."""
+    """Draws the samples and prompts of each step and computes their loss."""
 
-    HELD_BACK = 12  # samples that training never sees
+    HELD_BACK = 12  # held-out samples
 
     def __init__(
         self,
@@ -83,14 +83,14 @@ class Lesson:
         self.network, self.adaptation, self.source = network, adaptation, source
         self.recipe, self.scale, self.seed, self.pixel_loss = recipe, scale, seed, pixel_loss
         self.pool: dict[int, Sample] = {}
-        self.encoded: dict[int, Embedding] = {}  # of the pool
+        self.encoded: dict[int, Embedding] = {}  # by pool index
         self.held_back: list[tuple[torch.Tensor, list[Query]]] = []
         self.shown: list[Sample] = []
         self.picture: NDArray[np.uint8] | None = None
         self.rest()
 
     def rest(self) -> None:
-        """Learn without help: nobody is told that a step begins, and nothing is drawn ahead."""
+        """Disable step callbacks and prefetching."""
         self.begin: Callable[[], None] = lambda: None
         self.drawn: Callable[[int], Batch] = self.draw
 
@@ -109,7 +109,7 @@ class Lesson:
         return loss, {}
 
     def draw(self, step: int) -> Batch:
-        """The batch of a step. Nothing here needs the network, so that threads may do it ahead."""
+        """The batch of a step. Nothing here needs the network, so threads can prefetch it."""
         rng, recipe = step_rng(self.seed, step), self.recipe
         count, numbers = (recipe.batch_size or 1) * data_parallel.count(), None
         if recipe.pool_size:
@@ -117,7 +117,7 @@ class Lesson:
             samples = [self._pooled(number) for number in numbers]
         else:
             samples = [self.source.draw(rng) for _ in range(count)]
-        # Whether there is a correction comes before the prompts, as it always did: one seed, one run.
+        # Whether there is a correction is drawn before the prompts, to keep runs reproducible by seed.
         correction = rng if rng.random() < recipe.correction_probability else None
         queries = queries_of(samples, self.adaptation.structures, recipe, rng)
         return Batch(samples, numbers, queries, correction).share()
@@ -128,7 +128,7 @@ class Lesson:
         return self.pool[number]
 
     def _embedding(self, batch: Batch) -> Embedding:
-        """Of all samples; with a frozen encoder those of the pool are encoded once."""
+        """Embeddings of all samples; with a frozen encoder those of the pool are encoded once."""
         if batch.numbers is None or self.recipe.encoder_blocks != 0:
             return self.network.encode(images_of(batch.samples, self.network, self.scale))
         for number, sample in zip(batch.numbers, batch.samples, strict=True):
@@ -138,7 +138,7 @@ class Lesson:
         return joined([self.encoded[number] for number in batch.numbers])
 
     def validate(self) -> float:
-        """Mean Dice over held-back samples and all kinds of prompts."""
+        """Mean Dice over held-out samples and all prompt types."""
         if not self.held_back:
             for number in range(0, self.HELD_BACK, 4):
                 rng = step_rng(self.seed + 2, number)
@@ -164,7 +164,7 @@ def queries_of(
     recipe: PromptedRecipe,
     rng: np.random.Generator,
 ) -> list[Query]:
-    """What a step asks about its samples: clicks and boxes, and structures by name, as the recipe says."""
+    """The prompts of a step: clicks and boxes, and structure tokens, as configured by the recipe."""
     queries = []
     pointing = Pointing(recipe.box_share, recipe.central_share, recipe.most_points)
     if recipe.click_prompts:
@@ -176,20 +176,20 @@ def queries_of(
 
 
 def weights_of(recipe: PromptedRecipe) -> LossWeights:
-    """What the loss is made of."""
+    """The weights of the loss terms."""
     with_background = recipe.dice == "with background"
     return LossWeights(recipe.cross_entropy_weight, recipe.dice_weight, recipe.quality_weight, with_background)
 
 
 def joined(embeddings: Sequence[Embedding]) -> Embedding:
-    """One batch of the embeddings of several images."""
+    """Concatenate the embeddings of several images into one batch."""
     skips = zip(*(e.skips for e in embeddings), strict=True)
     return Embedding(torch.cat([e.features for e in embeddings]), tuple(torch.cat(s) for s in skips))
 
 
 @contextlib.contextmanager
 def checkpointing(network: PromptableNetwork, wanted: bool) -> Iterator[None]:
-    """Transformer blocks forget their activations and recompute them in the backward pass."""
+    """Gradient checkpointing: transformer blocks recompute their activations in the backward pass."""
     blocks = list(network.image_encoder.blocks) if wanted else []
     for block in blocks:
         block.forward = functools.partial(torch.utils.checkpoint.checkpoint, block.forward, use_reentrant=False)

@@ -1,4 +1,4 @@
-"""Losses over mask logits. Every function returns one value per mask, so that callers weigh and select."""
+"""Losses over mask logits. Every function returns one value per mask; callers weight and reduce."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def soft_dice_loss(probabilities: Tensor, targets: Tensor, *, squared: bool = Fa
 
 
 def dice_sums(probabilities: Tensor, targets: Tensor, *, squared: bool = False) -> tuple[Tensor, Tensor]:
-    """Overlap and total of the last two axes, (..., h, w) -> (...): what Dice is made of, and what adds up."""
+    """Overlap and total over the last two axes, (..., h, w) -> (...): the additive terms of Dice."""
     overlap = (probabilities * targets).sum((-2, -1))
     if squared:
         return overlap, (probabilities**2).sum((-2, -1)) + (targets**2).sum((-2, -1))
@@ -23,20 +23,20 @@ def dice_sums(probabilities: Tensor, targets: Tensor, *, squared: bool = False) 
 
 
 def dice_loss_of(overlap: Tensor, total: Tensor, *, smooth: float = 1.0) -> Tensor:
-    """1 - Dice of these sums."""
+    """1 - Dice from these sums."""
     return 1 - (2 * overlap + smooth) / (total + smooth)
 
 
 def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
     """Mean binary focal loss over the last two axes (Lin et al. 2017), (..., h, w) -> (...)."""
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    certainty = torch.exp(-entropy)  # probability given to the right answer
+    certainty = torch.exp(-entropy)  # probability of the true class
     return ((1 - certainty) ** gamma * entropy).mean((-2, -1))
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean binary cross-entropy over the last two axes.
 
-    Of logits l = target - background it equals the two-class softmax cross-entropy of the Cheap Lunch head.
+    For logits l = target - background it equals the two-class softmax cross-entropy of the Cheap Lunch head.
     """
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((-2, -1))

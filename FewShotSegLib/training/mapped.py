@@ -1,10 +1,10 @@
-"""Adapting with a frozen encoder: maps of the structures, and a mask decoder that learns to use them.
+"""Adaptation with a frozen encoder: structure maps, and a mask decoder trained to use them.
 
-Each picture is encoded once. The maps (`inference.map_fitting`) are solved for, not trained; what is trained, for a few
-dozen steps, is the decoder: LoRA on its attention, its small layers, the prompt encoder and structure tokens. It learns
-from maps as they are on pictures that were left out when they were fitted, so that it corrects the mistakes that maps
-make on patients nobody has seen. Afterwards map and base decoder answer without clicks, and base decoder and trained
-decoder together where a user points.
+Each image is encoded once. The maps (`inference.map_fitting`) are fitted as convex problems, not trained; what is
+trained, for a few dozen steps, is the decoder: LoRA on its attention, its small layers, the prompt encoder and
+structure tokens. It is trained on cross-fitted maps, that is on maps of images that were held out when fitting, so that
+it corrects the errors that maps make on unseen patients. At inference, map and base decoder segment without clicks, and
+base decoder and trained decoder together with clicks.
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ from .prompted import (
 from .prompted_recipe import STEPS, PromptedRecipe, adaptation_spec, image_size_of, resolve
 from .queries import on_device, query_loss
 
-PIXELS = 12_000  # of all pictures, to fit on
+PIXELS = 12_000  # over all images, to fit on
 MOST_SLICES = 64
-WAYS, SHARES = (MAP, CLICK, BOX), (0.2, 0.4, 0.4)  # how the decoder is asked about a map
-MOST_COMPARED = 4  # slices of the guard, and of the estimate of each fold; decoding is what costs
-TRIED_FOR_ESTIMATE = 2  # slices that ways are compared on there
+WAYS, SHARES = (MAP, CLICK, BOX), (0.2, 0.4, 0.4)  # how the decoder is prompted with a map
+MOST_COMPARED = 4  # slices for the guard and for each fold's estimate; decoding dominates the cost
+TRIED_FOR_ESTIMATE = 2  # slices to compare ways on there
 MAP_STEPS = 40
 HURRIED = "left out: the time was too short"
-CACHE_BYTES = 2**30  # some 250 pictures of 256 pixels
+CACHE_BYTES = 2**30  # some 250 images of 256 pixels
 
 
 @dataclass(frozen=True)
 class MapRecipe(PromptedRecipe):
-    """Options of a promptable model that may be adapted beside its encoder."""
+    """Options of a promptable model that may be adapted with its encoder frozen."""
 
     steps: int | None = option(
         None,
@@ -102,7 +102,7 @@ M = TypeVar("M", bound=MapRecipe)
 
 
 def resolve_maps(recipe: M, family: str, device: torch.device) -> M:
-    """The recipe with everything the preset decides filled in, maps or no maps among it; what the user set stays."""
+    """The recipe completed from the preset, including whether to use maps; the user's settings are kept."""
     resolved = resolve(recipe, family, device)
     maps = recipe.structure_maps
     if maps is None:
@@ -111,11 +111,11 @@ def resolve_maps(recipe: M, family: str, device: torch.device) -> M:
 
 
 def adapt_with_maps(inputs: AdaptInputs, recipe: MapRecipe, run: RunContext, *, method: str) -> Adapter:
-    """An adapter for the structures of the exemplars, on a promptable base whose encoder stays as it is; the recipe is
-    a resolved one.
+    """An adapter for the structures of the exemplars, on a promptable base with a frozen encoder; the recipe must be
+    resolved.
 
-    Estimates of accuracy are those of maps fitted without the exemplar in question and the base model's decoder: a
-    little below what the adapter reaches, and cheap.
+    Accuracy is estimated with maps fitted without the held-out exemplar and the base model's decoder: cheap, and
+    slightly below what the adapter reaches.
     """
     data_parallel.refuse(
         "Structure maps are solved for",
@@ -157,13 +157,13 @@ def adapt_with_maps(inputs: AdaptInputs, recipe: MapRecipe, run: RunContext, *, 
 def map_pictures(
     exemplars: Sequence[Exemplar], intensity: IntensitySpec, image_size: int, recipe: MapRecipe, seed: int
 ) -> list[Picture]:
-    """What maps and decoder learn from: slices of the exemplars and, where samples are synthesized, copies of them."""
+    """Training images of maps and decoder: the exemplars' slices and, if synthesis is on, transformed copies."""
     slices = numbered(distinct_slices(exemplars, intensity, image_size, MOST_SLICES).values())
     return pictures_of(slices, recipe.pictures, seed) if recipe.synthesis else slices
 
 
 def map_samples(inputs: AdaptInputs, recipe: MapRecipe, rng: np.random.Generator, count: int) -> list[Sample]:
-    """`count` of the pictures that `adapt_with_maps` learns from, at the image size of the recipe."""
+    """`count` of the training images of `adapt_with_maps`, at the image size of the recipe."""
     size = image_size_of(recipe)
     pictures = map_pictures(inputs.exemplars, inputs.intensity_of_exemplars(), size, recipe, int(rng.integers(2**31)))
     chosen = rng.choice(len(pictures), count, replace=count > len(pictures))
@@ -173,7 +173,7 @@ def map_samples(inputs: AdaptInputs, recipe: MapRecipe, rng: np.random.Generator
 
 @dataclass(eq=False)
 class _Lesson:
-    """Pictures that were seen once, and all that is learned from them."""
+    """Encoded training images, and everything fitted to them."""
 
     predictor: MapPredictor
     structures: tuple[int, ...]
@@ -182,7 +182,7 @@ class _Lesson:
     seed: int
     pictures: list[Picture]
     digests: list[str]
-    """Of the slices, by their number."""
+    """By slice index."""
     samples: list[PixelSamples]
     left_out: dict[int, Tensor]
 
@@ -196,7 +196,7 @@ class _Lesson:
         seed: int,
         report: Report,
     ) -> _Lesson:
-        """The lesson with all pictures encoded, and pixels of them drawn."""
+        """The lesson with all images encoded and their pixels sampled."""
         structures = tuple(check_exemplars(exemplars))
         predictor = MapPredictor(base, scale=intensity.scale, cache=EmbeddingCache(CACHE_BYTES))
         pictures = map_pictures(exemplars, intensity, base.image_size, recipe, seed)
@@ -205,7 +205,7 @@ class _Lesson:
         return cls(predictor, structures, recipe, intensity, seed, pictures, digests, samples, {})
 
     def held_out_dice(self, exemplar: Exemplar) -> dict[int, float]:
-        """Dice of each structure on an exemplar's slices, by maps that have not seen them and the base's decoder."""
+        """Dice of each structure on an exemplar's slices, by maps fitted without them and the base decoder."""
         shown = labelled_slices(exemplar, self.intensity, self.predictor.image_size)
         empty = background_slices(exemplar, self.intensity, self.predictor.image_size)
         hidden = {digest_of_piece(piece) for piece in (*shown, *empty)}
@@ -216,7 +216,7 @@ class _Lesson:
         return estimate.dice_of_slices(shown, self.structures, self._answer, MOST_COMPARED)
 
     def fit_maps(self) -> None:
-        """Maps from all pictures, and what each of them would have been told when it was left out."""
+        """Maps fitted to all images, and the cross-fitted (held-out) map of each."""
         everything = list(range(len(self.digests)))
         self.predictor.maps, self.left_out = self._maps(everything, range(len(self.pictures)))
 
@@ -233,7 +233,7 @@ class _Lesson:
         return np.asarray(self.predictor.decode_structures(embedding, self.structures).logits > 0)
 
     def trained_decoder(self, run: RunContext, identity: str, start: Adapter | None) -> tuple[Adaptation, FitResult]:
-        """A decoder that learned to use maps, after the time or the steps that there are."""
+        """A decoder trained to use maps, within the time or step budget."""
         network, recipe = self.predictor.network, self.recipe
         generator = torch.Generator().manual_seed(self.seed)
         spec = replace(adaptation_spec(replace(recipe, encoder_blocks=0), network), locator=False)
@@ -281,7 +281,7 @@ class _Lesson:
         return torch.stack(losses).mean(), {}
 
     def compared_with_base(self, adapter: Adapter, exemplars: Sequence[Exemplar]) -> dict[str, Any]:
-        """The guard: clicks on the exemplars, answered by the base model and by the adapter."""
+        """The guard: base model and adapter compared on clicks on the exemplars."""
         adapted = MapPredictor(self.predictor.network, adapter, cache=self.predictor.cache)
 
         def answer(piece: LabelledSlice, prompts: PromptBatch, values: Sequence[int]) -> NDArray[np.bool_]:
@@ -301,7 +301,7 @@ class _Lesson:
 
 @dataclass(frozen=True, eq=False)
 class _ToldByMaps:
-    """Puts maps in the place of an adaptation's locator: odds (B, K, g, g) of the slices of a batch."""
+    """Replaces an adaptation's locator by maps: log-odds (B, K, g, g) of the slices of a batch."""
 
     adaptation: Adaptation
     odds: Tensor
@@ -310,8 +310,8 @@ class _ToldByMaps:
     def structure_prompts(
         self, network: PromptableNetwork, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]
     ) -> PromptBatch:
-        """The prompts (N, grouped by image) with tokens, the structure's map as mask and, where nobody clicked, the
-        click or box that is derived from it.
+        """The prompts (N, grouped by image) with tokens, the structure's map as mask prompt and, without a user click,
+        the click or box derived from it.
         """
         per_image = len(structures) // len(self.odds)
         rows = [self.adaptation.structures.index(value) for value in structures]

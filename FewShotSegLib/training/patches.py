@@ -1,10 +1,11 @@
-"""3-D patches: cut out of cases and changed at random for training, and put together again for prediction.
+"""3-D patches: cropped from cases and augmented for training, and stitched together for prediction.
 
 Patches, cases and the pool of auxiliary data share one `Grid`: orientation, spacing and patch size. Arrays are
-(D, H, W) along the grid's k, j, i. What is drawn (`Change`) is apart from what is done with it, as in `synthesis`.
+(D, H, W) along the grid's k, j, i. Drawing augmentation parameters (`Change`) is separate from applying them, as in
+`synthesis`.
 
-Unknown is not background: an exemplar may be annotated on some slices only. `Patch.known` marks the voxels that a loss
-may count, and patches are drawn around them.
+Unknown is not background: an exemplar may be annotated on some slices only. `Patch.known` marks the voxels that enter
+the loss, and patches are drawn around them.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ from .losses import soft_dice_loss
 
 Array = NDArray[Any]
 
-_MOST_PLACES = 100_000  # voxels of a case that patches are drawn around, spread over all of them
+_MOST_PLACES = 100_000  # candidate centre voxels per case, evenly spread
 _UNKNOWN = 2
-_POINTS = (3, 5, 5)  # of a patch that an elastic change moves, along D, H and W
-_FARTHEST = 2.0  # standard deviations that they move at most
+_POINTS = (3, 5, 5)  # control points of the elastic deformation of a patch, along D, H and W
+_FARTHEST = 2.0  # truncation of their displacement, in standard deviations
 
 
 @dataclass(frozen=True)
 class PatchRecipe:
-    """How patches are drawn and changed; the papers name none of it. nnU-Net's ranges, narrower where shots are few."""
+    """Sampling and augmentation of patches, unspecified in the papers. nnU-Net's ranges, narrower for few shots."""
 
     foreground: float = option(0.7, "Fraction of patches centred on the structure", min=0.0, max=1.0)
     change_probability: float = option(
@@ -72,16 +73,16 @@ class PatchRecipe:
                 )
 
     def unshaded(self) -> PatchRecipe:
-        """The same changes of shape, and none of intensities: an offset would fill what edges leave dark."""
+        """The same spatial augmentation without intensity changes: an offset would brighten edge images."""
         return replace(self, gain=(1.0, 1.0), bias=0.0, gamma=(1.0, 1.0), blur_sigma_px=0.0, noise_sd=0.0)
 
 
 @dataclass(frozen=True)
 class Change:
-    """Everything drawn for one patch, but where it lies; the default changes nothing."""
+    """Augmentation parameters of one patch, except its location; the default is the identity."""
 
     angles_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """About D, then H, then W; positive from H to W, from W to D, from D to H."""
+    """Rotations about D, then H, then W; positive from H to W, from W to D, from D to H."""
     scale: float = 1.0
     mirrored: tuple[bool, bool, bool] = (False, False, False)
     gain: float = 1.0
@@ -95,7 +96,7 @@ class Change:
 
     @property
     def moves(self) -> bool:
-        """Whether it does anything to the shape."""
+        """Whether it has a spatial part."""
         return any(self.angles_deg) or self.scale != 1.0 or any(self.mirrored) or self.elastic_mm > 0
 
 
@@ -122,7 +123,7 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """What a network is trained on: image float32, mask bool (or labels int64) and known bool, each (D, H, W)."""
+    """A training patch: image float32, mask bool (or labels int64) and known bool, each (D, H, W)."""
 
     image: Tensor
     mask: Tensor
@@ -130,7 +131,7 @@ class Patch:
 
 
 def case_of(exemplar: Exemplar, value: int, grid: Grid, intensity: IntensitySpec) -> Case:
-    """Return one structure of an exemplar on the grid; slices that are neither annotated nor empty are unknown."""
+    """Return one structure of an exemplar on the grid; slices neither annotated nor declared empty are unknown."""
     if value not in exemplar.structures:
         raise InputError(f"{exemplar.name} has no structure with label {value}; it has {dict(exemplar.structures)}.")
     volume = exemplar.volume
@@ -171,24 +172,24 @@ class PatchSource:
         self.cases, self.patch, self.recipe = list(cases), grid.patch, recipe or PatchRecipe()
         self.device = device
         self.mirrors = mirrored_axes(self.recipe.flip, names, grid.orientation)
-        # Of each label by itself: a liver has a hundred times the voxels of an adrenal gland.
+        # Per label: a liver has a hundred times the voxels of an adrenal gland.
         self._structure = [
             [_places(case.mask == value) for value in np.unique(case.mask) if value] for case in self.cases
         ]
         self._known = [None if case.known is None else _places(case.known) for case in self.cases]
 
     def draw(self, rng: np.random.Generator) -> Patch:
-        """Return a patch, changed as the recipe says."""
+        """Return a patch, augmented according to the recipe."""
         case, centre = self.place(rng)
         return cut(case, centre, self.patch, self.change(rng), self.device)
 
     def draw_batch(self, rng: np.random.Generator, count: int) -> list[Patch]:
-        """Return `count` patches; where several processes train together, the share of this one."""
+        """Return `count` patches; in distributed training, this process's shard of them."""
         planned = [(*self.place(rng), self.change(rng)) for _ in range(count * data_parallel.count())]
         return [cut(case, at, self.patch, change, self.device) for case, at, change in data_parallel.own(planned)]
 
     def change(self, rng: np.random.Generator) -> Change:
-        """Draw a change as the recipe says, for a patch of another source too."""
+        """Draw augmentation parameters according to the recipe, also for patches of another source."""
         return draw_change(self.recipe, self.mirrors, rng)
 
     def place(self, rng: np.random.Generator) -> tuple[Case, Array]:
@@ -205,11 +206,11 @@ class PatchSource:
 
 
 def corner_of(voxel: Array | None, shares: Array, size: Sequence[int], patch: Sequence[int]) -> Array:
-    """Return the first voxel (3,) of a patch that shows `voxel`, or that lies anywhere; `shares` (3,) in [0, 1) decide
-    where.
+    """Return the first voxel (3,) of a patch that contains `voxel`, or of one anywhere; `shares` (3,) in [0, 1) are the
+    uniform random numbers that decide where.
 
-    The voxel lies in the middle half of the patch, so that the structure is not always in its centre. Along axes where
-    the case is smaller than the patch it is put in the middle, and the first voxel is negative.
+    The voxel lies in the middle half of the patch, so that the structure is not always centred. Along axes where the
+    case is smaller than the patch it is centred, and the first voxel is negative.
     """
     room = np.array(size) - patch
     near = np.floor((0.25 + 0.5 * shares) * np.array(patch))
@@ -218,7 +219,7 @@ def corner_of(voxel: Array | None, shares: Array, size: Sequence[int], patch: Se
 
 
 def part_at(array: Array, corner: Array, patch: Sequence[int]) -> Array:
-    """Return the voxels from `corner` on as they are, zeros where the patch reaches outside the array."""
+    """Return a crop from `corner` on, without resampling, zero-padded where the patch extends beyond the array."""
     part = np.zeros(tuple(patch), array.dtype)
     low, high = np.maximum(corner, 0), np.minimum(corner + np.array(patch), array.shape)
     if (low < high).all():
@@ -247,7 +248,7 @@ def mirrored_axes(flip: str, names: Iterable[str], orientation: str) -> tuple[bo
 
 
 def draw_change(recipe: PatchRecipe, mirrors: tuple[bool, bool, bool], rng: np.random.Generator) -> Change:
-    """Draw a change. How many numbers are drawn does not depend on the recipe, so that runs stay comparable."""
+    """Draw augmentation parameters. The number of draws is independent of the recipe, so runs stay comparable."""
     moved, shaded = rng.random(2) < recipe.change_probability
     turns, flips = rng.uniform(-1, 1, 3), rng.random(3) < 0.5
     scale, gain, gamma = (float(rng.uniform(*limits)) for limits in (recipe.scale, recipe.gain, recipe.gamma))
@@ -278,14 +279,14 @@ def draw_change(recipe: PatchRecipe, mirrors: tuple[bool, bool, bool], rng: np.r
 def cut(
     case: Case, centre: Array, patch: Sequence[int], change: Change | None = None, device: torch.device | str = "cpu"
 ) -> Patch:
-    """Return the patch of a case about `centre` (3,), in voxels of the case along D, H and W.
+    """Return the patch of a case centred at `centre` (3,), in voxels of the case along D, H and W.
 
-    One interpolation for everything that moves, linear for the image, nearest for mask and known. Beyond the case lies
-    black background, as in prediction.
+    One interpolation for all spatial transforms, linear for the image, nearest for mask and known. Beyond the case the
+    padding is black background, as in prediction.
     """
     change = change or Change()
     box, centre = _box(case, np.asarray(centre, dtype=np.float64), patch, change)
-    # What is unknown, and not what is known: beyond the case 0 stands for black, background and known.
+    # Resample the complement of `known`: beyond the case 0 then means black, background and known.
     unknown = np.zeros(case.image[box].shape, bool) if case.known is None else ~case.known[box]
     layers = case.image[box], case.mask[box], unknown
     corner = centre - (np.array(patch) - 1) / 2
@@ -311,7 +312,9 @@ def _sampled(array: Array, at: Tensor, how: str) -> Tensor:
 
 
 def _matrix(change: Change, spacing_mm: Sequence[float]) -> Array:
-    """(3, 3) from offsets in the patch to offsets in the case, both in voxels along D, H and W; turns are in mm."""
+    """(3, 3) from offsets in the patch to offsets in the case, both in voxels along D, H and W; rotations are in mm
+    space.
+    """
     matrix = np.eye(3)
     for axis, degrees in enumerate(change.angles_deg):
         angle, (first, second) = np.deg2rad(degrees), ((1, 2), (2, 0), (0, 1))[axis]
@@ -325,7 +328,7 @@ def _matrix(change: Change, spacing_mm: Sequence[float]) -> Array:
 
 
 def _box(case: Case, centre: Array, patch: Sequence[int], change: Change) -> tuple[tuple[slice, ...], Array]:
-    """Return the part of the case that the patch can see, and the centre in it."""
+    """Return the part of the case that the patch can cover, and the centre in it."""
     reach = np.abs(_matrix(change, case.spacing_mm)) @ ((np.array(patch) - 1) / 2) + 1
     reach += _FARTHEST * change.elastic_mm / np.array(case.spacing_mm)[::-1]
     size = np.array(case.image.shape)
@@ -335,9 +338,9 @@ def _box(case: Case, centre: Array, patch: Sequence[int], change: Change) -> tup
 
 
 def _coordinates(centre: Array, patch: Sequence[int], change: Change, case: Case, sides: Sequence[int]) -> Tensor:
-    """(1, D, H, W, 3) where each voxel of the patch looks, as `grid_sample` wants it: W first, edges at -1 and 1."""
+    """(1, D, H, W, 3) sampling position of each patch voxel in `grid_sample` convention: W first, edges at -1 and 1."""
     matrix = _matrix(change, case.spacing_mm)
-    matrix[np.array(case.image.shape) == 1] = 0  # a single slice has no depth to look into
+    matrix[np.array(case.image.shape) == 1] = 0  # a single slice has no depth to sample along
     offsets = [np.arange(size) - (size - 1) / 2 for size in patch]
     at = np.empty((1, *patch, 3), np.float32)
     for axis in range(3):
@@ -353,7 +356,7 @@ def _coordinates(centre: Array, patch: Sequence[int], change: Change, case: Case
 
 
 def _displacement(change: Change, patch: Sequence[int]) -> Tensor:
-    """(1, D, H, W, 3) in mm along i, j and k: random at a few points, smooth between them."""
+    """(1, D, H, W, 3) in mm along i, j and k: random at control points, smooth in between."""
     rng = np.random.default_rng([change.elastic_seed, 1])
     points = np.clip(rng.standard_normal((1, 3, *_POINTS), dtype=np.float32), -_FARTHEST, _FARTHEST)
     field = F.interpolate(torch.from_numpy(points), tuple(patch), mode="trilinear", align_corners=True)
@@ -361,7 +364,7 @@ def _displacement(change: Change, patch: Sequence[int]) -> Tensor:
 
 
 def _shaded(image: Tensor, change: Change) -> Tensor:
-    """The intensities changed, within [0, 1]."""
+    """Intensity augmentation, clipped to [0, 1]."""
     if (change.gamma, change.gain, change.bias) != (1.0, 1.0, 0.0):
         image = image.clamp(0, 1) ** change.gamma * change.gain + change.bias
     if change.blur_sigma_px > 0:

@@ -1,4 +1,4 @@
-"""3-D patches as slices for a contact sheet, so that a person sees what a 3-D network is trained on."""
+"""3-D patches as slices for a contact sheet, for visual inspection of the training data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def patch_samples(
     rng: np.random.Generator,
     count: int,
 ) -> list[Sample]:
-    """`count` patches of the exemplars, as they are drawn and changed for training; each shows one structure."""
+    """`count` patches of the exemplars, sampled and augmented as in training; each shows one structure."""
     samples = []
     for number in range(count):
         exemplar = exemplars[number % len(exemplars)]
@@ -46,7 +46,7 @@ def shown_slice(
     structures: Mapping[int, str],
     known: NDArray[np.bool_] | None = None,
 ) -> Sample:
-    """The slice (H, W) of a patch (D, H, W) that shows most."""
+    """The slice (H, W) of a patch (D, H, W) with the most foreground."""
     at = int(np.argmax(np.count_nonzero(labels, axis=(1, 2))))
     provenance = {"caption": caption, "structures": dict(structures)}
     some = None if known is None or known.all() else known[at]

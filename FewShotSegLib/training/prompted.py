@@ -1,4 +1,4 @@
-"""Adapting a promptable model to exemplars: samples, prompts, losses, estimate, guard, and the adapter of it all."""
+"""Adapting a promptable model to exemplars: samples, prompts, losses, estimate, guard, and the final adapter."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from .prompted_recipe import PromptedRecipe, adaptation_spec, image_size_of, res
 from .queries import images_of
 
 Beside = Callable[["Lesson", Mapping[str, torch.Tensor], int], JointTraining]
-"""(lesson, trained parameters, seed) -> what is trained beside the exemplars, in turns."""
+"""(lesson, trained parameters, seed) -> joint training that alternates with the exemplars."""
 
 
 def adapt_prompted(
@@ -57,8 +57,8 @@ def adapt_prompted(
 ) -> Adapter:
     """Train an adapter for the structures of the exemplars on the promptable base.
 
-    An adapter to go on from must be of the same base and structures. `beside` makes what is trained beside the
-    exemplars; estimates are made with it too. `beside_identity` is a digest of all that this depends on.
+    An adapter to continue from must have the same base and structures. `beside` makes the joint training that
+    accompanies the exemplars; estimates are made with it too. `beside_identity` is a digest of all that it depends on.
     """
     base, exemplars = inputs.promptable_base, inputs.exemplars
     recipe = resolve(recipe, base.family, base.device)
@@ -66,7 +66,7 @@ def adapt_prompted(
     seed = run.new_seed()
     trainer = _Trainer(base, structures, intensity, seed, inputs.start, beside, beside_identity)
     folds = estimate.leave_out(exemplars, recipe.estimate_folds)
-    # Estimating may take a third of the time; the final run gets the rest.
+    # The estimate may take a third of the time budget; the final run gets the rest.
     fold_seconds = run.max_seconds / 3 / len(folds) if run.max_seconds and folds else None
     steps = recipe.steps or 1
     fold_steps = max(steps // 3, 1)
@@ -101,7 +101,7 @@ def adapt_prompted(
 
 
 def structures_and_intensity(inputs: AdaptInputs) -> tuple[dict[int, str], IntensitySpec]:
-    """What is learned, {value: name}, and how images are scaled; an adapter to go on from must be of the same
+    """The structures {value: name} and the intensity scaling; an adapter to continue from must have the same
     structures.
     """
     structures = check_exemplars(inputs.exemplars)
@@ -118,7 +118,7 @@ def facts_of(
     image_size: int,
     metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The fields of an `Adapter` that its exemplars decide, and its metrics with what they show of its structures."""
+    """The fields of an `Adapter` determined by its exemplars, and its metrics with structure facts from them."""
     shown = [piece for exemplar in exemplars for piece in labelled_slices(exemplar, intensity, image_size)]
     return {
         "structures": structures,
@@ -141,9 +141,7 @@ def adapter_of(
     maps: StructureMaps | None = None,
     **facts: Any,
 ) -> Adapter:
-    """The adapter of a trained adaptation, and of the maps that go with it; `facts` are the fields of `Adapter` that
-    these do not tell.
-    """
+    """The adapter of a trained adaptation, and of its maps if any; `facts` are the remaining fields of `Adapter`."""
     architecture: dict[str, Any] = {
         "lora": to_dict(adaptation.spec.lora),
         "tokens": recipe.tokens,
@@ -165,7 +163,7 @@ def adapter_of(
 
 
 def training_samples(inputs: AdaptInputs, recipe: PromptedRecipe, rng: np.random.Generator, count: int) -> list[Sample]:
-    """`count` samples of the kind that `adapt_prompted` trains on, at the image size of the recipe."""
+    """`count` samples like those `adapt_prompted` trains on, at the image size of the recipe."""
     structures = check_exemplars(inputs.exemplars)
     size = image_size_of(recipe)
     source = synthesizer_of(inputs.exemplars, inputs.intensity_of_exemplars(), size, recipe, structures)
@@ -193,7 +191,7 @@ def synthesizer_of(
 
 @dataclass(frozen=True, eq=False)
 class _Trainer:
-    """What estimating and adapting share."""
+    """Shared by the estimate and the final training."""
 
     network: PromptableNetwork
     structures: dict[int, str]
@@ -206,7 +204,7 @@ class _Trainer:
     def train(
         self, exemplars: Sequence[Exemplar], recipe: PromptedRecipe, run: RunContext, stage: str, can_stop: bool = False
     ) -> tuple[Adaptation, FitResult, JointTraining | None]:
-        """Train on some of the exemplars."""
+        """Train on a subset of the exemplars."""
         network, start = self.network, self.start
         generator = torch.Generator().manual_seed(self.seed)
         spec = adaptation_spec(recipe, network)
@@ -224,7 +222,7 @@ class _Trainer:
         return adaptation, fitted, joint
 
     def _prepare(self, adaptation: Adaptation, source: Synthesizer, tokens: int) -> None:
-        """Start the tokens from clicks on the exemplars, and the locator from the statistics of their features."""
+        """Initialize the tokens from clicks on the exemplars, and the locator from their feature statistics."""
         network = self.network
         labels = [piece.labels for piece in source.slices]
         clicks = typical_clicks(labels, tuple(source.structures), tokens, step_rng(self.seed + 3, 0))
@@ -235,7 +233,7 @@ class _Trainer:
 
 
 def schedule_of(recipe: PromptedRecipe, run: RunContext) -> Schedule:
-    """How long and how fast a resolved recipe learns in this run."""
+    """The schedule of a resolved recipe in this run."""
     return Schedule(
         steps=recipe.steps or 1,
         learning_rate=recipe.learning_rate,
@@ -252,13 +250,13 @@ def schedule_of(recipe: PromptedRecipe, run: RunContext) -> Schedule:
 def learn(
     lesson: Lesson, run: RunContext, stage: str, *, identity: str, beside: Beside | None = None, can_stop: bool = False
 ) -> tuple[FitResult, JointTraining | None]:
-    """Train the adaptation of `lesson` in place; it ends as the best state that was seen."""
+    """Train the adaptation of `lesson` in place; it ends in the best state."""
     network, adaptation, recipe = lesson.network, lesson.adaptation, lesson.recipe
     schedule = schedule_of(recipe, run)
     with (
         adaptation.applied(network) as parameters,
         checkpointing(network, bool(recipe.checkpointing)),
-        # While a graph is recorded, NCCL must not be asked for anything, and its own threads do.
+        # NCCL's watchdog threads query CUDA events, which is not allowed during graph capture.
         graphed_training(network, wanted=not recipe.checkpointing and data_parallel.count() == 1) as begin,
         DrawnByThreads(lesson.draw, network.device) as drawn,
     ):
@@ -305,7 +303,7 @@ def identity_of(
     seed: int,
     start: Adapter | None,
 ) -> str:
-    """What must be equal for a checkpoint to be continued."""
+    """String of everything that must match to resume from a checkpoint."""
     digests = [
         (estimate.provenance(e)["sha256"], e.axis, e.annotated_slices, e.empty_slices, dict(e.structures))
         for e in exemplars
@@ -315,15 +313,15 @@ def identity_of(
 
 
 def why_no_estimate(recipe: PromptedRecipe) -> str:
-    """Why an adaptation has nothing to leave out."""
+    """Why nothing can be held out for an estimate."""
     return "not asked for" if recipe.estimate_folds == 0 else "not estimable with one annotated slice"
 
 
 def metrics_of(
     fitted: FitResult, scores: list[dict[int, float]], folds: Sequence[Any], structures: dict[int, str], why_none: str
 ) -> dict[str, Any]:
-    """What training and estimate came to, as JSON types for the card of the adapter. `why_none` says why there is no
-    estimate where there are no folds.
+    """Metrics of training and estimate as JSON types for the card of the adapter. `why_none` says why there is no
+    estimate if there are no folds.
     """
     metrics: dict[str, Any] = {
         "steps": fitted.steps,
@@ -340,7 +338,7 @@ def metrics_of(
 
 
 def _with_picture(report: Report, lesson: Lesson) -> Report:
-    """Reports that bring the picture of the last validation along, once."""
+    """Progress reports that include the image of the last validation, once."""
 
     def told(progress: Progress) -> None:
         picture, lesson.picture = lesson.picture, None
@@ -350,7 +348,7 @@ def _with_picture(report: Report, lesson: Lesson) -> Report:
 
 
 def _check_same_structures(start: Adapter, structures: dict[int, str]) -> None:
-    """Refuse to go on from an adapter of other structures."""
+    """Reject an adapter with other structures as a starting point."""
     if dict(start.structures) != structures:
         had, has = (", ".join(f"{v} = {name}" for v, name in s.items()) for s in (start.structures, structures))
         raise InputError(
@@ -360,7 +358,7 @@ def _check_same_structures(start: Adapter, structures: dict[int, str]) -> None:
 
 
 def speak(verdict: dict[str, Any], recipe: PromptedRecipe, report: Report) -> None:
-    """Say what the comparison with the base model warns of, or refuse the adapter where the recipe says so."""
+    """Report warnings of the comparison with the base model, or reject the adapter if the recipe says so."""
     if not verdict["warnings"]:
         return
     sentence = " ".join(verdict["warnings"])

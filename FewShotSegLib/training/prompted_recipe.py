@@ -1,4 +1,4 @@
-"""What a promptable model is adapted with: the options of a run, and what fits which machine."""
+"""Options for adapting a promptable model, and their hardware presets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ R = TypeVar("R", bound="PromptedRecipe")
 
 @dataclass(frozen=True)
 class PromptedRecipe:
-    """Defaults for the small bundled model on a CPU; `preset` adjusts SAM ViT models to the memory there is."""
+    """Defaults for the small bundled model on a CPU; `preset` adjusts SAM ViT models to the available memory."""
 
     preset: str = option(
         "auto",
@@ -122,7 +122,7 @@ class PromptedRecipe:
 
 
 def resolve(recipe: R, family: str, device: torch.device) -> R:
-    """The recipe with everything the preset decides filled in; what the user set stays."""
+    """The recipe completed from the preset; the user's settings are kept."""
     name = recipe.preset if recipe.preset in PRESETS else best_preset(device)
     preset = preset_of(family, name, device)
     return replace(
@@ -145,7 +145,7 @@ def image_size_of(recipe: PromptedRecipe) -> int:
 
 
 def adaptation_spec(recipe: PromptedRecipe, network: PromptableNetwork) -> AdaptationSpec:
-    """What is trained in this network."""
+    """Which parts of this network are trained."""
     depth = len(network.image_encoder.blocks)
     last = depth if recipe.encoder_blocks in (None, ALL_BLOCKS) else min(recipe.encoder_blocks or 0, depth)
     lora = LoraSpec(
@@ -153,7 +153,7 @@ def adaptation_spec(recipe: PromptedRecipe, network: PromptableNetwork) -> Adapt
         alpha=recipe.alpha,
         encoder_blocks=tuple(range(depth - last, depth)) or None,
         encoder=last > 0,
-        # Something must carry LoRA; beside a frozen encoder that is the decoder even where it is trained fully.
+        # LoRA needs a target; with a frozen encoder that is the decoder, even if it is fully trained.
         decoder=not recipe.full_decoder or last == 0,
         mlp=recipe.mlp,
         kind=recipe.kind,

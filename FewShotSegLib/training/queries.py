@@ -1,4 +1,4 @@
-"""Synthesized slices -> batches a promptable network learns from, and the loss of such a batch."""
+"""Synthesized slices -> training batches of a promptable network, and the loss of such a batch."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ PixelLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class TellsStructures(Protocol):
-    """What turns prompts of structures into prompts that a network understands: an adaptation, or maps."""
+    """Adds structure information to prompts: an adaptation, or maps."""
 
     def structure_prompts(
         self, network: PromptableNetwork, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]
     ) -> PromptBatch:
-        """The prompts (N, grouped by image) with what tells their structures."""
+        """The prompts (N, grouped by image) with the information on their structures."""
 
 
 @dataclass(frozen=True)
 class Pointing:
-    """How training prompts point: the share of them with a box, a third of those with a click too, the share of clicks
-    deep inside, and how many points a click may come with, itself among them.
+    """Distribution of training prompts: the fraction with a box, a third of those with a click too, the fraction of
+    central clicks, and the maximum number of points of a click prompt, itself included.
     """
 
     box_share: float = 0.3
@@ -47,16 +47,16 @@ class Pointing:
 
     @property
     def shares(self) -> tuple[float, float, float]:
-        """Of clicks, boxes, and both."""
+        """Fractions of clicks, boxes, and both."""
         return 1 - self.box_share, 2 * self.box_share / 3, self.box_share / 3
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the loss per pixel, of Dice, and of the error of the predicted IoU.
+    """Weights of the pixel loss, of Dice, and of the error of the predicted IoU.
 
-    `with_background`: Dice is that of SAMed's code, the mean of those of background and structure over the whole batch
-    with 1e-5 for empty masks, instead of each mask's own.
+    `with_background`: Dice as in SAMed's code, the mean over background and structure, each over the whole batch with
+    1e-5 for empty masks, instead of per mask.
     """
 
     pixel: float = 1.0
@@ -69,8 +69,8 @@ class LossWeights:
 class Query:
     """P prompts for each of B images, grouped by image; N = B P.
 
-    prompts without structure tokens; structures (N,) label values whose tokens go along, or None for prompts of clicks
-    alone; targets (N, S, S) bool; known (N, S, S) bool; weight (N,) 0 where a prompt had nothing to point at.
+    prompts without structure tokens; structures (N,) label values whose tokens are added, or None for click-only
+    prompts; targets (N, S, S) bool; known (N, S, S) bool; weight (N,) 0 for prompts without anything to point at.
     """
 
     prompts: PromptBatch
@@ -80,7 +80,7 @@ class Query:
     weight: NDArray[np.float32]
 
     def share(self) -> Query:
-        """Of queries on what several processes learn from together, the prompts of this one."""
+        """This process's shard of the prompts of the global batch."""
         rows = own(range(len(self.weight)))
         at = slice(rows[0], rows[-1] + 1)
         prompts = PromptBatch(self.prompts.coords[at], self.prompts.labels[at])
@@ -91,7 +91,7 @@ class Query:
 def click_query(
     samples: Sequence[Sample], count: int, rng: np.random.Generator, pointing: Pointing | None = None
 ) -> Query:
-    """Class-agnostic prompts as a clicking user gives them: one random structure each, a point or a box on it."""
+    """Class-agnostic prompts as a user would give them: one random structure each, a point or a box on it."""
     how = pointing or Pointing()
     drawn = [_one_click(sample, value, rng, how) for sample in samples for value in _present(sample, count, rng)]
     return _query(drawn, None)
@@ -105,7 +105,7 @@ def token_query(
     with_click: float,
     pointing: Pointing | None = None,
 ) -> Query:
-    """Structure tokens, for present and absent structures alike; a share of the present ones with a click as well."""
+    """Structure tokens, for present and absent structures alike; a fraction of the present ones also with a click."""
     drawn, asked, how = [], [], pointing or Pointing()
     for sample in samples:
         for value in _asked(sample, structures, count, rng):
@@ -126,7 +126,7 @@ def query_loss(
 ) -> Tensor:
     """Mean over prompts of `weights` x (`pixel_loss`, Dice, error of the predicted IoU) at the decoder's resolution.
 
-    With `correction` a second answer is asked for after one corrective click, and both are learned from.
+    With `correction`, a second forward pass follows after one corrective click, and both contribute to the loss.
     """
     prompts = query.prompts
     if query.structures is not None:
@@ -147,14 +147,14 @@ def query_loss(
 
 
 def _own_choices(counts: Sequence[int], rng: np.random.Generator, central: float) -> Sequence[int]:
-    """Corrective clicks of this process, drawn among those of all."""
+    """Corrective clicks of this process, drawn as part of the global batch."""
     return own(choices(gathered(counts), rng, central))
 
 
 def locator_loss(adaptation: Adaptation, embedding: Embedding, samples: Sequence[Sample]) -> Tensor:
-    """Cross-entropy and Dice over the batch, against the share of each of the locator's pixels that a structure covers.
+    """Cross-entropy and Dice over the batch, against the fraction of each locator pixel that a structure covers.
 
-    Dice is taken per structure over all slices at once: most structures are absent from most slices.
+    Dice is computed per structure over the whole batch: most structures are absent from most slices.
     """
     logits = adaptation.locator(embedding).float()  # B K+1 h w
     labels = torch.from_numpy(np.stack([sample.labels for sample in samples])).to(logits.device)
@@ -181,7 +181,7 @@ def _masked_loss(
 ) -> Tensor:
     answer = answer.float()
     probability = torch.sigmoid(answer) * known
-    # Outside what is known both sides are made to agree, so the pixel costs nothing.
+    # Outside the known area prediction and target are made equal, so the pixel has zero loss.
     agreed = torch.where(known > 0, answer, torch.where(target > 0.5, 30.0, -30.0))
     per_mask = weights.pixel * pixel_loss(agreed, target)
     if weights.with_background:
@@ -199,7 +199,7 @@ def _masked_loss(
 
 
 def _dice_with_background(probability: Tensor, target: Tensor, known: Tensor, weight: Tensor) -> Tensor:
-    """A scalar: 1 - the mean of the Dice of background and structure over all known pixels of the batch."""
+    """Scalar: 1 - the mean Dice of background and structure over all known pixels of the batch."""
     counted = known * weight[:, None, None]
     pairs = ((probability, target), (1 - probability, 1 - target))
     losses = []
@@ -210,7 +210,7 @@ def _dice_with_background(probability: Tensor, target: Tensor, known: Tensor, we
 
 
 def batch_dice(network: PromptableNetwork, adaptation: Adaptation, embedding: Embedding, query: Query) -> float:
-    """Mean Dice of the answers to a query; an absent structure left empty counts 1."""
+    """Mean Dice of the predictions for a query; an empty mask for an absent structure counts as 1."""
     prompts = query.prompts
     with torch.inference_mode():
         if query.structures is not None:
@@ -233,7 +233,7 @@ def images_of(samples: Sequence[Sample], network: PromptableNetwork, scale: str)
 
 
 def _present(sample: Sample, count: int, rng: np.random.Generator) -> list[int]:
-    """`count` structures of the sample, each once before any comes twice; 0 where there is none."""
+    """`count` structures of the sample, each once before any is repeated; 0 if there is none."""
     values = [int(v) for v in np.unique(sample.labels) if v]
     if not values:
         return [0] * count
@@ -244,7 +244,7 @@ def _present(sample: Sample, count: int, rng: np.random.Generator) -> list[int]:
 
 
 def _asked(sample: Sample, structures: Sequence[int], count: int, rng: np.random.Generator) -> list[int]:
-    """Structures to ask for: all in turn when they fit, else present ones first and a third of absent ones."""
+    """Structures to prompt for: all in turn if they fit, else present ones first and a third of absent ones."""
     if count >= len(structures):
         return [*structures, *(int(rng.choice(structures)) for _ in range(count - len(structures)))]
     present = [v for v in _present(sample, len(structures), rng) if v]
@@ -301,7 +301,7 @@ def on_device(query: Query, device: torch.device) -> Query:
 
 
 def _shrunk(masks: NDArray[np.bool_], side: int, device: torch.device) -> Tensor:
-    """Masks (N, S, S) at the decoder's resolution: 1 where at least half of the area is covered."""
+    """Masks (N, S, S) at the decoder's resolution: 1 where at least half of the pixel is covered."""
     stride = masks.shape[-1] // side
     tensor = torch.from_numpy(masks).to(device).float()
     if stride > 1:
