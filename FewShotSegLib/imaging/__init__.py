@@ -1,1 +1,1 @@
-"""Geometry and intensities of volumes: slices and their network squares, grids, reindexing, anatomy images."""
+"""Geometry and intensities of volumes: slices as network input squares, grids, reindexing, anatomy images."""

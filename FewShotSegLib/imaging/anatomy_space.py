@@ -1,10 +1,10 @@
-"""What CT and MR have in common: where the borders of the organs are, not how bright the organs are.
+"""A representation shared by CT and MR: organ boundaries, not organ intensities.
 
 The anatomy space of Zhu et al. ("A novel pseudo label-based unsupervised multiple target domain adaptation framework
-for abdominal organ segmentation", FLARE 2024, section 2.1) is the magnitude of the Sobel gradient. The paper leaves
-open how it is computed; here it is per millimetre, and scaled so that neither gain, offset nor inversion of the
-intensities changes it. One `AnatomySpace` object, kept with what was trained on it, makes training and prediction see
-the same images.
+for abdominal organ segmentation", FLARE 2024, section 2.1) is the magnitude of the Sobel gradient. The paper does not
+specify how it is computed; here it is per millimetre, and normalized to be invariant to gain, offset and inversion of
+the intensities. One `AnatomySpace` object, stored with what was trained on it, makes training and prediction use the
+same images.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from FewShotSegLib.errors import InputError
 
 Mode = Literal["auto", "2d", "3d"]
 
-# Beyond this ratio a voxel reaches over several tissues from slice to slice, and the difference between two slices says
-# more about the gap than about a border.
+# Above this ratio, through-plane partial volume dominates, and the difference between two slices reflects the gap more
+# than a boundary.
 _THICKEST = 3.0
-_ROUNDING = 1e-5  # share of the largest gradient that float32 filters may leave where an image is constant
+_ROUNDING = 1e-5  # fraction of the largest gradient left by float32 filters where an image is constant
 
 
 @dataclass(frozen=True)
 class AnatomySpace:
-    """How a volume becomes its anatomy image.
+    """How the anatomy image of a volume is computed.
 
-    mode `3d`: all three derivatives. `2d`: the two within the slices as acquired, each slice on its own. `auto`: 3d
-    where slices are at most three times as thick as their voxels are wide. `percentile` of the foreground becomes 1,
-    what lies above it is cut off. `intensity` is applied first and decides where values saturate; None:
+    mode `3d`: all three derivatives. `2d`: the two in-plane ones, in the acquisition plane, slice by slice. `auto`: 3d
+    where the slice thickness is at most three times the in-plane spacing. `percentile` of the foreground is mapped to
+    1, higher values are clipped. `intensity` is applied first and determines where values saturate; None:
     `IntensitySpec.auto` of each volume.
     """
 
@@ -53,7 +53,7 @@ class AnatomySpace:
             raise InputError(f"The intensity of the anatomy space is an IntensitySpec or none, got {self.intensity!r}.")
 
     def mode_of(self, volume: Volume) -> Mode:
-        """Return `2d` or `3d`: the mode itself, or what `auto` means for this volume."""
+        """Return `2d` or `3d`: the mode itself, or what `auto` resolves to for this volume."""
         if self.mode != "auto":
             return self.mode
         across = volume.acquisition_axis
@@ -62,19 +62,19 @@ class AnatomySpace:
         return "2d" if volume.shape[across] == 1 or spacing[across] > _THICKEST * widest else "3d"
 
     def settled(self, volumes: Iterable[Volume]) -> AnatomySpace:
-        """Return the space with `auto` decided once for all: 2d as soon as one of the volumes needs it.
+        """Return the space with `auto` resolved once for all: 2d as soon as one of the volumes needs it.
 
-        Two domains must be seen in the same mode, or the thickness of their slices tells them apart.
+        Two domains must be represented in the same mode, or slice thickness would distinguish them.
         """
         modes = {self.mode_of(volume) for volume in volumes}
         return replace(self, mode="2d" if "2d" in modes else "3d") if modes else self
 
     def apply(self, volume: Volume) -> Volume:
-        """Return the anatomy image, float32 (K, J, I) in [0, 1] in the same place; a constant volume gives zeros.
+        """Return the anatomy image, float32 (K, J, I) in [0, 1] with the same geometry; zeros for a constant volume.
 
-        The foreground is where the gradient exceeds the mean of those that are not zero. Unlike a mask by brightness it
-        is the same for inverted contrast, and unlike all voxels it does not depend on how much air is in the picture.
-        About four float32 copies of the volume are held at a time.
+        The foreground is where the gradient exceeds the mean of the nonzero gradients. Unlike an intensity mask it is
+        invariant to contrast inversion, and unlike using all voxels it does not depend on the amount of air in the
+        image. About four float32 copies of the volume are held at a time.
         """
         spec = self.intensity or IntensitySpec.auto(volume)
         image = np.stack([spec.apply(plane) for plane in volume.array]) if spec.kind == "minmax" else None
@@ -84,13 +84,13 @@ class AnatomySpace:
         return volume.like(_scaled(magnitude, self.percentile))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON types."""
+        """Return the space as JSON types."""
         intensity = None if self.intensity is None else self.intensity.to_dict()
         return {"mode": self.mode, "percentile": self.percentile, "intensity": intensity}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AnatomySpace:
-        """Return the space that `to_dict` described; unknown and missing keys are refused."""
+        """Return the space from the output of `to_dict`; unknown and missing keys are rejected."""
         if not isinstance(values, Mapping) or set(values) != {"mode", "percentile", "intensity"}:
             raise InputError(f"An anatomy space has the keys mode, percentile and intensity, got {values!r}.")
         intensity = None if values["intensity"] is None else IntensitySpec.from_dict(values["intensity"])
@@ -98,10 +98,10 @@ class AnatomySpace:
 
 
 def gradient_magnitude(volume: Volume, *, in_plane: bool = False) -> NDArray[np.float32]:
-    """Return the length (K, J, I) of the Sobel gradient in units of the volume per mm.
+    """Return the magnitude (K, J, I) of the Sobel gradient in intensity units per mm.
 
-    `in_plane`: of the two components within the slices as acquired, computed slice by slice. At the border of the
-    volume, where only one neighbour is known, the component across it counts half.
+    `in_plane`: of the two components in the acquisition plane, computed slice by slice. At the border of the volume,
+    where only one neighbour is known, the component across it is halved.
 
     >>> ramp = np.arange(5.0) * np.ones((4, 4, 1))  # 1 per voxel of 0.5 mm
     >>> float(gradient_magnitude(Volume(ramp, np.diag([0.5, 1, 1, 1])))[1, 1, 2])
@@ -111,13 +111,13 @@ def gradient_magnitude(volume: Volume, *, in_plane: bool = False) -> NDArray[np.
     from monai.transforms import SobelGradients
 
     across = volume.acquisition_axis
-    # MONAI filters along all axes behind the first: slices take the place of channels, or the volume is the only one.
+    # MONAI filters along all axes but the first: slices serve as channels, or the volume is the only channel.
     stack = np.moveaxis(volume.array, across, 0).astype(np.float32) if in_plane else volume.array[np.newaxis]
     spacing = np.delete(volume.spacing_mm[::-1], across) if in_plane else volume.spacing_mm[::-1]
     image = torch.from_numpy(np.ascontiguousarray(stack, dtype=np.float32))
     squares = torch.zeros_like(image)
     for axis, mm in enumerate(spacing):  # one at a time: three components at once would double the memory
-        # Normalized kernels have gain 1. Replicated borders, unlike reflected ones, also work for a single voxel.
+        # Normalized kernels have gain 1. Replicate padding, unlike reflect padding, also works for a single voxel.
         sobel = SobelGradients(spatial_axes=axis, normalize_kernels=True, padding_mode="replicate")
         squares += (torch.as_tensor(sobel(image)) / float(mm)).square_()
     magnitude = squares.sqrt_().numpy()
@@ -125,10 +125,10 @@ def gradient_magnitude(volume: Volume, *, in_plane: bool = False) -> NDArray[np.
 
 
 def _scaled(magnitude: NDArray[np.float32], percentile: float) -> NDArray[np.float32]:
-    """Return the magnitude with the percentile of its foreground at 1."""
+    """Return the magnitude scaled so that the percentile of its foreground is 1."""
     some = magnitude[magnitude > _ROUNDING * magnitude.max()]
     if not some.size:
         return np.zeros_like(magnitude)
-    # The mean of equal values may come out a rounding error above all of them.
+    # By rounding, the mean of equal values may exceed all of them.
     foreground = some[some >= min(some.mean(dtype=np.float64), some.max())]
     return np.clip(magnitude / np.float32(np.percentile(foreground, percentile)), 0.0, 1.0)

@@ -1,7 +1,7 @@
 """Outlines of masks, and masks of outlines, on one slice.
 
-Outlines run along the edges of pixels, half a pixel from the nearest centres: rounding in a file moves no pixel to the
-other side, a single pixel has an outline, and the area is that of the pixels.
+Outlines run along pixel edges, half a pixel from the nearest centres: rounding in a file moves no pixel to the other
+side, a single pixel has an outline, and the polygon area equals the pixel area.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_ON_THE_LINE = 1e-3  # pixels from an outline within which a centre lies on it
+_ON_THE_LINE = 1e-3  # tolerance in pixels for a centre to lie on an outline
 _SHIFTS = _ON_THE_LINE * np.array([(1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)])
 
 
 def outlines(mask: Array) -> list[Array]:
-    """Return the outline of each connected part of a mask (H, W) as a polygon (N, 2), column and row of its corners.
+    """Return the outline of each connected component of a mask (H, W) as a polygon (N, 2) of (column, row) vertices.
 
-    The centre of the first pixel is (0, 0). A hole is joined to the outline around it by a keyhole, a line that is gone
-    along in both directions, so that one polygon says it all.
+    The centre of the first pixel is (0, 0). A hole is joined to the outer ring by a keyhole, a line traversed in both
+    directions, so that a single polygon represents both.
 
     >>> sorted(outlines(np.array([[True, True]]))[0].tolist())
     [[-0.5, -0.5], [-0.5, 0.5], [1.5, -0.5], [1.5, 0.5]]
@@ -38,7 +38,7 @@ def outlines(mask: Array) -> list[Array]:
 
 
 def _along_edges(points: Array) -> Array:
-    """The corners of pixels (N, 2) between consecutive edges, which are given by their middles; all of it doubled.
+    """The pixel corners (N, 2) between consecutive edges given by their midpoints; all coordinates doubled.
 
     In doubled coordinates centres of pixels are even and corners odd.
     """
@@ -48,12 +48,12 @@ def _along_edges(points: Array) -> Array:
 
 
 def _joined(rings: Sequence[Array]) -> Array:
-    """An outer ring with its holes, as one: from the leftmost corner of each hole to the ring that lies left of it."""
+    """Join an outer ring with its holes: from the leftmost corner of each hole to the ring on its left."""
     path = rings[0]
     for hole in sorted(rings[1:], key=lambda ring: int(ring[:, 0].min())):
         start = int(np.lexsort((hole[:, 1], hole[:, 0]))[0])
         x, y = hole[start]
-        # Down from that corner goes an edge of the hole; the next edge on the left of it is one of the path.
+        # An edge of the hole goes down from that corner; the nearest edge to its left belongs to the path.
         after = np.roll(path, -1, axis=0)
         upright = (path[:, 0] == after[:, 0]) & (path[:, 1] + after[:, 1] == 2 * y + 2) & (path[:, 0] < x)
         edge = int(np.flatnonzero(upright)[np.argmax(path[upright, 0])])
@@ -63,7 +63,7 @@ def _joined(rings: Sequence[Array]) -> Array:
 
 
 def _corners_only(path: Array) -> Array:
-    """The points of a closed path where its direction changes."""
+    """The vertices of a closed path where its direction changes."""
     before, after = np.sign(path - np.roll(path, 1, axis=0)), np.sign(np.roll(path, -1, axis=0) - path)
     return path[(before != after).any(axis=1)]
 
@@ -79,11 +79,11 @@ def area(polygon: Array) -> float:
 
 
 def filled(polygons: Iterable[tuple[Array, bool]], shape: tuple[int, int]) -> tuple[Array, bool]:
-    """Return the mask (H, W) of the polygons (N, 2) of one structure on a slice, and whether some overlap in part.
+    """Return the mask (H, W) of the polygons (N, 2) of one structure on a slice, and whether some overlap partially.
 
-    A polygon within another one is a hole in it, one in the hole an island. Those that overlap in part are joined, or,
-    where both say so (the bool beside each), what they share is left out. Within a polygon the even-odd rule holds. A
-    pixel belongs to it when its centre does; of centres on the line, the structure has them.
+    A polygon within another one is a hole in it, one in the hole an island. Partially overlapping ones are merged or,
+    where both are flagged (the bool of each), combined by exclusive or. Within a polygon the even-odd rule applies. A
+    pixel belongs to it if its centre does; centres on the line count as inside the structure.
     """
     mask, overlapping = np.zeros(shape, bool), False
     for polygon, exclusive in sorted(polygons, key=lambda pair: -area(pair[0])):
@@ -101,7 +101,7 @@ def filled(polygons: Iterable[tuple[Array, bool]], shape: tuple[int, int]) -> tu
 
 
 def _even_odd(polygon: Array, shape: tuple[int, int]) -> Array:
-    """The pixels (H, W) with an odd number of sides of the polygon on their left."""
+    """The pixels (H, W) with an odd number of polygon edges on their left."""
     height, width = shape
     x, y = polygon.T
     x_after, y_after = np.roll(x, -1), np.roll(y, -1)

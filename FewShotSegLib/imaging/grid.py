@@ -1,4 +1,4 @@
-"""The grid that cases of a data set are brought to: one orientation, one spacing, patches of one size."""
+"""The grid to which the cases of a data set are resampled: one orientation, spacing and patch size."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _RAS_AXIS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), 
 
 @dataclass(frozen=True)
 class Grid:
-    """What every case is brought to: spacing (i, j, k) in mm, patch (D, H, W) in voxels along k, j, i, and orientation.
+    """The common grid of all cases: spacing (i, j, k) in mm, patch (D, H, W) in voxels along k, j, i, and orientation.
 
-    `orientation` has the anatomical direction in which i, j and k grow, "LPS" for axial slices as Slicer shows them.
-    Oblique cases keep their tilt: axes are exchanged and turned around, never rotated.
+    `orientation` is the anatomical direction of increasing i, j and k, "LPS" for axial slices as Slicer shows them.
+    Oblique cases keep their tilt: axes are permuted and flipped, never rotated.
     """
 
     spacing_mm: tuple[float, float, float]
@@ -41,13 +41,13 @@ class Grid:
 
     @classmethod
     def of(cls, volume: Volume, patch: tuple[int, int, int], spacing_mm: Sequence[float] | None = None) -> Grid:
-        """The grid of a target volume, at its own spacing unless another one is given."""
+        """The grid of a target volume, at its own spacing unless one is given."""
         i, j, k = (float(mm) for mm in (volume.spacing_mm if spacing_mm is None else spacing_mm))
         return cls((i, j, k), patch, orientation_of(volume.affine))
 
 
 def orientation_of(affine: NDArray[Any]) -> str:
-    """Return the anatomical direction nearest to that of growing i, j, k.
+    """Return the nearest anatomical direction of increasing i, j, k.
 
     >>> orientation_of(np.diag([-1.0, -1.0, 3.0, 1.0]))
     'LPS'
@@ -59,11 +59,11 @@ def orientation_of(affine: NDArray[Any]) -> str:
 
 
 def _signed_axes(affine: NDArray[Any]) -> NDArray[np.int64]:
-    """(3, 3): column i has +-1 in the row of the RAS axis that index i runs along; each row and column has one."""
+    """(3, 3) signed permutation: column i has +-1 in the row of the RAS axis along which index i runs."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     signed = np.zeros((3, 3), dtype=np.int64)
     left = np.abs(directions)
-    for _ in range(3):  # the clearest first, so that two oblique axes never claim the same direction
+    for _ in range(3):  # the least oblique first, so that two oblique axes never claim the same direction
         row, column = np.unravel_index(int(left.argmax()), left.shape)
         signed[row, column] = 1 if directions[row, column] > 0 else -1
         left[row, :] = left[:, column] = -1
@@ -73,10 +73,10 @@ def _signed_axes(affine: NDArray[Any]) -> NDArray[np.int64]:
 def onto_grid(
     image: NDArray[Any], labels: NDArray[Any], affine: NDArray[Any], grid: Grid
 ) -> tuple[NDArray[np.float32], NDArray[Any]]:
-    """Return image and labels (D, H, W) in the orientation and spacing of the grid, of whatever size that gives.
+    """Return image and labels (D, H, W) in the orientation and spacing of the grid, with the size this implies.
 
-    The image is interpolated linearly, over a wider range where voxels become larger; labels are those of the nearest
-    voxel. A single slice stays one.
+    The image is interpolated linearly, with antialiasing where voxels become larger; labels by nearest neighbour. A
+    single slice stays one.
     """
     return image_onto_grid(image, affine, grid), labels_onto_grid(labels, affine, grid)
 
@@ -104,7 +104,7 @@ def labels_onto_grid(labels: NDArray[Any], affine: NDArray[Any], grid: Grid) -> 
 
 
 def _turned_to(array: NDArray[Any], affine: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], list[float]]:
-    """An array in the orientation of the grid, and the grid's voxel in voxels of it, along each of its axes."""
+    """An array reoriented to the grid, and the grid's voxel size in units of the array's, along each axis."""
     own, wanted = _signed_axes(affine), np.zeros((3, 3), dtype=np.int64)
     for index, letter in enumerate(grid.orientation):
         axis, sign = _RAS_AXIS[letter]
@@ -117,7 +117,7 @@ def _turned_to(array: NDArray[Any], affine: NDArray[Any], grid: Grid) -> tuple[N
 
 
 def _positions(size: int, step: float) -> NDArray[Any] | None:
-    """Where the new voxels lie, in old voxels, with the middle kept; None where nothing changes."""
+    """Positions of the new voxels in old voxel coordinates, with the centre fixed; None if nothing changes."""
     if size == 1 or abs(step - 1) < 1e-3:
         return None
     new = max(1, round(size / step))
@@ -125,6 +125,6 @@ def _positions(size: int, step: float) -> NDArray[Any] | None:
 
 
 def _weights(at: NDArray[Any], size: int, width: float) -> NDArray[np.float32]:
-    """(new, old) weights of triangles of a half width in old voxels: linear interpolation, or a mean over more."""
+    """(new, old) weights of a triangle filter of a half width in old voxels: linear interpolation, or antialiasing."""
     triangle = np.clip(1 - np.abs(at[:, None] - np.arange(size)) / width, 0, None)
     return (triangle / triangle.sum(axis=1, keepdims=True)).astype(np.float32)

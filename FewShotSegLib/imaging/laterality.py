@@ -1,4 +1,4 @@
-"""Whether a structure is named left or right, so that a flipped image would show another one."""
+"""Whether a structure name is lateralised, so that mirroring would change the label."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _SIDES = re.compile(
 
 
 def is_lateralised(name: str) -> bool:
-    """Return whether a structure is named by its side, so that a mirror image of it would be a wrong label.
+    """Return whether a structure's name includes its side, so that its mirror image would be mislabelled.
 
-    Abbreviations count when they stand alone ("kidney_l", "LV"). The heart's chambers count: a mirrored heart has
-    another orientation. A word taken for a side by mistake only costs the mirroring, which is optional.
+    Abbreviations count as separate words only ("kidney_l", "LV"). The heart's chambers count: a mirrored heart has a
+    different orientation. A false positive only disables mirroring, which is optional.
 
     >>> [is_lateralised(name) for name in ("left kidney", "KidneyR", "Niere links", "LV", "liver", "cleft lip")]
     [True, True, True, True, False, False]

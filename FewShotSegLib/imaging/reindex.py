@@ -1,4 +1,4 @@
-"""Labels on the grid of another volume: voxel by voxel where both grids have the same voxels, else by interpolation."""
+"""Labels on the grid of another volume: by reindexing where both grids have the same voxels, else by resampling."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from FewShotSegLib.data.volume import Array, Volume, corners_ijk, ras_from_ijk
 
 
 def resample_labelmap(labelmap: Volume, onto: Volume) -> Volume:
-    """Return the labels at the voxel centres of `onto`, nearest neighbour, 0 outside. Only where it is asked for."""
+    """Return the labels at the voxel centres of `onto`, nearest neighbour, 0 outside. Only on explicit request."""
     index_from_index = np.linalg.inv(labelmap.affine) @ onto.affine  # (i, j, k) of onto -> (i, j, k) of labelmap
     sizes = np.array(labelmap.shape[::-1])
     result = np.zeros(onto.shape, dtype=labelmap.array.dtype)
@@ -23,11 +23,11 @@ def resample_labelmap(labelmap: Volume, onto: Volume) -> Volume:
 
 
 def reindexed(labelmap: Volume, onto: Volume, *, crop: bool = False, tolerance: float = 1e-2) -> Volume | None:
-    """Return the same voxels in the index order of `onto`, or None where the two grids are not the same.
+    """Return the same voxels in the index order of `onto`, or None if the two grids differ.
 
-    Slicer turns axes of left-handed files around on load, so a segmentation saved there may list the same voxels in
-    another order; that is undone exactly, without interpolation. `crop`: the labelmap may cover a part of `onto`
-    only (0 elsewhere). `tolerance` in voxels.
+    Slicer flips axes of left-handed files on load, so a segmentation saved there may list the same voxels in another
+    order; that is undone exactly, without interpolation. `crop`: the labelmap may cover only a part of `onto` (0
+    elsewhere). `tolerance` in voxels.
     """
     exact = index_map(labelmap.affine, labelmap.shape, onto.affine, tolerance)
     if exact is None:
@@ -44,10 +44,10 @@ def reindexed(labelmap: Volume, onto: Volume, *, crop: bool = False, tolerance: 
 
 
 def index_map(own: Array, shape: tuple[int, int, int], onto: Array, tolerance: float = 1e-2) -> Array | None:
-    """Return the (4, 4) matrix of whole numbers from voxel (i, j, k) of one grid to the same voxel of the other.
+    """Return the (4, 4) integer matrix from voxel (i, j, k) of one grid to the same voxel of the other.
 
-    `own` and `onto` are the affines, `shape` (K, J, I) is how far the first grid reaches. None where a voxel centre
-    lies further than `tolerance` voxels from one of the other grid. Axes may be permuted and flipped.
+    `own` and `onto` are the affines, `shape` (K, J, I) is the extent of the first grid. None if a voxel centre
+    is further than `tolerance` voxels from one of the other grid. Axes may be permuted and flipped.
     """
     onto_from_own = np.linalg.inv(onto) @ own
     exact = np.eye(4)
@@ -55,13 +55,13 @@ def index_map(own: Array, shape: tuple[int, int, int], onto: Array, tolerance: f
     turn = np.abs(exact[:3, :3])
     if not (turn.sum(axis=0) == 1).all() or not (turn.sum(axis=1) == 1).all():
         return None
-    corners = corners_ijk(shape)  # an affine difference is largest at a corner
+    corners = corners_ijk(shape)  # the difference of two affine maps is largest at a corner
     off = np.abs(ras_from_ijk(onto_from_own, corners) - ras_from_ijk(exact, corners)).max()
     return exact if off <= tolerance else None
 
 
 def turned(array: Array, exact: Array) -> Array:
-    """Return a view of an array (K, J, I) with its axes permuted and flipped as an `index_map` says."""
+    """Return a view of an array (K, J, I) with its axes permuted and flipped according to an `index_map`."""
     turn = exact[:3, :3]
     source = np.abs(turn).argmax(axis=1)  # own axis that becomes axis i, j, k of the other grid
     moved = array.transpose(2, 1, 0).transpose(source)

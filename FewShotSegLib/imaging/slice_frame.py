@@ -1,8 +1,8 @@
-"""Where a slice lies in the network's square: square pixels, resized, padded, and the exact way back.
+"""Mapping between a slice and the network's input square: isotropic resizing, padding, and the exact inverse.
 
 A slice of a volume is `array.take(index, axis)`, shape (H, W): the two remaining array axes in their order. The network
-sees it in a square of `image_size` pixels whose pixels are square in mm; the longest side fills the square and the rest
-is zero padding at the bottom or on the right.
+input is a square of `image_size` pixels that are isotropic in mm; the longest side fills the square and the rest is
+zero padding at the bottom or on the right.
 
 Pixel centres are at integers and pixel areas reach half a pixel beyond them (the "half pixel" or `align_corners=False`
 convention), for voxels as for network pixels: `x = (c + 0.5) * sx - 0.5`.
@@ -25,10 +25,10 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class SliceFrame:
-    """Where a slice lies in its volume and in the network's square; it depends on geometry only, never on content."""
+    """Position of a slice in its volume and in the network's square; depends on geometry only, never on content."""
 
     axis: int
-    """Array axis of (K, J, I) that is cut."""
+    """Array axis of (K, J, I) across which is sliced."""
     index: int
     shape: tuple[int, int]
     """(H, W) of the slice in voxels."""
@@ -48,7 +48,7 @@ class SliceFrame:
 def frame_of(volume: Volume, axis: int, index: int, image_size: int) -> SliceFrame:
     """Return the frame of slice `index` along array axis `axis` (0: K, 1: J, 2: I).
 
-    Both sides are rounded to whole network pixels, so the pixels are square up to half a pixel over the whole side.
+    Both sides are rounded to whole network pixels, so pixels are isotropic up to half a pixel over the whole side.
     """
     if axis not in (0, 1, 2):
         raise InputError(f"The slice axis must be 0 (k), 1 (j) or 2 (i), got {axis!r}.")
@@ -66,7 +66,7 @@ def frame_of(volume: Volume, axis: int, index: int, image_size: int) -> SliceFra
 
 
 def to_network(image: Array, frame: SliceFrame) -> Array:
-    """Return a slice (H, W) as the network's (S, S) float32: bilinear, antialiased where it shrinks, zero padded."""
+    """Return a slice (H, W) as the network's (S, S) float32: bilinear, antialiased when downsampling, zero-padded."""
     _check_shape(image, frame)
     (height, width), (h, w) = frame.shape, frame.content
     content = _resize(image, _weights(h, height, height / h), _weights(w, width, width / w))
@@ -76,10 +76,10 @@ def to_network(image: Array, frame: SliceFrame) -> Array:
 def labels_to_network(labels: Array, frame: SliceFrame) -> Array:
     """Return integer labels (H, W) as the network's (S, S) int32.
 
-    Enlarging takes the nearest voxel, which the nearest pixel undoes exactly. Shrinking lets the voxels vote with the
-    weights that `to_network` gives them: the nearest voxel would sit half a voxel off centre at every even factor,
-    a shift of label against image. A pixel that is half structure is structure, and a structure that would get no pixel
-    at all keeps the one where its share is largest.
+    Upsampling is nearest neighbour, which nearest-neighbour downsampling inverts exactly. Downsampling is a vote of the
+    voxels with the weights of `to_network`: nearest neighbour would be half a voxel off centre at every even factor,
+    shifting labels against the image. A pixel that is half structure is structure, and a structure that would vanish
+    keeps the pixel with its largest fraction.
     """
     _check_shape(labels, frame)
     (height, width), (h, w) = frame.shape, frame.content
@@ -93,8 +93,8 @@ def labels_to_network(labels: Array, frame: SliceFrame) -> Array:
 def mask_from_network(logits: Array, frame: SliceFrame) -> Array:
     """Return logits (or probabilities) on the voxel grid, (H, W) float32.
 
-    `logits` (h', w') may have any resolution as long as they cover the whole padded square. One bilinear step from
-    there to the voxels, antialiased where voxels are larger than logits.
+    `logits` (h', w') may have any resolution as long as they cover the whole padded square. A single bilinear
+    interpolation to the voxels, antialiased where voxels are larger than logit pixels.
     """
     step_y, step_x = (scale * n / frame.image_size for scale, n in zip(frame.scale, logits.shape, strict=True))
     rows = _weights(frame.shape[0], logits.shape[0], step_y)
@@ -112,10 +112,10 @@ def xy_from_ijk(points_ijk: Array, frame: SliceFrame) -> Array:
 
 @functools.lru_cache(maxsize=256)
 def _weights(n_out: int, n_in: int, step: float) -> Any:
-    """Return the sparse (n_out, n_in) float32 matrix that interpolates linearly along one axis.
+    """Return the sparse (n_out, n_in) float32 matrix of linear interpolation along one axis.
 
-    Output i sits at input coordinate `(i + 0.5) * step - 0.5`. The triangle is one input pixel wide on each side, or
-    `step` where it shrinks (antialiasing); rows sum to 1, so values are repeated beyond the ends.
+    Output i is at input coordinate `(i + 0.5) * step - 0.5`. The triangle filter has a half width of one input pixel,
+    or of `step` when downsampling (antialiasing); rows sum to 1, so edge values are replicated.
     """
     support = max(1.0, step)
     centres = np.minimum((np.arange(n_out) + 0.5) * step - 0.5, n_in - 1.0)
@@ -130,19 +130,19 @@ def _weights(n_out: int, n_in: int, step: float) -> Any:
 
 
 def _nearest(n_out: int, n_in: int, step: float) -> Array:
-    """Return for each output the index of the input pixel that its centre lies in."""
-    # A centre on the edge of two pixels must not change sides by the last bit of a product.
+    """Return for each output the index of the input pixel that contains its centre."""
+    # A centre on the edge between two pixels must not change sides by rounding.
     return np.clip(np.floor((np.arange(n_out) + 0.5) * step + 1e-9).astype(int), 0, n_in - 1)
 
 
 def _resize(image: Array, rows: Any, columns: Any) -> Array:
-    """Return `rows @ image @ columns.T` as float32; sparse, since a row has two to four weights."""
+    """Return `rows @ image @ columns.T` as float32; sparse, as each row has two to four weights."""
     half = rows @ np.ascontiguousarray(image, dtype=np.float32)
     return np.ascontiguousarray((columns @ np.ascontiguousarray(half.T)).T)
 
 
 def _vote(labels: Array, rows: Any, columns: Any) -> Array:
-    """Return the label with the largest share of each output pixel, where structures hold at least half of it."""
+    """Return the label with the largest fraction of each output pixel that is at least half structure."""
     values = np.unique(labels)
     values = values[values != 0]
     result = np.zeros((rows.shape[0], columns.shape[0]), np.int32)

@@ -1,4 +1,4 @@
-"""Labelled slices of an exemplar as the network sees them, and the unlabelled ones beside them."""
+"""Labelled slices of an exemplar as network input, and their unlabelled neighbours."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class LabelledSlice:
-    """One slice as the network sees it, with what is known about it."""
+    """One slice as network input, with its labels."""
 
     image: Array = field(repr=False)
     """(S, S) float32 in [0, 1]."""
@@ -31,7 +31,7 @@ class LabelledSlice:
     source: str
     """Exemplar name, axis letter and index, for provenance."""
     annotated: bool
-    """Whether the labels are known; if not, every pixel may belong to any structure."""
+    """Whether the labels are known; if not, any pixel may belong to any structure."""
 
 
 def labelled_slices(exemplar: Exemplar, intensity: IntensitySpec, image_size: int) -> list[LabelledSlice]:
@@ -40,8 +40,8 @@ def labelled_slices(exemplar: Exemplar, intensity: IntensitySpec, image_size: in
 
 
 def in_one_piece(slices: Sequence[LabelledSlice], structures: Mapping[int, str]) -> list[str]:
-    """The names of structures that are one piece, or a few of like size, on the slices that show them: taken over all
-    slices, pieces of less than 30 % of the largest one hold no more than 5 % of their area. Lesions are not.
+    """The names of structures with one connected component, or a few of similar size, per slice: over all slices,
+    components below 30 % of the largest one make up at most 5 % of their area. Lesions are excluded by this.
     """
     found = []
     for value, name in structures.items():
@@ -57,7 +57,7 @@ def in_one_piece(slices: Sequence[LabelledSlice], structures: Mapping[int, str])
 
 
 def shown_together(slices: Sequence[LabelledSlice], structures: Mapping[int, str]) -> list[list[str]]:
-    """The names of structures that are seen on one slice, a list for each different set of them."""
+    """The names of structures that occur together on a slice, one list per distinct set."""
     sets = {tuple(name for value, name in structures.items() if (piece.labels == value).any()) for piece in slices}
     return [list(names) for names in sorted(sets) if names]
 
@@ -65,7 +65,7 @@ def shown_together(slices: Sequence[LabelledSlice], structures: Mapping[int, str
 def background_slices(
     exemplar: Exemplar, intensity: IntensitySpec, image_size: int, limit: int | None = None
 ) -> list[LabelledSlice]:
-    """Return the slices the user vouches hold none of the structures; at most `limit`, evenly spread."""
+    """Return the slices that the user declared empty of all structures; at most `limit`, evenly spread."""
     indices = list(exemplar.empty_slices)
     if limit is not None and len(indices) > limit:
         indices = [indices[i] for i in np.linspace(0, len(indices) - 1, limit).round().astype(int)] if limit > 0 else []
@@ -77,7 +77,7 @@ def neighbour_slices(
 ) -> list[LabelledSlice]:
     """Return the unknown slices next to the annotated ones, up to `per_side` on each side, nearest first.
 
-    Nothing is known about them: they may hold any of the structures.
+    Nothing is known about them: they may contain any of the structures.
     """
     count = exemplar.volume.array.shape[exemplar.axis]
     known = {*exemplar.annotated_slices, *exemplar.empty_slices}

@@ -1,1 +1,1 @@
-"""From images and prompts to masks: predictors, whole volumes, support sets, sliding windows, quality flags."""
+"""Inference: predictors, whole volumes, support sets, sliding windows, quality flags."""

@@ -1,4 +1,4 @@
-"""Embeddings of slices that were encoded already."""
+"""Cache of slice embeddings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from FewShotSegLib.sam.network import Embedding
 
 
 class EmbeddingCache:
-    """Least recently used embeddings within a byte budget. Keys name slice content, base model and adapter."""
+    """LRU cache of embeddings with a byte budget. Keys identify slice content, base model and adapter."""
 
     def __init__(self, capacity_bytes: int = 512 * 2**20) -> None:
         self.capacity_bytes = capacity_bytes
@@ -25,7 +25,7 @@ class EmbeddingCache:
         return found
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Empty the cache."""
         self._entries.clear()
         self._bytes = 0
 

@@ -28,14 +28,14 @@ from .volume_network import VolumePredictor, is_volume_network
 
 
 def load_any_predictor(adapter_path: str | None, base: str | None, device: torch.device) -> Predictor | VolumePredictor:
-    """What `load_predictor` loads, or an adapter that is a 3-D network of its own; a base model means nothing to it."""
+    """Like `load_predictor`, but also loads adapters that are 3-D networks, for which `base` is ignored."""
     return predictor_for(load_adapter(adapter_path) if adapter_path else None, base, device, adapter_path)
 
 
 def predictor_for(
     adapter: Adapter | None, base: str | None, device: torch.device, name: str | None = "The adapter"
 ) -> Predictor | VolumePredictor:
-    """The predictor of an adapter that is in memory already; `name` is what error messages call it."""
+    """The predictor of an in-memory adapter; `name` is used in error messages."""
     if adapter is not None and is_volume_network(adapter):
         return VolumePredictor(adapter, device)
     return _promptable(adapter, name, base, device)
@@ -63,8 +63,8 @@ def load_support_predictor(
 ) -> support.SupportPredictor:
     """A support set on a base model (default: "bundled"), or on an adapter without named structures.
 
-    `adapter` is one in memory or a file. `recipe` holds the options of `SupportRecipe` that differ from its defaults;
-    `intensity` None: by the kind of image.
+    `adapter` is in memory or a file. `recipe` holds the options of `SupportRecipe` that differ from its defaults;
+    `intensity` None: chosen by the kind of image.
     """
     chosen = from_dict(support.SupportRecipe, recipe)
     name = adapter if isinstance(adapter, str) else "The adapter"
@@ -91,7 +91,7 @@ def _promptable(adapter: Adapter | None, adapter_path: str | None, base: str | N
 def predictor_of(
     network: PromptableNetwork, adapter: Adapter | None, *, cache: EmbeddingCache | None = None
 ) -> Predictor:
-    """What answers with the base model, or with an adapter of it."""
+    """The predictor of the base model, or of an adapter of it."""
     if adapter is not None and has_maps(adapter):
         return MapPredictor(network, adapter, cache=cache)
     return Predictor(network, adapter, cache=cache)
@@ -100,8 +100,8 @@ def predictor_of(
 def _network(
     adapter: Adapter | None, adapter_path: str | None, base: str | None, device: torch.device, looks: bool = False
 ) -> PromptableNetwork:
-    """The base model of that name, or the one the adapter was made for. Without an adapter its image size is its own,
-    or what methods of adaptation would choose if it `looks` at a support set.
+    """The base model of that name, or the one the adapter was made for. Without an adapter it has its default image
+    size, or the one that adaptation methods would choose if it encodes a support set (`looks`).
     """
     if adapter is None:
         name = base or registry.DEFAULT

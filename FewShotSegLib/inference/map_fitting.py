@@ -1,4 +1,4 @@
-"""Fitting maps of structures to a few pictures, and choosing by those left out how each structure is answered."""
+"""Fitting structure maps to a few images, and choosing the decoding of each structure on held-out ones."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .pixel_classifier import (
 )
 from .structure_maps import WAYS, MapPredictor, StructureMaps, maps_of
 
-OFFSETS = (0.0, 0.5, 1.0, 1.5)  # of log-odds: what is thin is never likely, and must be found all the same
+OFFSETS = (0.0, 0.5, 1.0, 1.5)  # of log-odds: thin structures never reach a high probability, but must still be found
 FOLDS = 3
-BATCH = 4  # pictures encoded together, which takes half the time
-MOST_TRIED = 6  # slices that ways are compared on
-MARGIN = 0.01  # of Dice, below which a comparison of offsets says nothing
+BATCH = 4  # images encoded together, which takes half the time
+MOST_TRIED = 6  # slices for comparing ways
+MARGIN = 0.01  # in Dice: smaller differences between offsets are not meaningful
 
 
 def samples_of(
@@ -38,7 +38,7 @@ def samples_of(
     seed: int,
     report: Report = silent,
 ) -> list[PixelSamples]:
-    """Pixels of each picture to fit on, `pixels` in all."""
+    """Training pixels of each image, `pixels` in all."""
     most = max(pixels // len(pictures), 1)
     samples = []
     for number, picture in enumerate(pictures):
@@ -58,14 +58,14 @@ def fitted_classifier(
     sources: Sequence[int],
     wanted: Collection[int],
 ) -> tuple[ContextClassifier, dict[int, Tensor]]:
-    """A classifier that learned from the pictures of some slices, and the log-odds (K, g, g) that it has for those of
-    the `wanted` pictures that are among them, each left out, by number.
+    """A classifier fitted to the images of some slices, and the cross-fitted log-odds (K, g, g) of those of the
+    `wanted` images that are among them, each held out, by index.
 
-    In turn a fold of the slices is left out of the first stage. The second stage learns from what the first says of
-    pictures it did not see; left out again, the slices tell how each structure is best answered.
+    The first stage is fitted with each fold of the slices held out in turn. The second stage is trained on the first
+    stage's held-out predictions; held out again, the slices decide how each structure is best decoded.
     """
     chosen = [number for number, picture in enumerate(pictures) if picture.source in sources]
-    # A single slice is told by its copies.
+    # A single slice is cross-fitted over its copies.
     parts = {n: sources.index(pictures[n].source) if len(sources) > 1 else n for n in chosen}
     count = min(max(parts.values()) + 1, FOLDS)
     folds = [[n for n in chosen if parts[n] % count == fold] for fold in range(count)]
@@ -93,7 +93,7 @@ def fitted_classifier(
 
 
 def tried(pictures: Sequence[Picture], sources: Sequence[int], most: int = MOST_TRIED) -> list[int]:
-    """The numbers of up to `most` slices, evenly spread, that ways are compared on."""
+    """The indices of up to `most` slices, evenly spread, on which ways are compared."""
     places = set(np.linspace(0, len(sources) - 1, most).round().astype(int).tolist())
     return [
         n for n, p in enumerate(pictures) if p.original and p.source in sources and sources.index(p.source) in places
@@ -107,7 +107,7 @@ def decided(
     classifiers: Sequence[ContextClassifier],
     left_out: Sequence[tuple[int, Tensor]],
 ) -> StructureMaps:
-    """Maps with the offsets and ways that left out pictures (number, log-odds) would have been answered best with."""
+    """Maps with the offsets and ways that maximize Dice on held-out images (index, log-odds)."""
     overlaps = np.zeros((len(OFFSETS), 2, len(structures)))
     for number, found in left_out:
         labels = pictures[number].labels
@@ -124,7 +124,7 @@ def decided(
 
 
 def _overlap(logits: Tensor, labels: NDArray[np.int32], structures: Sequence[int]) -> NDArray[np.int64]:
-    """(2, K): pixels in answer and truth, and the sum of the pixels of both."""
+    """(2, K): pixels in the intersection of prediction and ground truth, and the sum of their areas."""
     truth = shares_of(labels, tuple(structures), logits.shape[-1])[1:].to(logits.device) > 0.5
     found = logits > 0
     both, total = (found & truth).sum((1, 2)), found.sum((1, 2)) + truth.sum((1, 2))
@@ -132,8 +132,8 @@ def _overlap(logits: Tensor, labels: NDArray[np.int32], structures: Sequence[int
 
 
 def _best(overlaps: NDArray[np.float64], margin: float = 0.0) -> list[int]:
-    """The choice with the largest Dice for each structure, from overlaps (choices, 2, K); the first one where it is
-    worse by no more than the margin.
+    """The choice with the largest Dice for each structure, from overlaps (choices, 2, K); the first choice if it is
+    within the margin of the best.
     """
     dice = 2 * overlaps[:, 0] / np.maximum(overlaps[:, 1], 1)
     dice[0] += margin

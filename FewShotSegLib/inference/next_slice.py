@@ -1,4 +1,4 @@
-"""Which slice to annotate next: the one where the adapter is least sure of what it would draw."""
+"""Which slice to annotate next: the one with the highest predictive uncertainty of the adapter."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from FewShotSegLib.progress import Progress, Report, silent
 
 from .predictor import Predictor
 
-_NOTHING = 0.005  # of the area of a slice: how much of a structure weighs as much as the slice's own doubt
+_NOTHING = 0.005  # fraction of the slice area: expected structure area whose uncertainty is weighted by half
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The slice to annotate, and the doubt on every slice that was looked at, {index: 0 (sure) to 1}."""
+    """The slice to annotate, and the uncertainty of every evaluated slice, {index: 0 (certain) to 1}."""
 
     index: int
     doubts: dict[int, float]
@@ -37,9 +37,10 @@ def suggest_slice(
     most: int = 48,
     report: Report = silent,
 ) -> Suggestion:
-    """Look at up to `most` slices along the array axis, evenly spread, and return the one with the highest doubt.
+    """Evaluate up to `most` slices along the array axis, evenly spread, and return the one with the highest
+    uncertainty.
 
-    Slices next to the `known` ones look like them and teach little; they are left out as long as others remain.
+    Slices next to the `known` ones resemble them and add little; they are excluded as long as others remain.
     """
     if predictor.adapter is None:
         raise InputError("A slice can be suggested only with an adapter; adapt first.")
@@ -60,10 +61,10 @@ def suggest_slice(
 
 
 def doubt(logits: NDArray[np.float32]) -> float:
-    """Mean over the structures of what two draws from their probabilities (N, H, W) would disagree on.
+    """Uncertainty: mean over structures of the expected disagreement of two samples from the probabilities (N, H, W).
 
-    With p the probability of a voxel, 1 - sum(p^2) / sum(p) is one minus the Dice that two independent draws would
-    have. A structure that is hardly there counts as little as its size.
+    With p the probability of a voxel, 1 - sum(p^2) / sum(p) is one minus the Dice of two independent samples. A
+    structure that is nearly absent is down-weighted by its expected size.
     """
     p = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -30, 30)))
     disagreed = (p * (1 - p)).sum(axis=(1, 2))

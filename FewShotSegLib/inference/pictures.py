@@ -1,4 +1,4 @@
-"""The pictures that a few slices teach with: the slices themselves, and transformed copies of them."""
+"""Training images from a few slices: the slices themselves, and augmented copies of them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.imaging.slices import LabelledSlice, background_slices, labelled_slices
 
-GAMMA, GAIN, BIAS, BLUR = 0.4, 0.1, 0.05, 0.7  # how far copies differ in brightness (0 to 1) and sharpness
+GAMMA, GAIN, BIAS, BLUR = 0.4, 0.1, 0.05, 0.7  # augmentation ranges of intensity (0 to 1) and sharpness
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A slice, or a transformed copy of one: image (S, S) float32 in [0, 1], labels (S, S) int32, and the (h, w)
-    pixels of the square that it fills; `source` numbers the slices.
+    """A slice, or an augmented copy of one: image (S, S) float32 in [0, 1], labels (S, S) int32, and the (h, w) pixels
+    of the square without padding; `source` is the slice index.
     """
 
     image: NDArray[np.float32]
@@ -31,7 +31,7 @@ class Picture:
 
 
 def digest_of_piece(piece: LabelledSlice | Picture) -> str:
-    """SHA-256 of a slice's picture and labels: equal for the same slice given twice."""
+    """SHA-256 of a slice's image and labels, to detect duplicates."""
     return sha256_of_array(np.stack([piece.image, piece.labels]))
 
 
@@ -39,7 +39,7 @@ def distinct_slices(
     exemplars: Sequence[Exemplar], intensity: IntensitySpec, image_size: int, most: int
 ) -> dict[str, LabelledSlice]:
     """{digest: slice} of the exemplars' annotated slices and as many empty ones, `most` annotated ones in all; ordered
-    by digest, so that neither the order of the exemplars matters nor a slice that comes twice.
+    by digest, so that neither the order of the exemplars nor duplicate slices matter.
     """
     share = max(most // len(exemplars), 1)
     pieces: dict[str, LabelledSlice] = {}
@@ -53,7 +53,7 @@ def distinct_slices(
 
 
 def _spread(exemplar: Exemplar, most: int) -> tuple[int, ...]:
-    """Up to `most` annotated slices, evenly spread, and the largest one of each structure that these would miss."""
+    """Up to `most` annotated slices, evenly spread, plus the largest one of each structure missing from these."""
     indices = exemplar.annotated_slices
     if len(indices) <= most:
         return indices
@@ -67,7 +67,7 @@ def _spread(exemplar: Exemplar, most: int) -> tuple[int, ...]:
 
 
 def numbered(slices: Iterable[LabelledSlice]) -> list[Picture]:
-    """Slices as pictures, in their order."""
+    """Slices as `Picture`s, in order."""
     return [
         Picture(piece.image, piece.labels.astype(np.int32), piece.frame.content, number, True)
         for number, piece in enumerate(slices)
@@ -75,7 +75,7 @@ def numbered(slices: Iterable[LabelledSlice]) -> list[Picture]:
 
 
 def pictures_of(slices: Sequence[Picture], at_least: int, seed: int) -> list[Picture]:
-    """The slices, each followed by its copies: `at_least` pictures in all, and a copy of each unless there are many."""
+    """The slices, each followed by its copies: `at_least` images in all, with a copy of each unless there are many."""
     count = len(slices)
     copies = max(-(-at_least // count) - 1, 1 if count <= 2 * at_least else 0)
     pictures = []
@@ -86,8 +86,8 @@ def pictures_of(slices: Sequence[Picture], at_least: int, seed: int) -> list[Pic
 
 
 def _copy(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Turned, scaled, shifted, brightened and blurred a little: what differs between patients; never mirrored, so that
-    left stays left.
+    """An augmented copy with small rotation, scaling, translation, brightness change and blur, as between patients;
+    never mirrored, so that left stays left.
     """
     size = picture.image.shape[0]
     angle, scale = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(0.85, 1.18)

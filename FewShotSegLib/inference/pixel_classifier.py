@@ -1,9 +1,9 @@
-"""What each pixel of a slice looks like and where it lies, and a logistic-regression pixel classifier that is fitted in
+"""Pixel features of a slice (appearance and position), and a logistic-regression pixel classifier that is fitted in
 about a second.
 
-A promptable model's encoder already tells tissues and organs apart; what it lacks is their names. A softmax regression
-from its features to names is a convex problem, solved far enough in a second for thousands of pixels, and says where
-each structure is with a probability.
+A promptable model's encoder already separates tissues and organs; what it lacks is their names. Softmax regression from
+its features to names is a convex problem, solved well enough in a second for thousands of pixels, and gives a
+probability map of each structure.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from torch import Tensor
 
 from FewShotSegLib.sam.network import Embedding
 
-LARGEST_GRID = 128  # pixels a side; a finer one would cost memory and show nothing that the features know
+LARGEST_GRID = 128  # pixels per side; a finer grid would cost memory without adding information from the features
 NEIGHBOURHOODS = (1, 3, 7, 15)  # side lengths in pixels of the grid
 WAVES = 64
-WAVE_RATE = 2.5  # radians per half body: places a quarter of the body apart differ
+WAVE_RATE = 2.5  # radians per half body: resolves positions a quarter of the body apart
 BLURS = (1.0, 2.0, 4.0, 8.0)  # pixels of the grid
 PENALTY = 1e-3
-# Of the solver, from zero. More fit the few slices better and other patients worse: with 20, Dice of brain tumours fell
-# from 0.69 to 0.26 with 4 slices and from 0.83 to 0.42 with 16; a larger penalty does not do the same.
+# Solver iterations from zero (early stopping). More overfit the few slices: with 20, Dice of brain tumours on other
+# patients fell from 0.69 to 0.26 with 4 slices and from 0.83 to 0.42 with 16; a larger penalty is no substitute.
 STEPS = 10
 
 
 @dataclass(frozen=True, eq=False)
 class PixelMaps:
-    """appearance (C, g, g): encoder features, mean and deviation of the intensities around; position (2, g, g): x and
-    y from the middle of the body, in half bodies.
+    """appearance (C, g, g): encoder features, local mean and standard deviation of the intensities; position (2, g, g):
+    x and y from the centre of the body, in half body sizes.
     """
 
     appearance: Tensor
@@ -44,7 +44,7 @@ class PixelMaps:
 
     @functools.cached_property
     def place(self) -> Tensor:
-        """Waves and powers of the positions (g g, P), which every classifier looks at."""
+        """Waves and powers of the positions (g g, P), an input of every classifier."""
         return _place(self.position.flatten(1).T)
 
 
@@ -58,7 +58,7 @@ def grid_of(image_size: int) -> int:
 
 
 def pixel_maps(image: NDArray[np.float32], embedding: Embedding) -> PixelMaps:
-    """Of one slice: image (S, S) in [0, 1], and its embedding."""
+    """The maps of one slice: image (S, S) in [0, 1], and its embedding."""
     grid = grid_of(image.shape[0])
     maps = [_on_grid(map_.float(), grid) for map_ in (embedding.features, *embedding.skips)]
     device = embedding.features.device
@@ -73,7 +73,7 @@ def _on_grid(maps: Tensor, grid: int) -> Tensor:
 
 
 def _intensities(image: Tensor, grid: int) -> Tensor:
-    """(1, 2 x neighbourhoods, g, g): means, then deviations."""
+    """(1, 2 x neighbourhoods, g, g): local means, then standard deviations."""
     mean, square = (F.adaptive_avg_pool2d(values[None, None], grid) for values in (image, image**2))
     means, deviations = [], []
     for side in NEIGHBOURHOODS:
@@ -87,7 +87,7 @@ def _intensities(image: Tensor, grid: int) -> Tensor:
 
 
 def _position(image: NDArray[np.float32], grid: int) -> Tensor:
-    """The body is what is bright, roughly: its frame makes positions comparable between patients and fields of view."""
+    """Position relative to the body, roughly the bright area, so that patients and fields of view are comparable."""
     smooth = ndimage.uniform_filter(image, 5)
     parts, count = ndimage.label(smooth > 0.5 * _otsu(smooth))
     body = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:])) if count else np.ones_like(parts, bool)
@@ -102,7 +102,7 @@ def _position(image: NDArray[np.float32], grid: int) -> Tensor:
 
 
 def _otsu(values: NDArray[np.float32]) -> float:
-    """The threshold in [0, 1] between two groups that differ most (Otsu 1979)."""
+    """The threshold in [0, 1] with the largest between-class variance (Otsu 1979)."""
     counts, edges = np.histogram(values, 64, (0.0, 1.0))
     centres = (edges[1:] + edges[:-1]) / 2
     below, total = np.cumsum(counts), counts.sum()
@@ -113,8 +113,8 @@ def _otsu(values: NDArray[np.float32]) -> float:
 
 @dataclass(frozen=True, eq=False)
 class PixelSamples:
-    """Pixels to fit on: appearance (n, C), position (n, 2), shares (n, K + 1) of background and structures that sum to
-    1, weights (n,): how many pixels each one stands for; where (n,): indices into their own grid.
+    """Training pixels: appearance (n, C), position (n, 2), shares (n, K + 1): fractions of background and structures
+    that sum to 1, weights (n,): how many pixels each one stands for; where (n,): indices into their own grid.
     """
 
     appearance: Tensor
@@ -132,8 +132,8 @@ def drawn_pixels(
     most: int,
     rng: np.random.Generator,
 ) -> PixelSamples:
-    """Up to `most` pixels of a slice with labels (S, S): half of them shared among structures, so that a small one is
-    seen as a large one is, the rest background. Padding beyond the content (h, w) is left out.
+    """Up to `most` pixels of a slice with labels (S, S): half of them divided evenly among structures, so that small
+    ones are represented like large ones, the rest background. Padding beyond the content (h, w) is left out.
     """
     grid = maps.position.shape[-1]
     shares = shares_of(labels, structures, grid)
@@ -159,20 +159,20 @@ def drawn_pixels(
 
 
 def shares_of(labels: NDArray[np.int32], structures: tuple[int, ...], grid: int) -> Tensor:
-    """(K + 1, g, g): the share of each pixel that background and structures cover."""
+    """(K + 1, g, g): the fraction of each pixel that background and structures cover."""
     values = torch.tensor(structures).view(-1, 1, 1)
     shares = F.adaptive_avg_pool2d((torch.from_numpy(labels)[None] == values).float(), grid)
     return torch.cat([1 - shares.sum(0, keepdim=True), shares])
 
 
 def together(samples: Sequence[PixelSamples], every: int = 1) -> PixelSamples:
-    """One set of every `every`-th pixel of several."""
+    """Concatenate several sets, keeping every `every`-th pixel."""
     parts = zip(*((s.appearance, s.position, s.shares, s.weights, s.where) for s in samples), strict=True)
     return PixelSamples(*(torch.cat([rows[::every] for rows in part]) for part in parts))
 
 
 def context_of(log_odds: Tensor) -> Tensor:
-    """What is around, (4 K, g, g): the probabilities of structures (K, g, g), blurred more and more."""
+    """Context features (4 K, g, g): the structure probabilities (K, g, g), blurred at increasing scales."""
     probabilities = torch.sigmoid(log_odds).cpu().numpy()
     blurred = [ndimage.gaussian_filter(probabilities, (0, sigma, sigma), truncate=3.0) for sigma in BLURS]
     return torch.from_numpy(np.concatenate(blurred)).to(log_odds.device)
@@ -180,9 +180,9 @@ def context_of(log_odds: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class PixelClassifier:
-    """Softmax regression on what is seen of a pixel, appearance and where given the context, and on its place.
+    """Softmax regression on appearance features, with context features if given, and on position features.
 
-    of_seen (C, K + 1) and of_place (P, K + 1): coefficients of background and structures, constants last in of_place.
+    of_seen (C, K + 1) and of_place (P, K + 1): coefficients of background and structures, intercepts last in of_place.
     """
 
     of_seen: Tensor
@@ -190,14 +190,14 @@ class PixelClassifier:
 
     @classmethod
     def fitted(cls, samples: PixelSamples, context: Tensor | None = None) -> PixelClassifier:
-        """A classifier that learned from pixels, and where given from their context (n, D)."""
+        """Fit a classifier to pixels and, if given, their context (n, D)."""
         weights = samples.weights / samples.weights.sum()
         seen = samples.appearance if context is None else torch.cat([samples.appearance, context], dim=1)
         mean = weights @ seen
         deviation = (weights @ (seen - mean) ** 2).sqrt() + 1e-2
         inputs = torch.cat([(seen - mean) / deviation, _place(samples.position)], dim=1)
         solved = softmax_regression(inputs, samples.shares, weights)
-        # The standardization goes into the coefficients: maps are large, and several classifiers look at the same.
+        # The standardization is folded into the coefficients: maps are large, and shared by several classifiers.
         of_seen = solved[: seen.shape[1]] / deviation[:, None]
         of_place = solved[seen.shape[1] :].clone()
         of_place[-1] -= mean @ of_seen
@@ -216,8 +216,8 @@ class PixelClassifier:
 
 
 class ContextClassifier:
-    """First classifiers say what each pixel is likely to be, and second ones look at that, too: a wall is what
-    surrounds a cavity (auto-context, Tu and Bai 2010). Of each stage the mean counts.
+    """First-stage classifiers predict each pixel, and second-stage ones use these predictions as context: a wall is
+    what surrounds a cavity (auto-context, Tu and Bai 2010). Each stage is averaged.
     """
 
     def __init__(self, firsts: Sequence[PixelClassifier], seconds: Sequence[PixelClassifier]) -> None:
@@ -238,7 +238,7 @@ def _place(position: Tensor) -> Tensor:
 
 
 def _waves(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Directions (2, n) and phases (n,) of plane waves, the same always (Rahimi and Recht 2007)."""
+    """Directions (2, n) and phases (n,) of plane waves, fixed random features (Rahimi and Recht 2007)."""
     generator = torch.Generator().manual_seed(0)
     directions = WAVE_RATE * torch.randn(2, WAVES, generator=generator)
     return directions.to(device), (2 * math.pi * torch.rand(WAVES, generator=generator)).to(device)
@@ -247,12 +247,12 @@ def _waves(device: torch.device) -> tuple[Tensor, Tensor]:
 def softmax_regression(
     inputs: Tensor, shares: Tensor, weights: Tensor, penalty: float = PENALTY, steps: int = STEPS
 ) -> Tensor:
-    """Coefficients (D, K + 1) on the way to the smallest weighted cross-entropy of shares (n, K + 1) plus penalty / 2 x
-    squares, `steps` from zero.
+    """Coefficients (D, K + 1) that reduce the weighted cross-entropy of shares (n, K + 1) plus penalty / 2 x squared
+    norm, after `steps` iterations from zero.
 
-    Its curvature is at most a quarter of the weighted covariance of the inputs (n, D) (Boehning 1992); in coordinates
-    where that bound is round the first step is a linear discriminant analysis, and some tens arrive. The inputs' last
-    column, ones, goes unpenalized.
+    The Hessian is bounded by a quarter of the weighted covariance of the inputs (n, D) (Boehning 1992); preconditioned
+    by that bound, the first step is a linear discriminant analysis, and some tens converge. The inputs' last column,
+    ones, is not penalized.
     """
     size = inputs.shape[1]
     free = torch.full((size,), penalty, device=inputs.device)

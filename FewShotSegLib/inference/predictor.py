@@ -1,4 +1,4 @@
-"""From slices and prompts to masks: encode once, decode often, never encode the same slice twice."""
+"""From slices and prompts to masks: encode once (cached), decode often."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from FewShotSegLib.sam.network import (
 
 from .embedding_cache import EmbeddingCache
 
-MAPS = "maps."  # how names of tensors begin that belong to maps of structures, not to the network
+MAPS = "maps."  # name prefix of tensors that belong to structure maps, not to the network
 SLOW_SLICE = 2.0  # seconds
-MASK_LOGIT = 8.0  # inside a mask that a user gives as a prompt
+MASK_LOGIT = 8.0  # logit inside a user-given mask prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +55,10 @@ class Masks:
 
 
 class Predictor:
-    """A network with, or without, an adapter. Cheap to make: several can share one network and one cache.
+    """A network with or without an adapter. Cheap to construct: several can share one network and one cache.
 
-    `encode` and `decode` put the adapter in place for the call only, so predictors of base and adapter can be used
-    in turn.
+    `encode` and `decode` apply the adapter for the duration of the call only, so predictors of base and adapter can be
+    used alternately.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class Predictor:
         self.network = network
         self.adapter = adapter
         self.scale = adapter.intensity.scale if adapter else scale or network.scale
-        self.cache = EmbeddingCache() if cache is None else cache  # an empty one is falsy, and shared all the same
+        self.cache = EmbeddingCache() if cache is None else cache  # `or` would not share an empty cache, which is falsy
         self.adaptation: Adaptation | None = None
         self._digest = ""
         self._depth = 0
-        self.slice_seconds = 0.0  # that the last slice took to encode
-        self.graphs = GraphedInference() if network.device.type == "cuda" else None  # None: as it is
+        self.slice_seconds = 0.0  # encoding time of the last slice
+        self.graphs = GraphedInference() if network.device.type == "cuda" else None  # None: eager
         if adapter is not None:
             check_base(adapter, network.name, network.sha256)
             self.adaptation = restored_adaptation(network, adapter)
@@ -85,17 +85,17 @@ class Predictor:
 
     @property
     def identity(self) -> tuple[str, int, str]:
-        """All of the model that decides its answers: digests of base model and adapter, and the image size."""
+        """What determines the model's output: digests of base model and adapter, and the image size."""
         return self.network.sha256, self.network.image_size, self._digest
 
     @property
     def device(self) -> torch.device:
-        """Where the network computes."""
+        """The device of the network."""
         return self.network.device
 
     @property
     def image_size(self) -> int:
-        """Side length in pixels of the square the network works on."""
+        """Side length in pixels of the network's input square."""
         return self.network.image_size
 
     def knows(self, structure: int) -> bool:
@@ -104,7 +104,7 @@ class Predictor:
 
     @property
     def advice(self) -> str:
-        """What to do where this computer takes long for a slice; "" where it does not."""
+        """Advice if encoding a slice is slow on this computer, else ""."""
         if self.slice_seconds <= SLOW_SLICE or self.network.name == registry.SMALL:
             return ""
         instead = "adapt that one" if self.adapter is not None else "choose it instead"
@@ -115,7 +115,7 @@ class Predictor:
 
     @contextmanager
     def ready(self) -> Iterator[PromptableNetwork]:
-        """The network with the adapter in place; nests freely."""
+        """The network with the adapter in place; reentrant."""
         if self.adaptation is None or self._depth:
             yield self.network
             return
@@ -127,11 +127,11 @@ class Predictor:
                 self._depth -= 1
 
     def forget_images(self) -> None:
-        """Free the memory of what was encoded; slices that are asked about again are encoded again."""
+        """Free all cached embeddings; slices will be re-encoded when needed."""
         self.cache.clear()
 
     def encode(self, images01: Sequence[NDArray[np.float32]]) -> list[Embedding]:
-        """Embeddings of network squares (S, S) float32 in [0, 1]; known ones come from the cache."""
+        """Embeddings of network squares (S, S) float32 in [0, 1]; from the cache where available."""
         for image in images01:
             check_square(image, self.image_size)
         keys = [(sha256_of_array(image), self.network.sha256, self._digest, self.scale) for image in images01]
@@ -152,7 +152,7 @@ class Predictor:
     def _run(
         self, kind: str, call: Callable[..., tuple[torch.Tensor, ...]], arguments: list[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        """`call(network, *arguments)` with the adapter in place; on a GPU as a graph, once there is one."""
+        """`call(network, *arguments)` with the adapter in place; on a GPU as a CUDA graph, once captured."""
         known = self.graphs.replayed(kind, arguments) if self.graphs is not None else None
         if known is not None:
             return known
@@ -166,19 +166,19 @@ class Predictor:
         return encoded.features, *encoded.skips
 
     def decode(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int] = ()) -> Masks:
-        """Target logits of N prompts on one slice. With N structures that the adapter knows, their tokens go along."""
-        embedding = embedding.to(torch.float32)  # the decoder is small: half precision would only lose digits
+        """Target logits of N prompts on one slice. With N structures that the adapter knows, their tokens are added."""
+        embedding = embedding.to(torch.float32)  # the decoder is small: half precision would only lose accuracy
         with torch.inference_mode():
             if structures and self.adaptation is not None:
                 prompts = self.adaptation.structure_prompts(self.network, embedding, prompts, structures)
             form = Form.of(embedding, prompts)
             decode = functools.partial(_decoded, form=form)
-            kind = f"decode {form} by {id(self.network.mask_decoder)}"  # a decoder may have been put in place around us
+            kind = f"decode {form} by {id(self.network.mask_decoder)}"  # an outer context may have replaced it
             logits, iou = self._run(kind, decode, form.flat(embedding, prompts))
         return Masks(logits.float().cpu().numpy(), iou.float().cpu().numpy())
 
     def decode_structures(self, embedding: Embedding, structures: Sequence[int]) -> Masks:
-        """Target logits of structures asked for by name alone, on one slice."""
+        """Target logits of structures on one slice, without clicks."""
         if self.adaptation is None:
             raise InputError("A base model has no named structures: give points, a box or an adapter.")
         count, points = len(structures), FIRST_PROMPT
@@ -189,11 +189,11 @@ class Predictor:
     def answer(self, embedding: Embedding, prompt: Prompt, frame: SliceFrame, structures: Sequence[int] = ()) -> Masks:
         """Target logits of a user's prompt on one slice.
 
-        The second point and every further one correct the mask that the points before them gave, as people click and
-        as promptable models are trained (Kirillov et al. 2023, appendix A): all points at once are unknown to them.
+        The second and every further point correct the mask of the preceding points, as users click and as promptable
+        models are trained (Kirillov et al. 2023, appendix A): they have never seen all points at once.
 
-        With structures that the adapter knows, the answer is the mean of the logits with and without their tokens. The
-        click knows where, the tokens know what, and each is wrong elsewhere: the mean beats both on real cases.
+        With structures that the adapter knows, the result is the mean of the logits with and without their tokens. The
+        click localizes, the tokens identify, and their errors differ: the mean beats both on real cases.
         """
         whole = self.user_prompt(prompt, frame)
         first = whole.coords.shape[1] - max(len(prompt.points_ijk) - 1, 0)
@@ -208,7 +208,7 @@ class Predictor:
 
     def decode_known(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
         """Target logits of N prompts on one slice, on N structures that the adapter knows, or on unknown ones (none
-        given): the mean of the answers with and without structure tokens.
+        given): the mean of the logits with and without structure tokens.
         """
         plain = self.decode(embedding, prompts)
         if not structures or self.adaptation is None:
@@ -263,9 +263,10 @@ def network_tensors(adapter: Adapter) -> dict[str, NDArray[Any]]:
 def _coords_and_labels(
     prompt: Prompt, frame: SliceFrame, padding_points: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Network coordinates (T, 2) and labels (T,) in the order of the model's training, padding where a part is missing.
+    """Network coordinates (T, 2) and labels (T,) in the order used in the model's training, padded where a part is
+    missing.
 
-    The first point is a positive one where there is any: a model asked what something is not has nothing to go by.
+    The first point is a positive one if there is any: a negative point alone gives the model nothing to segment.
     """
     xy = xy_from_ijk(prompt.points_ijk, frame).astype(np.float32).reshape(-1, 2)
     positive = np.asarray(prompt.point_labels).reshape(-1) > 0

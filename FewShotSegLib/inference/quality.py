@@ -1,4 +1,4 @@
-"""Volumes of a finished segmentation, and flags on what a person should look at first."""
+"""Structure volumes of a finished segmentation, and flags for what to review first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EMPTY, UNSURE, CUT_OFF = "is empty", "has a low confidence", "touches the border
 def quality(found: Segmentation, axis: int) -> dict[str, dict[str, Any]]:
     """{structure: label, volume_ml, voxels, confidence, flags}; `axis` is the array axis that was segmented along.
 
-    Confidence is the mean predicted IoU over the slices that hold the structure; None where there is none.
+    Confidence is the mean predicted IoU over the slices that contain the structure; None if there are none.
     """
     volume = found.labelmap.volume
     voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
@@ -39,7 +39,7 @@ def quality(found: Segmentation, axis: int) -> dict[str, dict[str, Any]]:
 
 
 def least_sure_slice(found: Segmentation, axis: int) -> int | None:
-    """Index along `axis` of the slice with the lowest predicted IoU of a structure it holds; None without any."""
+    """Index along `axis` of the slice with the lowest predicted IoU of a structure it contains; None without any."""
     doubts: list[tuple[float, int]] = []
     for value, per_slice in found.confidence.items():
         held = _held(found.labelmap.volume.array == value, axis)
@@ -61,7 +61,7 @@ def _flags(mask: Mask, count: int, confidence: float | None, axis: int) -> list[
     if not count:
         return [EMPTY]
     flags = [UNSURE] if confidence is not None and confidence < LOW_CONFIDENCE else []
-    # First and last slices often cut through organs that go on, which is no fault of the segmentation; a structure that
-    # leaves the image sideways is cut off, or leaked.
+    # First and last slices often cut through organs that continue, which is no error of the segmentation; a structure
+    # that touches the image border in-plane is cut off, or leaked.
     at_border = [mask.take((0, -1), axis=side).any() for side in range(3) if side != axis and mask.shape[side] > 1]
     return [*flags, CUT_OFF] if any(at_border) else flags

@@ -1,10 +1,10 @@
-"""`segment`: a volume, an adapter or prompts -> a labelmap. Works slice by slice; only labels, and where asked for
-probabilities as float16, are kept for the volume.
+"""`segment`: a volume, an adapter or prompts -> a labelmap. Works slice by slice; only labels and, if requested,
+float16 probabilities are kept for the volume.
 
-Three ways, freely mixed: structure tokens of an adapter on every slice; prompts on the slices where the user gave them;
-propagation from prompted slices to their neighbours, each mask guiding the next one until confidence falls.
+Three modes, freely combined: an adapter's structure tokens on every slice; prompts on the slices where the user gave
+them; propagation from prompted slices to their neighbours, each mask prompting the next one until confidence drops.
 
-Where structures overlap the higher logit wins; this is the only place where that is decided.
+Where structures overlap, the higher logit wins; this is the only place where that is decided.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from .slice_range import shown_with_others, slice_ranges
 
 Logits = NDArray[np.float32]
 
-MAIN_SHARE = 0.3  # of the weight of the heaviest piece, from which a piece is kept: two kidneys are two pieces
-CERTAINTY_STEPS = 16.0  # per logit, of what is kept in 8 bits
+MAIN_SHARE = 0.3  # of the largest component's weight: minimum to keep a component, as two kidneys are two
+CERTAINTY_STEPS = 16.0  # quantization steps per logit, in 8 bits
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class SegmentOptions:
     probabilities: bool = False
     largest_component: bool = False
     min_island_ml: float = 0.0
-    all_pieces: bool = False  # keep what lies apart of structures that are in one piece where they were learned
-    smoothing_mm: float = 0.0  # standard deviation of a Gaussian over the finished labels
+    all_pieces: bool = False  # keep separate components of structures that were connected in the training slices
+    smoothing_mm: float = 0.0  # standard deviation of Gaussian smoothing of the final labels
     batch_slices: int = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """labelmap on the volume's grid; probabilities {value: (K, J, I) float16} where asked for; confidence {value:
+    """labelmap on the volume's grid; probabilities {value: (K, J, I) float16} if requested; confidence {value:
     {slice: predicted IoU}}.
     """
 
@@ -75,9 +75,9 @@ def segment(
 ) -> Segmentation:
     """Segments a volume.
 
-    With an adapter and no prompts, all of its structures on all slices. With prompts, the prompted structures on the
-    prompted slices and, by propagation, around them; the adapter's other structures everywhere. Without an adapter
-    every structure named in the prompts gets the next label value, in order of first mention ("object" without a name).
+    With an adapter and no prompts: all of its structures on all slices. With prompts: the prompted structures on the
+    prompted slices and, by propagation, around them; the adapter's other structures everywhere. Without an adapter,
+    every structure named in the prompts gets the next label value, in order of first mention ("object" if unnamed).
     """
     options = options or SegmentOptions()
     adapter = predictor.adapter
@@ -134,7 +134,7 @@ def propagate(
 
 
 class _Slices:
-    """The slices of one volume, their encoded forms, and the logits decided so far."""
+    """The slices of one volume, their embeddings, and the logits computed so far."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class _Slices:
         self.report, self.options = report, options
         self.reader = SliceReader(volume, intensity, predictor.image_size, axis)
         self.count = volume.shape[axis]
-        # Only masks of prompted structures are kept for the whole volume, cut to the slices they occur on.
+        # Only masks of prompted structures are kept for the whole volume, cropped to the slices they occur on.
         self.decided: dict[int, dict[int, Logits]] = {}
         self.confidence: dict[int, dict[int, float]] = {}
         self.probabilities: dict[int, NDArray[np.float16]] = {}
@@ -160,7 +160,7 @@ class _Slices:
         self.free = list(structures)
 
     def prompted(self, value: int, prompts: Sequence[Prompt]) -> None:
-        """Decides a structure on its prompted slices, then outwards from them."""
+        """Segments a structure on its prompted slices, then propagates outwards."""
         decided, confidence = self.decided.setdefault(value, {}), self.confidence.setdefault(value, {})
         for prompt in prompts:
             logits, iou = self._answer(prompt, value)
@@ -182,12 +182,12 @@ class _Slices:
         return self.predictor.on_voxels(masks, frame)[0], float(masks.iou[0])
 
     def _propagate(self, value: int, start: int, direction: int, asked: Sequence[int]) -> None:
-        """Walks away from a prompted slice; the mask of each slice, and a click in its middle, prompt the next."""
+        """Propagates from a prompted slice; the mask of each slice, and a click at its centre, prompt the next."""
         decided, confidence = self.decided[value], self.confidence[value]
         mask = decided[start] > 0
         for step in range(1, self.options.max_propagation + 1):
             index = start + direction * step
-            # Half way to the next prompted slice its own walk takes over.
+            # Halfway to the next prompted slice, that slice's propagation takes over.
             if not 0 <= index < self.count or any(abs(index - other) < step for other in asked) or index in asked:
                 return
             if not mask.any():
@@ -215,8 +215,8 @@ class _Slices:
         self, structures: Sequence[int], whole: Collection[int] = (), together: Collection[Collection[int]] = ()
     ) -> NDArray[Any]:
         """Labels (K, J, I): per voxel the structure with the highest positive logit. Of structures that are `whole` and
-        that no prompt pointed at, only the main pieces, and where it is known which structures are seen `together`,
-        only what lies between their ends.
+        not prompted, only the main components, and where it is known which structures appear `together`, only the
+        range between their ends.
         """
         whole = [value for value in whole if value in self.free]
         labels = np.zeros(self.volume.shape, np.uint8 if max(structures, default=0) < 256 else np.uint16)
@@ -229,7 +229,8 @@ class _Slices:
             self.report(Progress(index + 1, self.count, f"slice {index + 1} of {self.count}"))
         if self.certainty is not None:
             sets = [[value for value in values if value in self.free] for values in together]
-            # What is shown with others is told from its likes by them; what is shown alone, by the certain piece.
+            # Structures annotated with others are disambiguated by them; those annotated alone, by the most certain
+            # component.
             for value in set(whole) - shown_with_others(sets):
                 keep_main_pieces(labels, self.certainty, value)
             cut_beyond_ends(labels, self.certainty, self.axis, self.free, whole, [rows for rows in sets if rows])
@@ -279,14 +280,14 @@ def cut_beyond_ends(
     whole: Collection[int],
     together: Collection[Sequence[int]],
 ) -> None:
-    """Remove from labels (K, J, I) what was found of `whole` structures beyond their first and last slice across
-    `axis`; certainty (K, J, I) are logits in steps. A structure that is in no set of `together` is left alone.
+    """Remove from labels (K, J, I) `whole` structures beyond their first and last slice along `axis`; certainty
+    (K, J, I) are quantized logits. A structure that is in no set of `together` is left alone.
     """
     known: set[int] = set().union(*together)
     if not known:
         return
     slices, steps = np.moveaxis(labels, axis, 0), np.moveaxis(certainty, axis, 0)
-    most = max(int(labels.max()), *structures)  # labels of structures that were pointed at are among them
+    most = max(int(labels.max()), *structures)  # includes labels of prompted structures
     weights = np.stack(_per_slice(slices, most, steps), axis=1)[list(structures)]
     rows = [[structures.index(value) for value in values] for values in together]
 
@@ -301,8 +302,8 @@ def cut_beyond_ends(
 
 
 def keep_main_pieces(labels: NDArray[Any], certainty: NDArray[np.uint8], value: int) -> None:
-    """Remove from labels (K, J, I) the pieces of a structure that weigh little beside its heaviest one. The weight of a
-    piece is the sum of its logits (K, J, I, in steps): the certain piece counts, not the large one.
+    """Remove from labels (K, J, I) the minor connected components of a structure. The weight of a component is the sum
+    of its quantized logits (K, J, I), so certainty counts, not only size.
     """
     window = ndimage.find_objects(labels, max_label=value)[value - 1]
     if window is None:
@@ -314,7 +315,7 @@ def keep_main_pieces(labels: NDArray[Any], certainty: NDArray[np.uint8], value: 
 
 
 def _per_slice(numbers: NDArray[Any], most: int, weights: NDArray[Any] | None = None) -> list[NDArray[Any]]:
-    """On each slice (J, I) of numbers (K, J, I), how many voxels hold each of the numbers 0 to `most`, or the sum of
+    """For each slice (J, I) of numbers (K, J, I), how many voxels have each of the values 0 to `most`, or the sum of
     their weights. Slice by slice, because counting takes 16 bytes a voxel.
     """
     each = [None] * len(numbers) if weights is None else weights
@@ -325,37 +326,37 @@ def _per_slice(numbers: NDArray[Any], most: int, weights: NDArray[Any] | None = 
 
 
 def _remove(labels: NDArray[Any], pieces: NDArray[Any], unwanted: NDArray[np.bool_]) -> None:
-    """Make background of the pieces (K, J, I) that are unwanted (number of pieces + 1,); 0 is none of them."""
+    """Set the unwanted (components + 1,) connected components (K, J, I) to background; entry 0 is the background."""
     unwanted[0] = False
     for plane, piece in zip(labels, pieces, strict=True):
         plane[unwanted[piece]] = 0
 
 
 def in_one_piece(adapter: Adapter) -> list[int]:
-    """The structures that were in one piece, or a few of like size, on the slices that they were learned from."""
+    """The structures with one component, or a few of similar size, on their training slices."""
     names = set(adapter.metrics.get("in_one_piece", ()))
     return [value for value, name in adapter.structures.items() if name in names]
 
 
 def shown_together(adapter: Adapter) -> list[list[int]]:
-    """The structures that were seen on one slice of those they were learned from, a list for each different set; none
-    of an adapter that does not know.
+    """The structures that occurred together on a training slice, one list per distinct set; empty for an adapter
+    without that information.
     """
     values = {name: value for value, name in adapter.structures.items()}
     return [[values[name] for name in names if name in values] for names in adapter.metrics.get("shown_together", ())]
 
 
 def cleaned(labels: NDArray[Any], spacing_mm: NDArray[Any], options: SegmentOptions) -> NDArray[Any]:
-    """Removes islands per structure, all but the largest or those below a volume in mL, and smooths what is left."""
+    """Removes islands per structure (all but the largest, or those below a volume in mL), and smooths the rest."""
     if options.largest_component or options.min_island_ml > 0:
         labels = _without_islands(labels, spacing_mm, options)
     return smoothed(labels, spacing_mm, options.smoothing_mm) if options.smoothing_mm > 0 else labels
 
 
 def smoothed(labels: NDArray[Any], spacing_mm: NDArray[Any], sigma_mm: float) -> NDArray[Any]:
-    """Labels (K, J, I), each voxel with the structure, or the background, that has most of a Gaussian around it.
+    """Smoothed labels (K, J, I): each voxel gets the structure, or background, with the largest Gaussian-weighted vote.
 
-    `spacing_mm` is in the order I, J, K, so that slices far apart lend each other little and stairs between them go.
+    `spacing_mm` is in the order I, J, K; the kernel is in mm, so thick slices influence each other little.
     """
     windows = [window for window in ndimage.find_objects(labels) if window is not None]
     if not windows:
@@ -405,8 +406,8 @@ def slice_axis(volume: Volume, adapter: Adapter | None, prompts: Sequence[Prompt
         return axes.pop()
     if wanted is not None:
         return wanted
-    # An adapter's axis is an array axis of its exemplars; another volume may be stored in another order, but what
-    # was annotated across its acquisition plane is best read across the acquisition plane again.
+    # An adapter's axis is an array axis of its exemplars; another volume may have a different axis order, but what was
+    # annotated in its acquisition plane is best segmented in the acquisition plane again.
     return adapter.axis if adapter and volume.acquisition_axis == 0 else volume.acquisition_axis
 
 
@@ -434,7 +435,7 @@ def _structures(predictor: Predictor, prompts: Sequence[Prompt]) -> dict[int, st
 def _prompts_by_structure(
     prompts: Sequence[Prompt], structures: Mapping[int, str], volume: Volume
 ) -> dict[int, list[Prompt]]:
-    """{value: prompts}; a prompt that only names a structure asks for it on every slice, which is what tokens do."""
+    """{value: prompts}; a prompt that only names a structure requests it on every slice, by its tokens."""
     values = {name: value for value, name in structures.items()}
     grouped: dict[int, list[Prompt]] = {}
     for prompt in prompts:

@@ -1,4 +1,4 @@
-"""A 3-D network over a whole volume, window by window, and its answer on the grid of the volume."""
+"""Sliding-window inference of a 3-D network over a volume, and resampling of its output to the volume's grid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 
 def foreground_logit(logits: Tensor) -> Tensor:
-    """Return the logit of structure against background (B, D, H, W) of logits (B, 2, D, H, W) or (B, 1, D, H, W)."""
+    """Return the logit of structure versus background (B, D, H, W) from logits (B, 2, D, H, W) or (B, 1, D, H, W)."""
     if logits.shape[1] not in (1, 2):
         raise InputError(f"A structure against all else has 1 or 2 channels, got {logits.shape[1]}.")
     return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
@@ -40,10 +40,10 @@ def predict(
     report: Report = silent,
     message: str = "segmenting",
 ) -> NDArray[np.float32]:
-    """Return logits (C, D, H, W) of an image (D, H, W) in [0, 1], of any size: overlapping patches, weighted by a
-    Gaussian about their centres.
+    """Return logits (C, D, H, W) of an image (D, H, W) in [0, 1] of any size: overlapping patches with Gaussian
+    weighting.
 
-    The network lies on `device`; the sum of the patches stays in main memory. `report` is called before each `batch` of
+    The network is on `device`; the sum over patches stays in main memory. `report` is called before each `batch` of
     patches.
     """
     if not 0 <= overlap < 1:
@@ -75,7 +75,7 @@ def predict(
 
 
 def _windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> int:
-    """How many patches MONAI lays over an image."""
+    """The number of MONAI's sliding-window patches for an image."""
     counts = []
     for size, side in zip(shape, patch, strict=True):
         step = max(int(side * (1 - overlap)), 1)
@@ -84,13 +84,12 @@ def _windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> int:
 
 
 def decided(logits: Array, threshold: float | None = None) -> NDArray[np.uint8]:
-    """Return the channel of the highest value at each voxel, of (C, D, H, W) with at most 256 channels.
+    """Return the argmax over channels at each voxel, of (C, D, H, W) with at most 256 channels.
 
-    With a `threshold` the background's channel does not count: 0 is where no other logit is above it. At 0 that is
-    "sigmoid, threshold" of FLARE's fast entries, whose networks too were trained with softmax.
+    With a `threshold` the background channel is ignored: voxels are 0 where no other logit exceeds it. At 0 that is the
+    "sigmoid, threshold" of FLARE's fast entries, whose networks, too, were trained with softmax.
 
-    Slice by slice, so that what is compared stays in the processor's cache: about ten times as fast as argmax over the
-    first axis.
+    Slice by slice for cache locality: about ten times as fast as argmax over the first axis.
     """
     labels = np.zeros(logits.shape[1:], np.uint8)
     for at, label in enumerate(labels):
@@ -98,14 +97,15 @@ def decided(logits: Array, threshold: float | None = None) -> NDArray[np.uint8]:
         for channel in range(1, len(logits)):
             higher = logits[channel, at] > best
             np.maximum(best, logits[channel, at], out=best)
-            np.maximum(label, higher * np.uint8(channel), out=label)  # a later channel has the higher number
+            np.maximum(label, higher * np.uint8(channel), out=label)  # later channels have higher indices
     return labels
 
 
 def onto_volume(values: Array, volume: Volume, grid: Grid, planes: slice = slice(None)) -> NDArray[np.float32]:
-    """Return what was predicted on the grid (D, H, W) at the voxels of the volume (K, J, I): `onto_grid` undone.
+    """Return a prediction on the grid (D, H, W) resampled to the voxels of the volume (K, J, I): inverse of
+    `onto_grid`.
 
-    Linear along each axis. For logits or probabilities; threshold afterwards. `planes` chooses some along K.
+    Linear along each axis. For logits or probabilities; threshold afterwards. `planes` selects slices along K.
     """
     result, steps = _turned_back(np.asarray(values, np.float32), volume, grid)
     for axis, size in enumerate(volume.shape):
@@ -117,9 +117,9 @@ def onto_volume(values: Array, volume: Volume, grid: Grid, planes: slice = slice
 
 
 def labels_onto_volume(labels: Array, volume: Volume, grid: Grid) -> Array:
-    """Return labels on the grid (D, H, W) at the voxels of the volume (K, J, I): those of the nearest voxel.
+    """Return labels on the grid (D, H, W) at the voxels of the volume (K, J, I): nearest neighbour.
 
-    Far faster and smaller than bringing back the logits of many structures, with edges a voxel of the grid rough.
+    Far faster and smaller than resampling the logits of many structures, but edges are accurate to one grid voxel only.
     """
     result, steps = _turned_back(np.asarray(labels), volume, grid)
     for axis, size in enumerate(volume.shape):
@@ -129,8 +129,8 @@ def labels_onto_volume(labels: Array, volume: Volume, grid: Grid) -> Array:
 
 
 def _turned_back(values: Array, volume: Volume, grid: Grid) -> tuple[Array, list[float]]:
-    """The values with the volume's array axes, and its voxel size along each in voxels of the grid."""
-    own = orientation_of(volume.affine)[::-1]  # of array axes, as the ones below
+    """The values reoriented to the volume's array axes, and its voxel size along each in voxels of the grid."""
+    own = orientation_of(volume.affine)[::-1]  # in array axis order, as below
     wanted = grid.orientation[::-1]
     source = [next(axis for axis in range(3) if _alike(letter, wanted[axis])) for letter in own]
     backwards = tuple(axis for axis in range(3) if own[axis] != wanted[source[axis]])
@@ -143,11 +143,11 @@ def _alike(letter: str, other: str) -> bool:
 
 
 def _linear(size: int, given: int, step: float) -> NDArray[np.float32]:
-    """(size, given) weights of linear interpolation, the middle of both in one place, the last values repeated."""
+    """(size, given) weights of linear interpolation with aligned centres and edge replication."""
     at = _places_in(size, given, step)
     return np.clip(1 - np.abs(at[:, None] - np.arange(given)), 0, None).astype(np.float32)
 
 
 def _places_in(size: int, given: int, step: float) -> Array:
-    """Where `size` voxels lie among `given` ones that are `step` times as small, the middle of both in one place."""
+    """Positions of `size` voxels among `given` ones that are `step` times smaller, with aligned centres."""
     return np.clip((np.arange(size) - (size - 1) / 2) * step + (given - 1) / 2, 0, given - 1)

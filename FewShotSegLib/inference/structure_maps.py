@@ -1,7 +1,7 @@
-"""Maps of structures: where each one is on a slice, told by a pixel classifier, and how a mask follows from that.
+"""Structure maps: coarse probability maps of structures from a pixel classifier, and decoding them into masks.
 
-The map of a structure is handed to the mask decoder as a mask prompt, with a click or a box on its most certain part.
-What the decoder makes of it is averaged with the map: the map knows what, the decoder knows where its edges are.
+The map of a structure is given to the mask decoder as a mask prompt, with a click or a box on its most certain part.
+The decoder's output is averaged with the map: the map identifies the structure, the decoder finds its edges.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from .pixel_classifier import ContextClassifier, PixelClassifier, PixelMaps, pix
 from .predictor import MAPS, Masks, Predictor, restored_adaptation
 
 MAP, CLICK, BOX = "map", "click", "box"
-WAYS = (CLICK, BOX, MAP)  # from a map to a mask: the decoder with a click or a box, or the map alone
+WAYS = (CLICK, BOX, MAP)  # of decoding a map: the decoder with a click or a box, or the map alone
 
 
 @dataclass(frozen=True, eq=False)
 class StructureMaps:
-    """What tells K structures apart on an encoded slice: classifiers whose mean counts, offsets (K,) that are added to
-    their log-odds, and the way in which each structure is answered. Numbers only: it holds no picture of a patient.
+    """Pixel classifiers for K structures, whose predictions are averaged, offsets (K,) added to their log-odds, and the
+    decoding way of each structure. Numbers only: it contains no patient image.
     """
 
     structures: tuple[int, ...]
@@ -53,17 +53,17 @@ class StructureMaps:
     ways: tuple[str, ...]
 
     def log_odds(self, maps: PixelMaps, structures: Sequence[int] | None = None) -> Tensor:
-        """log(p / (1 - p)) of the structures asked for (N, g, g), moved to where Dice is largest."""
+        """log(p / (1 - p)) of the requested structures (N, g, g), shifted by the Dice-optimal offsets."""
         odds = torch.stack([classifier.log_odds(maps) for classifier in self.classifiers]).mean(0)
         odds = odds + self.offsets[:, None, None]
         return odds if structures is None else odds[self.rows(structures)]
 
     def rows(self, structures: Sequence[int]) -> list[int]:
-        """Where in the maps the structures lie."""
+        """Row indices of the structures in the maps."""
         return [self.structures.index(value) for value in structures]
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """All numbers by name, as an `Adapter` stores them."""
+        """All tensors by name, as an `Adapter` stores them."""
         found = {f"{MAPS}offsets": self.offsets}
         for number, classifier in enumerate(self.classifiers):
             for stage, members in (("first", classifier.firsts), ("second", classifier.seconds)):
@@ -74,7 +74,7 @@ class StructureMaps:
 
     @classmethod
     def restored(cls, adapter: Adapter, device: torch.device) -> StructureMaps:
-        """The maps that an adapter holds."""
+        """The maps stored in an adapter."""
         ways = tuple((adapter.architecture or {})["maps"]["ways"])
 
         def numbers(name: str) -> Tensor:
@@ -95,24 +95,23 @@ class StructureMaps:
 
 
 def has_maps(adapter: Adapter) -> bool:
-    """Whether the adapter answers by maps of its structures."""
+    """Whether the adapter uses structure maps."""
     return "maps" in (adapter.architecture or {})
 
 
 @dataclass(frozen=True, eq=False)
 class SeenEmbedding(Embedding):
-    """An embedding that knows its slice, (S, S) in [0, 1]."""
+    """An embedding together with its slice, (S, S) in [0, 1]."""
 
     image: NDArray[np.float32] | None = None
 
 
 class MapPredictor(Predictor):
-    """A predictor that knows structures by their maps. What a user points at takes the place of the click, box and mask
-    that would be derived.
+    """A predictor that knows structures by their maps. User prompts replace the derived click, box and mask.
 
-    `looks` is an adapter that the network looks with, such as one of GMISeg. An `adapter` with maps of its own brings a
-    decoder that was trained to use them; it answers beside the base model's, and a mean counts: on real cases better
-    than either (see BENCHMARKS.md).
+    `looks` is an adapter used for encoding, such as one of GMISeg. An `adapter` with its own maps brings a decoder that
+    was trained to use them; its output is averaged with the base model's, which on real cases is better than either
+    (see BENCHMARKS.md).
     """
 
     def __init__(
@@ -134,7 +133,7 @@ class MapPredictor(Predictor):
 
     @property
     def identity(self) -> tuple[str, int, str]:
-        """All that decides the answers, the maps with it."""
+        """What determines the output, including the maps."""
         base, size, looks = super().identity
         return base, size, f"{looks} {self.adapter.digest if self.adapter else ''}"
 
@@ -148,7 +147,7 @@ class MapPredictor(Predictor):
         return [SeenEmbedding(embedding.features, embedding.skips, image) for embedding, image in found]
 
     def decode_structures(self, embedding: Embedding, structures: Sequence[int]) -> Masks:
-        """Target logits of structures asked for by name alone, on one slice from `encode`."""
+        """Target logits of structures without clicks, on one slice from `encode`."""
         maps = self.maps.log_odds(maps_of(embedding), structures)
         ways = [self.maps.ways[row] for row in self.maps.rows(structures)]
         logits = self.from_maps(embedding, maps, ways, structures)
@@ -157,8 +156,8 @@ class MapPredictor(Predictor):
     def from_maps(
         self, embedding: Embedding, maps: Tensor, ways: Sequence[str], structures: Sequence[int] = ()
     ) -> Tensor:
-        """Logits (N, h, w): the maps (N, g, g), or their means with what the decoder makes of them. Half of a mean is
-        the base decoder's; the other half is the map's, shared with a trained decoder's where there is one.
+        """Logits (N, h, w): the maps (N, g, g), or their means with the decoder's output for them. Half the weight is
+        the base decoder's; the other half is the map's, shared with a trained decoder's if there is one.
         """
         coords, labels = derived_prompts(maps, ways, self.image_size)
         asked = np.flatnonzero(labels[:, 0] == POSITIVE)
@@ -178,10 +177,10 @@ class MapPredictor(Predictor):
         return answers
 
     def decode_known(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
-        """The mean of what the base model answers by itself and of what was learned: the answer with the structure's
-        map as a mask prompt, and that of a trained decoder where there is one. Half is the base model's, so that a
-        poor map or decoder does little harm. A prompt that brings a mask of its own, such as the answer that it
-        corrects, keeps it.
+        """The mean of the base model's own output and of the learned ones: the output with the structure's map as a
+        mask prompt, and that of a trained decoder if there is one. Half the weight is the base model's, so that a poor
+        map or decoder does little harm. A prompt with its own mask, such as the previous output that it corrects, keeps
+        it.
         """
         plain = self.decode(embedding, prompts)
         if not structures:
@@ -200,7 +199,7 @@ class MapPredictor(Predictor):
         )
 
     def _decode_trained(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
-        """What the decoder answers that was trained with maps; only it is told which structure is meant."""
+        """Output of the decoder that was trained with maps; only it receives the structure tokens."""
         assert self.trained is not None
         with self.trained.applied(self.network):
             return self.decode(embedding, prompts.with_tokens(self.trained.tokens_of(structures)))
@@ -210,12 +209,12 @@ class MapPredictor(Predictor):
 
 
 def _half_of_each(plain: Any, learned: Sequence[Any]) -> Any:
-    """The base model's answer, arrays or tensors, and those that were learned: half of it, and half of their mean."""
+    """Half the base model's output, arrays or tensors, plus half the mean of the learned ones."""
     return 0.5 * (plain + sum(learned) / len(learned))
 
 
 def maps_of(embedding: Embedding) -> PixelMaps:
-    """What each pixel of an encoded slice looks like."""
+    """Pixel features of an encoded slice."""
     if not isinstance(embedding, SeenEmbedding) or embedding.image is None:
         raise TypeError("Maps answer embeddings that their own predictor made.")
     return pixel_maps(embedding.image, embedding)
@@ -224,8 +223,8 @@ def maps_of(embedding: Embedding) -> PixelMaps:
 def derived_prompts(
     maps: Tensor, ways: Sequence[str], image_size: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Coordinates (N, 3, 2) and labels (N, 3) of a click, and where wanted a box, on the most certain part of each map
-    (N, g, g); padding alone where the decoder is not to be asked, or the map says that the structure is absent.
+    """Coordinates (N, 3, 2) and labels (N, 3) of a click, and if requested a box, on the most certain part of each map
+    (N, g, g); only padding where the decoder is not to be used, or the map says that the structure is absent.
     """
     coords = np.zeros((len(maps), FIRST_PROMPT, 2), np.float32)
     labels = np.full((len(maps), FIRST_PROMPT), PADDING, np.int64)
@@ -236,7 +235,7 @@ def derived_prompts(
             continue
         probability = 1 / (1 + np.exp(-odds))
         best = parts == 1 + int(np.argmax(ndimage.sum_labels(probability, parts, range(1, count + 1))))
-        # From pixels of the grid to those of the network; a box reaches to the outer edge of its pixels.
+        # From grid pixels to network pixels; a box extends to the outer edge of its pixels.
         coords[row, 0], labels[row, 0] = (np.array(centre_click(best)) + 0.5) * stride - 0.5, POSITIVE
         if way == BOX:
             low, high = tight_box(best)
@@ -246,7 +245,7 @@ def derived_prompts(
 
 
 def expected_iou(logits: Tensor) -> Tensor:
-    """(N,): the IoU to be expected if the probabilities are right; of an empty mask, that nothing is there."""
+    """(N,): expected IoU under calibrated probabilities; for an empty mask, the probability of absence."""
     probability = torch.sigmoid(logits.float())
     inside = probability > 0.5
     both = (probability * inside).sum((1, 2))

@@ -1,9 +1,9 @@
-"""Segmenting from exemplars alone: a support set is given with the slice, and nothing is trained.
+"""Segmentation from a support set alone: it is given with the slice at inference, and nothing is trained.
 
-GMISeg (Xu 2024) and before it UniverSeg (Butoi et al. 2023) ask for this; how GMISeg's support set acts is not written.
-Ours: the pixels of the support slices, and of transformed copies of them, teach a classifier of the encoder's features
-(`pixel_classifier`); its map of each structure is handed to the mask decoder (`structure_maps`); and supports left out
-in turn decide, for each structure, whether map and decoder together know it better than the map alone.
+This is the setting of GMISeg (Xu 2024) and before it UniverSeg (Butoi et al. 2023); how GMISeg uses its support set is
+not described. Ours: the pixels of the support slices, and of augmented copies, train a classifier on the encoder's
+features (`pixel_classifier`); its map of each structure is passed to the mask decoder (`structure_maps`); and held-out
+support slices decide, for each structure, whether map and decoder together are better than the map alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .predictor import Masks
 from .structure_maps import MapPredictor, expected_iou, maps_of
 
 METHOD = "support"
-SUBSET = 6  # slices; the paper: ensembles help from more than six on
+SUBSET = 6  # slices; in the paper, ensembles help with more than six
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def support_adapter(
     intensity: IntensitySpec | None = None,
     recipe: SupportRecipe | None = None,
 ) -> Adapter:
-    """The support set as an adapter of `base`: its tensors are the slices themselves, so a file of it holds pictures of
-    patients.
+    """The support set as an adapter of `base`: its tensors are the slices themselves, so its file contains patient
+    images.
 
-    Slices that occur twice count once, and their order does not matter.
+    Duplicate slices count once, and the order does not matter.
     """
     recipe = recipe or SupportRecipe()
     structures = check_exemplars(exemplars)
@@ -92,8 +92,8 @@ def support_adapter(
 class SupportPredictor(MapPredictor):
     """A predictor that knows the structures of a support set (see `support_adapter`).
 
-    `trained` is an adapter for the network to look with, such as one of GMISeg. What a user points at takes the place
-    of the click, box and mask that would be derived; of several subsets it is then the mean of their maps that helps.
+    `trained` is an adapter used for encoding, such as one of GMISeg. User prompts replace the derived click, box and
+    mask; with several subsets, the mean of their maps is then used.
     """
 
     def __init__(
@@ -123,22 +123,22 @@ class SupportPredictor(MapPredictor):
         self.members = [replace(self.maps, classifiers=(classifier,)) for classifier in self.maps.classifiers]
 
     def decode_structures(self, embedding: Embedding, structures: Sequence[int]) -> Masks:
-        """Target logits of structures asked for by name alone: of several subsets the mean of their masks' logits, each
-        of them an answer of the decoder to a map of its own.
+        """Target logits of structures without clicks: with several subsets, the mean of the subsets' mask logits, each
+        decoded from its own map.
         """
         if len(self.members) == 1:
             return super().decode_structures(embedding, structures)
         ways = [self.maps.ways[row] for row in self.maps.rows(structures)]
         maps = maps_of(embedding)
         answers = [self.from_maps(embedding, member.log_odds(maps, structures), ways) for member in self.members]
-        side = max(answer.shape[-1] for answer in answers)  # a map that the decoder was not asked about is coarser
+        side = max(answer.shape[-1] for answer in answers)  # a map that was not decoded is coarser
         resized = [F.interpolate(answer[:, None], (side, side), mode="bilinear")[:, 0] for answer in answers]
         logits = torch.stack(resized).mean(0)
         return Masks(logits.cpu().numpy(), expected_iou(logits).cpu().numpy())
 
 
 def _subsets(count: int, recipe: SupportRecipe) -> list[list[int]]:
-    """The slices that each classifier learns from."""
+    """The training slices of each classifier."""
     if not recipe.subsets or count <= SUBSET:
         return [list(range(count))]
     rng = np.random.default_rng(recipe.seed)

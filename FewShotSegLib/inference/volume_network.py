@@ -1,13 +1,13 @@
-"""3-D networks as adapters: what is kept of them, and segmenting volumes with them. They answer no clicks.
+"""3-D networks as adapters: their serialization, and segmenting volumes with them. They do not support clicks.
 
-Such an adapter has no base model. Its `architecture` says all that prediction needs:
+Such an adapter has no base model. Its `architecture` contains everything needed for prediction:
 
     network   arguments of `networks.build`
     head      "binary": a network per structure, its tensors called "<label>/<name>"; "classes": one for all of them
-    grid      spacing_mm (i, j, k), patch (D, H, W), orientation: what volumes are brought to
+    grid      spacing_mm (i, j, k), patch (D, H, W), orientation: to which volumes are resampled
     anatomy   `AnatomySpace` as a table, where the network sees edges instead of intensities
-    edges     "grid": they are computed after a volume was brought to the grid; "voxels" or missing: before
-    resample  "logits" or "labels": what is brought back to the voxels of the volume
+    edges     "grid": they are computed after resampling to the grid; "voxels" or missing: before
+    resample  "logits" or "labels": what is resampled back to the voxels of the volume
     decide    "threshold": foreground is where a logit is above 0 (sigmoid above 1/2); missing: the highest logit wins
 """
 
@@ -39,7 +39,7 @@ from .sliding_window import decided, foreground_logit, labels_onto_volume, onto_
 Array = NDArray[Any]
 
 OVERLAP = 0.5
-PLANES = 16  # of a volume, that logits are brought back to at a time
+PLANES = 16  # slices of a volume to which logits are resampled at a time
 
 
 def network_arguments(grid: Grid, name: str, size: str, out_channels: int = 2) -> dict[str, Any]:
@@ -59,14 +59,14 @@ def grid_to_dict(grid: Grid) -> dict[str, Any]:
 
 
 def grid_from_dict(values: Mapping[str, Any]) -> Grid:
-    """The grid back from JSON."""
+    """The grid from JSON types."""
     i, j, k = values["spacing_mm"]
     d, h, w = values["patch"]
     return Grid((float(i), float(j), float(k)), (int(d), int(h), int(w)), values["orientation"])
 
 
 def seen_by(volume: Volume, intensity: IntensitySpec, anatomy: AnatomySpace | None = None) -> Array:
-    """What a network sees of a volume, (K, J, I) in [0, 1]: its anatomy image where there is such a space, else its
+    """The network input from a volume, (K, J, I) in [0, 1]: its anatomy image if such a space is given, else its
     intensities.
     """
     if anatomy is not None:
@@ -77,10 +77,11 @@ def seen_by(volume: Volume, intensity: IntensitySpec, anatomy: AnatomySpace | No
 def on_grid(
     volume: Volume, intensity: IntensitySpec, grid: Grid, anatomy: AnatomySpace | None = None, edges: str = "voxels"
 ) -> NDArray[np.float32]:
-    """What a network sees of a volume, on the grid: (D, H, W) in [0, 1].
+    """The network input on the grid: (D, H, W) in [0, 1].
 
-    `edges` "grid": of the resampled image. Those of the volume's own voxels ("voxels") are rectified noise where voxels
-    are small, which averages to a haze on a coarser grid: inside against rim of a liver in CT .42, on the grid .14.
+    `edges` "grid": edges of the resampled image. Those of the original voxels ("voxels") are rectified noise where
+    voxels are small, which averages to a haze on a coarser grid: inside against rim of a liver in CT .42, on the grid
+    .14.
     """
     late = anatomy is not None and edges == "grid"
     image = seen_by(volume, intensity, None if late else anatomy)
@@ -92,14 +93,14 @@ def on_grid(
 
 
 def is_volume_network(adapter: Adapter) -> bool:
-    """Whether an adapter is a 3-D network of its own."""
+    """Whether an adapter is a stand-alone 3-D network."""
     return not adapter.base_model and bool(adapter.architecture and "network" in adapter.architecture)
 
 
 class VolumePredictor:
     """The networks of an adapter on a device."""
 
-    advice = ""  # what else could be used where this takes long: nothing
+    advice = ""  # no faster alternative
 
     def __init__(self, adapter: Adapter, device: torch.device) -> None:
         if not is_volume_network(adapter):
@@ -121,7 +122,7 @@ class VolumePredictor:
         return network.to(self.device).eval()
 
     def forget_images(self) -> None:
-        """Nothing of an image is kept."""
+        """No-op: nothing is cached."""
 
     def segment(
         self, volume: Volume, *, options: SegmentOptions | None = None, report: Report = silent
@@ -140,7 +141,7 @@ class VolumePredictor:
             labels = np.empty(volume.shape, values.dtype)
             if options.probabilities:
                 probabilities = {int(value): np.empty(volume.shape, np.float16) for value in values[1:]}
-            # Part by part: the logits of many structures at the voxels of a whole CT are gigabytes.
+            # In parts: the logits of many structures at the voxels of a whole CT are gigabytes.
             for first in range(0, len(labels), PLANES):
                 planes = slice(first, first + PLANES)
                 part = np.stack([onto_volume(channel, volume, self.grid, planes) for channel in logits])

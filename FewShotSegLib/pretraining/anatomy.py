@@ -1,9 +1,9 @@
-"""Random anatomy-like label maps: the shapes of endless pre-training data without a single patient.
+"""Random anatomy-like label maps: the shapes for unlimited pre-training data without patient data.
 
 A `Scene` is painted back to front like a cross-section: body outline or skull, tissue partition, spine, organs with fat
 around them, pairs of organs, rings with lumens, hearts, crescents, branching tubes, tumours in layers; then everything
-is bent by one smooth deformation, and at times cut off by the field of view. How a scene looks is drawn apart, in
-`appearance`, so one scene can be seen under many "scanners". Slices are drawn in 2-D, as the model sees them.
+is warped by one smooth deformation, and sometimes cut off by the field of view. Appearance is sampled separately, in
+`appearance`, so one scene can be rendered by many "scanners". Slices are generated in 2-D, like the model's input.
 
 The idea of learning from random shapes with random contrasts is that of SynthMorph (Hoffmann et al. 2022) and SynthSeg
 (Billot et al. 2023); the shape vocabulary here is our own.
@@ -23,9 +23,9 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """Label map (H, W) uint8 and, per label, the label it lies in (0 = none) and the first label of its tissue.
+    """Label map (H, W) uint8 and, per label, its parent label (0 = none) and the first label of its tissue.
 
-    Label 0 is air. Labels of one tissue look alike: both kidneys, the blood in both ventricles.
+    Label 0 is air. Labels of one tissue have the same appearance: both kidneys, the blood in both ventricles.
     """
 
     labels: NDArray[np.uint8]
@@ -33,7 +33,7 @@ class Scene:
     tissues: tuple[int, ...]
 
     def region(self, label: int, *, with_children: bool) -> NDArray[np.bool_]:
-        """Pixels of a label, with everything painted inside it when asked (liver including its lesions)."""
+        """Pixels of a label, optionally with everything painted inside it (liver including its lesions)."""
         wanted = [label]
         if with_children:
             for child, parent in enumerate(self.parents):
@@ -77,7 +77,7 @@ class _Canvas:
         inside: NDArray[np.bool_] | None = None,
         like: int | None = None,
     ) -> int:
-        """Adds a label, of the tissue of `like` or of its own, and returns it; 0 when there is no room for more."""
+        """Adds a label, of the tissue of `like` or of a new one, and returns it; 0 when no labels are left."""
         if len(self.parents) >= 250:
             return 0
         if inside is not None:
@@ -96,7 +96,7 @@ class _Canvas:
         elongation: float = 0.6,
         roughness: float = 0.0,
     ) -> Array:
-        """Signed field, negative inside: a rotated superellipse with a wavy, at will ragged outline."""
+        """Signed field, negative inside: a rotated superellipse with a wavy, optionally ragged outline."""
         aspect = np.exp(rng.uniform(-elongation, elongation))
         angle = rng.uniform(0, np.pi)
         dy, dx = self.y - centre[0], self.x - centre[1]
@@ -125,7 +125,7 @@ def draw_scene(rng: np.random.Generator, size: int = 256) -> Scene:
         _paint_tissues(canvas, rng, body)
         if rng.random() < 0.35:
             _paint_spine(canvas, rng, body)
-        # Radii are log-uniform: clinics care about adrenals as much as about livers.
+        # Radii are log-uniform: adrenals matter as much as livers.
         painters = {
             _paint_organ: 0.45,
             _paint_pair: 0.09,
@@ -156,7 +156,7 @@ def _radius(canvas: _Canvas, rng: np.random.Generator, low: float = 0.014, high:
 
 
 def _paint_body(canvas: _Canvas, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Skin outline with layers below it; one image in four is a crop without any air."""
+    """Skin outline with layers below; one image in four is a crop without air."""
     if rng.random() < 0.25:
         body = np.ones_like(canvas.labels, bool)
         canvas.paint(body)
@@ -183,7 +183,7 @@ def _paint_tissues(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.b
 
 
 def _paint_head(canvas: _Canvas, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Scalp, skull, fluid, folded grey over white matter, ventricles. Returns where the brain is."""
+    """Scalp, skull, fluid, folded grey over white matter, ventricles. Returns the brain mask."""
     size = canvas.size
     centre = size * rng.uniform(0.45, 0.55, 2)
     radius = size * rng.uniform(0.33, 0.52)
@@ -232,10 +232,10 @@ def _paint_organ(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.boo
     mask = (field < 0) & body
     organ = canvas.paint(mask, 1)
     if radius > 0.05 * canvas.size:
-        for _ in range(int(rng.integers(0, 4))):  # lesions, vessels cut across, calyces
+        for _ in range(int(rng.integers(0, 4))):  # lesions, vessels in cross-section, calyces
             inner = radius * rng.uniform(0.08, 0.45)
             canvas.paint(canvas.blob(rng, _centre(canvas, rng, mask), inner) < 0, organ, mask)
-    if radius > 0.1 * canvas.size and rng.random() < 0.25:  # vessels along their course
+    if radius > 0.1 * canvas.size and rng.random() < 0.25:  # vessels in longitudinal section
         canvas.paint(_branches(canvas, rng, mask, radius) < radius * rng.uniform(0.02, 0.08), organ, mask)
     if radius > 0.06 * canvas.size and rng.random() < 0.12:  # fluid level: stomach, bowel
         level = (canvas.y - centre[0]) < radius * rng.uniform(-0.5, 0.5)
@@ -243,7 +243,7 @@ def _paint_organ(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.boo
 
 
 def _paint_pair(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool_]) -> None:
-    """An organ and its like on the other side: kidneys, lungs, eyes."""
+    """An organ and its contralateral counterpart: kidneys, lungs, eyes."""
     centre, radius = _centre(canvas, rng, body), _radius(canvas, rng, 0.03, 0.2)
     field = canvas.blob(rng, centre, radius)
     one = canvas.paint(field < 0, 1, body)
@@ -257,7 +257,7 @@ def _paint_pair(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool
 
 
 def _paint_heart(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool_]) -> None:
-    """Round left ventricle in its muscle, and a crescent of the same blood beside it."""
+    """Round left ventricle in its myocardium, with a crescent-shaped right ventricle of the same blood next to it."""
     centre, radius = _centre(canvas, rng, body), _radius(canvas, rng, 0.05, 0.18)
     field = canvas.blob(rng, centre, radius, 0.2)
     away = rng.uniform(0, 2 * np.pi)
@@ -278,7 +278,7 @@ def _paint_heart(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.boo
 
 
 def _paint_tumour(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool_]) -> None:
-    """Ragged layers: swelling around a rim around a dead core."""
+    """Irregular layers: oedema around an enhancing rim around a necrotic core."""
     centre, radius = _centre(canvas, rng, body), _radius(canvas, rng, 0.02, 0.2)
     field = canvas.blob(rng, centre, radius, 0.5, roughness=rng.uniform(0.05, 0.4))
     parent, depth = 1, 0.0
@@ -295,7 +295,7 @@ def _paint_ring(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool
 
 
 def _paint_crescent(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool_]) -> None:
-    """A blob with a bite taken out: right ventricle, pancreas head, subdural blood."""
+    """A blob with a bite taken out: right ventricle, pancreas head, subdural haematoma."""
     centre, radius = _centre(canvas, rng, body), _radius(canvas, rng, 0.04, 0.22)
     outer = canvas.blob(rng, centre, radius) < 0
     away = rng.uniform(0, 2 * np.pi)
@@ -305,7 +305,7 @@ def _paint_crescent(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.
 
 
 def _paint_tube(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool_]) -> None:
-    """A winding, branching vessel seen along its course."""
+    """A winding, branching vessel in longitudinal section."""
     width = canvas.size * np.exp(rng.uniform(np.log(0.004), np.log(0.035)))
     canvas.paint(_branches(canvas, rng, body, canvas.size) < width, 1, body)
 
@@ -327,7 +327,7 @@ def _branches(canvas: _Canvas, rng: np.random.Generator, where: NDArray[np.bool_
 
 
 def _paint_cluster(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.bool_]) -> None:
-    """Several like bodies under one label: bowel loops, vertebrae and ribs, scattered lesions."""
+    """Several similar bodies under one label: bowel loops, vertebrae and ribs, scattered lesions."""
     mask = np.zeros_like(body)
     radius = _radius(canvas, rng, 0.012, 0.07)
     for _ in range(int(rng.integers(2, 8))):
@@ -336,7 +336,7 @@ def _paint_cluster(canvas: _Canvas, rng: np.random.Generator, body: NDArray[np.b
 
 
 def _field_of_view(canvas: _Canvas, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """What the scanner sees: a disc (CT, fundus), a sector (ultrasound) or a strip."""
+    """Field-of-view mask: a disc (CT, fundus), a sector (ultrasound) or a strip."""
     size = canvas.size
     kind = rng.random()
     if kind < 0.4:

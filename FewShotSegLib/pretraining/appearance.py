@@ -1,6 +1,6 @@
-"""Looks of a scene: what a random scanner would make of it. Grey, as every image that the models here are given.
+"""Appearance of a scene: rendering by a random scanner. Greyscale, like all model inputs here.
 
-Contrasts, textures and gradients per tissue, bias field, partial volume, coarse pixels, motion ghosts, noise of
+Contrasts, textures and gradients per tissue, bias field, partial volume, anisotropic pixels, motion ghosts, noise of
 five kinds, window, inversion: all drawn from one explicit generator.
 """
 
@@ -14,11 +14,11 @@ from FewShotSegLib.pretraining.anatomy import Array, Scene, smooth_field
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Array:
-    """One look of a scene: (H, W) float32 in [0, 1]."""
+    """One rendering of a scene: (H, W) float32 in [0, 1]."""
     size = scene.labels.shape[0]
     image = _means(scene, rng)[scene.labels]
     image = _textured(image, scene, rng)
-    if rng.random() < 0.7:  # bias field of a coil, or attenuation with depth
+    if rng.random() < 0.7:  # coil bias field, or attenuation with depth
         wavelength = size * rng.uniform(0.5, 1.5)
         image = image * np.exp(rng.uniform(0, 0.35) * smooth_field(rng, size, wavelength))
     image = _blurred(image, rng)
@@ -40,13 +40,13 @@ def _means(scene: Scene, rng: np.random.Generator) -> Array:
 
 
 def _textured(image: Array, scene: Scene, rng: np.random.Generator) -> Array:
-    """Adds coarse and fine texture and a gradient, their strength differing from tissue to tissue."""
+    """Adds coarse and fine texture and a gradient, with tissue-dependent strength."""
     size, tissues = scene.labels.shape[0], np.array(scene.tissues)
     for wavelength in (rng.uniform(2, 8), rng.uniform(10, 60)):
         strength = np.abs(rng.normal(0, rng.uniform(0, 0.08), len(tissues)))[tissues].astype(np.float32)
-        strength[0] *= rng.random() < 0.2  # air has no texture, but for artefacts
+        strength[0] *= rng.random() < 0.2  # air has no texture, except for artefacts
         image = image + strength[scene.labels] * smooth_field(rng, size, wavelength * size / 256)
-    if rng.random() < 0.3:  # contrast agent that has not mixed, perfusion, coil sensitivity within an organ
+    if rng.random() < 0.3:  # incompletely mixed contrast agent, perfusion, coil sensitivity within an organ
         ramp = np.linspace(-1, 1, size, dtype=np.float32)
         slopes = rng.normal(0, rng.uniform(0, 0.15), (2, len(tissues)))[:, tissues].astype(np.float32)
         image = image + slopes[0][scene.labels] * ramp[:, None] + slopes[1][scene.labels] * ramp[None, :]
@@ -66,7 +66,7 @@ def _blurred(image: Array, rng: np.random.Generator) -> Array:
     below = np.floor(coarse).astype(np.intp)
     if rng.random() < 0.5:
         return np.asarray(np.take(image, below, axis), np.float32)
-    # Linear interpolation between the coarse samples, the other common way to show such slices.
+    # Linear interpolation between the coarse samples, the other common display of such slices.
     known = np.unique(below)
     position = np.interp(np.arange(size), known, np.arange(len(known)))
     low = np.floor(position).astype(np.intp)
@@ -77,7 +77,7 @@ def _blurred(image: Array, rng: np.random.Generator) -> Array:
 
 
 def _ghosted(image: Array, rng: np.random.Generator) -> Array:
-    """Breathing during an MR scan: faint copies along the phase direction."""
+    """Respiratory motion in MR: faint ghosts along the phase-encoding direction."""
     axis, shift = int(rng.integers(2)), int(image.shape[0] * rng.uniform(0.05, 0.4))
     strength = np.float32(rng.uniform(0.03, 0.2))
     return np.asarray(image + strength * (np.roll(image, shift, axis) + np.roll(image, -shift, axis)), np.float32)
@@ -89,7 +89,7 @@ def _noisy(image: Array, rng: np.random.Generator) -> Array:
     kind = rng.random()
     if kind < 0.25:  # Rician: magnitude of a complex signal
         return np.hypot(image + noise[0], noise[1])
-    if kind < 0.32:  # speckle, finer than it is wide, as ultrasound has it
+    if kind < 0.32:  # speckle, finer axially than laterally, as in ultrasound
         grain = ndimage.gaussian_filter(noise[0], (0.5, 1.2)) * 2
         return np.asarray(image * (1 + 4 * grain), np.float32)
     if kind < 0.38:

@@ -1,12 +1,12 @@
-"""Teaches LiteMedSAM to take clicks, on random scenes: `python -m FewShotSegLib.pretraining.clicks --out FILE`.
+"""Trains LiteMedSAM to use clicks, on random scenes: `python -m FewShotSegLib.pretraining.clicks --out FILE`.
 
-The decoder alone learns what a click is; then everything learns the scenes; then the encoder becomes the mean of the
-official one and of what it was trained to, and stays, while the decoder learns corrections: up to eight rounds of
-clicks where the mask is wrong, each with the answer before it as a further prompt (Kirillov et al. 2023, appendix A).
-On a part of the scenes the resolution is that of a small image that was enlarged. Last, everything learns corrections,
-with the encoder's features held to what they were; then the encoder is put back, since it has lost a little of what it
-knew of real images, and the decoder stays as it has become beside it. Interrupted, the same command goes on. The last
-three parts took ten minutes of one H200 and the 16 processor cores that draw its scenes.
+First the decoder alone is trained on clicks; then all weights are trained on the scenes; then the encoder is set to the
+average of the official and the trained weights and frozen, while the decoder is trained on corrections: up to eight
+rounds of corrective clicks, each with the previous mask as a mask prompt (Kirillov et al. 2023, appendix A). A fraction
+of the scenes has the resolution of an upsampled small image. Last, all weights are trained on corrections, with a
+penalty on the change of the encoder's features; then the encoder is restored, since it has forgotten some of its
+knowledge of real images, and the decoder is kept as trained alongside it. If interrupted, the same command resumes. The
+last three parts took ten minutes on one H200 and 16 CPU cores that generate its scenes.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from FewShotSegLib.training.ahead import drawn_ahead
 from FewShotSegLib.training.fit import Schedule, fit, step_rng
 
 START = "litemedsam"
-PADDING_POINTS = 2  # of the first prompt, as scenes are drawn with
+PADDING_POINTS = 2  # of the initial prompt, as scenes are generated with
 SMALLEST_SHOWN = 3  # pixels of a target at low resolution
 CHECKPOINT_SECONDS = 180.0
-LOW_RESOLUTIONS = (28, 80)  # pixels a side
+LOW_RESOLUTIONS = (28, 80)  # pixels per side
 
 
 @dataclass(frozen=True)
 class Part:
     """One part of the training.
 
-    `encoder`: whether the image encoder learns too; `mean_encoder`: it first becomes the mean of what it is and of the
-    official one. `held`: weight of how far features may move from those of the encoder that the part starts with, as a
-    share of their squared norm. `rounds`: shares of batches with 1, 2, ... prompts in a row. `low_resolution`: share of
-    the scenes that are drawn small and enlarged. `put_back`: afterwards the encoder is again what it was before it last
-    learned. `seconds`: ends the part earlier.
+    `encoder`: whether the image encoder is trained too; `mean_encoder`: it is first averaged with the official one.
+    `held`: weight of the penalty on feature changes relative to the encoder at the start of the part, as a fraction of
+    their squared norm. `rounds`: fractions of batches with 1, 2, ... successive prompts. `low_resolution`: fraction of
+    the scenes that are generated small and upsampled. `put_back`: restore the encoder afterwards to what it was before
+    it was last trained. `seconds`: time limit of the part.
     """
 
     steps: int
@@ -78,7 +78,7 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Running:
-    """Where and how a training runs: its seed, its device, processes that draw scenes, the part to begin with."""
+    """Settings of a training run: seed, device, worker processes that generate scenes, the first part."""
 
     seed: int = 0
     device: str = "cpu"
@@ -87,11 +87,11 @@ class Running:
 
 
 def teach(start: PromptableNetwork, parts: Sequence[Part], out: Path, running: Running) -> PromptableNetwork:
-    """A network that was taught all parts, and is the file `out`, which is written after every part."""
+    """Train all parts; the network is also in the file `out`, which is written after every part."""
     network = start.to(running.device).requires_grad_(False)
     network.padding_points = PADDING_POINTS
     official = {name: value.detach().clone() for name, value in network.image_encoder.state_dict().items()}
-    settled = official  # as the encoder was when it last did not learn
+    settled = official  # the encoder before it was last trained
     for number in range(running.first_part, len(parts)):
         part = parts[number]
         if part.mean_encoder:
@@ -172,8 +172,8 @@ def part_loss(
     rng: np.random.Generator,
     before: torch.nn.Module | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of the first and of the last of some rounds of prompts on a batch of `scenes`. `before`: the encoder whose
-    features the present ones are held to.
+    """Loss of the first and of the last of several rounds of prompts on a batch of `scenes`. `before`: the encoder
+    whose features are the reference of the penalty.
     """
     images, targets, coords, labels = batch
     images = network.normalize(images, "unit")
@@ -191,7 +191,7 @@ def part_loss(
 
 
 def _looked_at(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Another window, another gamma, and now and then the negative: what scanners and displays differ in."""
+    """Augmentation by window, gamma and occasional inversion, as scanners and displays differ."""
     if rng.random() < 0.5:
         width = rng.uniform(0.4, 1)
         image = image * np.float32(width) + np.float32(rng.uniform(0, 1 - width))
@@ -203,8 +203,8 @@ def _looked_at(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[
 def enlarged(
     image: NDArray[np.float32], targets: NDArray[np.float32], side: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A scene (S, S) with targets (P, h, w) as if drawn with `side` pixels a side and enlarged; as it was where a
-    target would all but vanish.
+    """A scene (S, S) with targets (P, h, w) as if generated with `side` pixels per side and upsampled; unchanged where
+    a target would nearly vanish.
     """
     masks = torch.from_numpy(targets)[:, None]
     small = (F.interpolate(masks, (side, side), mode="area") >= 0.5).float()

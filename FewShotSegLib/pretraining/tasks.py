@@ -1,4 +1,4 @@
-"""Prompted segmentation tasks cut from random scenes: an image, several target regions, and a first click or box for
+"""Prompted segmentation tasks from random scenes: an image, several target regions, and an initial click or box for
 each.
 """
 
@@ -20,8 +20,8 @@ KINDS, SHARES = ("click", "box", "both"), (0.65, 0.25, 0.1)
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """image (S, S) float32 in [0, 1]; targets (P, S/2, S/2) float32, the covered part of each pixel of the masks;
-    coords (P, 3, 2) and labels (P, 3) of the first prompt.
+    """image (S, S) float32 in [0, 1]; targets (P, S/2, S/2) float32, the coverage fraction of each mask pixel;
+    coords (P, 3, 2) and labels (P, 3) of the initial prompt.
     """
 
     image: NDArray[np.float32]
@@ -31,7 +31,7 @@ class Task:
 
 
 def draw_task(rng: np.random.Generator, size: int, prompts: int) -> Task:
-    """A scene with `prompts` targets of at least a few pixels; draws again until there are enough."""
+    """A scene with `prompts` targets of at least a few pixels; redrawn until there are enough."""
     while True:
         scene = draw_scene(rng, size)
         targets = list(_targets(scene, rng, prompts))
@@ -49,7 +49,7 @@ def draw_task(rng: np.random.Generator, size: int, prompts: int) -> Task:
 
 
 def _halved(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Mean over 2 x 2 pixels, the size masks come out at."""
+    """Mean over 2 x 2 pixels, to the resolution of the output masks."""
     height, width = mask.shape
     return mask.reshape(height // 2, 2, width // 2, 2).mean((1, 3), dtype=np.float32)
 
@@ -60,7 +60,7 @@ def _targets(scene: Scene, rng: np.random.Generator, count: int) -> Iterator[NDA
     for label in rng.permutation(present):
         region = scene.region(int(label), with_children=bool(rng.random() < 0.6))
         components, number = ndimage.label(region)
-        if number > 1 and rng.random() < 0.8:  # one click means the body under it, not all of its kind
+        if number > 1 and rng.random() < 0.8:  # one click means the component under it, not all of its kind
             sizes = np.bincount(components.ravel())[1:]
             region = components == 1 + int(rng.choice(number, p=sizes / sizes.sum()))
         if np.count_nonzero(region) >= 24:

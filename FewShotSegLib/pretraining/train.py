@@ -1,9 +1,9 @@
 """Pre-trains the compact model from scratch on random scenes: `python -m FewShotSegLib.pretraining.train --out FILE`.
 
-Clicks are simulated as a person gives them: a first click or box, then corrections where the mask is wrong, each with
-the previous mask as a further prompt (Kirillov et al. 2023, appendix A). Most of the time is spent at 128 px, where a
-step costs a third, and the first part on a shallower encoder; the last part at a larger size sharpens what was learned.
-The command does all of it, about two hours on two CPU cores. Interrupted, the same command goes on.
+User interaction is simulated: an initial click or box, then corrections where the mask is wrong, each with the previous
+mask as a mask prompt (Kirillov et al. 2023, appendix A). Most of the time is spent at 128 px, where a step costs a
+third, and the first part on a shallower encoder; the last part fine-tunes at a larger size. The command runs all of it,
+about two hours on two CPU cores. If interrupted, the same command resumes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of pre-training: image size, number of encoder blocks (None: as shipped), steps."""
+    """One stage of pre-training: image size, number of encoder blocks (None: as shipped), steps."""
 
     image_size: int
     images: int  # per step
@@ -49,12 +49,12 @@ class Stage:
     warmup_steps: int = 200
 
 
-# 160 px is where the clicks of a model trained at 128 px were found most accurate on the whole; see its card.
+# At 160 px the clicks of a model trained at 128 px were most accurate overall; see its card.
 SHIPPED = CompactArchitecture(depth=10, working_size=160)
 
-# Small images first: a step costs a third, and what a click means does not depend on the size. Few blocks first: a
-# shallow encoder leaves the ground sooner, and blocks that are added start as the identity. The numbers of steps on a
-# CPU are those that the shipped file had; those on a GPU are a guess at 25 minutes, as none was at hand.
+# Small images first: a step costs a third, and what a click means is independent of the size. Few blocks first: a
+# shallow encoder converges sooner, and added blocks are initialized as the identity. The numbers of steps on a CPU are
+# those of the shipped file; those on a GPU are a guess at 25 minutes, as none was available.
 STAGES = {
     "cpu": (
         Stage(image_size=128, images=8, prompts=6, learning_rate=1e-3, steps=3460, depth=6),
@@ -66,14 +66,14 @@ STAGES = {
         Stage(image_size=256, images=32, prompts=8, learning_rate=8e-4, steps=4000),
     ),
 }
-ROUNDS = (0.3, 0.25, 0.2, 0.15, 0.1)  # shares of tasks with 1, 2, ... prompts in a row
+ROUNDS = (0.3, 0.25, 0.2, 0.15, 0.1)  # fractions of tasks with 1, 2, ... successive prompts
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """Step number -> the tensors of its tasks. Drawn from (seed, stage, step), so any process makes the same ones.
+    """Step index -> the tensors of its tasks. Drawn from (seed, stage, step), so independent of the process.
 
-    With a cache, a step that was drawn once is read from disk: by a run that goes on, or one with other settings.
+    With a cache, a step that was generated once is read from disk, by a resumed run or one with other settings.
     """
 
     stage: Stage
@@ -120,10 +120,10 @@ def corrected_loss(
     rng: np.random.Generator,
     rounds: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of a first prompt on targets (N, h, w) and, after `rounds` - 1 corrections, of the last.
+    """Loss of an initial prompt on targets (N, h, w) plus the loss after `rounds` - 1 corrections.
 
-    The masks in between are made without gradients: they cost a third and only serve to show the kinds of errors that
-    people correct.
+    The masks in between are computed without gradients: they cost a third and only serve to produce the kinds of errors
+    that users correct.
     """
     losses, metrics = [], dict[str, Tensor]()
     for turn in range(1, rounds + 1):
@@ -141,8 +141,8 @@ def corrected_loss(
 
 
 def _mask_loss(logits: Tensor, iou: Tensor, target: Tensor, *, first: bool) -> tuple[Tensor, Tensor]:
-    """Focal and Dice of logits (N, M, h, w) and MSE of their IoU; also the mean Dice of mask 0, which answers every
-    prompt. Masks 1.. share the ambiguous first one: the best of them learns.
+    """Focal and Dice loss of logits (N, M, h, w) and MSE of their IoU; also the mean Dice of mask 0, which is the
+    output for every prompt. Masks 1.. are for the ambiguous first prompt: only the best of them gets a loss.
     """
     expanded = target[:, None].expand_as(logits)
     per_mask = 10 * focal_loss(logits, expanded) + soft_dice_loss(torch.sigmoid(logits), expanded)
@@ -189,7 +189,7 @@ def _run(
     workers: int,
     cache: Path | None,
 ) -> None:
-    """One stage; the network has its averaged weights afterwards."""
+    """Train one stage; afterwards the network has the averaged (EMA) weights."""
     parameters = dict(network.named_parameters())
     frozen = {"prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"}
     schedule = Schedule(
@@ -225,7 +225,7 @@ def _run(
 
 
 def deepened(network: PromptableNetwork, architecture: CompactArchitecture) -> PromptableNetwork:
-    """The same network with more blocks, which start as the identity, so it gives the same masks."""
+    """The same network with more blocks, initialized as the identity, so its output is unchanged."""
     deeper = build_compact(architecture)
     tensors = network.state_dict()
     new = set(deeper.state_dict()) - set(tensors)
@@ -238,12 +238,12 @@ def deepened(network: PromptableNetwork, architecture: CompactArchitecture) -> P
 
 
 def steps_done(checkpoint: Path, identity: str) -> int:
-    """The steps that a checkpoint of this run holds."""
+    """The number of completed steps in a checkpoint of this run."""
     return int(read_checkpoint(checkpoint, identity)["counters"][2]) if checkpoint.exists() else 0
 
 
 def logged(stage: str) -> Report:
-    """A report that logs means of 50 steps."""
+    """A progress callback that logs means over 50 steps."""
     recent: dict[str, list[float]] = {}
 
     def report(progress: Progress) -> None:

@@ -1,1 +1,1 @@
-"""Training samples made from a few exemplar slices: what is drawn, how it is pasted, how backgrounds are filled."""
+"""Synthesis of training samples from a few exemplar slices: sampling, pasting, background inpainting."""

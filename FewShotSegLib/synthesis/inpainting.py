@@ -14,21 +14,21 @@ from .pasting import content_window
 
 Array = np.ndarray[Any, Any]
 
-_REMOVAL_MARGIN_PX = 2.5  # blurred edges of a removed structure go with it, or they stay as a halo
+_REMOVAL_MARGIN_PX = 2.5  # blurred edges of a structure are removed with it, or they would remain as a halo
 
 
 def without_structures(piece: LabelledSlice) -> Array:
     """Return the image (S, S) with all its structures removed.
 
-    Their pixels and a margin are filled with the harmonic function that joins the surroundings, the limit of endless
-    diffusion, and get the grain of the structures' inside: a perfectly smooth patch would mark where they were.
+    Their pixels and a margin are filled with the harmonic function that interpolates the surroundings (the limit of
+    diffusion), plus noise at the level of the structures' interior: a perfectly smooth patch would reveal them.
     """
     window = content_window(piece)
     image, inside = piece.image[window].astype(np.float64), piece.labels[window] != 0
-    # Islands go too: a bright vessel left inside a removed liver would light up the whole patch.
+    # Islands are removed too: a bright vessel left inside a removed liver would brighten the whole patch.
     region = ndimage.binary_fill_holes(ndimage.distance_transform_edt(~inside) <= _REMOVAL_MARGIN_PX)
     filled = harmonic_fill(image, region)
-    noise = np.random.default_rng(0).standard_normal(image.shape)  # part of the slice, not of a sample: never drawn
+    noise = np.random.default_rng(0).standard_normal(image.shape)  # belongs to the slice, not to a sample: fixed seed
     noise = ndimage.gaussian_filter(noise, 0.7)
     filled[region] += _grain_sd(image, inside) / noise.std() * noise[region]
     result = piece.image.copy()
@@ -37,9 +37,9 @@ def without_structures(piece: LabelledSlice) -> Array:
 
 
 def harmonic_fill(image: Array, region: Array) -> Array:
-    """Return the image with `region` (bool) replaced by the solution of Laplace's equation; no flow over the edge.
+    """Return the image with `region` (bool) replaced by the solution of Laplace's equation; no flux at the border.
 
-    A region without surroundings becomes the mean of the image. One sparse solve: 0.1 s for 20,000 pixels.
+    A region covering the whole image becomes the mean of the image. One sparse solve: 0.1 s for 20,000 pixels.
     """
     filled = np.array(image, dtype=np.float64)
     if region.all():

@@ -1,4 +1,4 @@
-"""Cutting structures out of a slice, transforming them and other arrays, and laying them down elsewhere."""
+"""Cutting structures out of a slice, transforming them and other arrays, and pasting them elsewhere."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Window = tuple[slice, slice]
 
-# Of the contour of the smaller one of two structures, from which they are one piece. At 0.1 organs that merely lie side
-# by side moved together, too, which cost accuracy on abdominal MR.
+# Fraction of the smaller structure's contour from which two structures are connected. At 0.1, organs that are merely
+# adjacent moved together, too, which reduced accuracy on abdominal MR.
 _CONTACT = 0.5
-_ELASTIC_NODES = 6  # control nodes per side: bends no finer than a third of the picture
+_ELASTIC_NODES = 6  # control points per side: deformations no finer than a third of the image
 
 
 @dataclass(frozen=True, eq=False)
 class Cutout:
-    """One structure of a slice, with some surroundings: what is transformed."""
+    """One structure of a slice with some surroundings, to be transformed."""
 
     pixels: Array  # (3, h + 2, w + 2) float32, bordered: image, mask, distance to the mask in pixels
     origin: Array  # (2,) row and column in the slice of its first pixel inside the border
-    box: Array  # (2, 2) first and last row and column that may matter
-    centroid: Array  # (2,) of the structure, or of all that move with it
+    box: Array  # (2, 2) first and last row and column that may contribute
+    centroid: Array  # (2,) of the structure, or of its group
     area: int
 
 
 @dataclass(frozen=True, eq=False)
 class Pasted:
-    """One structure as it comes to lie in the sample."""
+    """One structure as placed in the sample."""
 
     window: Window
     image: Array
     mask: Array
     opacity: Array  # of the rim; 1 on the mask
-    area: float  # pixels it would cover if nothing hid it and the picture had no edge
+    area: float  # pixels it would cover without occlusion and image borders
 
 
 def cutouts_of(
     piece: LabelledSlice, recipe: SynthesisRecipe, groups: Sequence[Sequence[int]] = ()
 ) -> dict[int, Cutout]:
     """Return the slice's structures by label value; in the paper's composite, only those with a pixel above 0. Those of
-    a group have one centroid, so that one transform moves them as one piece.
+    a group share one centroid, so that one transform moves them rigidly together.
     """
     cutouts = {int(value): _cutout(piece, int(value), recipe) for value in np.unique(piece.labels) if value}
     for group in (group for group in groups if len(group) > 1):
@@ -63,8 +63,8 @@ def cutouts_of(
 
 
 def moving_together(labels: Array) -> list[tuple[int, ...]]:
-    """Return the structures of labels (S, S) in groups that are one piece, such as a wall and its cavity: they meet
-    along half of the contour of the smaller one, or more. Every structure is in one group.
+    """Return the structures of labels (S, S) in connected groups, such as a wall and its cavity: they share at least
+    half of the contour of the smaller one. Every structure is in exactly one group.
     """
     values = [int(value) for value in np.unique(labels) if value]
     rims = {value: ndimage.binary_dilation(labels == value) & (labels != value) for value in values}
@@ -87,9 +87,9 @@ def _cutout(piece: LabelledSlice, value: int, recipe: SynthesisRecipe) -> Cutout
     left, right = max(0, columns.min() - margin), min(w, columns.max() + margin + 1)
     window = slice(top, bottom), slice(left, right)
     inside, image = mask[window], piece.image[window]
-    # Holes travel with what surrounds them: a vessel in the liver, not whatever the background has there.
+    # Holes move with the surrounding structure: a vessel in the liver, not whatever the background has there.
     distance = np.minimum(ndimage.distance_transform_edt(~ndimage.binary_fill_holes(inside)), reach + 1)
-    # A rim of a neighbouring structure would be a structure labelled as background.
+    # A rim of a neighbouring structure would be foreground labelled as background.
     distance[(piece.labels[window] != 0) & ~inside] = reach + 1
     if recipe.composite == "paper":
         image, inside = image * inside, inside & (image > 0)
@@ -112,7 +112,7 @@ def paste(
 ) -> Pasted:
     """Transform a cutout, by `placement` and then by `follow`.
 
-    `coordinates` is where each pixel of the sample looks before that, `bounds` how far off that is, and the content.
+    `coordinates`: sampling position of each pixel before that; `bounds`: its maximum displacement, and the content.
     """
     matrix, offset = placement.transform.inverse(cutout.centroid, len(coordinates[0]))
     if follow is not None:  # sample -> slice -> cutout
@@ -122,7 +122,7 @@ def paste(
     image, inside, distance = interpolated(cutout.pixels, rows, columns, recipe.interpolation)
     mask = image > 0 if recipe.composite == "paper" else inside > 0.5
     opacity = mask.astype(np.float32)
-    rim_px = min(placement.rim_px, recipe.rim * len(coordinates[0]))  # distances are known no further
+    rim_px = min(placement.rim_px, recipe.rim * len(coordinates[0]))  # the distance map extends no further
     if recipe.composite == "mask" and rim_px + recipe.feather_px > 0:
         fading = (rim_px + recipe.feather_px - distance) / max(recipe.feather_px, 1e-3)
         opacity = np.maximum(opacity, np.clip(fading, 0.0, 1.0))
@@ -131,7 +131,7 @@ def paste(
 
 
 def _reach(matrix: Array, offset: Array, box: Array, elastic_px: float, content: tuple[int, int]) -> Window:
-    """Return the part of the sample that can look into `box`."""
+    """Return the part of the sample whose pixels can sample from `box`."""
     corners = np.array([[box[i, 0], box[j, 1]] for i in (0, 1) for j in (0, 1)])
     reached = np.linalg.solve(matrix, (corners - offset).T)
     first = np.floor(reached.min(axis=1) - elastic_px - 1).astype(int)
@@ -141,7 +141,7 @@ def _reach(matrix: Array, offset: Array, box: Array, elastic_px: float, content:
 
 
 def hidden(pasted: Mapping[int, Pasted], min_visible: float, content: tuple[int, int]) -> list[int]:
-    """Return the structures of which less than `min_visible` shows once all are painted, and those that vanish."""
+    """Return the structures whose visible fraction is below `min_visible` after pasting all, or zero."""
     painted = np.zeros(content, np.int32)
     for value in sorted(pasted, key=lambda value: (-pasted[value].area, value)):
         painted[pasted[value].window][pasted[value].mask] = value
@@ -156,7 +156,7 @@ def content_window(piece: LabelledSlice) -> Window:
 
 
 def centre_of(piece: LabelledSlice) -> Array:
-    """Return (row, column) of the middle of the content."""
+    """Return (row, column) of the centre of the content."""
     return (np.array(piece.frame.content) - 1) / 2
 
 
@@ -176,7 +176,7 @@ def moved(matrix: Array, offset: Array, rows: Array, columns: Array) -> tuple[Ar
 
 @functools.lru_cache(maxsize=4)
 def _bends(image_size: int) -> Array:
-    """Return the cubic B-splines of the control nodes, (S, nodes) float32; rows sum to 1."""
+    """Return the cubic B-splines of the control points, (S, nodes) float32; rows sum to 1."""
     x = np.linspace(1, _ELASTIC_NODES - 2, image_size)[:, None] - np.arange(_ELASTIC_NODES)
     x = np.abs(x)
     spline = np.where(x < 1, 2 / 3 - x**2 + x**3 / 2, np.where(x < 2, (2 - x) ** 3 / 6, 0.0))
@@ -184,10 +184,10 @@ def _bends(image_size: int) -> Array:
 
 
 def displacement(seed: int, largest_px: float, image_size: int) -> tuple[Array, Array]:
-    """Return a smooth field (down, right) in pixels, nowhere larger than `largest_px` in either direction.
+    """Return a smooth displacement field (down, right) in pixels, at most `largest_px` in either direction.
 
-    Nodes lie a third of the image apart and the slope is at most 1.5 * largest_px over that distance: 0.23 at 5 % of
-    the image, so it cannot fold.
+    Control points are a third of the image apart and the slope is at most 1.5 * largest_px over that distance: 0.23 at
+    5 % of the image, so it cannot fold.
     """
     nodes = np.random.default_rng(seed).uniform(-largest_px, largest_px, (2, _ELASTIC_NODES, _ELASTIC_NODES))
     bends = _bends(image_size)
@@ -196,7 +196,7 @@ def displacement(seed: int, largest_px: float, image_size: int) -> tuple[Array, 
 
 
 def bordered(channels: Sequence[Array], outside: Sequence[float] | None = None) -> Array:
-    """Return (C, h + 2, w + 2) float32: what is read beyond the edge stands in a border of one pixel."""
+    """Return (C, h + 2, w + 2) float32: with a one-pixel border that holds the padding values."""
     height, width = channels[0].shape
     source = np.empty((len(channels), height + 2, width + 2), np.float32)
     for plane, channel, value in zip(source, channels, outside or [0.0] * len(channels), strict=True):
@@ -206,10 +206,10 @@ def bordered(channels: Sequence[Array], outside: Sequence[float] | None = None) 
 
 
 def interpolated(source: Array, rows: Array, columns: Array, how: str) -> Array:
-    """Return a bordered source (C, h + 2, w + 2) at rows and columns of its inside, as (C, *rows.shape) float32.
+    """Sample a bordered source (C, h + 2, w + 2) at rows and columns of its interior, as (C, *rows.shape) float32.
 
-    One set of weights serves all channels: 2.7 ms for three channels of 256 x 256 on one core, against 4.8 ms for three
-    calls of `scipy.ndimage.map_coordinates` that treat the border alike.
+    The weights are shared by all channels: 2.7 ms for three channels of 256 x 256 on one core, against 4.8 ms for three
+    calls of `scipy.ndimage.map_coordinates` with the same boundary handling.
     """
     channels, height, width = source.shape
     flat = source.reshape(channels, -1)
@@ -232,7 +232,7 @@ def interpolated(source: Array, rows: Array, columns: Array, how: str) -> Array:
 
 
 def _between(first: Array, second: Array, weight: Array) -> Array:
-    """Return `first + weight * (second - first)`; both are used up."""
+    """Return `first + weight * (second - first)`; both are overwritten."""
     second -= first
     second *= weight
     first += second

@@ -1,6 +1,6 @@
-"""What a synthesized sample is made of, decided before anything is drawn: a plan that can be kept and drawn again.
+"""The plan of a synthesized sample: all random choices, made before rendering, so that it can be stored and replayed.
 
-`SynthesisRecipe` holds the options, `Plan` the choices of one sample, `Sample` what comes out.
+`SynthesisRecipe` holds the options, `Plan` the choices of one sample, `Sample` the result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Transform:
-    """Mirror, turn and scale about a centre, then shift; the shift is (down, right) as a share of the image size."""
+    """Mirror, rotate and scale about a centre, then translate (down, right), as a fraction of the image size."""
 
     scale: float = 1.0
     rotation_deg: float = 0.0
@@ -29,7 +29,7 @@ class Transform:
     """Whether rows (up-down) and columns (left-right) are mirrored."""
 
     def inverse(self, centre: Array, image_size: int) -> tuple[Array, Array]:
-        """Return (A, b) with `source = A @ output + b` in (row, column) pixels; angles turn from rows to columns."""
+        """Return (A, b) with `source = A @ output + b` in (row, column) pixels; angles are from rows to columns."""
         angle = np.deg2rad(self.rotation_deg)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         mirror = np.diag([-1.0 if mirrored else 1.0 for mirrored in self.mirrored])
@@ -50,21 +50,21 @@ class Placement:
 
 @dataclass(frozen=True)
 class SynthesisRecipe:
-    """Synthesis of training samples. The paper names the transforms but publishes no ranges; these are ours."""
+    """Synthesis of training samples. The paper names the transforms but not their ranges; these are ours."""
 
     scale: tuple[float, float] = option((0.8, 1.2), "Range of the scaling factor", min=0.1, max=10.0)
     rotation_deg: float = option(
         15.0, "Maximum rotation in degrees, in both directions; 180 suits tumours", min=0.0, max=180.0
     )
     shift: float = option(0.05, "Maximum translation, as a fraction of the field of view", min=0.0, max=0.5)
-    # Above 0.05 the field could fold; see `displacement`.
+    # Above 0.05 the displacement field could fold; see `displacement`.
     elastic: float = option(0.01, "Maximum elastic displacement, as a fraction of the field of view", min=0.0, max=0.05)
     flip: Literal["never", "horizontal", "vertical", "both"] = option(
         "never", "Flipping; never applied where a structure is named left or right"
     )
     gain: tuple[float, float] = option((0.9, 1.1), "Range of the intensity gain", min=0.0, max=10.0)
     bias: float = option(0.1, "Maximum intensity offset, on a scale of 0 to 1", min=0.0, max=1.0)
-    # 1 is the paper's. Of a 400 HU window +-0.1 is 40 HU, more than what tells a liver from a spleen.
+    # 1 is the paper's. In a 400 HU window, +-0.1 is 40 HU, more than the contrast between liver and spleen.
     structure_intensity: float = option(
         0.3, "Fraction of gain and offset that is drawn per structure", min=0.0, max=1.0, advanced=True
     )
@@ -109,18 +109,18 @@ class SynthesisRecipe:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that was drawn for one sample; JSON there and back gives the same sample."""
+    """All random choices of one sample; a JSON round trip gives the same sample."""
 
     kind: Literal["pasted", "original", "empty"]
     exemplar: int | None
     """Index of the annotated slice; None for an empty sample."""
     background: int | None
-    """Index among the slices of `background_kind`; None where the exemplar is its own background."""
+    """Index among the slices of `background_kind`; None if the exemplar is its own background."""
     background_kind: Literal["exemplar", "known_empty", "inpaint", "neighbour"]
     sources: tuple[str, ...]
-    """Names of the slices used, so that a plan is not applied to other slices by mistake."""
+    """Names of the slices used, so that a plan cannot be applied to other slices by mistake."""
     scene: Transform = field(default_factory=Transform)
-    """Of the background or of the whole slice, about the centre of the content."""
+    """Transform of the background or of the whole slice, about the centre of the content."""
     placements: tuple[Placement, ...] = ()
     left_out: tuple[int, ...] = ()
     elastic_px: float = 0.0
@@ -132,15 +132,15 @@ class Plan:
     noise_seed: int = 0
     tries: int = 1
     own_places: bool = False
-    """No draw kept enough of every structure visible, so they were pasted where they were."""
+    """No draw kept enough of every structure visible, so they were pasted in their original place."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON types."""
+        """Return the plan as JSON types."""
         return dict(to_json(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-        """Return the plan that `to_dict` described."""
+        """Return the plan from the output of `to_dict`."""
         return construct(cls, values, "plan entry")
 
 
@@ -153,6 +153,6 @@ class Sample:
     labels: Array = field(repr=False)
     """(S, S) int32."""
     known: Array | None = field(repr=False)
-    """(S, S) bool, where `labels` can be relied upon, None for everywhere. The loss must leave out the rest."""
+    """(S, S) bool, where `labels` are reliable, None for everywhere. The loss must ignore the rest."""
     provenance: dict[str, Any]
-    """JSON: the plan, the pixels of each structure, and remarks in words where a fallback was used."""
+    """JSON: the plan, the pixels of each structure, and remarks where a fallback was used."""

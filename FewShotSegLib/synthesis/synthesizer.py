@@ -1,28 +1,29 @@
 """Exemplars -> synthesized training slices (section 2.1 of "Cheap Lunch", Feng et al. 2023), without any network.
 
-A sample is drawn (`Synthesizer.sample`, all random numbers) apart from being made (`Synthesizer.apply`, none), so that
-it can be stored, shown, vetoed and made again. Three kinds:
+Sampling a plan (`Synthesizer.sample`, all randomness) is separate from rendering it (`Synthesizer.apply`,
+deterministic), so that samples can be stored, shown, vetoed and reproduced. Three kinds:
 
 - *pasted*, the paper's: every structure is cut out of an annotated slice, transformed about its own centroid and
-  painted, larger before smaller, onto a background slice; its position stays roughly what it was. Structures that lie
-  inside one another move as one (`move_together`; our departure): apart, they show walls without their cavities.
+  painted, larger before smaller, onto a background slice; its position stays roughly the same. Structures inside one
+  another move together (`move_together`; our departure): separately, they would show walls without their cavities.
 - *original* (our departure): the annotated slice as a whole, transformed. A pasted organ never has its true
   surroundings; with one to three exemplars nothing else shows them to the network.
-- *empty* (our departure): a slice vouched to hold no structure, transformed, so that absence is learned on real images.
+- *empty* (our departure): a slice declared empty of all structures, transformed, so that absence is learned on real
+  images.
 
 Backgrounds. "known_empty" slices are the paper's. A user with one annotated slice has none: "inpaint" then takes the
 annotated slice with its structures removed (harmonic fill). "neighbour" takes unlabelled slices next to the annotated
-ones. Those may hold any of the structures, so nothing but what was pasted is known about them: `Sample.known` marks the
-structures and their rim, and the loss must leave out the rest. It is used only when asked for.
+ones. Those may contain any of the structures, so only what was pasted has known labels: `Sample.known` marks the
+structures and their rim, and the loss must ignore the rest. It is used only on request.
 
-Rim. `composite="mask"` replaces exactly the label's pixels, and outside them lays a soft rim of the structure's own
-surroundings (`rim`, `feather_px`; our departure, 0 turns it off), limited to what is background in the exemplar. A hard
-seam exactly on the label's edge teaches a network to look for seams; the rim moves the seam off the edge, and in
-"neighbour" samples it supplies the only certain background. `composite="paper"` is Eq. 1 to the letter: what is > 0
-after the transform is structure. Both agree where the structure is > 0 everywhere and interpolation is "nearest".
+Rim. `composite="mask"` replaces exactly the label's pixels, and blends a soft rim of the structure's own surroundings
+outside them (`rim`, `feather_px`; our departure, 0 turns it off), limited to background pixels of the exemplar. A hard
+seam exactly on the label's edge teaches a network to detect seams; the rim moves the seam off the edge, and in
+"neighbour" samples it supplies the only reliable background. `composite="paper"` is Eq. 1 verbatim: pixels > 0 after
+the transform are structure. Both agree where the structure is > 0 everywhere and interpolation is "nearest".
 
-Backgrounds from the structures' own place in the patient (inpaint, neighbour) carry the structures along: half of each
-range is drawn for the slice and half for each structure, so that the total stays within the recipe.
+Backgrounds from the structures' own location (inpaint, neighbour) carry the structures along: half of each range is
+drawn for the slice and half for each structure, so that the total stays within the recipe.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ Array = np.ndarray[Any, Any]
 
 
 class Synthesizer:
-    """Draws and makes samples from annotated slices.
+    """Samples and renders training slices from annotated slices.
 
-    `structures` maps label values to names. `notes` holds one sentence for each thing the user should know: a fallback
-    in use, a refused mirroring, a background that was dropped.
+    `structures` maps label values to names. `notes` holds one sentence per remark for the user: a fallback in use,
+    mirroring that was disabled, a background that was dropped.
     """
 
     def __init__(
@@ -89,12 +90,12 @@ class Synthesizer:
         ]
         self._check_cutouts()
         self._filled: dict[int, Array] = {}
-        self._last: tuple[Plan, dict[int, Pasted]] | None = None  # made while drawing, wanted again when applying
+        self._last: tuple[Plan, dict[int, Pasted]] | None = None  # cached from sampling for rendering
 
     # ------------------------------------------------------------------------------------------------- drawing
 
     def sample(self, rng: np.random.Generator) -> Plan:
-        """Draw a sample; every random number it needs comes from `rng` here."""
+        """Draw the plan of a sample; all its randomness comes from `rng` here."""
         recipe, kind = self.recipe, self._draw_kind(rng)
         exemplar = None if kind == "empty" else int(rng.integers(len(self.slices)))
         background_kind, background = self._draw_background(kind, rng)
@@ -118,7 +119,7 @@ class Synthesizer:
         return self._with_placements(plan, rng) if kind == "pasted" else plan
 
     def apply(self, plan: Plan) -> Sample:
-        """Make the sample of a plan; the same plan gives the same sample, to the byte."""
+        """Render the sample of a plan; deterministic, bit for bit."""
         self._check_plan(plan)
         if plan.kind == "pasted":
             image, labels, known = self._pasted(plan)
@@ -128,11 +129,11 @@ class Synthesizer:
         return Sample(image, labels, known, self._provenance(plan, labels))
 
     def draw(self, rng: np.random.Generator) -> Sample:
-        """Draw a sample and make it."""
+        """Draw a plan and render it."""
         return self.apply(self.sample(rng))
 
     def original(self, index: int) -> Sample:
-        """Return annotated slice `index` as it is."""
+        """Return annotated slice `index` unchanged."""
         return self.apply(Plan("original", index, None, "exemplar", self._sources(index, "exemplar", None)))
 
     @property
@@ -171,9 +172,9 @@ class Synthesizer:
     def _draw_placement(self, value: int, plan: Plan, rng: np.random.Generator) -> Placement:
         recipe, share = self.recipe, self.recipe.structure_intensity
         transform = self._draw_transform(rng, share=0.5 if _follows(plan) else 1.0)
-        if _follows(plan):  # mirrored with the slice, or a half-mirrored patient comes out
+        if _follows(plan):  # mirrored with the slice, to avoid a half-mirrored patient
             transform = dataclasses.replace(transform, mirrored=(False, False))
-        # Where nothing else is certain, there is always some rim to learn the outside of a structure from.
+        # Where no other background is reliable, there is always a rim to learn the outside of a structure from.
         narrowest = 0.5 * recipe.rim if plan.background_kind == "neighbour" else 0.0
         return Placement(
             value=value,
@@ -184,7 +185,7 @@ class Synthesizer:
         )
 
     def _with_placements(self, plan: Plan, rng: np.random.Generator) -> Plan:
-        """Draw the placements, again for those of which too little would be seen."""
+        """Draw the placements, redrawing those with too little visible."""
         assert plan.exemplar is not None
         values = list(self._cutouts[plan.exemplar])
         groups = [[value for value in group if value in values] for group in self._groups[plan.exemplar]]
@@ -209,7 +210,7 @@ class Synthesizer:
             placements = {v: dataclasses.replace(p, transform=Transform()) for v, p in placements.items()}
             plan = dataclasses.replace(plan, scene=Transform() if _follows(plan) else plan.scene, elastic_px=0.0)
             pasted = self._paste(plan, placements.values())
-        # Larger structures first, so that a smaller one is never buried; the order is part of the plan.
+        # Larger structures first, so that smaller ones are never occluded; the order is part of the plan.
         order = sorted(kept, key=lambda value: (-pasted[value].area, value))
         plan = dataclasses.replace(
             plan,
@@ -254,7 +255,7 @@ class Synthesizer:
         return interpolated(bordered([pixels]), rows, columns, self.recipe.interpolation)[0]
 
     def _paste(self, plan: Plan, placements: Iterable[Placement]) -> dict[int, Pasted]:
-        """Transform the plan's structures, each within the window it can reach."""
+        """Transform the plan's structures, each within its reachable window."""
         assert plan.exemplar is not None
         cutouts, bounds = self._cutouts[plan.exemplar], (plan.elastic_px, self._content(plan))
         coordinates = self._coordinates(plan)
@@ -267,7 +268,7 @@ class Synthesizer:
         }
 
     def _coordinates(self, plan: Plan) -> tuple[Array, Array]:
-        """Return where each output pixel looks before any transform: itself, or a little off."""
+        """Return the sampling position of each output pixel before any transform: identity, or elastic displacement."""
         rows, columns = grid(self.image_size)
         if plan.elastic_px <= 0:
             return rows, columns
@@ -275,12 +276,12 @@ class Synthesizer:
         return rows + down, columns + right
 
     def _scene_coordinates(self, plan: Plan, piece: LabelledSlice) -> tuple[Array, Array]:
-        """Return where each output pixel looks in the background or the whole slice."""
+        """Return the sampling position of each output pixel in the background or the whole slice."""
         matrix, offset = plan.scene.inverse(centre_of(piece), self.image_size)
         return moved(matrix, offset, *self._coordinates(plan))
 
     def _intensities(self, image: Array, plan: Plan) -> Array:
-        if plan.blur_sigma_px > 0.2:  # a smaller one leaves its neighbours less than 4e-6
+        if plan.blur_sigma_px > 0.2:  # a smaller one has neighbour weights below 4e-6
             image = ndimage.gaussian_filter(image, plan.blur_sigma_px, truncate=3.0)
         image = image * np.float32(plan.gain) + np.float32(plan.bias)
         if plan.noise_sd > 0:
@@ -289,7 +290,7 @@ class Synthesizer:
         return self._clipped(plan, np.clip(image, 0.0, 1.0, out=image))
 
     def _clipped(self, plan: Plan, array: Array) -> Array:
-        """Keep the padding zero, as it is in every slice the network will see."""
+        """Keep the padding zero, as in every network input."""
         h, w = self._content(plan)
         array[h:] = 0
         array[:, w:] = 0
@@ -314,7 +315,7 @@ class Synthesizer:
         return self.neighbours if kind == "neighbour" else self.backgrounds
 
     def _background(self, plan: Plan, *, pixels: bool = True) -> tuple[Array, LabelledSlice]:
-        """Return the pixels that stand behind everything, and the slice they come from."""
+        """Return the background pixels, and the slice they come from."""
         if plan.background is not None:
             piece = self._background_slices(plan.background_kind)[plan.background]
             return piece.image, piece
@@ -327,7 +328,7 @@ class Synthesizer:
         return self._filled[plan.exemplar], piece
 
     def _content(self, plan: Plan) -> tuple[int, int]:
-        """Return (h, w) of the sample: what the exemplar's frame uses."""
+        """Return the content size (h, w) of the sample, from the exemplar's frame."""
         if plan.exemplar is not None:
             return self.slices[plan.exemplar].frame.content
         return self._background(plan)[1].frame.content
@@ -345,7 +346,7 @@ class Synthesizer:
             raise InputError(f"This sample was drawn from other slices ({', '.join(plan.sources)}); draw it again.")
 
     def _with_content(self, pieces: Sequence[LabelledSlice], what: str) -> list[LabelledSlice]:
-        """Drop constant slices: structures on plain black teach nothing."""
+        """Drop constant slices: structures on plain black are not informative."""
         kept = [piece for piece in pieces if np.ptp(piece.image[content_window(piece)]) > 0]
         if len(kept) < len(pieces):
             self.notes.append(
@@ -400,13 +401,13 @@ class Synthesizer:
 
 
 class AnnotatedSlices(Synthesizer):
-    """The annotated slices as they are, each as often as any other: what training without synthesis sees."""
+    """The annotated slices unchanged, drawn uniformly, for training without synthesis."""
 
     def __init__(
         self, slices: Sequence[LabelledSlice], recipe: SynthesisRecipe, structures: Mapping[int, str] | None = None
     ) -> None:
         super().__init__(slices, (), (), dataclasses.replace(recipe, flip="never", background="inpaint"), structures)
-        self.notes.clear()  # nothing is pasted, so nothing is to be said of how
+        self.notes.clear()  # nothing is pasted, so the remarks do not apply
 
     def sample(self, rng: np.random.Generator) -> Plan:
         """Draw one of the slices."""
@@ -415,12 +416,12 @@ class AnnotatedSlices(Synthesizer):
 
 
 def _narrowed(limits: tuple[float, float], share: float) -> tuple[float, float]:
-    """Return a range of factors drawn towards 1."""
+    """Return a range of factors narrowed towards 1."""
     return 1 + (limits[0] - 1) * share, 1 + (limits[1] - 1) * share
 
 
 def _follows(plan: Plan) -> bool:
-    """Return whether the background shows the structures' own place, so that they move along with it."""
+    """Return whether the background is the structures' own location, so that they move along with it."""
     return plan.background_kind in ("inpaint", "neighbour")
 
 
