@@ -1,4 +1,4 @@
-"""The methods of adaptation, a file or a folder each. Adding one: write it as `Method` says, and name it here."""
+"""The adaptation methods, one file or folder each. To add one, implement `Method` and register it here."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ METHODS = tuple(_MODULES)
 
 
 class Method(Protocol):
-    """What the module of a method offers; panel, jobs and tests use nothing else of it."""
+    """The interface of a method's module; panel, jobs and tests use nothing else."""
 
     LABEL: str
-    """A line for the list of methods."""
+    """Display name in the list of methods."""
     NEEDS: frozenset[str]
-    """What it learns from: some of "exemplars", "auxiliary", "source", "targets"."""
+    """Required inputs: some of "exemplars", "auxiliary", "source", "targets"."""
     Recipe: type[Any]
     """Its options, a frozen dataclass."""
 
@@ -34,16 +34,16 @@ class Method(Protocol):
         """Whether a promptable base model is adapted."""
 
     def resolve(self, recipe: Any, family: str, device: torch.device) -> Any:
-        """The recipe with everything filled in that its preset decides."""
+        """The recipe completed from its preset."""
 
     def smaller_preset(self, name: str) -> str | None:
-        """The preset to try when memory ran out."""
+        """The preset to try after running out of memory."""
 
     def preflight(self, exemplars: Sequence[Exemplar]) -> list[str]:
-        """Sentences on what may go wrong with these exemplars."""
+        """Warnings about potential problems with these exemplars."""
 
     def training_samples(self, inputs: AdaptInputs, recipe: Any, rng: np.random.Generator, count: int) -> list[Sample]:
-        """`count` samples of what would be trained on with this resolved recipe; nothing is trained."""
+        """`count` training samples for this resolved recipe; nothing is trained."""
 
     def adapt(self, inputs: AdaptInputs, recipe: Any, run: RunContext) -> Adapter:
         """Train an adapter."""

@@ -1,1 +1,1 @@
-"""ASAP: a bandit picks the auxiliary data set to train with at each turn (Yang et al.)."""
+"""ASAP: a bandit selects the auxiliary data set to train with in each turn (Yang et al.)."""

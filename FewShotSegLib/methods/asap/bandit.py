@@ -1,11 +1,11 @@
-"""Which auxiliary data set to train with next: a bandit whose arms are the data sets.
+"""Selecting the auxiliary data set to train with next: a multi-armed bandit whose arms are the data sets.
 
-Every turn one arm is played, that is trained with together with the target. Its reward reuses quantities that training
+In each turn one arm is pulled, i.e. trained with together with the target. Its reward reuses quantities that training
 computes anyway: its loss, and the cosine between its gradient and the target's. The policies are those of ASAP (Yang
 et al., "Adapting foundation models for few-shot medical image segmentation tasks: actively and sequentially") and of
 FLAD (Albalak et al., "Improving few-shot generalization by exploring and exploiting auxiliary data", NeurIPS 2023).
 
-Turns count from 1, as in Algorithm 1 of ASAP; turn 0 is the look at all arms before the first of them.
+Turns count from 1, as in Algorithm 1 of ASAP; turn 0 is the initial probing of all arms before the first turn.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BanditRecipe:
-    """How ASAP values an arm. The defaults are ours; `READINGS` holds what the paper and its authors' code do.
+    """How ASAP scores an arm. The defaults are ours; `READINGS` has the variants of the paper and its authors' code.
 
     Three departures, each measured on synthetic arms (Testing/Library/test_bandit.py has the first two):
-    - The published bonus (exploration 1) outweighs all differences between rewards: over 400 turns, 30 arms are played
-      evenly, at 0.83 of the regret of drawing lots. With 0.1, as in the authors' own run, and our averages it is 0.18.
+    - The published bonus (exploration 1) outweighs all differences between rewards: over 400 turns, 30 arms are pulled
+      evenly, at 0.83 of the regret of random selection. With 0.1, as in the authors' own run, and our averages: 0.18.
     - Eq. 4 averages rewards mixed with the alpha of their turn, so an arm seen once while alpha was 1 is judged by its
-      early loss for ever: of 20 arms only 8 are ever played, and those gain 0.72 of the best cosine. Averaging loss and
-      cosine apart and mixing them with the alpha of the deciding turn gives 0.97 at the same cost; measuring all arms
-      in every turn, as the authors' run did, 0.93.
-    - The averages start as plain means and only later forget, with a tenth of the weight on the newest: one noisy
-      observation of a small batch should not decide.
+      early loss forever: of 20 arms only 8 are ever pulled, and those reach 0.72 of the best cosine. Averaging loss and
+      cosine separately and mixing them with the alpha of the deciding turn gives 0.97 at the same cost; measuring all
+      arms in every turn, as in the authors' run, 0.93.
+    - The averages start as plain means and only later become exponential, with weight 0.1 on the newest observation:
+      one noisy observation of a small batch should not decide.
     """
 
     exploration: float = option(0.1, "Weight of the exploration bonus (ASAP eq. 5: 1)", min=0.0, max=100.0)
@@ -78,7 +78,7 @@ class BanditRecipe:
         check(self)
 
     def alpha(self, turn: int) -> float:
-        """Weight of the loss in a turn; 0.5 for the first look (ASAP, Algorithm 1, line 3).
+        """Weight of the loss in a turn; 0.5 for the initial probing (ASAP, Algorithm 1, line 3).
 
         >>> BanditRecipe().alpha(0), BanditRecipe().alpha(1)
         (0.5, 1.0)
@@ -89,11 +89,12 @@ class BanditRecipe:
 _LITERAL = BanditRecipe(exploration=1.0, smoothing=0.9, memory="mixed", first_estimate="probe", loss_limit=None)
 READINGS: dict[str, BanditRecipe] = {
     "default": BanditRecipe(),
-    # Algorithm 1 and eqs. 1-5 to the letter. It states neither alpha nor beta: those are of the authors' code and run.
+    # Algorithm 1 and eqs. 1-5 verbatim. The paper gives neither alpha nor beta: those are from the authors' code and
+    # run.
     "paper": replace(_LITERAL, clock="turn"),
-    # What reproduces the authors' published run to all digits: every arm measured in every turn, bonus of 0.1.
+    # Reproduces the authors' published run to all digits: every arm measured in every turn, bonus of 0.1.
     "log": replace(_LITERAL, exploration=0.1, refresh="all", first_estimate="zero"),
-    # What the authors' published code does: the loss is computed and not used.
+    # The authors' published code: the loss is computed but not used.
     "released": replace(_LITERAL, reward="cosine", first_estimate="zero"),
     # FLAD's UCB1.
     "ucb1": replace(_LITERAL, reward="cosine", smoothing=0.1),
@@ -102,12 +103,12 @@ READINGS: dict[str, BanditRecipe] = {
 
 @dataclass
 class Arm:
-    """What is known of one arm.
+    """The statistics of one arm.
 
-    `n` counts plays, the first look being one; `observations` counts measurements. `loss` and `cosine` are averages,
+    `n` counts pulls, including the initial probe; `observations` counts measurements. `loss` and `cosine` are averages,
     `reward` is the average of the mix (for EXP3 the sum of rewards over probabilities); None before the first
-    observation. `last` is the newest measurement (loss, cosine), made in `last_turn`. `score` is what its last choice
-    was made by. `quarantined` is the reason why it is played no more.
+    observation. `last` is the newest measurement (loss, cosine), made in `last_turn`. `score` is the value of its last
+    selection. `quarantined` is the reason why it is excluded.
     """
 
     name: str
@@ -123,7 +124,7 @@ class Arm:
 
 
 class Policy(Protocol):
-    """Chooses among arms and learns from what they pay."""
+    """Selects arms and updates from their rewards."""
 
     first_look: bool  # whether all arms are to be measured before turn 1
     refresh: str  # arms measured in a turn: "selected", "all", "none"
@@ -135,11 +136,11 @@ class Policy(Protocol):
         """The index of the arm to play."""
 
     def learn(self, arm: Arm, turn: int, loss: float, cosine: float) -> None:
-        """Take in one finite observation."""
+        """Update with one finite observation."""
 
 
 class Ucb:
-    """Upper confidence bounds: ASAP in all its readings, and FLAD's UCB1 (`READINGS["ucb1"]`)."""
+    """Upper confidence bounds: ASAP in all its variants, and FLAD's UCB1 (`READINGS["ucb1"]`)."""
 
     first_look = True
 
@@ -158,7 +159,7 @@ class Ucb:
         return -alpha * arm.loss + (1 - alpha) * arm.cosine
 
     def bonus(self, n: int, turn: int, count: int) -> float:
-        """c sqrt(2 ln t / n) with t = turn (+ number of arms), infinite for an arm never played (ASAP eq. 5)."""
+        """c sqrt(2 ln t / n) with t = turn (+ number of arms), infinite for an arm never pulled (ASAP eq. 5)."""
         if n == 0:
             return math.inf
         clock = turn + count if self.recipe.clock == "turn + arms" else turn
@@ -194,7 +195,7 @@ class Ucb:
 
 
 class Exp3:
-    """FLAD's EXP3: arms are drawn with probabilities that grow with the exponential of what they paid.
+    """FLAD's EXP3: arms are drawn with probabilities exponential in their cumulative reward.
 
     p_a = (1 - K e_t) exp(e_(t-1) R_a) / sum + e_t, with e_t = min(1/K, sqrt(ln K / (K t))), e_0 = 1/K; R_a sums the
     cosines of arm a, each divided by the probability it was drawn with. Scores are the probabilities.
@@ -224,7 +225,7 @@ class Exp3:
 
 
 class Greedy:
-    """The arm that looked best before training, and no other while it can be played."""
+    """Always the arm with the best score before training, while it is available."""
 
     first_look = True
     refresh = "none"
@@ -241,7 +242,7 @@ class Greedy:
 
 
 class Uniform:
-    """Draws lots and learns nothing."""
+    """Uniform random selection."""
 
     first_look = False
     refresh = "none"
@@ -257,10 +258,10 @@ class Uniform:
 
 
 class Bandit:
-    """Arms, a policy, and the memory of both; `state` is JSON, and holds all that the next choices depend on.
+    """Arms, a policy, and their state; `state` is JSON, and determines all further selections.
 
-    `history` has a row per choice, after one per arm for the first look (turn 0): turn, arm, name, score, n, and the
-    loss and cosine measured in that turn; None is what there was not.
+    `history` has a row per selection, after one per arm for the initial probing (turn 0): turn, arm, name, score, n,
+    and the loss and cosine measured in that turn; None for what was not measured.
     """
 
     def __init__(self, names: Sequence[str], policy: Policy, rng: np.random.Generator) -> None:
@@ -277,9 +278,9 @@ class Bandit:
         return tuple(index for index, arm in enumerate(self.arms) if not arm.quarantined)
 
     def pick(self, turn: int) -> int | None:
-        """The arm to play in a turn, the same however often it is asked for; None when no arm is left.
+        """The arm to pull in a turn, idempotent within the turn; None when no arm is left.
 
-        The bonus takes n as it was before this play, as Algorithm 1 does (line 6 before line 8).
+        The bonus uses n before this pull, as in Algorithm 1 (line 6 before line 8).
         """
         if turn < 1:
             raise ValueError(f"turns count from 1, got {turn}")
@@ -298,15 +299,15 @@ class Bandit:
         return self.chosen
 
     def probes(self, turn: int) -> tuple[int, ...]:
-        """Arms whose loss and cosine are to be measured now, in the state of the network before it trains on.
+        """Arms whose loss and cosine are to be measured now, with the network in its state before further training.
 
-        In turn 0 those not seen yet. Later, before `pick`, all arms if the policy refreshes all; after it the chosen
-        one. What was observed in this turn is not wanted again.
+        In turn 0 those not seen yet. Later, before `pick`, all arms if the policy refreshes all; after it the selected
+        one. Arms observed in this turn are not requested again.
         """
         if turn == 0:
             asked = self.live if self.policy.first_look else ()
         elif self.policy.refresh == "all":
-            asked = self.live if turn > 1 else ()  # in turn 1 the network is still the one of the first look
+            asked = self.live if turn > 1 else ()  # in turn 1 the network is unchanged since the initial probing
         elif self.policy.refresh == "selected" and turn == self.turn and self.chosen is not None:
             asked = (self.chosen,)
         else:
@@ -314,15 +315,15 @@ class Bandit:
         return tuple(index for index in asked if self.arms[index].last_turn < turn)
 
     def observe(self, turn: int, index: int, loss: float, cosine: float) -> None:
-        """Take in what an arm paid. A loss that is not finite quarantines the arm.
+        """Record the reward of an arm. A non-finite loss quarantines the arm.
 
-        A cosine that is not finite beside a finite loss (half precision overflows now and then) leaves the averages as
-        they are; an arm without any takes it as 0.
+        A non-finite cosine with a finite loss (half precision overflows occasionally) leaves the averages unchanged; an
+        arm without any uses 0.
         """
         arm = self.arms[index]
         arm.last, arm.last_turn = (_finite(loss), _finite(cosine)), turn
         if turn == 0:
-            arm.n = max(arm.n, 1)  # the first look is the first play (Algorithm 1, line 2)
+            arm.n = max(arm.n, 1)  # the initial probe is the first pull (Algorithm 1, line 2)
         self._note(turn, index)
         if not math.isfinite(loss):
             self.quarantine(index, f"its loss became {loss}")
@@ -335,7 +336,7 @@ class Bandit:
         self.policy.learn(arm, turn, loss, cosine)
 
     def _note(self, turn: int, index: int) -> None:
-        """Write or complete the row of a choice, or of the first look."""
+        """Write or complete the history row of a selection, or of an initial probe."""
         arm = self.arms[index]
         played = turn == self.turn and index == self.chosen
         if not played and turn > 0:
@@ -355,7 +356,7 @@ class Bandit:
         self.history.append(row)
 
     def quarantine(self, index: int, reason: str) -> None:
-        """Play an arm no more; a turn that had chosen it may choose again."""
+        """Exclude an arm; a turn that had selected it may select again."""
         arm = self.arms[index]
         if arm.quarantined:
             return
@@ -365,7 +366,7 @@ class Bandit:
             self.chosen = None
 
     def state(self) -> dict[str, Any]:
-        """All that the next choices depend on, as JSON types."""
+        """All that further selections depend on, as JSON types."""
         return {
             "arms": [asdict(arm) | {"score": _finite(arm.score), "last": list(arm.last)} for arm in self.arms],
             "turn": self.turn,
@@ -375,7 +376,7 @@ class Bandit:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; one of other arms is refused."""
+        """Restore a state; one of other arms is rejected."""
         names, saved = [arm.name for arm in self.arms], [values["name"] for values in state["arms"]]
         if names != saved:
             raise InputError(
@@ -388,8 +389,8 @@ class Bandit:
         self.rng.bit_generator.state = state["rng"]
 
     def go_on(self, state: Mapping[str, Any]) -> int:
-        """Go on from the state of an earlier run, with all it has learned and a history of its own; return the number
-        of its last turn.
+        """Continue from the state of an earlier run, with its statistics but a new history; return the index of its
+        last turn.
         """
         self.load_state(state)
         self.history = []
@@ -397,7 +398,7 @@ class Bandit:
 
 
 def _finite(number: float | None) -> float | None:
-    """The number where JSON can hold it."""
+    """The number, or None if JSON cannot represent it."""
     return float(number) if number is not None and math.isfinite(number) else None
 
 

@@ -1,8 +1,8 @@
 """Gradient similarity of two losses: their mean gradients, and the cosine between them.
 
-Two ways to the same numbers. `probe` looks without training: nothing of the network, its buffers, `.grad` or the
-random state is different afterwards. `Alignment` reads along while a training step runs the two backward passes it
-needs anyway, so that the bandit's reward costs no further pass.
+Two implementations of the same quantity. `probe` measures without training: the network, its buffers, `.grad` and the
+random state are unchanged afterwards. `Alignment` hooks into the two backward passes that a training step runs anyway,
+so that the bandit's reward costs no extra pass.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from FewShotSegLib.training.data_parallel import average_
 
 Gradient = dict[str, Tensor]
 
-_BLOCK = 1 << 16  # elements whose products are summed in single precision; sums of blocks are double
+_BLOCK = 1 << 16  # elements whose products are summed in float32; sums over blocks are float64
 
 
 @dataclass(frozen=True)
 class Similarity:
     """Cosine of two gradients, in [-1, 1], and gradient magnitude similarity 2 |a| |b| / (|a|^2 + |b|^2), in [0, 1].
 
-    Both are 0 where a gradient is zero, and NaN where one is not finite.
+    Both are 0 if a gradient is zero, and NaN if one is not finite.
     """
 
     cosine: float
@@ -49,14 +49,15 @@ class Similarity:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Mean loss over batches, and its gradient by name of parameter; parameters the loss does not reach are absent."""
+    """Mean loss over batches, and its gradient by parameter name; parameters without a gradient are absent."""
 
     loss: float
     gradient: Gradient
 
 
 def in_scope(parameters: Mapping[str, Tensor], prefixes: Iterable[str] = ()) -> dict[str, Tensor]:
-    """Return the parameters whose names start with one of the prefixes, all for none; a prefix without any is refused.
+    """Return the parameters whose names start with one of the prefixes, or all if none are given; unmatched prefixes
+    raise.
 
     >>> sorted(in_scope({"encoder.0.weight": torch.ones(1), "head.weight": torch.ones(1)}, ["head."]))
     ['head.weight']
@@ -78,8 +79,8 @@ def probe(
 ) -> Probe:
     """Return the mean over batches of a loss and of its gradient, one backward pass each; `losses` compute them.
 
-    Needs memory for one gradient, however many batches: it is summed up in `.grad`, which is put aside meanwhile. With
-    half precision `scale` keeps small gradients from vanishing, as a gradient scaler does; the result is unscaled.
+    Needs memory for one gradient, however many batches: it is accumulated in `.grad`, which is saved and restored. With
+    half precision `scale` keeps small gradients from underflowing, as a gradient scaler does; the result is unscaled.
     """
     total, count = 0.0, 0
     with _undisturbed(network), _grads_put_aside(parameters):
@@ -88,7 +89,7 @@ def probe(
             (loss * scale).backward(inputs=list(parameters.values()))
             total += float(loss.detach())
             count += 1
-            del loss  # and with it the graph, before the next one is built
+            del loss  # and its autograd graph, before the next one is built
         if not count:
             raise ValueError("a gradient needs at least one batch")
         gradient = {name: p.grad.div_(count * scale) for name, p in parameters.items() if p.grad is not None}
@@ -98,10 +99,10 @@ def probe(
 
 @contextlib.contextmanager
 def _undisturbed(network: nn.Module) -> Iterator[None]:
-    """Norms take no note of what they see, nothing is dropped out, and no random number is used up.
+    """Normalization layers do not update their statistics, dropout is off, and no random numbers are consumed.
 
-    Only layers without parts of their own are put in evaluation mode: a network as a whole may answer differently there
-    (without its deep supervision heads, say), and then the loss would be another one.
+    Only leaf modules are put in evaluation mode: the network as a whole may have a different output there (without its
+    deep supervision heads, say), and thus a different loss.
     """
     layers = [layer for layer in network.modules() if layer.training and next(layer.children(), None) is None]
     devices = {p.device for p in network.parameters() if p.is_cuda}
@@ -128,19 +129,19 @@ def _grads_put_aside(parameters: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def similarity(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Similarity:
-    """Return how alike two gradients are, over the parameters that both have."""
+    """Return the similarity of two gradients, over the parameters that both have."""
     return _similarity(_products(_blocks(first[name], second[name])) for name in first if name in second)
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Parts of tensors of one shape, in single precision at least."""
+    """Blocks of tensors of equal shape, in at least float32."""
     kind = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
     for parts in zip(*(tensor.reshape(-1).split(_BLOCK) for tensor in tensors), strict=True):
         yield tuple(part.to(kind) for part in parts)
 
 
 def _products(blocks: Iterable[tuple[Tensor, ...]]) -> Tensor:
-    """Inner products aa, ab, bb in float64. Elements stay in single precision: doubling them took ten times as long."""
+    """Inner products aa, ab, bb in float64. Elements stay in float32: converting them took ten times as long."""
     rows = [torch.stack([x @ x, x @ y, y @ y]).double() for x, y in blocks]
     return torch.stack(rows).sum(0) if len(rows) > 1 else rows[0]
 
@@ -160,14 +161,15 @@ class Alignment:
             optimizer.step()                                 # along g_T + g_a
             alignment.take().cosine
 
-    It works by hooks, so the backward passes may be somebody else's: with `training.fit` and `accumulate=2` the loss of
-    each micro-batch says first what it is. Several steps before `take` are pooled by their inner products, without
-    those that overflowed; "nothing" lets a pass go by unmeasured.
+    It works by hooks, so the backward passes may be run elsewhere: with `training.fit` and `accumulate=2` the loss of
+    each micro-batch first announces its phase. Several steps before `take` are pooled by their inner products, without
+    those that overflowed; "nothing" leaves a pass unmeasured.
 
-    `decay` 0 compares with the target's gradient of the same step, for one copy of the gradient. Above 0 it is compared
-    with the running mean of the target's gradients, m <- decay m + (1 - decay) g, for two: the gradient of one batch of
-    a few patches is mostly noise (its cosine with the arm that helps most was .005 +- .53, that of the mean .51).
-    Scaled gradients give the same similarities; a change of the scale weighs the mean for some steps.
+    `decay` 0 compares with the target's gradient of the same step, at the cost of one gradient copy. Above 0 the
+    comparison is with the running mean of the target's gradients, m <- decay m + (1 - decay) g, at the cost of two: the
+    gradient of one batch of a few patches is mostly noise (its cosine with the most helpful arm was .005 +- .53, that
+    of the mean .51). Scaled gradients give the same similarities; a change of the scale affects the mean for some
+    steps.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float = 0.0) -> None:
@@ -175,9 +177,9 @@ class Alignment:
         self._decay = decay
         self._handles: list[RemovableHandle] = []
         self._phase = "nothing"
-        self._target: Gradient = {}  # of this step, as far as it is in `.grad`
+        self._target: Gradient = {}  # of this step, as accumulated in `.grad`
         self._mean: Gradient = {}
-        self._seen: set[str] = set()  # parameters that this step's target loss has reached
+        self._seen: set[str] = set()  # parameters with a target gradient in this step
         self._step: dict[str, Tensor] = {}  # inner products of this step
         self._pooled: list[Tensor] = []
 
@@ -194,7 +196,7 @@ class Alignment:
         self._mean.clear()
 
     def expect(self, phase: Literal["target", "auxiliary", "nothing"]) -> None:
-        """Say what the next backward passes belong to; "target" after another phase begins a new step."""
+        """Announce the phase of the next backward passes; "target" after another phase begins a new step."""
         if phase == "target" and self._phase != "target":
             self._finish_step()
         elif phase != "target" and self._phase == "target":
@@ -202,7 +204,7 @@ class Alignment:
         self._phase = phase
 
     def look_at_target(self, loss: Tensor, scale: float = 1.0) -> None:
-        """Take in the target's gradient of a step that does not follow it: `.grad` stays as it is."""
+        """Record the target's gradient without using it for the step: `.grad` is unchanged."""
         self._finish_step()
         found = torch.autograd.grad(loss * scale, list(self._parameters.values()), allow_unused=True)
         gradient = {name: g for name, g in zip(self._parameters, found, strict=True) if g is not None}
@@ -219,21 +221,21 @@ class Alignment:
         return _similarity([products for products in pooled if products.isfinite().all()] or pooled)
 
     def state(self) -> dict[str, Any]:
-        """The steps that were not taken yet, as JSON types, for a checkpoint between two steps."""
+        """The steps since the last `take`, as JSON types, for a checkpoint between two steps."""
         self._finish_step()
         return {"pooled": [products.tolist() for products in self._pooled]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Restore this state."""
         device = next(iter(self._parameters.values())).device
         self._pooled = [torch.tensor(rows, dtype=torch.float64, device=device) for rows in state["pooled"]]
 
     def tensors(self) -> Gradient:
-        """The running mean, which belongs into the checkpoint too."""
+        """The running mean, also part of the checkpoint."""
         return dict(self._mean) if self._decay else {}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from that mean."""
+        """Restore the running mean."""
         self._mean = {name: tensor.to(self._parameters[name].device).clone() for name, tensor in tensors.items()}
 
     def _hook(self, name: str) -> Callable[[Tensor], None]:
@@ -241,7 +243,7 @@ class Alignment:
             grad = parameter.grad
             if grad is None or self._phase == "nothing":
                 return
-            # Norms of gradients do not add up over processes, so the gradients have to be those of all of them here.
+            # Gradient norms are not additive over processes, so gradients must be averaged over them here.
             average_([grad])
             if self._phase == "target":
                 self._seen.add(name)
@@ -261,7 +263,7 @@ class Alignment:
         return after
 
     def _remember(self, gradient: Gradient) -> None:
-        """Bring the running mean up to date; what overflowed does not count."""
+        """Update the running mean, ignoring overflowed gradients."""
         for name in self._seen:
             new = gradient[name]
             if not self._decay:

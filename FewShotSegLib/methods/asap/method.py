@@ -1,18 +1,18 @@
-"""ASAP: a bandit picks the auxiliary data set that is trained with beside a few target cases, turn by turn.
+"""ASAP: a bandit selects the auxiliary data set to train on alongside a few target cases, turn by turn.
 
 Yang et al., "Adapting foundation models for few-shot medical image segmentation: actively and sequentially" (ASAP).
-Every turn one *arm*, one structure of one auxiliary data set, is trained with together with the exemplars. Which one is
-decided by what it paid so far: its loss, and the cosine between its gradient and the target's (`bandit`, `turns`). The
+In every turn one *arm*, one structure of one auxiliary data set, is trained on together with the exemplars. It is
+selected by its rewards so far: its loss, and the cosine between its gradient and the target's (`bandit`, `turns`). The
 right data set helps more than any regularizer, the wrong one hurts; this finds out in a single run.
 
-What is adapted is a 3-D network (UNet, SwinUNet, MambaUNet, as in the paper; one per structure), or the promptable
-model with LoRA, whose arms are clicked structures. The methods that the paper compares with are other `scheduler`s of
-the same run. Departures: our reading of the bandit (see `BanditRecipe`) and of the gradients that it compares (see
-`turns`); a turn is a few steps, not an epoch, as there are three cases; networks without weights of their own are
-trained on auxiliary data first, which the same bandit chooses. `preset=paper` is the paper as far as it says.
+The model is a 3-D network (UNet, SwinUNet, MambaUNet, as in the paper; one per structure), or the promptable model with
+LoRA, whose arms are clicked structures. The baselines of the paper are other `scheduler`s of the same run. Departures:
+our variant of the bandit (see `BanditRecipe`) and of the gradients that it compares (see `turns`); a turn is a few
+steps, not an epoch, as there are only three cases; networks without given weights are pre-trained on auxiliary data,
+selected by the same bandit. `preset=paper` is the paper as far as it is specified.
 
 When to use it: a few annotated cases, and a folder of other labelled data sets. Cost: as training with one fixed
-auxiliary data set, however many there are.
+auxiliary data set, regardless of their number.
 """
 
 from __future__ import annotations
@@ -73,9 +73,7 @@ NEEDS = frozenset({"exemplars", "auxiliary"})
 
 @dataclass(frozen=True)
 class Recipe(PromptedRecipe):
-    """Options of LoRA on the promptable model count for network "sam" only, those of patches and networks for the
-    others.
-    """
+    """Options of LoRA and prompting apply to network "sam" only, those of patches and networks to the others."""
 
     preset: str = option(
         "auto",
@@ -137,8 +135,8 @@ class Recipe(PromptedRecipe):
     patches: PatchRecipe = field(default_factory=PatchRecipe, metadata={"help": "How patches are drawn"})
 
 
-# 400 epochs of at most 30 cases in batches of 4 are 400 turns of 8 steps. No source model comes with the paper: give
-# one as `weights`, or it is trained by lot.
+# 400 epochs of at most 30 cases in batches of 4 are 400 turns of 8 steps. The paper's source model is not published:
+# provide one as `weights`, or the network is pre-trained with random arms.
 PAPER: dict[str, Any] = {
     "steps": 400 * 8,
     "steps_per_turn": 8,
@@ -161,7 +159,7 @@ def needs_base(recipe: Recipe) -> bool:
 
 
 def resolve(recipe: Recipe, family: str, device: torch.device) -> Recipe:
-    """The recipe with everything the preset decides filled in."""
+    """The recipe completed from the preset."""
     if recipe.preset == "paper":
         if needs_base(recipe):
             raise InputError("preset=paper is of the paper's 3-D networks; choose network=unet, swinunet or mambaunet.")
@@ -173,8 +171,8 @@ def resolve(recipe: Recipe, family: str, device: torch.device) -> Recipe:
 
 
 def training_samples(inputs: AdaptInputs, recipe: Recipe, rng: np.random.Generator, count: int) -> list[Sample]:
-    """`count` samples: of the exemplars, and of the arms where there are some. Of a 3-D patch, the slice that shows
-    most.
+    """`count` samples: of the exemplars, and of the arms if there are any. Of a 3-D patch, the slice with the most
+    foreground.
     """
     structures = check_exemplars(inputs.exemplars)
     intensity = inputs.intensity_of_exemplars()
@@ -188,12 +186,12 @@ def training_samples(inputs: AdaptInputs, recipe: Recipe, rng: np.random.Generat
         samples = prompted_samples(inputs, recipe, rng, count - of_arms)
     else:
         samples = patch_samples(inputs.exemplars, structures, grid, intensity, recipe.patches, rng, count - of_arms)
-    first = max(structures) + 1  # the structures of arms are numbered after those of the exemplars
+    first = max(structures) + 1  # label values of arms follow those of the exemplars
     return [*samples, *(_arm_sample(pool, first, rng) for _ in range(of_arms) if pool is not None)]
 
 
 def _arm_sample(pool: Pool, first: int, rng: np.random.Generator) -> Sample:
-    """The slice of a patch of a random arm that shows most."""
+    """The slice with the most foreground of a patch of a random arm."""
     arm = int(rng.integers(len(pool.names)))
     image, mask = pool.sample(arm, rng)
     value, name = first + arm, pool.names[arm]
@@ -201,11 +199,10 @@ def _arm_sample(pool: Pool, first: int, rng: np.random.Generator) -> Sample:
 
 
 def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
-    """Train an adapter for the structures of the exemplars beside the auxiliary data sets.
+    """Train an adapter for the structures of the exemplars alongside the auxiliary data sets.
 
-    A 3-D network is trained on the device of the run, a promptable one where its base is. Without auxiliary data
-    this is plain fine-tuning, bit for bit. What was chosen when, and what it paid, stands in the metrics under
-    "auxiliary".
+    A 3-D network is trained on the device of the run, a promptable one on that of its base. Without auxiliary data this
+    is plain fine-tuning, bit for bit. The selections and their rewards are in the metrics under "auxiliary".
     """
     base = inputs.base
     family, device = (base.family, base.device) if base is not None else ("compact", run.device)
@@ -239,7 +236,7 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
 
 
 def _adapt_promptable(inputs: AdaptInputs, base: PromptableNetwork, recipe: Recipe, run: RunContext) -> Adapter:
-    """The promptable model, with clicked slices of the arms beside the exemplars."""
+    """The promptable model, with clicked slices of the arms alongside the exemplars."""
     first = inputs.exemplars[0]
     pool = _pool(inputs, _slice_grid(first, base.image_size), inputs.intensity_of_exemplars(), recipe)
     _prepare(pool, recipe, run.report)
@@ -321,7 +318,7 @@ def _turn_recipe(recipe: Recipe) -> TurnRecipe:
 
 
 def _slice_grid(exemplar: Exemplar, image_size: int) -> Grid:
-    """Slices of auxiliary data at the scale that the exemplar's slices have in the network, cut to its square."""
+    """Slices of auxiliary data at the scale of the exemplar's slices in the network, cropped to its square."""
     axes = [axis for axis in range(3) if axis != exemplar.axis]  # of the array, (k, j, i)
     mm = np.asarray(exemplar.volume.spacing_mm, dtype=np.float64)[::-1]
     scale = max(exemplar.volume.shape[axis] for axis in axes) / image_size
@@ -334,7 +331,7 @@ def _slice_grid(exemplar: Exemplar, image_size: int) -> Grid:
 
 @dataclass(frozen=True, eq=False)
 class _PromptedArms:
-    """Arms of the promptable model: one slice, one structure of it clicked, whatever it is called."""
+    """Arms of the promptable model: one slice with a click on one structure, regardless of its name."""
 
     network: PromptableNetwork
     pool: Pool
@@ -342,7 +339,7 @@ class _PromptedArms:
     axis: int
 
     def beside(self, lesson: Lesson, parameters: Mapping[str, torch.Tensor], seed: int) -> Turns:
-        """Turns in which the exemplars' lesson is the target."""
+        """Turns with the exemplars' lesson as the target."""
 
         def auxiliary(arm: int, rng: np.random.Generator) -> torch.Tensor:
             lesson.begin()

@@ -1,7 +1,7 @@
-"""Training 3-D networks on a few exemplars, beside auxiliary data where there are some: one network per structure.
+"""Training 3-D networks on a few exemplars, with auxiliary data if available: one network per structure.
 
-What is learned is binary, structure against all else, as the arms of auxiliary data are (1-way segmentation of the ASAP
-paper). How many steps are best is found by leaving exemplars out in turn; the final run trains on all of them.
+The task is binary, structure versus rest, like the arms of auxiliary data (1-way segmentation of the ASAP paper). The
+number of steps is chosen by leave-one-out cross-validation over the exemplars; the final run trains on all of them.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from .turns import TurnRecipe, Turns
 
 _PRETRAINING = "pretraining on auxiliary data"
 _PRETRAINING_RATE = 2e-3
-_CHOSEN = "fewshotseg_chosen"  # key of the kept weights' header
-_LOTS = 4  # one in so many steps of pretraining draws lots, before the first look
+_CHOSEN = "fewshotseg_chosen"  # key in the header of cached weights
+_LOTS = 4  # 1 / fraction of pre-training steps with random arms, before the initial probing
 
 
 @dataclass(frozen=True)
 class NetworkRecipe:
-    """What to train and how long; see `methods.asap.Recipe` for the ranges."""
+    """Network and training options; see `methods.asap.Recipe` for the ranges."""
 
     network: str = "unet"
     size: str = "small"
@@ -69,7 +69,7 @@ class NetworkRecipe:
 
 @dataclass(frozen=True, eq=False)
 class NetworkLesson:
-    """What networks learn: the structures of the exemplars on a grid, beside the arms of a pool.
+    """The training task: the structures of the exemplars on a grid, with the arms of a pool.
 
     `scheduler_for` makes a scheduler from a seed.
     """
@@ -84,7 +84,7 @@ class NetworkLesson:
 
 @dataclass(frozen=True, eq=False)
 class TrainedNetworks:
-    """The parts of an adapter: tensors of all networks, the structures they know, and how they were trained."""
+    """The contents of an adapter: tensors of all networks, their structures, and training metrics."""
 
     tensors: dict[str, NDArray[np.float32]]
     structures: dict[int, str]
@@ -96,8 +96,8 @@ class TrainedNetworks:
 def adapt_networks(lesson: NetworkLesson, recipe: NetworkRecipe, run: RunContext) -> TrainedNetworks:
     """Train a network per structure, one after the other.
 
-    The time is shared among structures, and each has a checkpoint of its own. Once the first network is trained, the
-    run may be stopped at any step; structures that have no network yet are then left out, with a warning.
+    The time budget is divided among structures, and each has its own checkpoint. Once the first network is trained, the
+    run may be stopped at any step; structures without a network are then left out, with a warning.
     """
     seed = run.new_seed()
     networks: dict[int, nn.Module] = {}
@@ -149,7 +149,7 @@ def adapt_networks(lesson: NetworkLesson, recipe: NetworkRecipe, run: RunContext
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """Where a network starts: its weights, what was chosen to get there, and what the scheduler knows by then."""
+    """The initialization of a network: its weights, the selections in pre-training, and the scheduler's state."""
 
     weights: dict[str, Any]
     chosen: dict[str, Any] | None = None
@@ -158,7 +158,7 @@ class _Start:
 
 @dataclass(eq=False)
 class _Learner:
-    """One structure: its cases, its estimate, its network. `can_stop`: another network is there to be kept."""
+    """One structure: its cases, its estimate, its network. `can_stop`: there is another network worth keeping."""
 
     value: int
     name: str
@@ -177,9 +177,9 @@ class _Learner:
         return self.lesson.pool
 
     def learn(self, run: RunContext) -> tuple[nn.Module, dict[str, Any]]:
-        """Return the trained network, and what the adapter's card says of it.
+        """Return the trained network, and its entry in the adapter's card.
 
-        `StopAndKeepBest` is raised where the run is stopped before the network itself is in training.
+        `StopAndKeepBest` is raised if the run is stopped before training of the network itself.
         """
         shown = [exemplar for exemplar in self.lesson.exemplars if self.value in exemplar.structures]
         folds = estimate.leave_out(shown, self.recipe.estimate_folds)
@@ -194,7 +194,7 @@ class _Learner:
                 checkpoint=None,
             )
             message = f"estimating {number + 1}/{len(folds)}: {self.name}"
-            # What is left out must not choose what the fold starts from, either.
+            # The held-out exemplar must not influence the initialization of the fold, either.
             cases = self._cases(kept)
             curves.append(self._fold(cases, held_out, self._start(cases, run.report), part, message))
         best_step, estimated = _best(curves)
@@ -233,7 +233,7 @@ class _Learner:
     def _fold(
         self, kept: Sequence[Case], held_out: Exemplar, start: _Start, run: RunContext, stage: str
     ) -> list[tuple[int, float]]:
-        """Dice on the exemplar left out, by step."""
+        """Dice on the held-out exemplar, by step."""
         (case,) = self._cases([held_out])
         curve: list[tuple[int, float]] = []
 
@@ -283,7 +283,7 @@ class _Learner:
                 identity=self._identity(cases),
                 companion=turns,
             )
-        # The norms of these networks keep no statistics, so a checkpoint of the parameters is all there is to them.
+        # The normalization layers have no running statistics, so the parameters are the complete state.
         return network.eval(), fitted, turns
 
     def _turns(
@@ -327,7 +327,7 @@ class _Learner:
     # ----------------------------------------------------------------------------------------------------------- start
 
     def _start(self, cases: Sequence[Case], report: Report) -> _Start:
-        """The weights of a file, of a short training on auxiliary data, or fresh ones."""
+        """The weights from a file, from a short pre-training on auxiliary data, or random ones."""
         network = self._network()
         scheduler = self._pretrainer()
         if self.recipe.weights:
@@ -337,9 +337,7 @@ class _Learner:
         return _Start(dict(weights_of(network)))
 
     def _pretrainer(self) -> Scheduler | None:
-        """Who chooses what is learned before the target: lots, or the scheduler of the run; nobody where that trains
-        on the target alone.
-        """
+        """The scheduler of pre-training: random, or that of the run; None if that trains on the target alone."""
         pool, recipe = self.pool, self.recipe
         if pool is None or not recipe.pretraining_steps or len(pool.quarantined) == len(pool.arms):
             return None
@@ -354,10 +352,10 @@ class _Learner:
         return lots
 
     def _pretrained(self, network: nn.Module, scheduler: Scheduler, cases: Sequence[Case], report: Report) -> _Start:
-        """After some steps on auxiliary data alone; kept, as it may be asked for again.
+        """Pre-train on auxiliary data alone; the result is cached.
 
-        A scheduler that measures sees the target's gradient without following it. Its first look comes after a quarter
-        of the steps with arms drawn by lot: of fresh weights all gradients are alike.
+        A scheduler that measures sees the target's gradient, which is not applied. The initial probing comes after a
+        quarter of the steps with random arms: with random weights all gradients are alike.
         """
         path = cache_folder() / "networks" / f"{self._pretraining_key(scheduler, cases)}.safetensors"
         assert self.pool is not None  # there are arms
@@ -412,7 +410,7 @@ class _Learner:
 
 
 def _read_start(network: nn.Module, path: Path) -> _Start:
-    """What an earlier pretraining has left."""
+    """The result of an earlier pre-training."""
     from safetensors import safe_open
 
     load_weights(network, path)
@@ -456,5 +454,5 @@ def _best(curves: Sequence[Sequence[tuple[int, float]]]) -> tuple[int | None, fl
 
 
 def _unlearned(report: Report) -> Report:
-    """Reports of work before the first step that counts."""
+    """Progress reports of work before the first training step."""
     return lambda progress: report(replace(progress, metrics={}))

@@ -1,7 +1,7 @@
-"""The pool of auxiliary data: labelled data sets as arms of a bandit, each one structure against all else.
+"""The pool of auxiliary data: labelled data sets as arms of a bandit, each one structure versus rest.
 
-Cases are brought to one orientation, spacing and range of values when they are first needed, and kept on disk under a
-digest of all that this depends on; later runs read only the patches they draw.
+Cases are resampled to one orientation and spacing and rescaled when they are first needed, and cached on disk under a
+digest of all that this depends on; later runs only read the patches they draw.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from FewShotSegLib.training.patches import Case, Change, Patch, corner_of, cut
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2  # of what is kept on disk
-_MOST_PLACES = 2000  # voxels of a structure that patches are drawn around, spread over all of it
+_VERSION = 2  # of the cache format
+_MOST_PLACES = 2000  # candidate centre voxels of a structure, evenly spread
 
 
-class UnusableArm(InputError):  # noqa: N818 - the caller leaves the arm out and goes on
-    """The arm of this index can give no samples any more; the message says why."""
+class UnusableArm(InputError):  # noqa: N818 - the caller skips the arm and continues
+    """The arm of this index can no longer provide samples; the message says why."""
 
     def __init__(self, arm: int, reason: str) -> None:
         super().__init__(reason)
@@ -51,7 +51,7 @@ class UnusableArm(InputError):  # noqa: N818 - the caller leaves the arm out and
 
 @dataclass(frozen=True)
 class AuxiliaryArm:
-    """One structure of one data set. `labels` are the names of the labels that it is made of."""
+    """One structure of one data set. `labels` are the names of its labels."""
 
     name: str
     structure: str
@@ -60,8 +60,8 @@ class AuxiliaryArm:
 
 
 class _Prepared(NamedTuple):
-    """A case on the grid: image (D, H, W) in 0..65535, label number (D, H, W), the labels that it shows, and the digest
-    of the image's own voxels.
+    """A case on the grid: image (D, H, W) in 0..65535, label index (D, H, W), the labels present, and the digest of the
+    image's own voxels.
     """
 
     image: NDArray[np.uint16]
@@ -72,16 +72,16 @@ class _Prepared(NamedTuple):
 
 @dataclass(eq=False)
 class Pool:
-    """Arms made of data sets, and samples of them.
+    """Arms from data sets, and sampling from them.
 
     At most `max_cases` of a data set are used, chosen by `seed`; its structures share them. `intensity` is the
-    target's, used for images of the same kind (CT or not); the others get what `IntensitySpec.auto` says. Of the
-    patches, `foreground` is the share that is drawn around a voxel of the structure. `exclude` names arms to leave out,
-    such as the target itself. Images whose voxels have a digest in `of_target` are left out: those of the exemplars,
-    which would be shown again with other labels. `cache` is a folder that may be deleted between runs.
+    target's, used for images of the same kind (CT or not); the others use `IntensitySpec.auto`. `foreground` is the
+    fraction of patches drawn around a voxel of the structure. `exclude` names arms to leave out, such as the target
+    itself. Images whose voxels have a digest in `of_target` are left out: those of the exemplars, which would otherwise
+    occur with different labels. `cache` is a folder that may be deleted between runs.
 
-    A file that cannot be used quarantines the arms of its data set: `sample` raises `UnusableArm` for them from then
-    on, and `quarantined` {arm: reason} has them.
+    A file that cannot be used quarantines the arms of its data set: from then on `sample` raises `UnusableArm` for
+    them, and they are in `quarantined` {arm: reason}.
     """
 
     data_sets: Sequence[DataSet]
@@ -124,7 +124,7 @@ class Pool:
         return tuple(arm.name for arm in self.arms)
 
     def digest(self) -> str:
-        """Equal for pools that give the same: arms, contents of their files, and how these are prepared."""
+        """Equal for equivalent pools: arms, contents of their files, and preprocessing."""
         keys = []
         for arm in self.arms:
             labels = sorted(self._labels[arm.data_set.name])
@@ -132,14 +132,14 @@ class Pool:
         return sha256_of_json(keys)
 
     def _key_or_none(self, case: CaseFiles, labels: list[str]) -> str | None:
-        """The key of a case, None of one whose files cannot be read: that is said when it is drawn."""
+        """The key of a case, None if its files cannot be read, which is reported when it is drawn."""
         try:
             return self._key(case, labels)
         except (InputError, OSError):
             return None
 
     def _chosen(self, data_set: DataSet) -> DataSet:
-        # The name is part of the seed, so that another data set beside it changes nothing.
+        # The name is part of the seed, so that adding another data set changes nothing.
         rng = np.random.default_rng([self.seed, zlib.crc32(data_set.name.encode())])
         count = min(self.max_cases, len(data_set.cases))
         chosen = sorted(rng.choice(len(data_set.cases), count, replace=False).tolist())
@@ -177,10 +177,10 @@ class Pool:
     # ------------------------------------------------------------------------------------------------------- samples
 
     def sample(self, arm: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return a patch of the image, in [0, 1], and the mask of the structure in it, both (D, H, W), unchanged.
+        """Return a patch of the image, in [0, 1], and the mask of the structure in it, both (D, H, W), not augmented.
 
-        What is drawn depends on the generator and the files only, not on what was sampled before. Where a case is
-        smaller than the patch it is put in the middle, zeros and background around it.
+        What is drawn depends on the generator and the files only, not on earlier samples. Where a case is smaller than
+        the patch it is centred and padded with zeros and background.
         """
         patch = self.draw(arm, rng)
         return patch.image.numpy(), patch.mask.numpy()
@@ -188,11 +188,13 @@ class Pool:
     def draw(
         self, arm: int, rng: np.random.Generator, change: Change | None = None, device: torch.device | str = "cpu"
     ) -> Patch:
-        """Return a patch, turned and resized before it is cut, as those of the target are: no corner is left black."""
+        """Return a patch, rotated and scaled before cropping, like those of the target, so that no corner is left
+        black.
+        """
         return self.cut(arm, *self.place(arm, rng), change, device)
 
     def place(self, arm: int, rng: np.random.Generator) -> tuple[Case, NDArray[Any]]:
-        """Return a case that shows the structure, and the centre (3,) of a patch in it, in voxels."""
+        """Return a case that contains the structure, and the centre (3,) of a patch in it, in voxels."""
         if arm in self.quarantined:
             raise UnusableArm(arm, f"{self.names[arm]}: {self.quarantined[arm]}")
         files, prepared = self._case_showing(arm, rng)
@@ -210,13 +212,13 @@ class Pool:
         change: Change | None = None,
         device: torch.device | str = "cpu",
     ) -> Patch:
-        """Return the patch of a case about `centre`, with the mask of the arm's structure."""
+        """Return the patch of a case around `centre`, with the mask of the arm's structure."""
         patch = cut(case, centre, self.grid.patch, change, device)
         numbers = torch.tensor(self._numbers(arm), device=patch.mask.device)
         return replace(patch, mask=torch.isin(patch.mask, numbers))
 
     def prepare(self, report: Report) -> None:
-        """Bring all cases onto the grid now instead of when they are drawn; a report before each, and quarantine."""
+        """Preprocess all cases now instead of on demand, with a report before each, and quarantine."""
         cases = {case: index for index, arm in enumerate(self.arms) for case in arm.data_set.cases}
         for number, (case, arm) in enumerate(cases.items()):
             report(Progress(number, len(cases), f"preparing auxiliary data: {self.arms[arm].data_set.name}"))
@@ -224,10 +226,10 @@ class Pool:
                 try:
                     self._prepare(case, arm)
                 except UnusableArm:
-                    continue  # said, and kept in `quarantined`
+                    continue  # reported, and recorded in `quarantined`
 
     def _case_showing(self, arm: int, rng: np.random.Generator) -> tuple[CaseFiles, _Prepared]:
-        """A case that shows the structure, drawn evenly among those that do."""
+        """A case that contains the structure, drawn uniformly."""
         chosen = self.arms[arm]
         cases = chosen.data_set.cases
         for at in rng.permutation(len(cases)):
@@ -241,7 +243,7 @@ class Pool:
         raise UnusableArm(arm, f"{chosen.name}: {self.quarantined[arm]}")
 
     def _numbers(self, arm: int) -> list[int]:
-        """The numbers under which the labels of an arm are kept."""
+        """The indices under which the labels of an arm are stored."""
         labels = self._ordered_labels(self.arms[arm].data_set)
         return [labels.index(name) + 1 for name in self.arms[arm].labels]
 
@@ -274,7 +276,7 @@ class Pool:
             same = [index for index, other in enumerate(self.arms) if other.data_set.name == data_set.name]
             self._quarantine([index for index in same if index not in self.quarantined], str(error))
             raise UnusableArm(arm, str(error)) from error
-        if is_new:  # a cache that cannot be written is not the fault of the data, and stops the run
+        if is_new:  # a cache write error is not the fault of the data, and stops the run
             _keep(prepared, stem)
             prepared = _read_kept(stem) or prepared
         self._prepared[case] = prepared
@@ -298,7 +300,7 @@ class Pool:
         return _Prepared(np.rint(image * 65535).astype(np.uint16), numbers, shown, digest)
 
     def _intensity_of(self, volume: Volume) -> IntensitySpec:
-        """The target's rule for images of its kind: a window of Hounsfield units says nothing about MR."""
+        """The target's rule for images of its kind: a Hounsfield window is meaningless for MR."""
         given = self.intensity
         if given is not None and (given.kind == "window") == looks_like_hounsfield(volume.array):
             return given
@@ -311,7 +313,7 @@ class Pool:
         return self._contents[path]
 
     def _key(self, case: CaseFiles, labels: list[str]) -> str:
-        """Digest of all that a prepared case depends on, the files' contents among it."""
+        """Digest of all that a preprocessed case depends on, including file contents."""
         given: dict[str, Any] = {
             "version": _VERSION,
             "files": [self._content(case.image), self._content(case.labelmap)],
@@ -323,13 +325,13 @@ class Pool:
             "orientation": self.grid.orientation,
             "intensity": self.intensity.to_dict() if self.intensity else None,
         }
-        if case.ignore is not None:  # keys of earlier versions stay as they are
+        if case.ignore is not None:  # keeps keys of earlier versions valid
             given["ignore"] = case.ignore
         return sha256_of_json(given)[:32]
 
 
 def _names_in(data_set: DataSet) -> list[str]:
-    """The labels of all cases, in order of name; what cannot be read will be said when it is drawn."""
+    """The labels of all cases, sorted by name; unreadable files are reported when they are drawn."""
     names: set[str] = set()
     for case in data_set.cases:
         if case.structures is not None:
@@ -364,7 +366,7 @@ def _digest(path: Path) -> str:
 
 
 def _keep(prepared: _Prepared, stem: Path) -> None:
-    """Write three files; the last of them says that the others are whole."""
+    """Write three files; the last one marks the others as complete."""
     for name, array in (("image", prepared.image), ("labels", prepared.labels)):
         with sealed(stem.with_name(f"{stem.name}.{name}.npy")) as part:
             np.save(part, array, allow_pickle=False)
@@ -373,7 +375,7 @@ def _keep(prepared: _Prepared, stem: Path) -> None:
 
 
 def _read_kept(stem: Path) -> _Prepared | None:
-    """What `_keep` wrote, its arrays read as they are used; None where it is not there or damaged."""
+    """What `_keep` wrote, with memory-mapped arrays; None if missing or corrupt."""
     try:
         card = json.loads(stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8"))
         if not all(is_sealed(stem.with_name(f"{stem.name}.{name}.npy")) for name in ("image", "labels")):

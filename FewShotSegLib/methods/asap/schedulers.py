@@ -1,14 +1,14 @@
-"""What to train with at each turn, beside the target: one interface for ASAP and for what it is compared with.
+"""What to train on in each turn, alongside the target: one interface for ASAP and its baselines.
 
     for arm in scheduler.probes(0):
         scheduler.observe(0, arm, *measured(arm))       # loss, and cosine with the target's gradient
     for turn in range(1, turns + 1):
-        for arm in scheduler.probes(turn): ...          # before the choice: only where every arm is refreshed
-        arms = scheduler.choose(turn)                   # the same all through the turn
+        for arm in scheduler.probes(turn): ...          # before selection: only if every arm is refreshed
+        arms = scheduler.choose(turn)                   # constant throughout the turn
         ...                                             # train with the target and these arms
-        for arm in scheduler.probes(turn): ...          # the chosen arm, which training has measured already
+        for arm in scheduler.probes(turn): ...          # the selected arm, already measured during training
 
-`FewShotSegLib.methods.asap.gradients` has both measurements: apart from training, and read off while it runs.
+`FewShotSegLib.methods.asap.gradients` has both measurements: separate from training, and during training.
 """
 
 from __future__ import annotations
@@ -26,53 +26,53 @@ SCHEDULERS = ("asap", "direct", "gms", "mtl", "dal_ucb1", "dal_exp3", "random")
 
 
 class Scheduler(Protocol):
-    """Decides, turn by turn, which arms are trained with. Turns count from 1; turn 0 is before training."""
+    """Selects, turn by turn, the arms to train on. Turns count from 1; turn 0 is before training."""
 
     similarity: Literal["cosine", "magnitude"]
-    """Which of the two similarities of gradients `observe` is to be given."""
+    """Which of the two gradient similarities `observe` expects."""
 
     all_at_once: bool
-    """Whether every step trains with every chosen arm, a batch of each, instead of one batch of all."""
+    """Whether every step trains on a batch of each selected arm, instead of one batch of all."""
 
     @property
     def needs_probe(self) -> bool:
-        """Whether it ever wants a measurement."""
+        """Whether it ever requests a measurement."""
 
     @property
     def live(self) -> tuple[int, ...]:
-        """Arms that are not left out."""
+        """Arms that are not quarantined."""
 
     def described(self) -> str:
-        """How it chooses, with all its options: equal texts, equal choices."""
+        """Its strategy with all options: equal descriptions imply equal selections."""
 
     def probes(self, turn: int) -> tuple[int, ...]:
-        """Arms whose loss and gradient similarity are wanted now; empty once they were observed."""
+        """Arms whose loss and gradient similarity are requested now; empty once observed."""
 
     def choose(self, turn: int) -> tuple[int, ...]:
-        """Arms of this turn: none = target only. The same until the turn is over."""
+        """Arms of this turn; none means target only. Constant until the turn is over."""
 
     def observe(self, turn: int, arm: int, loss: float, cosine: float) -> None:
-        """Take in a measurement of the network as it was before this turn changed it."""
+        """Record a measurement of the network in its state before this turn."""
 
     def quarantine(self, arm: int, reason: str) -> None:
-        """Leave an arm out from now on; when none is left the target is trained alone. `choose` may be asked again."""
+        """Exclude an arm from now on; if none is left, only the target is trained. `choose` may be called again."""
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """A row per measurement: turn, arm, name, loss, cosine, and score and n of the arm that was played."""
+        """A row per measurement: turn, arm, name, loss, cosine, and score and n of the selected arm."""
 
     def state(self) -> dict[str, Any]:
-        """All that the next choices depend on, as JSON types."""
+        """All that further selections depend on, as JSON types."""
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Restore this state."""
 
     def go_on(self, state: Mapping[str, Any]) -> int:
-        """Go on from the state of an earlier run, with a history of its own; return the number of its last turn."""
+        """Continue from the state of an earlier run, with a new history; return the index of its last turn."""
 
 
 class _BanditScheduler(Bandit):
-    """Does what a bandit says: one arm per turn, none where there are no arms."""
+    """Follows a bandit: one arm per turn, none if there are no arms."""
 
     similarity: Literal["cosine", "magnitude"] = "cosine"
     all_at_once = False
@@ -104,10 +104,10 @@ class Direct(_BanditScheduler):
 
 
 class Gms(_BanditScheduler):
-    """The one arm whose gradient is closest in size to the target's before training, for the whole run.
+    """The arm whose gradient magnitude is closest to the target's before training, for the whole run.
 
-    `observe` is given the gradient magnitude similarity 2 |g1| |g2| / (|g1|^2 + |g2|^2) (Yu et al. 2020, PCGrad) in
-    place of the cosine.
+    `observe` is given the gradient magnitude similarity 2 |g1| |g2| / (|g1|^2 + |g2|^2) (Yu et al. 2020, PCGrad)
+    instead of the cosine.
     """
 
     similarity: Literal["cosine", "magnitude"] = "magnitude"
@@ -117,7 +117,7 @@ class Gms(_BanditScheduler):
 
 
 class Mtl(_BanditScheduler):
-    """Multi-task learning: a batch of every arm in every step, which costs a backward pass for each."""
+    """Multi-task learning: a batch of every arm in every step, at the cost of a backward pass for each."""
 
     all_at_once = True
 
@@ -129,9 +129,9 @@ class Mtl(_BanditScheduler):
 
 
 class Dal(_BanditScheduler):
-    """Dynamic auxiliary learning after FLAD, rewarded by the cosine alone: its UCB1, or EXP3 by its equations.
+    """Dynamic auxiliary learning as in FLAD, with the cosine as reward: its UCB1, or EXP3 by its equations.
 
-    FLAD's code departs from its equations for EXP3 (its clock is 10 t + 1, and it smooths the similarity); `Exp3`
+    FLAD's code departs from its equations for EXP3 (its time index is 10 t + 1, and it smooths the similarity); `Exp3`
     follows the equations.
     """
 
@@ -140,7 +140,7 @@ class Dal(_BanditScheduler):
 
 
 class RandomArm(_BanditScheduler):
-    """An arm drawn by lot, every turn anew. Of a single arm it is training with that one, unmeasured."""
+    """A random arm in every turn. With a single arm, training on that one, without measurements."""
 
     def __init__(self, names: Sequence[str], rng: np.random.Generator) -> None:
         super().__init__(names, Uniform(), rng)

@@ -1,18 +1,18 @@
-"""Training in turns: the target in every step and, beside it, the auxiliary data that a scheduler chose for the turn.
+"""Training in turns: the target in every step and, alongside it, the auxiliary data selected for the turn.
 
 A step follows g_T + g_a, the sum of the gradients of one target batch and one auxiliary batch (Yang et al., ASAP,
-Algorithm 1, line 11). Both backward passes are needed anyway, and the similarity of the gradients is read off them, so
-a turn costs the same however many arms there are. Only the look at all arms before turn 1 grows with their number.
+Algorithm 1, line 11). Both backward passes are needed anyway, and the gradient similarity is measured during them, so
+the cost of a turn is independent of the number of arms. Only the initial probing of all arms grows with it.
 
-What eq. 2 compares, the gradients of whole data sets, is read in one of three ways (`TurnRecipe.gradients`):
+The gradients compared in eq. 2, those of whole data sets, are estimated in one of three ways (`TurnRecipe.gradients`):
 - "running mean": the auxiliary batch against the running mean of the target's gradients. One more copy of the gradient
-  in memory, no further pass. The default.
-- "batches": the mean over several batches of each, measured apart from training before the turn's first step, as lines
-  9 and 10 say. `2 reward_batches` further passes a turn, and a copy of the gradient.
-- "step": the two batches of the step itself. Costs nothing, and is mostly noise.
+  in memory, no extra pass. The default.
+- "batches": the mean over several batches of each, measured separately before the turn's first step, as in lines 9 and
+  10. `2 reward_batches` extra passes per turn, and a copy of the gradient.
+- "step": the two batches of the step itself. Free, but mostly noise.
 
-`Turns` fits into `training.fit`: `loss_at` gives the loss of one micro-batch, `schedule` says how many there are to a
-step, and the state of scheduler and measurements goes into every checkpoint. It knows nothing of networks or images.
+`Turns` plugs into `training.fit`: `loss_at` returns the loss of one micro-batch, `schedule` sets their number per step,
+and the state of scheduler and measurements is part of every checkpoint. It is agnostic of networks and images.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from .pool import UnusableArm
 from .schedulers import Direct, Scheduler
 
 TargetLoss = Callable[[int], Tensor]
-"""Step number -> loss of the batch of that step."""
+"""Step index -> loss of the batch of that step."""
 Gradients = Literal["running mean", "batches", "step"]
 ArmLoss = Callable[[int, np.random.Generator], Tensor]
 """(arm, rng) -> loss of a batch drawn from it."""
 
-_PROBE = 1 << 30  # step numbers from here on belong to looks, so that these use up no batch of training
+_PROBE = 1 << 30  # step indices from here on are for probes, so that these do not consume training batches
 
 
 def _nothing() -> Tensor:
-    """A loss that adds nothing to any gradient."""
+    """A loss with zero gradient."""
     return torch.zeros((), requires_grad=True)
 
 
 @dataclass(frozen=True)
 class TurnRecipe:
-    """How long a turn is, and what is measured in it.
+    """The length of a turn, and what is measured in it.
 
-    `turns_before`: turns that the scheduler has behind it, so that it needs no first look.
-    `lots_until`: before this step arms are drawn by lot, and only then the scheduler has its first look. From step
-    `alone_from` on the target is trained alone. Without `follow_target` the target's gradient is measured where it is
-    needed and not followed: training on auxiliary data alone.
+    `turns_before`: turns already completed by the scheduler, so that it needs no initial probing.
+    `lots_until`: before this step arms are random, and only then the scheduler does its initial probing. From step
+    `alone_from` on, only the target is trained. Without `follow_target` the target's gradient is measured where needed
+    but not applied: training on auxiliary data alone.
     """
 
     steps_per_turn: int = 1
@@ -82,12 +82,12 @@ class TurnRecipe:
 
 
 class Turns:
-    """A micro-batch of the target and one of the arm a step; with schedulers that take all arms at once, one of each
-    arm, and then the mean of their gradients counts. Without arms nothing differs from plain training.
+    """A micro-batch of the target and one of the arm per step; with schedulers that use all arms at once, one of each
+    arm, and the mean of their gradients. Without arms, identical to plain training.
 
-    `network` is what the losses run, `parameters` what is trained; gradients are compared over those in the scope of
-    the recipe (prefixes of names). Use it as a context manager around `fit`. The first step of a turn takes in what the
-    turn before has paid, so a checkpoint may fall anywhere.
+    `network` is used by the losses, `parameters` are trained; gradients are compared over those in the scope of the
+    recipe (name prefixes). Use it as a context manager around `fit`. The first step of a turn records the reward of the
+    previous turn, so a checkpoint may occur anywhere.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Turns:
         return replace(schedule, accumulate=self.parts, summed=True)
 
     def loss_at(self, number: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a micro-batch: the first of a step is the target's, the others are the auxiliary data's."""
+        """Loss of a micro-batch: the first of a step is the target's, the others are auxiliary."""
         if not self.has_arms:
             return self.target(number), {}
         step, part = divmod(number, self.parts)
@@ -173,7 +173,7 @@ class Turns:
         return loss, {"loss": shown, "auxiliary_loss": value, "turn": float(turn), "arm": float(arm)}
 
     def _alone(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
-        """A step with the target alone: to its gradient nothing is added."""
+        """A step with the target alone, without an auxiliary gradient."""
         self.alignment.expect("nothing")
         if part:
             return _nothing(), {"loss": self._target_loss}
@@ -182,7 +182,7 @@ class Turns:
         return loss, {}
 
     def _by_lot(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
-        """A step before the first look: an arm drawn by lot, whatever the scheduler."""
+        """A step before the initial probing: a random arm, regardless of the scheduler."""
         self.alignment.expect("nothing")
         if not part:
             return (self.target(step) if self.recipe.follow_target else _nothing()), {}
@@ -197,24 +197,24 @@ class Turns:
 
     def _expect(self, phase: str, within: int) -> None:
         reads_along = self.scheduler.needs_probe and self.recipe.gradients != "batches"
-        # The running mean takes in every step's target gradient, measured or not.
+        # The running mean is updated with every step's target gradient, measured or not.
         measured = reads_along and (phase == "target" or within < self.recipe.measured_steps)
         self.alignment.expect(phase if measured else "nothing")  # type: ignore[arg-type]
 
     def _auxiliary_loss(self, turn: int, rng: np.random.Generator, part: int) -> tuple[int | None, Tensor]:
-        """The arm of a micro-batch and its loss; an arm that turns out unusable is left out, and the turn chooses
+        """The arm of a micro-batch and its loss; an arm that turns out unusable is quarantined, and the turn selects
         again.
         """
         together = self.scheduler.all_at_once
         while arms := self.scheduler.choose(turn):
             if together and part - 1 not in arms:
-                break  # this one is left out
+                break  # this one is skipped
             arm = part - 1 if together else arms[0]
             try:
                 return arm, self.auxiliary(arm, rng) / (len(arms) if together else 1)
             except UnusableArm as error:
                 self._leave_out(error)
-        return None, _nothing()  # nothing is added to the target's gradient
+        return None, _nothing()  # no auxiliary gradient
 
     def _leave_out(self, error: UnusableArm) -> None:
         self.scheduler.quarantine(error.arm, str(error))
@@ -224,8 +224,8 @@ class Turns:
     # --------------------------------------------------------------------------------------------------- measurements
 
     def _begin(self, turn: int) -> None:
-        """Take in the turn before, and look at the arms that the scheduler wants to see before it chooses, or before
-        it trains with what it chose.
+        """Record the reward of the previous turn, and probe the arms that the scheduler requests before selecting, or
+        before training on the selected ones.
         """
         if turn > 1 + self.recipe.turns_before and self.recipe.gradients != "batches":
             arms = self.scheduler.choose(turn - 1)
@@ -243,7 +243,7 @@ class Turns:
         self._target_probe = None
 
     def _look(self, turn: int, arm: int, batches: int) -> None:
-        """Measure an arm with the network as it is, over several batches."""
+        """Measure an arm with the current network, over several batches."""
         rngs = [np.random.default_rng([self.seed, _PROBE, turn, arm, batch]) for batch in range(batches)]
         try:
             seen = self._probed([functools.partial(self.auxiliary, arm, rng) for rng in rngs])
@@ -263,11 +263,11 @@ class Turns:
     # --------------------------------------------------------------------------------------------------------- record
 
     def state(self) -> dict[str, Any]:
-        """All that the next steps depend on, as JSON types."""
+        """All that further steps depend on, as JSON types."""
         return {"scheduler": self.scheduler.state(), "alignment": self.alignment.state(), "losses": self._losses}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Restore this state."""
         self.scheduler.load_state(state["scheduler"])
         self.alignment.load_state(state["alignment"])
         self._losses = list(state["losses"])
@@ -277,11 +277,11 @@ class Turns:
         return self.alignment.tensors()
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
+        """Restore the running mean."""
         self.alignment.load_tensors(tensors)
 
     def summary(self) -> dict[str, Any]:
-        """For the adapter's card: the arms, which were left out and why, and a row per turn."""
+        """For the adapter's card: the arms, which were quarantined and why, and a row per turn."""
         arms = self.scheduler.state().get("arms", [])
         left_out = {arm["name"]: arm["quarantined"] for arm in arms if arm["quarantined"]}
         return {"arms": list(self.arms), "left_out": left_out, "turns": self.scheduler.history}
