@@ -1,21 +1,22 @@
-"""GMISeg: one adapter for structures nobody has named yet, learned from many tasks.
+"""GMISeg: one adapter for unseen structures, trained on many tasks.
 
 Xu, "GMISeg: General Medical Image Segmentation without Re-Training" (2024): train on many segmentation tasks with
-simulated points and boxes, so that the model answers prompts on, and looks with a support set at, structures it was not
-trained on. Every data set is a task of its own and drawn as often as any other; of a volume the middle slices along the
-three planes are used. Loss: focal + Dice, and the error of the predicted IoU, by which masks are ranked.
+simulated points and boxes, so that the model generalizes, with prompts or a support set, to structures it was not
+trained on. Every data set is a task of its own, and tasks are sampled uniformly; of a volume the middle slices along
+the three planes are used. Loss: focal + Dice, and the error of the predicted IoU, by which masks are ranked.
 
-What trains is Loose LoRA in the attention of the image encoder's last blocks (`encoder_blocks`: all of a small model,
-none of SAM on a CPU), and in full the prompt encoder, whose numbers are few, and the mask decoder.
+Trainable are Loose LoRA in the attention of the image encoder's last blocks (`encoder_blocks`: all of a small model,
+none of SAM on a CPU), and in full the prompt encoder, which has few parameters, and the mask decoder.
 
-What the paper leaves open: its eq. 2 and Fig. 3 (see `lora.layers.LooseLowRank`); optimizer and steps (ours are those
-of our other methods); "augmentation segmentation tasks" (our random transforms, see `SynthesisRecipe`). Its scores
-cannot be used as a target: a Jaccard above the Dice of the same row, for one. Flips are left out where a structure is
-named left or right.
+Unspecified in the paper: its eq. 2 and Fig. 3 (see `lora.layers.LooseLowRank`); optimizer and steps (ours are those of
+our other methods); "augmentation segmentation tasks" (our random transforms, see `SynthesisRecipe`). Its scores cannot
+serve as a reference: a Jaccard above the Dice of the same row, for one. Flips are disabled where a structure name is
+lateralised.
 
-The adapter has no named structures: click with it, or give it a support set (`inference.support`).
+The adapter has no named structures: prompt it with clicks, or give it a support set (`inference.support`).
 
 When to use it: labelled data sets of one kind at hand, and the next structure not among them. Cost: as one adaptation
+with LoRA, increasing with the number of tasks.
 with LoRA, the longer the more tasks.
 """
 
@@ -64,17 +65,17 @@ __all__ = [
 
 LABEL = "GMISeg: learn from many tasks, for new ones"
 NEEDS = frozenset({"exemplars", "auxiliary"})
-THINNEST = 16  # slices of a labelled block that is worth cutting along its other planes
+THINNEST = 16  # minimum slices of a labelled block to be resliced along its other planes
 
 
 def _changes() -> SynthesisRecipe:
-    """The paper's flips and noise, and our random transforms; no pasting, which would take structures out of place."""
+    """The paper's flips and noise, and our random transforms; no pasting, which would displace structures."""
     return SynthesisRecipe(original_probability=1.0, empty_probability=0.0, flip="both", noise_sd=0.05)
 
 
 @dataclass(frozen=True)
 class Recipe(PromptedRecipe):
-    """Options of structure tokens count for nothing: there are none."""
+    """Options of structure tokens have no effect: there are none."""
 
     kind: str = option("loose", "Type of low-rank update", choices=("lora", "loose"), advanced=True)
     full_decoder: bool = option(True, "Train the whole mask decoder instead of LoRA on it", advanced=True)
@@ -105,7 +106,7 @@ def needs_base(recipe: Recipe) -> bool:
 
 
 def preflight(exemplars: Sequence[Exemplar]) -> list[str]:
-    """Warnings about each task for itself."""
+    """Warnings for each task separately."""
     return [warning for members in _groups(exemplars) for warning in preflight_of_task(members)]
 
 
@@ -116,11 +117,11 @@ def training_samples(inputs: AdaptInputs, recipe: Recipe, rng: np.random.Generat
 
 
 def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
-    """Train an adapter without structures of its own. Exemplars that list the same structures are one task, each
-    auxiliary data set is another.
+    """Train an adapter without structures of its own. Exemplars with the same structures form one task, each auxiliary
+    data set is another.
 
-    Without an intensity each volume gets what suits it. The adapter carries one of its own, for volumes that come
-    without: that of all volumes if they agree, else percentiles.
+    Without an intensity each volume uses its automatic one. The adapter stores one for volumes that come without: that
+    of all volumes if they agree, else percentiles.
     """
     base, start = inputs.promptable_base, inputs.start
     recipe = resolve(recipe, base.family, base.device)
@@ -130,7 +131,7 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     for sentence in mixture.notes:
         run.report(note(sentence))
     seed = run.new_seed()
-    # There are no structures to find without a click, so nothing is carried that would.
+    # There are no structures to find without clicks, so no locator is needed.
     spec = replace(adaptation_spec(recipe, base), locator=False)
     adaptation = Adaptation(base, spec, (), generator=torch.Generator().manual_seed(seed))
     if start is not None:
@@ -162,11 +163,11 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
 
 
 class Mixture:
-    """Samples of several tasks, each as often as any other."""
+    """Samples of several tasks, drawn uniformly."""
 
     def __init__(self, sources: Sequence[Synthesizer]) -> None:
         self.sources = tuple(sources)
-        self.structures: dict[int, str] = {}  # their values mean another thing in each task
+        self.structures: dict[int, str] = {}  # label values differ in meaning between tasks
         self.notes = list(dict.fromkeys(note for source in sources for note in source.notes))
 
     def draw(self, rng: np.random.Generator) -> Sample:
@@ -176,7 +177,7 @@ class Mixture:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What one data set teaches: a few slices, the structures on them, and how the volumes were read."""
+    """Training data from one data set: a few slices, their structures, and the intensity scaling."""
 
     name: str
     structures: dict[int, str]
@@ -194,7 +195,7 @@ def _mixture(tasks: Sequence[_Task], recipe: Recipe) -> Mixture:
 
 
 def _tasks(inputs: AdaptInputs, recipe: Recipe, image_size: int, scale: Scale) -> Iterator[_Task]:
-    """Volumes are read one after the other; only their slices are kept."""
+    """Volumes are read one at a time; only their slices are kept."""
     if not inputs.exemplars and not inputs.auxiliary:
         raise InputError("At least one exemplar is needed, or a folder of labelled data sets.")
     reader = functools.partial(_read, inputs.intensity, scale, image_size, recipe.slices_per_plane)
@@ -208,13 +209,13 @@ def _tasks(inputs: AdaptInputs, recipe: Recipe, image_size: int, scale: Scale) -
 def _read(
     intensity: IntensitySpec | None, scale: Scale, image_size: int, per_plane: int, exemplar: Exemplar
 ) -> tuple[IntensitySpec, list[LabelledSlice]]:
-    """How a volume is scaled, and the slices used of it."""
+    """The intensity scaling of a volume, and its training slices."""
     rule = replace(intensity or IntensitySpec.auto(exemplar.volume), scale=scale)
     return rule, middle_slices(exemplar, rule, image_size, per_plane)
 
 
 def _groups(exemplars: Sequence[Exemplar]) -> list[list[Exemplar]]:
-    """Those that list the same structures belong together."""
+    """Group exemplars with the same structures."""
     groups: dict[tuple[tuple[int, str], ...], list[Exemplar]] = {}
     for exemplar in exemplars:
         groups.setdefault(tuple(sorted(exemplar.structures.items())), []).append(exemplar)
@@ -242,17 +243,17 @@ def _task(
 
 
 def _common(rules: Sequence[IntensitySpec]) -> IntensitySpec:
-    """The rule of all volumes if they agree, else one that suits any."""
+    """The intensity of all volumes if they agree, else a generic one."""
     return rules[0] if len(set(rules)) == 1 else IntensitySpec("percentile", *PERCENTILES, scale=rules[0].scale)
 
 
 def middle_slices(
     exemplar: Exemplar, intensity: IntensitySpec, image_size: int, per_plane: int = 1
 ) -> list[LabelledSlice]:
-    """The `per_plane` labelled slices nearest to the middle of the labelled ones, along each plane.
+    """The `per_plane` labelled slices closest to the middle of the labelled ones, along each plane.
 
-    The other two planes are cut where neighbouring slices are all annotated, through the longest such block; elsewhere
-    nothing is known of them.
+    The other two planes are resliced where consecutive slices are all annotated, through the longest such block;
+    elsewhere their labels are unknown.
     """
     labelled = [index for index in exemplar.annotated_slices if exemplar.labels_on(index).any()]
     own = replace(exemplar, annotated_slices=_middle(labelled, per_plane), empty_slices=())
@@ -261,7 +262,7 @@ def middle_slices(
     if len(block) < THINNEST:
         return slices
     part = _cut(exemplar, block)
-    # Percentiles are those of the whole volume, as they will be of one to segment.
+    # Percentiles are of the whole volume, as at inference.
     fixed = intensity if intensity.kind != "percentile" else _as_window(intensity, exemplar.volume)
     for axis in {0, 1, 2} - {exemplar.axis}:
         shown = np.flatnonzero(part.labelmap.any(axis=tuple({0, 1, 2} - {axis}))).tolist()
@@ -276,7 +277,7 @@ def _middle(indices: Sequence[int], count: int) -> tuple[int, ...]:
 
 
 def _longest_block(indices: Sequence[int]) -> range:
-    """The longest run of whole numbers without a gap; the first where several are."""
+    """The longest run of consecutive integers; the first on ties."""
     best = run = range(0)
     for index in indices:
         run = range(run.start, index + 1) if run and index == run.stop else range(index, index + 1)
@@ -285,7 +286,7 @@ def _longest_block(indices: Sequence[int]) -> range:
 
 
 def _cut(exemplar: Exemplar, block: range) -> Exemplar:
-    """The exemplar's block of slices as a volume of its own."""
+    """The exemplar's block of slices as a separate volume."""
     at = tuple(slice(block.start, block.stop) if axis == exemplar.axis else slice(None) for axis in range(3))
     affine = exemplar.volume.affine.copy()
     affine[:3, 3] += affine[:3, 2 - exemplar.axis] * block.start

@@ -1,12 +1,12 @@
-"""LoRA on a promptable model, taught by samples synthesized from a few exemplars.
+"""LoRA on a promptable model, trained on samples synthesized from a few exemplars.
 
 Feng, Zhu and Yu, "Cheap Lunch for Medical Image Segmentation by Fine-tuning SAM on Few Exemplars" (2023): paste the
 exemplars' structures, transformed, onto backgrounds; train low-rank updates of image encoder and mask decoder on the
 result with point prompts. Departures, each an option that `preset=paper` (several organs) and `preset=paper tumour`
-undo: structure tokens, so that the adapter also works without clicks; whole transformed exemplar slices and rims among
-what is pasted; boxes, central and corrective clicks among the prompts; Dice without the background; the error of the
-predicted IoU in the loss; samples that never end. One stays: where no slice is known to be empty, structures are pasted
-on their own slice, inpainted. What the paper calls exponential decay is, in SAMed's code, (1 - done)^0.9.
+undo: structure tokens, so that the adapter also works without clicks; whole transformed exemplar slices and rims in
+addition to pasting; boxes, central and corrective clicks among the prompts; Dice without the background; the error of
+the predicted IoU in the loss; an unlimited number of samples. One remains: where no slice is known to be empty,
+structures are pasted on their own slice, inpainted. The paper's exponential decay is, in SAMed's code, (1 - done)^0.9.
 
 When to use it: from one annotated slice on. Cost: a minute on a laptop with a bundled model, minutes on a GPU with
 SAM.
@@ -45,7 +45,7 @@ __all__ = [
 LABEL = "LoRA with synthesized exemplars"
 NEEDS = frozenset({"exemplars"})
 
-# Ranges of the transforms are ours: the paper names none. Organs are not mirrored, as they keep their places.
+# Ranges of the transforms are ours: the paper gives none. Organs are not mirrored, as their location is fixed.
 ORGANS = SynthesisRecipe(
     composite="paper",
     rim=0.0,
@@ -57,7 +57,7 @@ ORGANS = SynthesisRecipe(
     empty_probability=0.0,
     keep_structure_probability=1.0,
 )
-# A tumour may lie anywhere and any way round.
+# A tumour may be anywhere, in any orientation.
 TUMOUR = replace(ORGANS, rotation_deg=180.0, flip="both", shift=0.25)
 _PAPER: dict[str, Any] = {
     "structure_maps": False,
@@ -95,13 +95,13 @@ def needs_base(recipe: Recipe) -> bool:
 
 
 def resolve(recipe: Recipe, family: str, device: torch.device) -> Recipe:
-    """The recipe with everything the preset decides filled in; what the user set stays."""
+    """The recipe completed from the preset; the user's settings are kept."""
     return resolve_maps(with_preset(recipe, PAPERS.get(recipe.preset, {})), family, device)
 
 
 def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     """Train an adapter for the structures of the exemplars on the promptable base: in encoder and decoder
-    (`adapt_prompted`), or beside a frozen encoder (`adapt_with_maps`).
+    (`adapt_prompted`), or with a frozen encoder (`adapt_with_maps`).
     """
     base = inputs.promptable_base
     resolved = resolve(recipe, base.family, base.device)
@@ -109,5 +109,5 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
 
 
 def training_samples(inputs: AdaptInputs, recipe: Recipe, rng: np.random.Generator, count: int) -> list[Sample]:
-    """`count` samples of what would be trained on with this resolved recipe."""
+    """`count` training samples for this resolved recipe."""
     return (map_samples if recipe.structure_maps else synthesized_samples)(inputs, recipe, rng, count)

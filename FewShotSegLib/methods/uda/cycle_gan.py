@@ -1,10 +1,10 @@
-"""What a CycleGAN on slices minimizes: two generators, two discriminators, and the terms of their losses.
+"""Objective of a CycleGAN on slices: two generators, two discriminators, and their loss terms.
 
 Eqs. 1-4 of Zhu et al. 2024 (anatomy space image translation, ASIT), after Zhu et al. 2017. Where the paper cannot be
-meant as printed, CycleGAN is followed. The source discriminator judges T_s(X^t), not the reconstruction X^s'. The
-identity loss (eq. 3) takes each generator to images of the domain it translates *to*; as printed it punishes every
-translation, and is there as `identity_of="input"`. Generators minimize -log D instead of log(1 - D), whose gradient
-vanishes while the discriminator wins.
+correct as printed, CycleGAN is followed. The source discriminator judges T_s(X^t), not the reconstruction X^s'. The
+identity loss (eq. 3) applies each generator to images of the domain it translates *to*; as printed it penalizes every
+translation, and is available as `identity_of="input"`. Generators minimize -log D instead of log(1 - D), whose gradient
+vanishes when the discriminator is winning.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class TranslationRecipe:
     batch_size: int = option(1, "Slices of each modality per step (CycleGAN: 1)", min=1, max=64)
     channels: int = option(64, "Channels of the generators at full resolution", min=1, max=256, advanced=True)
     blocks: int = option(6, "Residual blocks (CycleGAN: 6 up to 128 pixels, else 9)", min=1, max=16, advanced=True)
-    # Edges stay edges. For inverted contrast it must be off, as in CycleGAN: on the way from no change to the inverse
-    # every slice becomes one grey, which the cycle loss does not let pass.
+    # Edges stay edges. For inverted contrast it must be off, as in CycleGAN: on the way from the identity to the
+    # inverse every slice becomes uniformly grey, which the cycle loss penalizes.
     skip: bool = option(
         True, "Add the answer to the slice: learning starts from no change. Off for inverted contrast", advanced=True
     )
@@ -66,11 +66,11 @@ class TranslationRecipe:
 
     @property
     def stack(self) -> int:
-        """Slices in a stack, the channels of all networks."""
+        """Slices per stack, the number of channels of all networks."""
         return 2 * self.neighbours + 1
 
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate of a step counted from 0: constant, then a straight line to 0 after the last step.
+        """Learning rate of a 0-based step: constant, then linear decay to 0 after the last step.
 
         >>> recipe = TranslationRecipe(steps=100, learning_rate=0.01)
         >>> [recipe.learning_rate_at(step) for step in (0, 50, 75)]
@@ -91,7 +91,7 @@ TRANSLATION_PRESETS = {
 
 
 class Objective(NamedTuple):
-    """What the generators minimize, each term summed over both directions but the first two."""
+    """Loss terms of the generators, each summed over both directions except the first two."""
 
     gan_target: Tensor
     gan_source: Tensor
@@ -112,7 +112,7 @@ class Fakes(NamedTuple):
 
 
 def adversarial_loss(logits: Tensor, real: bool, kind: Literal["lsgan", "log"]) -> Tensor:
-    """How far a discriminator's logits are from saying "real", or "not real": mean of squares, or of -log D, -log(1-D).
+    """Loss of a discriminator's logits against "real" or "fake": mean of squares, or of -log D, -log(1-D).
 
     >>> adversarial_loss(torch.tensor([-1.0, 0.5]), True, "lsgan").item()
     2.125
@@ -123,12 +123,12 @@ def adversarial_loss(logits: Tensor, real: bool, kind: Literal["lsgan", "log"]) 
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, kind: Literal["lsgan", "log"]) -> Tensor:
-    """What a discriminator minimizes; with "log" it is eq. 1 times -1/2."""
+    """Loss of a discriminator; with "log" it is eq. 1 times -1/2."""
     return (adversarial_loss(real, True, kind) + adversarial_loss(fake, False, kind)) / 2
 
 
 class CycleGan(nn.Module):
-    """Two generators and two discriminators, and what each minimizes. Batches are (B, C, H, W) in [0, 1]."""
+    """Two generators and two discriminators, with their losses. Batches are (B, C, H, W) in [0, 1]."""
 
     def __init__(self, recipe: TranslationRecipe, seed: int = 0) -> None:
         """With fresh weights; torch's global random state is left alone."""
@@ -169,12 +169,12 @@ class CycleGan(nn.Module):
     def _identity(self, source: Tensor, target: Tensor, fakes: Fakes) -> Tensor:
         if not self.recipe.identity_weight:
             return source.new_zeros(())
-        if self.recipe.identity_of == "input":  # eq. 3 to the letter
+        if self.recipe.identity_of == "input":  # eq. 3 verbatim
             return F.l1_loss(fakes.target, source) + F.l1_loss(fakes.source, target)
         return F.l1_loss(self.to_target(target), target) + F.l1_loss(self.to_source(source), source)
 
     def discriminator_objective(self, source: Tensor, target: Tensor, fakes: Fakes) -> Tensor:
-        """What both discriminators minimize; no gradient reaches the generators."""
+        """Loss of both discriminators; no gradient reaches the generators."""
         kind = self.recipe.adversarial
         return discriminator_loss(
             self.judge_target(target), self.judge_target(fakes.target.detach()), kind
@@ -187,14 +187,14 @@ def generator_of(recipe: TranslationRecipe) -> Generator:
 
 
 class ImagePool:
-    """Translations of earlier steps: discriminators that see only the newest forget (Shrivastava et al. 2017)."""
+    """History of translations, against forgetting in the discriminators (Shrivastava et al. 2017)."""
 
     def __init__(self, size: int, images: Sequence[Tensor] = ()) -> None:
         self.size = size
         self.images = list(images)
 
     def exchange(self, images: Tensor, rng: np.random.Generator) -> Tensor:
-        """Return a batch like `images` (B, C, H, W), where each was swapped for an earlier one with a chance of 1/2.
+        """Return a batch like `images` (B, C, H, W), where each is swapped for an earlier one with probability 1/2.
 
         Until the pool is full every image is kept and returned.
         """

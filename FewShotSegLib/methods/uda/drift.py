@@ -1,7 +1,7 @@
-"""Whether a translation kept the anatomy: are the edges still where they were? And pictures to see it by.
+"""Whether a translation preserved the anatomy, by comparing edges; and images to inspect it.
 
-A CycleGAN may move, remove or invent organs as long as it can undo it (its known failure). Labels drawn on the volume
-before then teach the wrong thing, so volumes whose edges have drifted are rejected.
+A CycleGAN may move, remove or hallucinate organs as long as it can invert it (its known failure mode). The labels of
+the source volume are then wrong for the translation, so volumes whose edges have drifted are rejected.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from FewShotSegLib.errors import InputError
 Array = NDArray[Any]
 DriftMeasure = Literal["ncc", "ssim"]
 
-FAINT = 0.05  # on a scale of 0 to 1: below it in both images there is no edge, and agreeing on that earns nothing
+FAINT = 0.05  # on a scale of 0 to 1: pixels below it in both images have no edge and are ignored
 _SIGMA_PX = 1.5  # of the SSIM window, Wang et al. 2004
 _C1, _C2 = 0.01**2, 0.03**2  # likewise, for images in [0, 1]
 
 
 @dataclass(frozen=True)
 class EdgeConsistency:
-    """Agreement of edges before and after, in [-1, 1], 1 for the same ones: the mean over slices, and each slice's.
+    """Agreement of edges before and after, in [-1, 1], 1 if identical: the mean over slices, and per slice.
 
-    A slice is None where neither image has an edge.
+    A slice is None if neither image has an edge.
     """
 
     score: float
@@ -41,7 +41,7 @@ class EdgeConsistency:
 
     @property
     def reason(self) -> str:
-        """One sentence for the report; empty where the volume is accepted."""
+        """One sentence for the report; empty if the volume is accepted."""
         if self.accepted:
             return ""
         return (
@@ -51,7 +51,7 @@ class EdgeConsistency:
 
     @property
     def worst_slice(self) -> int | None:
-        """Where to look first; None where no slice has edges."""
+        """The slice with the lowest agreement; None if no slice has edges."""
         known = [k for k, score in enumerate(self.slices) if score is not None]
         return min(known, key=lambda k: self.slices[k] or 0.0, default=None)
 
@@ -61,10 +61,10 @@ def edge_consistency(
 ) -> EdgeConsistency:
     """Compare anatomy images (D, H, W) in [0, 1] of a volume before and after its translation.
 
-    "ncc": correlation over the pixels where either has an edge; edges may become stronger and weaker together.
-    "ssim": mean structural similarity there (Wang et al. 2004), which minds how strong they are.
+    "ncc": correlation over the pixels where either has an edge; invariant to a common change of edge strength.
+    "ssim": mean structural similarity there (Wang et al. 2004), which is sensitive to edge strength.
 
-    The threshold is that of anatomy moved by one and a half pixels. Measured on abdominal CT at 3.2 mm, "ncc" and
+    The threshold corresponds to a shift by one and a half pixels. Measured on abdominal CT at 3.2 mm, "ncc" and
     "ssim": all edges half as strong 1.00, 0.65; gamma 0.6 .85, .84; moved by one pixel .69, .63, by two .38, .28; the
     next slice (6 mm) .70, .63; nothing left 0, 0.
     """
@@ -90,7 +90,7 @@ def _of_slice(compared: Any, a: Array, b: Array) -> float | None:
 def _correlation(a: Array, b: Array, edges: NDArray[np.bool_]) -> float:
     a, b = a[edges] - a[edges].mean(), b[edges] - b[edges].mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / norm if norm > 0 else 0.0  # everything one grey: no edge has survived
+    return float(a @ b) / norm if norm > 0 else 0.0  # uniformly grey: no edge has survived
 
 
 def _similarity(a: Array, b: Array, edges: NDArray[np.bool_]) -> float:
@@ -101,7 +101,7 @@ def _similarity(a: Array, b: Array, edges: NDArray[np.bool_]) -> float:
 
 
 def drift_picture(source: Array, translated: Array, before: Array, after: Array) -> NDArray[np.uint8]:
-    """A picture (H, 3 W, 3) of a slice: source, translated, and the edges, all (H, W) in [0, 1].
+    """An image (H, 3 W, 3) of a slice: source, translated, and the edges, all (H, W) in [0, 1].
 
     Edges before are red, those after cyan; where both are equally strong they are white.
     """

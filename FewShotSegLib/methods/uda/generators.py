@@ -1,8 +1,8 @@
-"""The two kinds of network of a CycleGAN on slices: a generator of residual blocks, and a PatchGAN.
+"""The networks of a CycleGAN on slices: a residual generator, and a PatchGAN discriminator.
 
-After Zhu et al. 2017 and its reference code. The generator departs in two ways. It enlarges by nearest neighbour and a
-convolution, because transposed convolutions leave a checkerboard (Odena et al. 2016), which is all edges. And with
-`skip`, an option, its output is added to the input instead of replacing it, so that it starts as the identity.
+After Zhu et al. 2017 and its reference code. The generator departs in two ways. It upsamples by nearest neighbour and a
+convolution, because transposed convolutions cause checkerboard artefacts (Odena et al. 2016), which are all edges. And
+with `skip`, an option, its output is added to the input instead of replacing it, so that it starts as the identity.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
-MULTIPLE = 4  # two halvings
+MULTIPLE = 4  # two downsampling steps
 
 
 class Generator(nn.Module):
     """Images (B, slices, H, W) in [0, 1], of any size, to images of the same shape.
 
-    7 x 7 convolution, two halvings to 4 x `channels`, `blocks` residual blocks, two doublings, 7 x 7 convolution;
-    instance norm throughout. Without `skip` the answer lies in [0, 1]; with it, a little beyond: clamp it for use.
+    7 x 7 convolution, two downsampling steps to 4 x `channels`, `blocks` residual blocks, two upsampling steps, 7 x 7
+    convolution; instance norm throughout. Without `skip` the output is in [0, 1]; with it, slightly beyond: clamp it.
     """
 
     def __init__(self, slices: int, channels: int, blocks: int, *, skip: bool) -> None:
@@ -61,16 +61,16 @@ class _Residual(nn.Module):
 
 
 def _convolved(given: int, channels: int, *, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-    """Convolution with reflected borders, instance norm, ReLU."""
+    """Convolution with reflection padding, instance norm, ReLU."""
     convolution = nn.Conv2d(given, channels, kernel, stride, padding=kernel // 2, padding_mode="reflect")
     return [convolution, nn.InstanceNorm2d(channels), nn.ReLU()]
 
 
 class Discriminator(nn.Module):
-    """Images (B, slices, H, W) to logits (B, 1, h, w): how real each patch looks.
+    """Images (B, slices, H, W) to logits (B, 1, h, w): realness of each patch.
 
-    A patch is 70 pixels wide with 3 `layers` (the reference), 34 with 2, 16 with 1. Nothing follows the last
-    convolution; the losses know that.
+    The receptive field is 70 pixels with 3 `layers` (the reference), 34 with 2, 16 with 1. There is no final
+    activation; it is part of the losses.
     """
 
     def __init__(self, slices: int, channels: int, layers: int) -> None:

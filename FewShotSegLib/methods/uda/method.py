@@ -1,19 +1,19 @@
-"""From labelled images of one kind to unlabelled ones of another, such as CT to MR, without drawing a contour.
+"""From labelled images of one kind to unlabelled ones of another, such as CT to MR, without manual contours.
 
 Zhu et al., "A novel pseudo label-based unsupervised multiple target domain adaptation framework for abdominal organ
-segmentation" (FLARE 2024). Four parts: a CycleGAN makes the labelled images look like the unlabelled, as they are or
-as *anatomy images*, the edges of both kinds (ASIT, `space=anatomy`); a teacher trained on these labels the targets, and
-those it is uncertain of borrow the labels of a similar target by registration (MDM); further teachers in turn are
-trained on the updated labels too (self-training); targets whose labels change in these rounds are left out (PLF). A
-small fast network learns from what is left.
+segmentation" (FLARE 2024). Four parts: a CycleGAN translates the labelled images to the target domain, as intensities
+or as *anatomy images*, the edges of both kinds (ASIT, `space=anatomy`); a teacher trained on these labels the targets,
+and uncertain targets get the labels of a similar target by registration (MDM); further teachers are successively
+trained on the updated labels too (self-training); targets whose labels change in these rounds are filtered out (PLF). A
+small fast network is trained on the rest.
 
-Departures, each argued where it is made: see `anatomy_space`, `translation`, `registration` and `pseudo_labels`.
-Translated volumes whose edges have drifted are not trained on. Who lends is decided by the domain, where names tell it,
-or by how sure the first teacher is. Intensities are the default, because they were better on real cases than the
-paper's edges (Testing/BENCHMARKS.md). `preset=paper` is the paper as far as it says.
+Departures, each explained where it is made: see `anatomy_space`, `translation`, `registration` and `pseudo_labels`.
+Translated volumes whose edges have drifted are not used for training. Lenders are chosen by domain, if names tell it,
+or by the confidence of the first teacher. Intensities are the default, because they were better on real cases than the
+paper's edges (Testing/BENCHMARKS.md). `preset=paper` is the paper as far as it is specified.
 
 When to use it: labelled CT (or any other kind) and a stack of unlabelled MR. Cost: one to two hours on one CPU core,
-by the preset; every stage is kept and not computed twice.
+depending on the preset; every stage is cached.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ NEEDS = frozenset({"source", "targets"})
 
 
 def preflight(exemplars: Sequence[Exemplar]) -> list[str]:
-    """No sentences: this method uses no exemplars."""
+    """No warnings: this method uses no exemplars."""
     return []
 
 
@@ -64,8 +64,8 @@ def training_samples(inputs: AdaptInputs, recipe: Recipe, rng: np.random.Generat
 def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     """Train a small network for the structures of the labelled source, on images like the targets.
 
-    The intensity is the targets'. Stages are kept in the cache folder, by content; a checkpoint of the run is not
-    needed. Metrics hold what every stage decided.
+    The intensity is the targets'. Stages are cached by content; a checkpoint of the run is not needed. Metrics record
+    the decisions of every stage.
     """
     data_parallel.refuse("The method uda works", "start the command without torchrun")
     recipe = resolve(recipe, "", run.device)

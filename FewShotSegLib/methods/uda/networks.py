@@ -1,7 +1,7 @@
-"""Training one 3-D network for all structures at once, on many labelled cases: the way of nnU-Net, made small.
+"""Training one 3-D network for all structures at once, on many labelled cases: a small nnU-Net.
 
-Deep supervision with Dice + cross-entropy on patches drawn around structures (Isensee et al. 2021); what differs from
-it is in `patches.PatchRecipe`. Used where labels are many and imperfect: translated sources and pseudo-labelled
+Deep supervision with Dice + cross-entropy on patches around structures (Isensee et al. 2021); differences are
+described in `patches.PatchRecipe`. Used with many, imperfect labels: translated sources and pseudo-labelled
 targets.
 """
 
@@ -62,7 +62,7 @@ def train_classes(
     """Train a network with background and one channel per name, in the order of the labels 1, 2, ...; return its
     weights, and how training ended.
 
-    `weights`: how often a case is drawn against the others. `start`: weights to go on from.
+    `weights`: sampling weights of the cases. `start`: initial weights.
     """
     names = list(names)
     network = class_network(grid, len(names) + 1, recipe, seed).to(device)
@@ -106,14 +106,12 @@ def train_classes(
 
 
 def class_network(grid: Grid, channels: int, recipe: ClassRecipe, seed: int = 0) -> nn.Module:
-    """The network, with fresh weights."""
+    """The network, randomly initialized."""
     return build(**network_arguments(grid, recipe.network, recipe.size, channels), seed=seed)
 
 
 class Prediction(NamedTuple):
-    """Labels (D, H, W), and the mean of 1 - the probability of the label over all that is labelled; 0 where nothing
-    is.
-    """
+    """Labels (D, H, W), and the mean of 1 - p(label) over the labelled voxels; 0 if there are none."""
 
     labels: NDArray[np.uint8]
     doubt: float
@@ -130,7 +128,7 @@ def predicted(
     report: Report = silent,
     message: str = "segmenting",
 ) -> Prediction:
-    """What the network says of an image (D, H, W) on the grid."""
+    """The network's prediction for an image (D, H, W) on the grid."""
     network = class_network(grid, channels, recipe)
     load_weights(network, weights)
     logits = predict(

@@ -1,8 +1,9 @@
-"""Which pseudo-labels to trust: those that do not change from one teacher to the next.
+"""Filtering pseudo-labels by their stability from one teacher to the next.
 
 Eq. 7 of Zhu et al. (FLARE 2024), which is the filter of Huang et al. (FLARE 2022, "Revisiting nnU-Net for iterative
-pseudo labeling and efficient sliding window inference"): the labels that K teachers in turn give to a case are compared
-each with the one before. Those published results dropped 76 of 2000 cases, the most uncertain ones, by no threshold.
+pseudo labeling and efficient sliding window inference"): the labels from K successive teachers for a case are each
+compared with the previous ones. Those published results dropped 76 of 2000 cases, the most uncertain, without
+threshold.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Labels = NDArray[Any]
 
 @dataclass(frozen=True)
 class PseudoLabelRecipe:
-    """Which cases are kept, and how the rounds of a case become one labelmap."""
+    """Which cases are kept, and how the rounds of a case are merged into one labelmap."""
 
     drop_fraction: float = option(
         0.038, "Fraction of cases to leave out, the most uncertain ones (FLARE22: 76 of 2000)", min=0.0, max=1.0
@@ -39,7 +40,7 @@ class PseudoLabelRecipe:
         choices=("all", "worst structure"),
         advanced=True,
     )
-    # The paper's union keeps whatever one round found, false positives too; on conflict it says nothing.
+    # The paper's union keeps everything found in any round, false positives too; conflicts are unspecified.
     vote: str = option(
         "union", "Foreground is what any round found, or what most rounds found", choices=("union", "majority")
     )
@@ -54,10 +55,10 @@ class PseudoLabelRecipe:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """How much the labels of one case changed: 0 not at all, 1 as many voxels as there are; not bounded above.
+    """How much the labels of one case changed: 0 not at all, 1 as many voxels as are labelled; unbounded above.
 
-    `by_structure` has the same of each label on its own. `empty`: no round found anything. `overall` is infinite where
-    a round found something and the next one nothing. `missing` is the reason why there is no number.
+    `by_structure` is the same for each label separately. `empty`: no round found anything. `overall` is infinite if a
+    round found something and the next one nothing. `missing` is the reason why there is no value.
     """
 
     overall: float
@@ -67,16 +68,16 @@ class Uncertainty:
 
     @property
     def worst(self) -> float:
-        """The largest of the structures' uncertainties; `overall` where there are none."""
+        """The largest of the structures' uncertainties; `overall` if there are none."""
         return max(self.by_structure.values(), default=self.overall)
 
 
 def uncertainty(rounds: Sequence[Labels | None], structures: Sequence[int] | None = None) -> Uncertainty:
-    """Return eq. 7 for the labels (K, J, I) that two or more rounds, oldest first, gave to one case.
+    """Return eq. 7 for the labels (K, J, I) of one case from two or more rounds, oldest first.
 
     u = mean over i = 2..K of #(y_i != y_(i-1)) / #(y_i > 0), so swapped structures count as much as lost foreground,
-    the later round is the measure, and the order matters. Two empty rounds in a row differ by 0. A round that is None
-    makes the case unusable, not an error. `structures`: the labels to list (default: all that occur).
+    normalization is by the later round, and the order matters. Two consecutive empty rounds differ by 0. A round that
+    is None makes the case unusable, not an error. `structures`: the labels to list (default: all that occur).
 
     >>> first, second = np.array([[[1, 1, 0, 0]]]), np.array([[[1, 1, 1, 1]]])
     >>> uncertainty([first, second]).overall, uncertainty([second, first]).overall
@@ -114,7 +115,7 @@ def _share(changed: int, found: int) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a case is kept, and why not; `rank` 1 is the most uncertain, 0 where the case was not ranked."""
+    """Whether a case is kept, and why not; `rank` 1 is the most uncertain, 0 if not ranked."""
 
     name: str
     kept: bool
@@ -123,7 +124,7 @@ class Verdict:
     uncertainty: Uncertainty
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON types; an uncertainty without bound becomes None, since JSON has no infinity."""
+        """Return JSON types; an infinite uncertainty becomes None, since JSON has no infinity."""
         found = self.uncertainty
         return {
             "name": self.name,
@@ -141,11 +142,11 @@ def _finite(number: float) -> float | None:
 
 
 def filter_cases(cases: Mapping[str, Uncertainty], recipe: PseudoLabelRecipe) -> list[Verdict]:
-    """Return a verdict for each case, the most uncertain first, those that could not be ranked behind them.
+    """Return a verdict for each case, the most uncertain first, followed by unranked cases.
 
-    A case is dropped when a round is missing, when it is empty, when a later round lost all that the one before had
-    found (these three whatever the recipe's numbers say), and when it is among the `drop_fraction` of the ranked cases
-    or above the limit. The number to drop is rounded to the nearest whole one, so that few cases may all stay. Ties
+    A case is dropped if a round is missing, if it is empty, if a later round lost all that the previous one had found
+    (these three regardless of the recipe's numbers), and if it is among the `drop_fraction` of the ranked cases or
+    above the limit. The number to drop is rounded to the nearest integer, so that with few cases all may be kept. Ties
     are ordered by name.
     """
     ranked = [name for name, found in cases.items() if not found.missing]
@@ -166,7 +167,7 @@ def _score(found: Uncertainty, recipe: PseudoLabelRecipe) -> float:
 
 
 def _reason(found: Uncertainty, recipe: PseudoLabelRecipe) -> str:
-    """Why this case is dropped on its own account, or nothing."""
+    """Why this case is dropped regardless of its rank, or ""."""
     if found.empty:
         return "" if recipe.keep_empty else "no round found anything"
     score, limit = _score(found, recipe), recipe.uncertainty_limit
@@ -179,10 +180,10 @@ def _reason(found: Uncertainty, recipe: PseudoLabelRecipe) -> str:
 
 
 def ensemble(rounds: Sequence[Labels], vote: str = "union") -> Labels:
-    """Return one labelmap (K, J, I) of those of all rounds, oldest first, in the type of the last.
+    """Merge the labelmaps (K, J, I) of all rounds, oldest first, into one, with the dtype of the last.
 
-    `union`: foreground is what any round calls foreground, the structure there the one that most rounds name.
-    `majority`: the label that most rounds give, background included. Ties go to the latest round among the tied labels.
+    `union`: foreground is what any round labels as foreground, with the structure that most rounds assign. `majority`:
+    the label that most rounds assign, background included. Ties go to the latest round among the tied labels.
 
     >>> ensemble([np.array([[[1, 1, 0]]]), np.array([[[2, 1, 0]]]), np.array([[[0, 2, 2]]])]).tolist()
     [[[2, 1, 2]]]
@@ -203,7 +204,7 @@ def ensemble(rounds: Sequence[Labels], vote: str = "union") -> Labels:
 
 
 def _votes(arrays: Sequence[Labels], value: int) -> NDArray[np.uint32]:
-    """Number of rounds that gave the label, the latest of them as the digit behind: no two labels have the same."""
+    """Number of rounds that assigned the label, with the latest of them as tie-breaking digit."""
     count, latest = np.zeros((2, *arrays[0].shape), dtype=np.uint32)
     for number, labels in enumerate(arrays, start=1):
         given = labels == value
@@ -227,9 +228,9 @@ def _same_shape(arrays: Sequence[Labels]) -> Sequence[Labels]:
 
 @dataclass(frozen=True)
 class DomainSplit:
-    """Cases whose pseudo-labels can be lent to others, and those that should borrow (D_t1 and D_t2 of section 2.2).
+    """Lenders of pseudo-labels, and cases that should borrow (D_t1 and D_t2 of section 2.2).
 
-    `mean` has the mean uncertainty of each domain; `rule` says in words what the split followed.
+    `mean` has the mean uncertainty of each domain; `rule` describes the criterion.
     """
 
     better: tuple[str, ...]
@@ -239,11 +240,11 @@ class DomainSplit:
 
 
 def split_domains(cases: Mapping[str, Uncertainty], domains: Mapping[str, str] | None = None) -> DomainSplit:
-    """Return the cases, in order of name, as lenders and borrowers.
+    """Split the cases, sorted by name, into lenders and borrowers.
 
-    With `domains` {case: domain, such as its MR sequence} the domain of the lowest mean uncertainty lends. Without, or
-    with a single one, the cases up to the mean uncertainty lend. Cases that are empty, that lack a round, or that lost
-    everything from one round to the next always borrow and count in no mean.
+    With `domains` {case: domain, such as its MR sequence}, the domain with the lowest mean uncertainty lends. Without,
+    or with a single one, the cases up to the mean uncertainty lend. Cases that are empty, lack a round, or lost
+    everything from one round to the next always borrow and are excluded from the means.
     """
     sound = {name: case.overall for name, case in sorted(cases.items()) if _is_sound(case)}
     if domains is not None:
@@ -262,7 +263,7 @@ def split_domains(cases: Mapping[str, Uncertainty], domains: Mapping[str, str] |
         rule = f"domain {best} has the lowest mean uncertainty, {means[best]:.4g}"
     else:
         mean = means.get("all", 0.0)
-        # Rounding must not put half of equal cases above their own mean.
+        # Rounding must not put equal cases above their own mean.
         better = [name for name in sound if sound[name] <= mean * (1 + 1e-9)]
         rule = f"uncertainty up to the mean, {mean:.4g}"
     return DomainSplit(tuple(better), tuple(sorted(set(cases) - set(better))), means, rule)

@@ -1,4 +1,4 @@
-"""Options of the method, and what its presets mean on which machine."""
+"""Options of the method, and its hardware presets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .registration import RegistrationRecipe
 
 @dataclass(frozen=True)
 class UdaPreset:
-    """Sizes that fit a machine."""
+    """Sizes for a class of hardware."""
 
     steps: int
     patch: tuple[int, int, int]
@@ -36,9 +36,9 @@ UDA_PRESETS = {
     "paper": UdaPreset(250_000, (40, 224, 192), 0, "paper", "large", "paper"),
 }
 
-# What the paper says, beside the sizes. Its z-scores are left out: a network whose layers are normalized by instance
-# sees no difference but at the borders. Of unlabelled targets there is no foreground, so theirs stays that of all
-# voxels. The paper names no amount of elastic deformation, and no check of drift.
+# As specified in the paper, besides the sizes. Its z-scores are omitted: instance normalization makes a network nearly
+# invariant to them, except at the borders. Unlabelled targets have no foreground, so their statistics are over all
+# voxels. The paper specifies neither the strength of elastic deformation nor a drift check.
 PAPER: dict[str, Any] = {
     "space": "anatomy",
     "rounds": 3,
@@ -56,14 +56,14 @@ PAPER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Switching parts off gives the rows of the paper's Table 7."""
+    """Disabling parts gives the ablations of the paper's Table 7."""
 
     preset: str = option(
         "auto",
         "Hardware preset; paper: also sets all options left at their defaults as in the paper",
         choices=("auto", *UDA_PRESETS),
     )
-    # Measured on CT to T2 MR: with intensities 16 points of Dice more than with edges.
+    # Measured on CT to T2 MR: with intensities, 16 Dice points more than with edges.
     space: str = option(
         "intensity", "Input of the networks: intensities (CycleGAN) or edges (ASIT)", choices=("intensity", "anatomy")
     )
@@ -154,7 +154,7 @@ class Recipe:
 
 
 def found_in(names: Iterable[str], pattern: str, option_name: str) -> dict[str, str]:
-    """What the group of a regular expression finds in each name; nothing for no expression."""
+    """The match of a regular expression's group in each name; empty without an expression."""
     if not pattern:
         return {}
     try:
@@ -178,7 +178,7 @@ def needs_base(recipe: Recipe) -> bool:
 
 
 def resolve(recipe: Recipe, family: str, device: torch.device) -> Recipe:
-    """The recipe with everything the preset decides filled in, but the voxel size, which the targets decide."""
+    """The recipe completed from the preset, except the voxel size, which depends on the targets."""
     name = ("gpu" if device.type == "cuda" else "cpu") if recipe.preset == "auto" else recipe.preset
     preset = UDA_PRESETS[name]
     if name == "paper":
@@ -195,6 +195,6 @@ def resolve(recipe: Recipe, family: str, device: torch.device) -> Recipe:
 
 
 def smaller_preset(name: str) -> str | None:
-    """The preset to try when memory ran out; None when there is none."""
+    """The preset to try after running out of memory; None if there is none."""
     names = list(UDA_PRESETS)
     return names[names.index(name) - 1] if names.index(name) else None

@@ -1,11 +1,11 @@
-"""Labels borrowed from a similar patient: matching by size, affine registration, transfer.
+"""Label transfer from a similar patient: matching by size, affine registration, resampling.
 
 "Multi-domain matching" of Zhu et al. (FLARE 2024, section 2.2): a case with poor pseudo-labels gets those of a case
-with good ones, the one nearest in volume (eq. 5), brought into place by an affine transform (eq. 6 with D = L2, R = 0).
-The paper says neither which volume nor what happens when the transform is wrong. Here volumes are millilitres, and a
-transform must improve the agreement and be plausible; otherwise the case keeps its labels, with the reason.
+with good ones, the closest in volume (eq. 5), aligned by an affine transform (eq. 6 with D = L2, R = 0). The paper
+specifies neither which volume nor what happens if the transform is wrong. Here volumes are in mL, and a transform must
+improve the similarity and be plausible; otherwise the case keeps its labels, with the reason.
 
-Transforms are (4, 4) matrices on RAS millimetres. SimpleITK works in LPS; the signs change here, in one place.
+Transforms are (4, 4) matrices on RAS millimetres. SimpleITK uses LPS; signs are converted here, in one place.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ Measure = Literal["body", "labels", "fov"]
 
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LEVELS = ((4, 4.0), (2, 2.0), (1, 0.0))  # voxel size relative to `resolution_mm`, smoothing in mm
-_MOST_SAMPLES = 50_000  # voxels looked at in a step of the optimizer
+_MOST_SAMPLES = 50_000  # voxels sampled per optimizer step
 _SEED = 1
-_PERFECT = 1e-6  # mean square of images in [0, 1]; what is this good at the start cannot improve
-_FEWEST_SLICES = 4  # an affine transform across the slices cannot be told from fewer
+_PERFECT = 1e-6  # mean squared error of images in [0, 1] below which a start cannot improve
+_FEWEST_SLICES = 4  # fewer do not determine an affine transform across slices
 
 
 # ------------------------------------------------------------------------------------------------------------- matching
@@ -46,7 +46,7 @@ _FEWEST_SLICES = 4  # an affine transform across the slices cannot be told from 
 
 @dataclass(frozen=True)
 class Size:
-    """How large a case is: mL per label (under 0 what is not a label), extent along R, A, S in mm, patient or ""."""
+    """Size of a case: mL per label (0: not a label), extent along R, A, S in mm, patient or ""."""
 
     name: str
     ml: dict[int, float]
@@ -56,7 +56,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Match:
-    """A case to borrow from; `difference_ml` is eq. 5."""
+    """A candidate lender; `difference_ml` is eq. 5."""
 
     name: str
     difference_ml: float
@@ -66,9 +66,9 @@ class Match:
 def size_of(
     name: str, volume: Volume, labels: NDArray[Any] | None = None, *, by: Measure = "body", patient: str = ""
 ) -> Size:
-    """Return what a case is matched by, in mL, so that different voxel sizes do not matter.
+    """Return the size by which a case is matched, in mL, so that it is independent of voxel size.
 
-    by `body`: the body mask. `labels`: each label of the array (K, J, I) on its own. `fov`: all that is in the picture.
+    by `body`: the body mask. `labels`: each label of the array (K, J, I) separately. `fov`: the whole field of view.
     """
     if by not in get_args(Measure):
         raise InputError(f'Cases are matched by {", ".join(get_args(Measure))}, got "{by}".')
@@ -85,10 +85,10 @@ def size_of(
 
 
 def ranked(case: Size, pool: Sequence[Size], *, same_patient_first: bool = True) -> list[Match]:
-    """Return the cases of the pool, best first: eq. 5, the sum over labels of the difference in mL.
+    """Return the cases of the pool, best match first: eq. 5, the sum over labels of the difference in mL.
 
-    Other cases of the same patient come before all others, where patients are named. Ties, up to a microlitre, go to
-    the case whose field of view has the nearest extent, then to the name. The case itself is left out.
+    Other cases of the same patient come first, if patients are named. Ties, up to a microlitre, are broken by the most
+    similar extent of the field of view, then by name. The case itself is excluded.
     """
 
     def key(other: Size) -> tuple[bool, float, float, str]:
@@ -109,10 +109,10 @@ def _difference(case: Size, other: Size) -> float:
 
 
 def body_mask(volume: Volume) -> NDArray[np.bool_]:
-    """Return the patient, (K, J, I): the largest piece above Otsu's threshold, with its holes filled slice by slice.
+    """Return the body mask (K, J, I): the largest component above Otsu's threshold, with holes filled slice by slice.
 
-    Values are cut off at their 80th percentile first, so that a few bright voxels do not draw the threshold up. Air
-    must be dark, as it is in CT and MR. A constant volume has no body.
+    Values are clipped at their 80th percentile first, so that a few bright voxels do not raise the threshold. Air must
+    be dark, as in CT and MR. A constant volume has no body.
     """
     import SimpleITK as sitk
     from scipy import ndimage
@@ -126,7 +126,7 @@ def body_mask(volume: Volume) -> NDArray[np.bool_]:
         return np.zeros(volume.shape, dtype=np.bool_)
     largest = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
     filled = np.moveaxis(largest, volume.acquisition_axis, 0)
-    for plane in filled:  # slice by slice: the lungs and gas are open to the outside in the first and last slices
+    for plane in filled:  # slice by slice: lungs and gas are open to the outside at the end slices
         plane[:] = ndimage.binary_fill_holes(plane)
     return np.asarray(largest)
 
@@ -136,13 +136,13 @@ def body_mask(volume: Volume) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class RegistrationRecipe:
-    """How labels travel. Departures from eq. 6, with the reasons:
+    """Options of label transfer. Departures from eq. 6, with reasons:
 
     - L2 of intensities (`l2`), taken literally between two MR sequences, is worse than no registration (on a phantom
-      with inverted contrast 36 mm of error instead of 11). The anatomy images, which the rest of the method uses as
-      well, agree whatever the contrast; that is the default. Mutual information is the textbook alternative. Where all
-      images are of one sequence `l2` is the better choice: over seven pairs of abdominal T2 the organs overlapped by
-      0.30 (Dice) before, 0.44 with gradients, 0.52 with `l2`.
+      with inverted contrast 36 mm of error instead of 11). The anatomy images, which the rest of the method uses too,
+      are contrast-invariant; that is the default. Mutual information is the textbook alternative. If all images are of
+      one sequence, `l2` is the better choice: over seven pairs of abdominal T2 the organ overlap was 0.30 (Dice)
+      before, 0.44 with gradients, 0.52 with `l2`.
     - An affine transform is found at about 2 mm as well as at full resolution, in a fraction of the time.
     """
 
@@ -175,11 +175,11 @@ class RegistrationRecipe:
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """`moving_from_fixed` (4, 4) takes a point of the fixed image, RAS mm, to the same anatomy in the moving one.
+    """`moving_from_fixed` (4, 4) maps a point of the fixed image, RAS mm, to the same anatomy in the moving one.
 
-    `before` and `after` are the metric, smoothed by 4 mm, at the better of the starting points (headers as they are, or
-    centres of mass together) and at the end; lower is better. `determinant` is the change of volume. `coverage` is the
-    share of the fixed image's body that the moving image covers. `rejected` is the reason, empty when the transform is
+    `before` and `after` are the metric, smoothed by 4 mm, at the better of the initializations (headers, or aligned
+    centres of mass) and at the end; lower is better. `determinant` is the change of volume. `coverage` is the fraction
+    of the fixed image's body that the moving image covers. `rejected` is the reason, empty if the transform is
     accepted.
     """
 
@@ -195,7 +195,7 @@ class Registration:
         return not self.rejected
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON types; None stands for numbers that were not measured."""
+        """Return JSON types; None for values that were not measured."""
         names = ("before", "after", "determinant", "coverage")
         numbers = {name: float(getattr(self, name)) for name in names}
         known = {name: value if np.isfinite(value) else None for name, value in numbers.items()}
@@ -210,10 +210,10 @@ def register(
     anatomy: AnatomySpace | None = None,
     report: Report = silent,
 ) -> Registration:
-    """Return the affine transform that makes two images agree, and whether to believe it.
+    """Return the affine transform that aligns two images, and whether it is plausible.
 
-    `anatomy` says what the gradients of the metric `l2_gradient` are; auto is decided for both images together. Always
-    the same result for the same images. Reports once per step of the optimizer, and can be cancelled there.
+    `anatomy` defines the gradients of the metric `l2_gradient`; auto is resolved for both images together.
+    Deterministic. Reports once per optimizer step, and can be cancelled there.
     """
     recipe = recipe or RegistrationRecipe()
     fewest = min(fixed.shape + moving.shape)
@@ -224,7 +224,7 @@ def register(
     if not body.any():
         body[:] = True
     search = _Search(_comparable(fixed, moving, recipe.metric, anatomy or AnatomySpace()), recipe, report)
-    # A start that leaves the images hardly over each other may well score better than the right place.
+    # An initialization with hardly any overlap may well score better than the correct alignment.
     starts = [start for start in search.starts() if _coverage(fixed, body, moving, start) >= recipe.coverage]
     if not starts:
         covered = _coverage(fixed, body, moving, np.eye(4))
@@ -257,7 +257,7 @@ def _uncovered(covered: float, recipe: RegistrationRecipe) -> str:
 
 
 def _coverage(fixed: Volume, body: NDArray[np.bool_], moving: Volume, moving_from_fixed: Matrix) -> float:
-    """Return the share of the body's voxels (or of 20 000 of them) that lie in the moving image."""
+    """Return the fraction of the body's voxels (or of 20 000 of them) that lie in the moving image."""
     chosen = np.flatnonzero(body)
     kji = np.stack(np.unravel_index(chosen[:: 1 + chosen.size // 20_000], body.shape), axis=1)
     points = ras_from_ijk(moving_from_fixed @ fixed.affine, kji[:, ::-1])
@@ -280,12 +280,12 @@ def _in_unit_range(volume: Volume) -> Volume:
 
 
 class _LostError(Exception):
-    """The optimizer left the images without overlap."""
+    """The optimizer moved the images out of overlap."""
 
 
 @dataclass
 class _Search:
-    """Images (fixed, moving) at three resolutions, and the optimizer on them."""
+    """Multi-resolution registration of a pair of images (fixed, moving)."""
 
     images: tuple[Volume, Volume]
     recipe: RegistrationRecipe
@@ -300,7 +300,7 @@ class _Search:
         ]
 
     def starts(self) -> list[Matrix]:
-        """The headers as they are, and the centres of mass laid over each other."""
+        """Initializations: image headers, and aligned centres of mass."""
         import SimpleITK as sitk
 
         fixed, moving = self.levels[-1]
@@ -312,9 +312,9 @@ class _Search:
     def cost(self, moving_from_fixed: Matrix) -> float:
         """The metric at every voxel of the coarsest level; lower is better.
 
-        The borders of two patients never quite meet, so the finest level says little: on six pairs of abdominal MR
-        registration brought the organs closer in four, while the metric of anatomy images at the finest level rose in
-        five. The coarsest level judged five of the six rightly.
+        The bodies of two patients never quite match, so the finest level is not informative: on six pairs of abdominal
+        MR, registration brought the organs closer in four, while the metric of anatomy images at the finest level got
+        worse in five. The coarsest level judged five of the six correctly.
         """
         fixed, moving = self.levels[0]
         method = self._method()
@@ -322,7 +322,7 @@ class _Search:
         return float(method.MetricEvaluate(fixed, moving))
 
     def run(self, start: Matrix) -> Matrix:
-        """The transform after all levels; `_LostError` where the images do not overlap any more."""
+        """The transform after all levels; `_LostError` if the images no longer overlap."""
         for level, (fixed, moving) in enumerate(self.levels):
             start = self._run_level(level, fixed, moving, start)
         return start
@@ -336,8 +336,8 @@ class _Search:
         voxels = fixed.GetNumberOfPixels()
         method.SetMetricSamplingPercentage(min(1.0, _MOST_SAMPLES / voxels), seed=_SEED)  # samples are jittered
         method.SetInitialTransform(transform, inPlace=True)
-        # The length of the step decides when it ends: gradients of images in [0, 1] are below ITK's usual tolerance.
-        # ITK halves it at every turn, which ends before the last tenths of a millimetre are found.
+        # The step length is the stopping criterion: gradients of images in [0, 1] are below ITK's usual tolerance. ITK
+        # halves it at every turn, which stops before the last tenths of a millimetre are found.
         method.SetOptimizerAsRegularStepGradientDescent(
             learningRate=1.0,
             minStep=1e-4,
@@ -360,7 +360,7 @@ class _Search:
         return _matrix_of(transform)
 
     def _after_step(self, level: int, method: SimpleITK.ImageRegistrationMethod, stopped: list[BaseException]) -> None:
-        """Report; what the report raises is kept for later, since exceptions do not pass through SimpleITK."""
+        """Report; exceptions are stored for later, since they do not propagate through SimpleITK."""
         if stopped:
             return
         done = level * self.recipe.iterations + method.GetOptimizerIteration() + 1
@@ -375,7 +375,7 @@ class _Search:
         import SimpleITK as sitk
 
         method = sitk.ImageRegistrationMethod()
-        # Sums over several threads differ in their last digits from run to run.
+        # Multithreaded sums are not bitwise reproducible.
         method.SetNumberOfThreads(1)
         if self.recipe.metric == "mi":
             method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
@@ -386,9 +386,9 @@ class _Search:
 
 
 def _coarser(image: SimpleITK.Image, resolution_mm: float, smoothing_mm: float) -> SimpleITK.Image:
-    """Return the image with voxels of about `resolution_mm` along the axes where they are smaller.
+    """Return the image downsampled to about `resolution_mm` along the axes with smaller spacing.
 
-    ITK's own pyramid shrinks all axes alike, which leaves a few slices of a thick stack.
+    ITK's own pyramid downsamples all axes alike, which leaves only a few slices of a thick stack.
     """
     import SimpleITK as sitk
 
@@ -402,7 +402,7 @@ def _coarser(image: SimpleITK.Image, resolution_mm: float, smoothing_mm: float) 
 
 
 def _centre_of(image: SimpleITK.Image) -> tuple[float, ...]:
-    """The middle of an image, LPS: rotation and scale about it leave the translation small."""
+    """The centre of an image, LPS: rotation and scaling about it keep the translation small."""
     return image.TransformContinuousIndexToPhysicalPoint([(size - 1) / 2 for size in image.GetSize()])
 
 
@@ -437,7 +437,7 @@ def transferred(labels: Volume, moving_from_fixed: Matrix, onto: Volume) -> Volu
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
-    """One try to borrow: from whom, and how it registered."""
+    """One attempt to borrow: the lender, and the registration."""
 
     match: Match
     registration: Registration
@@ -445,14 +445,14 @@ class Attempt:
 
 @dataclass(frozen=True, eq=False)
 class Borrowed:
-    """Labels (K, J, I) of another case in the place of this one; None where every attempt was rejected."""
+    """Labels (K, J, I) of another case aligned to this one; None if every attempt was rejected."""
 
     labels: Volume | None
     attempts: tuple[Attempt, ...]
 
     @property
     def lender(self) -> str:
-        """The case they come from, or ""."""
+        """The lending case, or ""."""
         return self.attempts[-1].match.name if self.labels is not None else ""
 
     @property
@@ -483,10 +483,10 @@ def borrow_labels(
     anatomy: AnatomySpace | None = None,
     report: Report = silent,
 ) -> Borrowed:
-    """Return labels for a case from the most similar case of the pool that registers.
+    """Return labels for a case from the most similar case of the pool that registers successfully.
 
-    `load(name)` gives image and labels of a case of the pool; it is called for those that are tried. A rejected
-    registration leads to the next best match, `tries` at most; when all are rejected the case keeps what it has.
+    `load(name)` returns image and labels of a case of the pool; it is called for those that are tried. After a rejected
+    registration the next best match is tried, at most `tries`; if all are rejected the case keeps its labels.
     """
     recipe = recipe or RegistrationRecipe()
     attempts: list[Attempt] = []

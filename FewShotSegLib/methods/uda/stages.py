@@ -1,4 +1,4 @@
-"""The stages of the method in order, each kept under a digest of all that it depends on."""
+"""The stages of the method in order, each cached under a digest of all that it depends on."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Sources:
 
 
 class _Stopped(Exception):  # noqa: N818 - the user has seen enough
-    """A network was stopped in its training; `weights` are what is to be kept, of a network trained by `training`."""
+    """Training of a network was stopped; `weights` are to be kept, of a network trained with `training`."""
 
     def __init__(self, weights: Weights, training: ClassRecipe) -> None:
         super().__init__()
@@ -72,10 +72,10 @@ class _Stopped(Exception):  # noqa: N818 - the user has seen enough
 
 
 class Stages:
-    """The stages in order. Each is kept under a digest of all that it depends on.
+    """The stages in order. Each is cached under a digest of all that it depends on.
 
-    Stopped in the training of a network, the run ends with that network if half of its steps are done, else with the
-    one before it.
+    If stopped during training of a network, the run ends with that network if half of its steps are done, else with the
+    previous one.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Stages:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def result(self) -> tuple[Weights, ClassRecipe]:
-        """The weights of the final network, and what it was trained by."""
+        """The weights of the final network, and its training recipe."""
         try:
             return self._all_stages(), self.training
         except _Stopped as stopped:
@@ -123,8 +123,8 @@ class Stages:
             return stopped.weights, stopped.training
 
     def _all_stages(self) -> Weights:
-        """Translate; label the targets; improve these labels by matching, and then by self-training on them; filter by
-        how much they change in that; teach the small network.
+        """Translate; label the targets; improve these labels by matching, then by self-training; filter by how much
+        they change in the process; train the small network.
         """
         recipe = self.recipe
         self._stage(0, "translating")
@@ -146,7 +146,7 @@ class Stages:
         self.report(Progress(number, 5, name))
 
     def _image(self, volume: Volume, intensity: IntensitySpec) -> NDArray[np.float32]:
-        """What networks see of a volume, on the grid."""
+        """The network input from a volume, on the grid."""
         return on_grid(volume, intensity, self.grid, self.anatomy, self.recipe.edges)
 
     def _data_key(self) -> str:
@@ -159,7 +159,7 @@ class Stages:
         return _digest(arrays, grid_to_dict(self.grid), space, self.structures, self.seed)
 
     def _places(self) -> str:
-        """A digest of where all volumes lie, which decides what comes onto the grid."""
+        """A digest of the geometry of all volumes, which determines the resampling."""
         volumes = {**self.targets, **{f"source {name}": volume for name, volume in self.sources.volumes.items()}}
         return _digest({name: sha256_of_array(volume.affine) for name, volume in volumes.items()})
 
@@ -171,7 +171,7 @@ class Stages:
         return Case(image, labels.astype(np.uint8), None, self.grid.spacing_mm, name)
 
     def training_sample(self, number: int, rng: np.random.Generator) -> Sample:
-        """The slice of a patch that shows most: of a source case for even numbers, of a target for odd ones."""
+        """The slice of a patch with the most foreground: of a source case for even numbers, else of a target."""
         if number % 2:
             name = list(self.targets)[number // 2 % len(self.targets)]
             image = self.target_images[name]
@@ -187,7 +187,7 @@ class Stages:
     # ------------------------------------------------------------------------------------------------------ translation
 
     def _translated(self) -> list[Case]:
-        """Source cases in the looks of the targets; those whose edges drifted are left out."""
+        """Source cases translated to the target domain; those whose edges drifted are left out."""
         cases = [self._source_case(name) for name in self.sources.volumes]
         if not self.recipe.translate:
             self.metrics["stages"]["translation"] = {"translated": False}
@@ -215,7 +215,7 @@ class Stages:
         return kept
 
     def _show_drift(self, shown: Sequence[tuple[float, Case, Array, int]]) -> None:
-        """The volumes that kept their anatomy least, each at its worst slice."""
+        """The volumes with the most drift, each at its worst slice."""
         rows = [
             drift_picture(case.image[at], image[at], self._edges(case.image)[at], self._edges(image)[at])
             for _, case, image, at in shown
@@ -225,20 +225,20 @@ class Stages:
         )
 
     def _show(self, title: str, rows: Sequence[NDArray[np.uint8]]) -> None:
-        """A picture of a finished stage: rows of equal width, as far as they are."""
+        """An image of a finished stage: rows, padded to equal width."""
         if rows:
             width = max(row.shape[1] for row in rows)
             rows = [np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0))) for row in rows]
             self.report(stage_picture(title, np.concatenate(rows)))
 
     def _slice_with(self, name: str, found: Sequence[Array]) -> NDArray[np.uint8]:
-        """The slice of a target that shows most, once for each of several labelmaps."""
+        """The slice of a target with the most foreground, once per labelmap."""
         at = int(np.argmax(sum(np.count_nonzero(labels, axis=(1, 2)) for labels in found)))
         colors = structure_colors(self.structures)
         return np.concatenate([outlined(self.target_images[name][at], labels[at], colors) for labels in found], axis=1)
 
     def _edges(self, image: Array) -> Array:
-        """Anatomy images of arrays on the grid; in anatomy space they are ones already."""
+        """Anatomy images of arrays on the grid; in anatomy space the arrays already are."""
         if self.anatomy is not None:
             return image
         volume = Volume(image, np.diag([*self.grid.spacing_mm, 1.0]))
@@ -272,7 +272,7 @@ class Stages:
 
     def _translation_recipe(self) -> TranslationRecipe:
         recipe = self.recipe
-        # One generator for edges and intensities, or the two could not be compared.
+        # The same seed for edges and intensities, so that the two are comparable.
         return replace(
             TRANSLATIONS[UDA_PRESETS[recipe.preset].translation],
             skip=recipe.residual,
@@ -285,7 +285,7 @@ class Stages:
     # ---------------------------------------------------------------------------------------------------------- rounds
 
     def _first_round(self, cases: Sequence[Case]) -> dict[str, Prediction]:
-        """What a teacher of sources alone says of each target."""
+        """Predictions for each target by a teacher trained on sources alone."""
         weights = self._teacher(cases, [], 1)
         return {name: self._predicted(weights, image, name, 1) for name, image in self.target_images.items()}
 
@@ -294,11 +294,11 @@ class Stages:
     ) -> dict[str, list[NDArray[np.uint8]]]:
         """Labels of each target (D, H, W) from round to round, oldest first.
 
-        The labels that are given teach round 2, and its answers the next. They are an opinion themselves only where
-        nothing was borrowed: borrowed labels must not be held against who borrowed them.
+        The given labels train round 2, whose predictions train the next. They count as a round themselves only if
+        nothing was borrowed: borrowed labels must not be held against the borrower.
         """
         current = dict(labels)
-        # What was labelled before matching is compared only where two rounds are all there is, as version 0.1 did.
+        # Labels from before matching are compared only if there are just two rounds, as in version 0.1.
         given = [] if self.recipe.match and self.recipe.rounds > 2 else [current]
         found = {name: [own[name] for own in given] for name in current}
         for number in range(2, self.recipe.rounds + 1):
@@ -311,7 +311,7 @@ class Stages:
         return found
 
     def _taught(self, labels: Mapping[str, NDArray[np.uint8]]) -> list[Case]:
-        """The targets with their labels; those without any teach nothing."""
+        """The targets with their labels; those without any are skipped."""
         return [
             Case(self.target_images[name], found, None, self.grid.spacing_mm, name)
             for name, found in labels.items()
@@ -324,7 +324,7 @@ class Stages:
     def _trained(
         self, cases: Sequence[Case], taught: Sequence[Case], name: str, seed: int, training: ClassRecipe
     ) -> Weights:
-        """Weights of a network taught by sources and by labelled targets; kept."""
+        """Weights of a network trained on sources and labelled targets; cached."""
         digests = [sha256_of_array(case.image) + sha256_of_array(case.mask) for case in [*cases, *taught]]
         key = _digest(digests, repr(training), self.recipe.target_share, seed)
         path = self.folder / f"network-{key}.npz"
@@ -377,9 +377,9 @@ class Stages:
         return {name: uncertainty(list(labels), list(self.structures)) for name, labels in rounds.items()}
 
     def _borrowed(self, first: Mapping[str, Prediction]) -> dict[str, NDArray[np.uint8]]:
-        """Labels of those uncertain targets that could borrow some from certain ones, on the grid.
+        """Labels of those uncertain targets that could borrow from certain ones, on the grid.
 
-        There is one round so far, so what is uncertain is what its teacher doubts.
+        There is only one round so far, so uncertainty is that of its teacher's probabilities.
         """
         uncertain = {name: Uncertainty(found.doubt, {}, empty=not found.labels.any()) for name, found in first.items()}
         split = split_domains(uncertain, self.domains or None)
@@ -418,7 +418,7 @@ class Stages:
         return {name: b.labels.array.astype(np.uint8) for name, b in found.items() if b.labels is not None}
 
     def _gridded(self, name: str, volume: Volume) -> Volume:
-        """The intensities of a target on the grid, in the grid's own frame: axis-aligned, origin in the middle."""
+        """The intensities of a target on the grid, in the grid's own frame: axis-aligned, origin at the centre."""
         intensity = self.target_intensity
         image = intensity.apply(volume.array, intensity.range_of(volume.array))
         image = image_onto_grid(image, volume.affine, self.grid)
@@ -427,7 +427,7 @@ class Stages:
         return Volume(image, affine)
 
     def _trusted(self, rounds: Mapping[str, Sequence[NDArray[np.uint8]]]) -> dict[str, NDArray[np.uint8]]:
-        """One labelmap for each target that is trusted: the last, or all rounds together where they are filtered."""
+        """One labelmap per trusted target: the last one, or an ensemble of all rounds if filtering is on."""
         if not self.recipe.filter:
             return {name: labels[-1] for name, labels in rounds.items() if labels[-1].any()}
         verdicts = filter_cases(self._uncertainties(rounds), self.recipe.pseudo_labels)
@@ -468,7 +468,7 @@ def _reasons(verdicts: Sequence[Verdict]) -> str:
 
 
 def _grid_for(target: Volume, recipe: Recipe) -> Grid:
-    """The grid of all work: the targets' orientation, coarser in plane where the preset says so."""
+    """The working grid: the targets' orientation, with in-plane spacing from the preset."""
     assert recipe.patch is not None  # resolved
     if recipe.spacing_mm is not None:
         return Grid.of(target, recipe.patch, recipe.spacing_mm)

@@ -1,7 +1,7 @@
-"""Slices of one modality made to look like another one's: a CycleGAN, learned from unpaired volumes.
+"""Slice-wise image translation between modalities: a CycleGAN, trained on unpaired volumes.
 
-It knows nothing of what the slices show: given anatomy images (`anatomy_space`) it is ASIT (Zhu et al. 2024), given
-intensities it is a plain CycleGAN (Zhu et al. 2017). `cycle_gan` has the losses.
+It is agnostic of the content: given anatomy images (`anatomy_space`) it is ASIT (Zhu et al. 2024), given intensities it
+is a plain CycleGAN (Zhu et al. 2017). `cycle_gan` has the losses.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Volumes = Sequence[Array]  # (D, H, W) in [0, 1]
 Draw = Callable[[np.random.Generator], Array]  # a stack (2 neighbours + 1, H, W) in [0, 1]
 Direction = Literal["to_target", "to_source"]
 
-_TOGETHER = 8  # slices translated at a time
-_PICTURES = 25  # per training
+_TOGETHER = 8  # batch size of translation
+_PICTURES = 25  # preview images per training
 _HEADER_KEY = "fewshotseg_translator"
 
 
@@ -45,7 +45,7 @@ _HEADER_KEY = "fewshotseg_translator"
 
 
 class _Domain:
-    """The slices of one modality. Those without any contrast are not counted."""
+    """The slices of one modality, without constant ones."""
 
     def __init__(self, given: Volumes | Draw, name: str, recipe: TranslationRecipe, seed: list[int]) -> None:
         self.draw = given if callable(given) else None
@@ -59,7 +59,7 @@ class _Domain:
         self._order = (-1, np.empty(0, np.int64))
 
     def batch(self, step: int, rng: np.random.Generator, *, in_turn: bool) -> Tensor:
-        """(B, C, S, S): every slice once before any comes again, or drawn with replacement."""
+        """(B, C, S, S): every slice once before any repeats, or drawn with replacement."""
         size = self.recipe.batch_size
         return torch.from_numpy(np.stack([self._stack(step * size + n, rng, in_turn) for n in range(size)]))
 
@@ -89,7 +89,7 @@ def _checked(volume: Array, name: str) -> Array:
     if volume.ndim != 3 or not volume.size:
         raise InputError(f"The {name} to translate must be an array (D, H, W), got the shape {volume.shape}.")
     volume = volume.astype(np.float32, copy=False)
-    low, high = float(volume.min()), float(volume.max())  # NaN comes out as NaN
+    low, high = float(volume.min()), float(volume.max())  # NaN propagates
     if not (low >= -1e-4 and high <= 1 + 1e-4):
         raise InputError(f"The {name} to translate must lie in [0, 1], got {low:g} to {high:g}; scale it first.")
     return volume
@@ -100,12 +100,12 @@ def _shows(image: Array) -> bool:
 
 
 def _stack_around(volume: Array, k: int, neighbours: int) -> Array:
-    """(2 neighbours + 1, H, W); beyond the first and last slice these are repeated."""
+    """(2 neighbours + 1, H, W); edge slices are replicated."""
     return volume[np.clip(np.arange(k - neighbours, k + neighbours + 1), 0, len(volume) - 1)]
 
 
 def _cropped_or_padded(stack: Array, size: int, rng: np.random.Generator) -> Array:
-    """A random square of (C, H, W), or all of it with zeros around."""
+    """A random square crop of (C, H, W), zero-padded where smaller."""
     for axis in (1, 2):
         spare = stack.shape[axis] - size
         if spare > 0:
@@ -115,7 +115,7 @@ def _cropped_or_padded(stack: Array, size: int, rng: np.random.Generator) -> Arr
 
 
 def _padded(stack: Array, size: int) -> Array:
-    """(C, H, W) in the middle of zeros where it is smaller than the square."""
+    """(C, H, W) centred in zero padding where it is smaller than the square."""
     missing = [max(size - n, 0) for n in stack.shape[1:]]
     return np.pad(stack, [(0, 0), *((n // 2, n - n // 2) for n in missing)])
 
@@ -136,9 +136,9 @@ class Translator:
     def translate(
         self, volume: Array, direction: Direction = "to_target", report: Report = silent
     ) -> NDArray[np.float32]:
-        """Return a volume (D, H, W) in [0, 1], of any size, slice by slice in the other modality, in [0, 1].
+        """Return a volume (D, H, W) in [0, 1], of any size, translated slice by slice to the other modality, in [0, 1].
 
-        Slices smaller than those of the training get zeros around, as there: the instance norm sees as much air.
+        Slices smaller than the training size are zero-padded, as in training, so that instance norm statistics match.
         """
         volume = _checked(volume, "volume")
         network: Generator = getattr(self, direction)
@@ -169,12 +169,12 @@ def train_translator(
     checkpoint: Path | None = None,
     identity: str = "",
 ) -> Translator:
-    """Learn to translate slices of `source` into slices of `target`, and back; no two of them belong together.
+    """Train translation of slices of `source` to slices of `target`, and back, from unpaired data.
 
-    Volumes are (D, H, W) in [0, 1], of any sizes; each slice of the modality with more of them is seen equally often,
-    the other's are drawn with replacement. Or a function draws stacks itself. `amp`: the type of mixed precision.
-    `checkpoint` is read when it exists and belongs to the same `identity` (a digest of all that determines the run),
-    and removed by the caller. `report` is called once per step, with a picture now and then: source, its translation,
+    Volumes are (D, H, W) in [0, 1], of any sizes; each slice of the modality with more of them is used equally often,
+    the other's are drawn with replacement. Alternatively, a function draws stacks. `amp`: dtype of mixed precision.
+    `checkpoint` is read if it exists and belongs to the same `identity` (a digest of all that determines the run), and
+    removed by the caller. `report` is called once per step, occasionally with an image: source, its translation,
     target, its translation.
     """
     domains = [
