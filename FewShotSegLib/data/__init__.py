@@ -1,1 +1,1 @@
-"""What is worked on, as frozen dataclasses: volumes, prompts, exemplars, adapters, jobs, recipes. Opens no file."""
+"""Data model as frozen dataclasses: volumes, prompts, exemplars, adapters, jobs, recipes. No file access."""

@@ -1,4 +1,4 @@
-"""What a method learned, as one file: tensors, and a card that says where they belong."""
+"""The result of a method, stored as one file: tensors, and a card with their metadata."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .volume import checked_structures
 Array = np.ndarray[Any, np.dtype[Any]]
 
 FORMAT = 1
-# The compact model was called "bundled", and at 384 pixels "bundled-384", until a better one came along.
+# The compact model was called "bundled", and at 384 pixels "bundled-384", until a better one replaced it.
 _COMPACT = "ad0b5bde1943e820aeee7185230327e3383b747af1efadca25c8752ed9360d39"
 _RENAMED = {("bundled", _COMPACT): "bundled-small", ("bundled-384", _COMPACT): "bundled-small-384"}
 _DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -27,10 +27,10 @@ _DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """Trained weights and all that is needed to use them: the base model they belong to, the structures, the intensity
-    rule, the image size and slice axis (array axis), and how they were made.
+    """Trained weights and all metadata needed to use them: their base model, the structures, the intensity rule, the
+    image size and slice axis (array axis), and how they were made.
 
-    A network trained from nothing has `architecture` instead of a base model (`base_model` and `base_sha256` empty).
+    A network trained from scratch has `architecture` instead of a base model (`base_model` and `base_sha256` empty).
     """
 
     tensors: Mapping[str, Array]
@@ -57,7 +57,7 @@ class Adapter:
         self._check_kinds()
 
     def _check_kinds(self) -> None:
-        """A card from a file may hold anything: each of its entries is of its kind, or the file is refused."""
+        """A card from a file may contain anything: each entry must have its declared type, or the file is rejected."""
         if isinstance(self.axis, bool) or self.axis not in (0, 1, 2):
             raise InputError(f"An adapter's slice axis is 0 (k), 1 (j) or 2 (i), got {self.axis!r}.")
         for name in ("method", "base_model", "base_sha256"):
@@ -75,7 +75,7 @@ class Adapter:
 
     @property
     def base_name(self) -> str:
-        """What the base model is called today."""
+        """The current name of the base model."""
         return current_name(self.base_model, self.base_sha256)
 
     @property
@@ -90,12 +90,12 @@ def card(adapter: Adapter) -> dict[str, Any]:
 
 
 def current_name(base_model: str, base_sha256: str) -> str:
-    """What the base model of a card is called today: names have changed, files have not."""
+    """The current name of a card's base model: names have changed, files have not."""
     return _RENAMED.get((base_model, base_sha256), base_model)
 
 
 def check_base(adapter: Adapter, base_name: str, base_sha256: str) -> None:
-    """Raise `InputError` naming both base models when the adapter was made for another one."""
+    """Raise `InputError` naming both base models if the adapter was made for a different one."""
     if adapter.architecture is not None and not adapter.base_model:
         return
     if adapter.base_sha256 == base_sha256:
@@ -138,7 +138,7 @@ def _checked_tensors(tensors: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def _as_json(name: str, value: Any) -> Any:
-    """Return a copy in JSON types, so that an adapter equals itself after it went through a file."""
+    """Return a copy in JSON types, so that an adapter compares equal after a round trip through a file."""
     try:
         return json.loads(dumped(value))
     except (TypeError, ValueError) as error:
@@ -151,6 +151,6 @@ def dumped(value: Any) -> str:
 
 def digest_of_adapter(plain_card: Mapping[str, Any], tensors: Mapping[str, Array]) -> str:
     digest = hashlib.sha256(dumped(plain_card).encode())
-    for name in sorted(tensors):  # a checksum of each tensor covers its type, shape and values
+    for name in sorted(tensors):  # the checksum of each tensor covers dtype, shape and values
         digest.update(f"\n{json.dumps(name)} {sha256_of_array(tensors[name])}".encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""SHA-256 of arrays and of JSON values: equal content, equal digest, wherever it lies."""
+"""SHA-256 of arrays and of JSON values: equal content, equal digest, independent of memory layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An annotated case: which slices of it are known, and what is on them."""
+"""An annotated case: its image, labels, and the slices on which they are complete."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Slices = tuple[int, ...] | Literal["all"] | None
 class Exemplar:
     """A volume, its labelmap (K, J, I), and the slices along array axis `axis` on which the labels are complete.
 
-    On `annotated_slices` every voxel of the listed structures carries its label, all else there is background.
-    `empty_slices` are vouched to show none of the structures. All other slices are unknown, not background.
-    `overlapping` is how many voxels belong to several structures and carry the label of one. `channel` is the one that
-    was chosen of an image with several.
+    On `annotated_slices` every voxel of the listed structures has its label, all else there is background.
+    `empty_slices` are declared to contain none of the structures. All other slices are unknown, not background.
+    `overlapping` is the number of voxels that belong to several structures but have the label of one. `channel` is the
+    selected one of a multi-channel image.
     """
 
     volume: Volume
@@ -116,7 +116,7 @@ def check_exemplars(exemplars: Sequence[Exemplar]) -> dict[int, str]:
 
 
 def preflight(exemplars: Sequence[Exemplar]) -> list[str]:
-    """Return warnings about what will make learning hard; what makes it impossible raises `InputError`."""
+    """Return warnings about what will make training hard; what makes it impossible raises `InputError`."""
     structures = check_exemplars(exemplars)
     warnings: list[str] = []
     for exemplar in exemplars:

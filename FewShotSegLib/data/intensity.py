@@ -1,4 +1,4 @@
-"""From raw voxel values to the range a network is given: one recorded rule, the same at training and prediction."""
+"""Intensity normalization from raw voxel values to the network's input range, identical in training and prediction."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .volume import Volume
 Kind = Literal["window", "percentile", "minmax"]
 Scale = Literal["sam", "unit"]
 
-# Soft tissue window of the abdominal CT work that the Synapse splits come from (Chen et al. 2021, TransUNet).
+# Soft tissue window of the abdominal CT work that defined the Synapse splits (Chen et al. 2021, TransUNet).
 SOFT_TISSUE_HU = (-125.0, 275.0)
 PERCENTILES = (0.5, 99.5)
 
 
 @dataclass(frozen=True)
 class IntensitySpec:
-    """How raw values become [0, 1].
+    """How raw values are mapped to [0, 1].
 
     kind `window`: `low`..`high` are raw units (HU for CT). `percentile`: percentiles of all voxels of the volume.
     `minmax`: smallest and largest value of each slice; `low` and `high` are not used.
-    scale says what the network gets: `sam` = 255 x, then SAM's own pixel mean and deviation; `unit` = x itself.
+    scale is the network's input scale: `sam` = 255 x, then SAM's own pixel mean and SD; `unit` = x itself.
     """
 
     kind: Kind
@@ -46,7 +46,7 @@ class IntensitySpec:
             raise InputError(f"Intensity percentiles lie between 0 and 100, got {self.low:g} and {self.high:g}.")
 
     def range_of(self, volume_array: np.ndarray[Any, Any]) -> tuple[float, float] | None:
-        """Return the raw values that become 0 and 1; None for `minmax`, where each slice has its own."""
+        """Return the raw values that map to 0 and 1; None for `minmax`, where each slice has its own."""
         if self.kind == "minmax":
             return None
         if self.kind == "window":
@@ -54,7 +54,7 @@ class IntensitySpec:
         values = volume_array.astype(np.uint8) if volume_array.dtype == np.bool_ else volume_array
         kept = _without_padding(values)
         low, high = np.percentile(kept, [self.low, self.high], overwrite_input=kept is not values)
-        if not high > low:  # nearly all voxels are alike: what differs is what there is to see
+        if not high > low:  # nearly constant: use the voxels that differ
             others = values[values != low]
             if others.size:
                 ends = np.percentile(others, [self.low, self.high])
@@ -66,7 +66,7 @@ class IntensitySpec:
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the image (any shape) as float32 in [0, 1]; `value_range` comes from `range_of` of its volume.
 
-        A range without extent (constant image) gives zeros.
+        An empty range (constant image) gives zeros.
 
         >>> IntensitySpec("window", -100, 100).apply(np.array([[-500, 0, 50, 900]]), (-100, 100)).tolist()
         [[0.0, 0.5, 0.75, 1.0]]
@@ -80,21 +80,21 @@ class IntensitySpec:
         low, high = value_range
         if not high > low:
             return np.zeros(image.shape, dtype=np.float32)
-        # float32 holds integers up to 2**24, so int16 and uint16 images lose nothing here.
+        # float32 represents integers up to 2**24 exactly, so int16 and uint16 images are lossless here.
         kind = np.float32 if image.dtype.itemsize <= 2 or image.dtype == np.float32 else np.float64
         with np.errstate(over="ignore"):
-            scaled: np.ndarray[Any, Any] = image.astype(kind)  # in place from here on: whole volumes come here
+            scaled: np.ndarray[Any, Any] = image.astype(kind)  # in place from here on, to save memory on whole volumes
             scaled -= np.asarray(low, kind)
             scaled /= np.asarray(high - low, kind)
         return np.clip(scaled, 0.0, 1.0, out=scaled).astype(np.float32, copy=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON types."""
+        """Return the spec as JSON types."""
         return {"kind": self.kind, "low": self.low, "high": self.high, "scale": self.scale}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> IntensitySpec:
-        """Return the spec that `to_dict` described; unknown and missing keys are refused."""
+        """Return the spec from the output of `to_dict`; unknown and missing keys are rejected."""
         if not isinstance(values, Mapping) or set(values) - {"scale"} != {"kind", "low", "high"}:
             raise InputError(f"An intensity has the keys kind, low, high and scale, got {values!r}.")
         return cls(**values)
@@ -108,7 +108,7 @@ class IntensitySpec:
 
 
 def intensity_from(text: str) -> IntensitySpec | None:
-    """Return the rule that a word of the command line means; None for "auto".
+    """Parse the rule of a command line argument; None for "auto".
 
     >>> intensity_from("window:-125,275")
     IntensitySpec(kind='window', low=-125.0, high=275.0, scale='sam')
@@ -129,20 +129,20 @@ def intensity_from(text: str) -> IntensitySpec | None:
     return IntensitySpec(kind, *values)  # type: ignore[arg-type]
 
 
-_MOST_LOOKED_AT = 1_000_000  # voxels; the kind of image shows in a part of them
+_MOST_LOOKED_AT = 1_000_000  # voxels; a subsample reveals the kind of image
 _FAT_HU = (-200.0, -20.0)
-_LUNG_HU = (-1100.0, -500.0)  # and the air around the patient, which is never exactly constant
+_LUNG_HU = (-1100.0, -500.0)  # also the air around the patient, which is never exactly constant
 _SOFT_HU = (-20.0, 400.0)
-_PADDED = 0.001  # share of the voxels with the very lowest value from which that value is padding
-_OUTSIDE = 0.02  # share of the voxels within a window below which the image is of another kind
+_PADDED = 0.001  # fraction of voxels with the minimum value above which that value is padding
+_OUTSIDE = 0.02  # fraction of voxels within a window below which the image is of another kind
 
 
 def looks_like_hounsfield(array: np.ndarray[Any, Any]) -> bool:
-    """Return whether the values look like CT numbers, by shares of the voxels and never by single ones.
+    """Return whether the values look like CT numbers, by fractions of voxels and never by single ones.
 
-    Fat or lung (air) below zero, soft tissue above, next to nothing below air. The very lowest value does not count:
-    it is the padding of a resampled or cropped image, -1000 in MR as well. CT that was clipped to a soft tissue window
-    is one of them. MR, ultrasound and photographs hold no fat of -100; standardized images stay within tens.
+    Fat or lung (air) below zero, soft tissue above, next to nothing below air. The minimum value is ignored: it is the
+    padding of a resampled or cropped image, -1000 in MR as well. CT that was clipped to a soft tissue window counts.
+    MR, ultrasound and photographs contain no fat at -100; standardized images stay within tens.
     """
     values = _some_of(array)
     values = values[values > values.min()]
@@ -160,9 +160,9 @@ _DIFFERS = "looks different from the images the adapter was trained on"
 
 
 def unlike(spec: IntensitySpec, array: np.ndarray[Any, Any], name: str, is_ct: bool | None = None) -> str:
-    """Return a sentence where an image does not look like those that a rule was made for, else "".
+    """Return a sentence if an image does not look like those that a rule was made for, else "".
 
-    `is_ct`: whether those hold Hounsfield units; None: what the rule tells.
+    `is_ct`: whether those are in Hounsfield units; None: inferred from the rule.
     """
     wanted = is_ct if is_ct is not None else spec.kind == "window" and spec.low < 0
     found = looks_like_hounsfield(array)
@@ -185,14 +185,14 @@ def unlike(spec: IntensitySpec, array: np.ndarray[Any, Any], name: str, is_ct: b
 
 
 def _some_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Evenly spread voxels, at most `_MOST_LOOKED_AT`, as numbers that can be subtracted."""
+    """An even subsample of at most `_MOST_LOOKED_AT` voxels, in a dtype that can be subtracted."""
     values = array.reshape(-1)[:: max(array.size // _MOST_LOOKED_AT, 1)]
     return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
 def _without_padding(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The values without padding: many voxels of one negative value far below all others, and what interpolation has
-    put between."""
+    """The values without padding: many voxels of one negative value far below all others, and values interpolated in
+    between."""
     some = _some_of(values)
     lowest = some.min()
     rest = some[some > lowest]

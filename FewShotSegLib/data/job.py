@@ -1,13 +1,13 @@
-"""Jobs: one run each, in paths, names and numbers only. The unit of reproducibility, of the worker and of batch.
+"""Jobs: the description of one run, by paths, names and numbers only. The unit of reproducibility and of the worker.
 
-A job is JSON with a "kind"; what is left out has its default:
+A job is JSON with a "kind"; omitted entries have their defaults:
 
     {"kind": "segment", "images": ["patient 7.nrrd"], "adapter": "liver.safetensors", "out": "segmented"}
 
-Relative paths in a job file start at the folder of that file, so a folder with its jobs can be moved as a whole.
+Relative paths in a job file are relative to its folder, so a folder with its jobs can be moved as a whole.
 
-Files in the place of outputs are replaced when the record beside them says that they were written by this program and
-nobody has changed them; other files only with `overwrite`.
+Existing output files are replaced if the record next to them shows that they were written by this program and have not
+been changed since; other files only with `overwrite`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .schema import coerce, construct, shown, to_json
 
 Device = Literal["auto", "cpu", "cuda"]
 SegmentationFormat = Literal["seg.nrrd", "dicom-seg", "dicom-rtstruct"]
-Axis = Literal["k", "j", "i"]  # the IJK axis that the slices are stacked along
+Axis = Literal["k", "j", "i"]  # the IJK axis along which slices are stacked
 
 MOST_SMOOTHING_MM = 20.0
 _NOUN = "job entry"
 
 
 def _path(default: Any = MISSING) -> Any:
-    """Return a field that holds a path or paths; `with_paths_from` reads the mark."""
+    """Return a field for a path or paths, marked for `with_paths_from`."""
     return field(default=default, metadata={"path": True})
 
 
@@ -72,17 +72,17 @@ class AuxiliaryFiles:
 
 @dataclass(frozen=True)
 class AdaptJob:
-    """Make an adapter, the file `out`, from exemplars, unlabelled targets and auxiliary data.
+    """Train an adapter, saved to the file `out`, from exemplars, unlabelled targets and auxiliary data.
 
     Auxiliary data are the `auxiliary` data sets and those in `auxiliary_folder`. `source_folder` and `target_folder`
-    hold the labelled and the unlabelled images of an adaptation from one kind of image to another.
+    contain the labelled and the unlabelled images for domain adaptation.
 
-    `base` is the name of a base model or a file; "auto": that of `warm_start`, or the one the method does best with.
-    `recipe` holds the options that differ from the method's defaults.
-    `warm_start` is an adapter to go on from. After `max_seconds` training stops and keeps the best so far. `intensity`
-    is an `IntensitySpec` as a table; None is the one of `warm_start`, or what suits the first exemplar. `channel` and
-    `time_index` are those of the targets; exemplars have their own. With `keep_names` the adapter holds the names of
-    the files it was made from.
+    `base` is the name of a base model or a file; "auto": that of `warm_start`, or the method's preferred one. `recipe`
+    holds the options that differ from the method's defaults.
+    `warm_start` is an adapter to continue from. After `max_seconds` training stops and keeps the best state so far.
+    `intensity` is an `IntensitySpec` as a table; None is the one of `warm_start`, or chosen from the first exemplar.
+    `channel` and `time_index` are those of the targets; exemplars have their own. With `keep_names` the adapter stores
+    the names of its training files.
     """
 
     kind: ClassVar[str] = "adapt"
@@ -122,18 +122,18 @@ class AdaptJob:
 class SegmentJob:
     """Segment `images` into the folder `out`, with an adapter or a support set, with prompts, or with both.
 
-    `support` are annotated cases that are looked at and not trained on; an adapter that comes with them has no
+    `support` are annotated cases used as a support set, not for training; an adapter combined with them must not have
     structures of its own. `support_recipe` holds the options of `SupportRecipe` that differ from its defaults,
     `intensity` is an `IntensitySpec` as a table for the support set and the images; None: that of the adapter, or by
     the kind of image.
 
-    `base` None is the base model that the adapter was made for, or "bundled". `axis` None is that of the adapter
-    or the support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed. Of a
-    structure that was in one piece on its exemplars, pieces beside the main ones are removed unless `all_pieces`.
+    `base` None is the base model that the adapter was made for, or "bundled". `axis` None is that of the adapter or the
+    support set, or the acquisition axis. Islands smaller than `min_island_ml` millilitres are removed. For a structure
+    with one component in its exemplars, minor components are removed unless `all_pieces`.
     `format` dicom-seg writes DICOM segmentations and dicom-rtstruct RT structure sets; both refer to their series and
-    are for images that are DICOM series.
-    `channel` and `time_index` pick one volume of images that hold several. `smoothing_mm` is the standard deviation of
-    a Gaussian over the finished labels, 0 for none.
+    require images that are DICOM series.
+    `channel` and `time_index` select one volume of images with several. `smoothing_mm` is the standard deviation of
+    Gaussian smoothing of the final labels, 0 for none.
     """
 
     kind: ClassVar[str] = "segment"
@@ -183,7 +183,7 @@ class SegmentJob:
 
 @dataclass(frozen=True)
 class Part:
-    """One of `count` equal parts of a batch, for machines that each do one; `number` counts from 1."""
+    """One of `count` equal parts of a batch job, to distribute it over machines; `number` is 1-based."""
 
     number: int = 1
     count: int = 1
@@ -193,7 +193,7 @@ class Part:
             raise InputError(f"A part is written i/n with i from 1 to n, got {self.number}/{self.count}.")
 
     def of(self, images: Sequence[str]) -> tuple[str, ...]:
-        """Return the images of this part: every n-th one, so that all parts together have each of them once.
+        """Return the images of this part: every n-th one, so that the parts are a partition.
 
         >>> Part(2, 3).of(["a", "b", "c", "d", "e"])
         ('b', 'e')
@@ -202,7 +202,7 @@ class Part:
 
     @property
     def table(self) -> str:
-        """The name of the table of this part."""
+        """File name of this part's table."""
         return "volumes.csv" if self.count == 1 else f"volumes.{self.number}-of-{self.count}.csv"
 
 
@@ -211,7 +211,7 @@ WHOLE = Part()
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """Compare segmentations `pred` to references `ref`, each a file or a folder; the table goes to the file `out`.
+    """Compare segmentations `pred` to references `ref`, each a file or a folder; the table is written to `out`.
 
     `structures` {value: name} None compares all of them. `tolerance_mm` is that of the normalized surface distance.
     """
@@ -244,7 +244,7 @@ JOBS: dict[str, type[Job]] = {cls.kind: cls for cls in (AdaptJob, SegmentJob, Ev
 
 
 def from_dict(values: Mapping[str, Any]) -> Job:
-    """Return the job that `to_dict` described; unknown entries are refused.
+    """Return the job from the output of `to_dict`; unknown entries are rejected.
 
     >>> from_dict({"kind": "evaluate", "pred": "a", "ref": "b", "out": "c.csv"}).tolerance_mm
     2.0
@@ -282,11 +282,11 @@ def _check_seed(seed: int) -> None:
         raise InputError(f'Job entry "seed" must be {allowed}, got {shown(seed)}.')
 
 
-_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes; what file systems take
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes; limits of file systems
 
 
 def _check_paths(job: Any) -> None:
-    """Raise `InputError` for a path that no file can have: later it would end the work in odd places."""
+    """Raise `InputError` for an impossible path, which would otherwise fail late and obscurely."""
     for entry in fields(job):
         value = getattr(job, entry.name)
         for path in (value if isinstance(value, tuple) else (value,)) if entry.metadata.get("path") else ():

@@ -1,4 +1,4 @@
-"""JSON from anywhere, within limits: what cannot be meant is refused in a sentence before anything works with it."""
+"""Untrusted JSON within limits: invalid input is rejected with a clear message before it is used."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from FewShotSegLib.errors import InputError
 
 MOST_BYTES = 16 << 20
 _MOST_DEPTH = 64
-_MOST_DIGITS = 19  # of a whole number: 64 bits
+_MOST_DIGITS = 19  # of an integer: 64 bits
 _LONGEST_NUMBER = 400
 
 
 def parsed_json(content: str | bytes, what: str) -> Any:
-    """Return the JSON value in a text, in UTF-8 where it is bytes; `what` begins the sentence of an `InputError`.
+    """Return the JSON value in a text (UTF-8 if bytes); `what` starts the message of an `InputError`.
 
-    Refused are texts of more than 16 MB, values nested more than 64 deep, numbers of more than 19 digits, NaN and
-    Infinity (which JSON does not know), and texts with zero bytes or halves of characters, which no file name and no
-    structure has.
+    Rejected are texts of more than 16 MB, nesting deeper than 64, numbers of more than 19 digits, NaN and Infinity
+    (which are not JSON), and texts with null bytes or lone surrogates, which occur in no file or structure name.
     """
     if len(content) > MOST_BYTES:
         raise InputError(
@@ -40,7 +39,7 @@ def parsed_json(content: str | bytes, what: str) -> Any:
 
 
 def parsed_table(content: str | bytes, what: str) -> dict[str, Any]:
-    """Return the table of names and values in a JSON text; anything else is refused."""
+    """Return the JSON object in a text; anything else is rejected."""
     value = parsed_json(content, what)
     if not isinstance(value, dict):
         raise InputError(f"{what} must hold a table of names and values, got {_kind_of(value)}.")
@@ -48,7 +47,7 @@ def parsed_table(content: str | bytes, what: str) -> dict[str, Any]:
 
 
 class _NoNumberError(Exception):
-    """A number that is none, as it is written."""
+    """An invalid number, as written."""
 
 
 def _whole(text: str) -> int:
@@ -65,7 +64,7 @@ def _no_number(text: str) -> NoReturn:
 
 
 def _check(value: Any, what: str) -> None:
-    """Refuse depth and texts without meaning; level by level, so that depth costs no stack."""
+    """Reject excessive depth and invalid texts; breadth-first, so that depth uses no stack."""
     level, depth = [value], 0
     while level:
         below: list[Any] = []

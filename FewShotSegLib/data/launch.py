@@ -1,4 +1,4 @@
-"""What torchrun tells each process that it starts, in the environment: how many there are, and which one it is."""
+"""World size and ranks of a process launched by torchrun, from its environment variables."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ _NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Launch:
-    """One of `count` processes that train together: `rank` counts from 0 over all computers, `local_rank` on this
-    one.
-    """
+    """One of `count` processes that train together: `rank` is global over all nodes, `local_rank` on this one."""
 
     rank: int = 0
     local_rank: int = 0
@@ -35,7 +33,7 @@ class Launch:
 
 
 def launch_of(environment: Mapping[str, str] | None = None) -> Launch:
-    """How this process was started; a process that is not told of others is the only one.
+    """How this process was launched; without torchrun's environment it is the only one.
 
     >>> launch_of({})
     Launch(rank=0, local_rank=0, count=1)

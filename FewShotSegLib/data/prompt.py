@@ -1,4 +1,4 @@
-"""What a user points at on one slice: clicks, a box, a mask."""
+"""User prompts on one slice: clicks, a box, a mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .volume import AXES, AXIS_LETTERS, Volume, ijk_from_ras
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-SCRIBBLE_POINTS = 6  # clicks that a scribble counts as; each costs a pass of the mask decoder, and more change little
+SCRIBBLE_POINTS = 6  # clicks per scribble; each costs a forward pass of the mask decoder, and more change little
 _KEYS = {
     "axis",
     "index",
@@ -28,7 +28,7 @@ _KEYS = {
     "mask",
 }
 _LARGEST_MASK = 1 << 30  # pixels
-_ON_SLICE = 0.5 + 1e-3  # voxels: half a slice, and the rounding of coordinates that went through RAS
+_ON_SLICE = 0.5 + 1e-3  # voxels: half a slice, plus rounding of coordinates converted via RAS
 
 
 def _no_points() -> Array:
@@ -41,10 +41,10 @@ def _no_labels() -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Guidance on one slice: points (N, 3) in voxel coordinates i, j, k with labels 1 (inside) or 0 (outside), a box
-    by two opposite corners (2, 3), a mask (H, W) of the two array axes that remain when `axis` is taken away.
+    """A prompt on one slice: points (N, 3) in voxel coordinates i, j, k with labels 1 (inside) or 0 (outside), a box by
+    two opposite corners (2, 3), a mask (H, W) over the two array axes other than `axis`.
 
-    `axis` is the array axis (0 = k, 1 = j, 2 = i), `index` the slice. Without points, box and mask the prompt asks for
+    `axis` is the array axis (0 = k, 1 = j, 2 = i), `index` the slice. Without points, box and mask the prompt requests
     `structure` by name alone.
     """
 
@@ -74,11 +74,11 @@ class Prompt:
 
     @property
     def shows_place(self) -> bool:
-        """Whether a point, a box or a mask says where, and not only a name what."""
+        """Whether it has a point, a box or a mask, and not only a name."""
         return len(self.points_ijk) > 0 or self.box_ijk is not None or self.mask is not None
 
     def check_inside(self, volume: Volume) -> None:
-        """Raise `InputError` naming what lies outside the volume; voxels reach half a voxel around their centre."""
+        """Raise `InputError` naming what is outside the volume; voxels extend half a voxel around their centre."""
         count = volume.shape[self.axis]
         if self.index >= count:
             letter = AXIS_LETTERS[self.axis]
@@ -92,7 +92,7 @@ class Prompt:
             raise InputError(f"The prompt's mask has the shape {self.mask.shape}; a slice of the volume has {plane}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON types: the axis as a letter, the mask as run lengths that begin with a run of False."""
+        """Return JSON types: the axis as a letter, the mask run-length encoded, starting with a run of False."""
         result: dict[str, Any] = {"axis": AXIS_LETTERS[self.axis], "index": self.index}
         if self.structure is not None:
             result["structure"] = self.structure
@@ -106,10 +106,10 @@ class Prompt:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], volume: Volume | None = None) -> Prompt:
-        """Return the prompt that `to_dict` or a prompt file describes.
+        """Return the prompt from the output of `to_dict` or an entry of a prompt file.
 
         RAS coordinates, a missing axis (the acquisition plane) and a missing index (the slice of the first coordinate)
-        need the volume. Missing point labels mean that all points are inside.
+        require the volume. Missing point labels mean that all points are inside.
         """
         _check_keys(values)
         axis = _axis_of(values, volume)
@@ -225,7 +225,7 @@ def _checked_mask(mask: Any) -> Array:
 
 
 def along(line: Array, count: int) -> Array:
-    """Return up to `count` points of a line (N, 3) at equal distances along it, both ends among them.
+    """Return up to `count` equidistant points along a line (N, 3), including both ends.
 
     >>> along(np.array([[0.0, 0, 0], [1, 0, 0], [4, 0, 0]]), 3).tolist()
     [[0.0, 0.0, 0.0], [2.0, 0.0, 0.0], [4.0, 0.0, 0.0]]
@@ -260,7 +260,7 @@ def _mask_from_runs(values: Any) -> Array:
         height, width = int(height), int(width)
     except (KeyError, TypeError, ValueError, OverflowError):
         raise wrong from None
-    # Before they are unrolled: a run may say that it is a terabyte long.
+    # Checked before decoding: a run may claim to be a terabyte long.
     whole = runs.ndim == 1 and bool((runs >= 0).all()) and bool((runs == np.rint(runs)).all())
     if not whole or not 0 < height * width <= _LARGEST_MASK or min(height, width) < 1 or runs.sum() != height * width:
         raise wrong

@@ -1,4 +1,4 @@
-"""Hyperparameters as frozen dataclasses: checked, strict, and the same after JSON.
+"""Hyperparameters as frozen dataclasses: validated, strict, and stable under a JSON round trip.
 
 @dataclass(frozen=True)
 class Recipe:
@@ -33,9 +33,9 @@ def option(
     choices: Iterable[Any] | None = None,
     advanced: bool = False,
 ) -> Any:
-    """Return a dataclass field with a default, a sentence for the user, and what is allowed.
+    """Return a dataclass field with a default, a help text for the user, and its limits.
 
-    `min` and `max` are inclusive and hold for every element of a tuple, as do `choices`. `advanced` options are shown
+    `min` and `max` are inclusive and apply to every element of a tuple, as do `choices`. `advanced` options are shown
     by the form only on request.
     """
     allowed = tuple(choices) if choices is not None else None
@@ -44,7 +44,7 @@ def option(
 
 
 def check(recipe: Any) -> None:
-    """Bring every option to its declared type and raise `InputError` for the first that is out of range."""
+    """Coerce every option to its declared type and raise `InputError` for the first that is out of range."""
     coerce(recipe, _NOUN)
     for field in dataclasses.fields(recipe):
         _check_allowed(field.name, getattr(recipe, field.name), field.metadata)
@@ -63,14 +63,14 @@ def with_preset(recipe: R, values: Mapping[str, Any]) -> R:
 
 
 def from_dict(cls: type[R], values: Mapping[str, Any]) -> R:
-    """Return a recipe of class `cls`; missing keys keep their defaults, unknown ones are refused."""
+    """Return a recipe of class `cls`; missing keys keep their defaults, unknown ones are rejected."""
     return construct(cls, values, _NOUN)
 
 
 def describe(cls: Any) -> list[dict[str, Any]]:
-    """Return the options of a recipe class as JSON types: all that a form needs where the method cannot be imported.
+    """Return the options of a recipe class as JSON types: all that a form needs if the method cannot be imported.
 
-    Each has "name", "help", "advanced", "default", "min", "max", "choices", "optional" (none is allowed) and "kind":
+    Each has "name", "help", "advanced", "default", "min", "max", "choices", "optional" (None is allowed) and "kind":
     int, float, bool, str, choice, list (with "parts", the kinds of its elements, one for lists of "any_length") or
     recipe (with "options").
     """
@@ -108,9 +108,9 @@ def _kind(name: str, hint: Any, choices: tuple[Any, ...] | None) -> dict[str, An
 
 
 def with_overrides(recipe: R, overrides: Iterable[str]) -> R:
-    """Return a copy with `"key=value"` texts applied, each value read by the type of its option.
+    """Return a copy with `"key=value"` overrides applied, each value parsed by the type of its option.
 
-    Nested recipes are reached with dots (`"synthesis.max_angle=20"`), tuples are comma separated, `none` is None.
+    Nested recipes use dots (`"synthesis.max_angle=20"`), tuples are comma separated, `none` is None.
     """
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -152,7 +152,7 @@ def _describe_range(low: float | None, high: float | None) -> str:
 
 
 def _parse(key: str, text: str, hint: Any) -> Any:
-    """Read command line text by the declared type; `check` judges the result."""
+    """Parse command line text by the declared type; `check` validates the result."""
     members = alternatives(hint)
     if type(None) in members and text.lower() in ("none", "null"):
         return None

@@ -1,7 +1,7 @@
-"""Dataclasses and JSON: values brought to their declared types, or refused with a sentence that says what is allowed.
+"""Dataclasses and JSON: values are coerced to their declared types, or rejected with a message on what is allowed.
 
-JSON has no tuples and only text as keys, a form has no whole numbers, a person mistypes names. What a dataclass
-declares is the only description there is:
+JSON has no tuples and only strings as keys, forms have no integers, users mistype names. The declaration of a dataclass
+is the only schema:
 
 @dataclass(frozen=True)
 class Settings:
@@ -29,11 +29,11 @@ T = TypeVar("T")
 
 
 def coerce(instance: Any, noun: str) -> None:
-    """Bring every field of a frozen dataclass to its declared type in place, or raise `InputError` for the first that
-    does not fit. `noun` is what its fields are called in sentences, such as "job entry".
+    """Coerce every field of a frozen dataclass to its declared type in place, or raise `InputError` for the first that
+    does not fit. `noun` is what its fields are called in messages, such as "job entry".
 
-    Whole floats given for an int, ints given for a float, lists given for a tuple, and tables given for a nested
-    dataclass are turned into the declared type, so that what went through JSON or a form equals what was sent.
+    Integral floats given for an int, ints given for a float, lists given for a tuple, and tables given for a nested
+    dataclass are converted to the declared type, so that a round trip through JSON or a form is lossless.
     """
     hints = typing.get_type_hints(type(instance))
     for entry in dataclasses.fields(instance):
@@ -44,7 +44,7 @@ def coerce(instance: Any, noun: str) -> None:
 
 
 def construct(cls: type[T], values: Any, noun: str) -> T:
-    """Return `cls(**values)` with everything brought to its declared type; unknown and missing names are refused."""
+    """Return `cls(**values)` with everything coerced to its declared type; unknown and missing names are rejected."""
     if not isinstance(values, Mapping):
         raise InputError(f"{_article(noun)} must be a table of names and values, got {shown(values)}.")
     check_names(cls, values, noun)
@@ -58,7 +58,7 @@ def construct(cls: type[T], values: Any, noun: str) -> T:
 
 
 def check_names(cls: Any, names: Iterable[Any], noun: str) -> None:
-    """Raise `InputError` for the first name that is not a field of the dataclass, with the nearest that is."""
+    """Raise `InputError` for the first name that is not a field of the dataclass, with the closest match."""
     known = [entry.name for entry in dataclasses.fields(cls)]
     for name in names:
         if name not in known:
@@ -68,7 +68,7 @@ def check_names(cls: Any, names: Iterable[Any], noun: str) -> None:
 
 
 def to_json(value: Any) -> Any:
-    """Return the value as JSON types: dataclasses and mappings become tables, tuples lists.
+    """Return the value as JSON types: dataclasses and mappings become objects, tuples lists.
 
     >>> to_json({1: ("a", "b")})
     {'1': ['a', 'b']}
@@ -119,16 +119,16 @@ _WORDS = {
 
 
 def shown(value: Any) -> str:
-    """Return the value as JSON, as the user wrote it, shortened."""
+    """Return the value as JSON, as the user wrote it, truncated."""
     try:
         text = json.dumps(value, ensure_ascii=False, default=repr, skipkeys=True)
-    except (ValueError, RecursionError):  # numbers and tables without end
+    except (ValueError, RecursionError):  # huge numbers and cyclic tables
         text = f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _article(noun: str) -> str:
-    """The whole that has such entries.
+    """The object that has such entries, with its article.
 
     >>> _article("recipe option"), _article("job entry")
     ('A recipe', 'A job')
@@ -139,7 +139,7 @@ def _article(noun: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Coercion:
-    """Brings one value to a type; `name` says where it stands, `noun` what that is called."""
+    """Coerces one value to a type; `name` is its location, `noun` what that is called."""
 
     noun: str
     name: str
@@ -150,7 +150,7 @@ class _Coercion:
             return self._to_one(value, members[0])
         if value is None and type(None) in members:
             return None
-        # Whether a list was given says which member is meant. A member with parts has a sentence of its own.
+        # Whether a list was given determines the union member. A member with parts has its own message.
         is_list = isinstance(value, tuple | list)
         wanted = [member for member in members if member is not type(None)]
         fitting = [member for member in wanted if (typing.get_origin(member) is tuple) == is_list]
@@ -188,7 +188,7 @@ class _Coercion:
         if hint is int and isinstance(value, float) and value.is_integer():
             return int(value)
         if hint is float and isinstance(value, int | float):
-            small = abs(value) <= 1e308  # and not NaN; whole numbers may be longer than any float
+            small = abs(value) <= 1e308  # and not NaN; integers may exceed any float
             return float(value) if small else self._refuse(value, hint)
         return value if isinstance(value, hint) else self._refuse(value, hint)
 
@@ -220,7 +220,7 @@ class _Coercion:
             raise InputError(f"{self.name}: {error}") from error
 
     def _to_structures(self, value: Any, hint: Any) -> dict[int, str]:
-        """Labels and names, {1: "liver"}; the keys may be text, as in JSON."""
+        """Labels and names, {1: "liver"}; the keys may be strings, as in JSON."""
         if not isinstance(value, Mapping) or not value:
             self._refuse(value, hint)
         structures: dict[int, str] = {}
@@ -235,7 +235,7 @@ class _Coercion:
         return structures
 
     def _to_json_types(self, value: Any, hint: Any = None) -> Any:
-        """A deep copy in JSON types, so that what holds it equals itself after a round trip."""
+        """A deep copy in JSON types, so that its owner compares equal after a round trip."""
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
             return {key: self._at(f".{key}")._to_json_types(element) for key, element in value.items()}
         if hint is not None:

@@ -1,4 +1,4 @@
-"""Structures by name: distinct names, and the colour that each has wherever it is shown."""
+"""Structure names and colours: distinct names, and one colour per structure wherever it is shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Color = tuple[float, float, float]
 
 
 def distinct_names(structures: dict[int, str]) -> dict[int, str]:
-    """Return {value: name} without a name twice, as Slicer allows: the later ones get their value behind the name."""
+    """Return {value: name} without duplicate names, which Slicer allows: later ones get their value as a suffix."""
     result: dict[int, str] = {}
     for value in sorted(structures):
         name = structures[value]
@@ -54,8 +54,8 @@ _ANATOMY_RGB = {
 }
 
 
-# For what has no colour of its own, or one that could not be told from another: distinct on grey, also for red-green
-# blind readers.
+# For structures without a colour of their own, or with an indistinguishable one: distinct on grey, also for red-green
+# colour-blind readers.
 _PALETTE_RGB = (
     (235, 125, 71),
     (56, 168, 219),
@@ -66,14 +66,14 @@ _PALETTE_RGB = (
     (153, 204, 89),
     (107, 133, 240),
 )
-_DISTINCT = 40.0  # difference of two colours (CIE 1976) from which on they are told apart where they lie on grey
+_DISTINCT = 40.0  # colour difference (CIE 1976) above which two colours are distinguishable as overlays on grey
 
 
 def structure_colors(structures: Mapping[int, str], taken: Sequence[Color] = ()) -> dict[int, Color]:
-    """Return {value: (r, g, b) in 0..1}: the one colour of each structure, in files, panel, pictures and reports alike.
+    """Return {value: (r, g, b) in 0..1}: the colour of each structure, in files, panel, images and reports alike.
 
-    Structures have the colour of Slicer's anatomy table, as long as it can be told from those before it; all others get
-    one that can. The same structures always give the same colours. `taken` are colours that others have already.
+    Structures have the colour of Slicer's anatomy table if it is distinguishable from the previous ones; all others get
+    one that is. The same structures always get the same colours. `taken` are colours already in use.
     """
     chosen: dict[int, Color] = {}
     for value in sorted(structures):
@@ -85,14 +85,14 @@ def structure_colors(structures: Mapping[int, str], taken: Sequence[Color] = ())
 
 
 def _first_distinct(candidates: Sequence[Color], taken: Sequence[Color]) -> Color:
-    """The first candidate that differs enough from every colour taken, else the one that differs most."""
+    """The first candidate that differs enough from all colours in use, else the one that differs most."""
     apart = [min((_difference(one, other) for other in taken), default=math.inf) for one in candidates]
     distinct = [one for one, gap in zip(candidates, apart, strict=True) if gap >= _DISTINCT]
     return distinct[0] if distinct else candidates[apart.index(max(apart))]
 
 
 def _difference(first: Color, second: Color) -> float:
-    """Distance of two colours as people see it (CIE 1976 L*a*b*)."""
+    """Perceptual distance of two colours (CIE 1976 L*a*b*)."""
     return math.dist(_lab(first), _lab(second))
 
 
@@ -116,6 +116,6 @@ def _plain_name(name: str) -> str:
 
 
 def _generated_color(number: int) -> Color:
-    """Steps of the golden ratio around the colour circle: neighbouring numbers look different."""
+    """Golden-ratio steps around the colour wheel: consecutive numbers look different."""
     red, green, blue = colorsys.hsv_to_rgb((number * 0.618033988749895) % 1.0, 0.65, 0.9)
     return round(red, 4), round(green, 4), round(blue, 4)

@@ -1,6 +1,6 @@
-"""Volumes and labelmaps: an array, and where its voxels lie in the patient.
+"""Volumes and labelmaps: an array, and its geometry in patient space.
 
-Arrays are indexed (K, J, I), as SimpleITK and Slicer give them; coordinates are written (i, j, k). The affine maps the
+Arrays are indexed (K, J, I), as in SimpleITK and Slicer; coordinates are written (i, j, k). The affine maps the
 indices (i, j, k) of voxel centres to RAS millimetres (x right, y anterior, z superior).
 """
 
@@ -24,7 +24,7 @@ AXIS_LETTERS = "kji"  # array axis -> letter
 
 
 def axis_index(axis: Any) -> int:
-    """Return the array axis that slices are stacked along, given as a letter or as the axis itself.
+    """Return the array axis along which slices are stacked, given as a letter or as the axis itself.
 
     >>> axis_index("k"), axis_index(2)
     (0, 2)
@@ -50,14 +50,14 @@ def ras_from_ijk(affine: Array, points_ijk: Array) -> Array:
 
 
 def ijk_from_ras(affine: Array, points_ras: Array) -> Array:
-    """Return voxel coordinates (N, 3), i, j, k order, not rounded, of RAS mm (N, 3)."""
+    """Return continuous voxel coordinates (N, 3), i, j, k order, of RAS mm (N, 3)."""
     points = np.asarray(points_ras, dtype=np.float64).reshape(-1, 3)
     return np.linalg.solve(affine[:3, :3], (points - affine[:3, 3]).T).T
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A three-dimensional image: array (K, J, I) of real finite numbers, affine (4, 4) from (i, j, k) to RAS mm."""
+    """A three-dimensional image: array (K, J, I) of finite real numbers, affine (4, 4) from (i, j, k) to RAS mm."""
 
     array: Array
     affine: Array
@@ -70,10 +70,10 @@ class Volume:
 
     @classmethod
     def from_array(cls, array: Any, spacing_mm: Any) -> Volume:
-        """Return a volume of an array (K, J, I) without a place in the patient: voxel size (3,) in mm, I, J, K order.
+        """Return a volume from an array (K, J, I) without patient geometry: voxel spacing (3,) in mm, I, J, K order.
 
-        It lies as axial slices usually do: i runs to the patient's left, j to the back, k to the head, and the centre
-        of the first voxel is at the origin.
+        Oriented like usual axial slices: i increases to the patient's left, j to posterior, k to superior, and the
+        centre of the first voxel is at the origin.
 
         >>> Volume.from_array(np.zeros((4, 3, 2)), (0.7, 0.7, 5)).affine.diagonal().tolist()
         [-0.7, -0.7, 5.0, 1.0]
@@ -96,24 +96,26 @@ class Volume:
 
     @property
     def acquisition_axis(self) -> int:
-        """The array axis across the slices as acquired: one voxel thick, else the largest spacing, ties to axis 0."""
+        """The array axis across the acquired slices: one voxel thick, else with the largest spacing, ties to axis 0."""
         if 1 in self.shape:
             return self.shape.index(1)
         spacing = self.spacing_mm[::-1]
-        thicker = spacing > spacing[0] * (1 + 1e-3)  # rounded headers must not turn an isotropic volume around
+        thicker = spacing > spacing[0] * (
+            1 + 1e-3
+        )  # rounding in headers must not change the axis of an isotropic volume
         return int(np.argmax(np.where(thicker, spacing, 0.0))) if thicker.any() else 0
 
     def like(self, array: Array) -> Volume:
-        """Return another array of the same shape in the same place."""
+        """Return another array of the same shape with the same geometry."""
         if np.shape(array) != self.shape:
             raise InputError(f"An array of shape {np.shape(array)} does not fit a volume of shape {self.shape}.")
         return Volume(array, self.affine)
 
     def same_geometry(self, other: Volume, tolerance_mm: float = 1e-3) -> bool:
-        """Return whether both have the same shape and no voxel centre lies further apart than `tolerance_mm`."""
+        """Return whether both have the same shape and all voxel centres agree within `tolerance_mm`."""
         if self.shape != other.shape:
             return False
-        corners = corners_ijk(self.shape)  # an affine difference is largest at a corner
+        corners = corners_ijk(self.shape)  # the difference of two affine maps is largest at a corner
         distance = ras_from_ijk(self.affine, corners) - ras_from_ijk(other.affine, corners)
         return bool(np.linalg.norm(distance, axis=1).max() <= tolerance_mm)
 
@@ -138,7 +140,7 @@ def _check_array(array: Array) -> None:
 
 
 def not_finite(count: int) -> str:
-    """The sentence about voxels that are NaN or infinite."""
+    """The message about voxels that are NaN or infinite."""
     voxels = "1 voxel has" if count == 1 else f"{count} voxels have"
     return (
         f"{voxels} no value (NaN or infinite), as maps often have outside the body; export the image again with a "
@@ -151,7 +153,7 @@ def _checked_affine(affine: Any) -> Array:
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.array_equal(matrix[3], [0, 0, 0, 1]):
         raise InputError(f"An affine is a finite (4, 4) matrix with last row 0 0 0 1, got {matrix.tolist()}.")
     lengths = np.linalg.norm(matrix[:3, :3], axis=0)
-    # The volume of the voxel relative to a box with the same edges: 0 for two axes along one line, free of units.
+    # Voxel volume relative to a box with the same edges: 0 for collinear axes, dimensionless.
     if not lengths.all() or abs(np.linalg.det(matrix[:3, :3] / lengths)) < 1e-6:
         raise InputError(f"An affine must be invertible, with no zero spacing, got {matrix.tolist()}.")
     return matrix
@@ -164,8 +166,8 @@ def _checked_affine(affine: Any) -> Array:
 class Labelmap:
     """A volume of unsigned integers, 0 = background, and the name of each value.
 
-    Structures of a segmentation may overlap, and a voxel has one value: `hidden` {value: mask (K, J, I)} has the voxels
-    of a structure that have the value of another one. `mask` has all that belong to it.
+    Structures of a segmentation may overlap, but a voxel has one value: `hidden` {value: mask (K, J, I)} marks the
+    voxels of a structure that have the value of another one. `mask` returns all that belong to it.
     """
 
     volume: Volume
@@ -178,13 +180,13 @@ class Labelmap:
         object.__setattr__(self, "structures", checked_structures(self.structures))
 
     def mask(self, value: int) -> Array:
-        """Return which voxels (K, J, I) belong to the structure with this value, also where others lie over it."""
+        """Return the mask (K, J, I) of the structure with this value, including voxels covered by others."""
         mask = self.volume.array == value
         return mask | self.hidden[value] if value in self.hidden else mask
 
 
 def checked_structures(structures: Mapping[int, str]) -> dict[int, str]:
-    """Return {value: name} in order of value; values are at least 1, names are not empty and differ."""
+    """Return {value: name} sorted by value; values must be at least 1, names nonempty and distinct."""
     for value, name in structures.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= 65535:
             raise InputError(f"A structure's label is a whole number from 1 to 65535, got {value!r} for {name!r}.")
@@ -198,7 +200,7 @@ def checked_structures(structures: Mapping[int, str]) -> dict[int, str]:
 
 
 def label_values(array: Array) -> tuple[int, ...]:
-    """Return the values other than 0 of an integer array, in order; slice by slice, so that memory stays small.
+    """Return the sorted nonzero values of an integer array; slice by slice, to save memory.
 
     >>> label_values(np.array([[[0, 3], [3, 1]]], dtype=np.uint8))
     (1, 3)
@@ -213,9 +215,9 @@ _ALMOST_WHOLE = 0.01
 
 
 def as_labels(array: Array, name: str) -> Array:
-    """Return the array in the smallest unsigned integer type; fractions and negative values are refused.
+    """Return the array in the smallest unsigned integer type; fractions and negative values are rejected.
 
-    Values within 0.01 of a whole number become it: programs that scale labels for a file make 1.001 of 1.
+    Values within 0.01 of an integer are rounded: programs that rescale labels for a file turn 1 into 1.001.
     """
     if array.dtype.kind == "f":
         whole = np.rint(array)
