@@ -1,1 +1,1 @@
-"""Reading and writing: images, labelmaps, exemplars, prompts, adapters, jobs, and which files a folder holds."""
+"""Reading and writing: images, labelmaps, exemplars, prompts, adapters, jobs, and the contents of folders."""

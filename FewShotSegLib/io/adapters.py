@@ -13,7 +13,7 @@ from FewShotSegLib.errors import InputError
 
 from .files import written_whole
 
-# One key for the whole card: safetensors keeps its metadata in a hash map, several keys would come in any order.
+# One key for the whole card: safetensors stores metadata in a hash map, so several keys would have no fixed order.
 _HEADER_KEY = "fewshotseg"
 
 
@@ -21,7 +21,7 @@ _OTHER_VERSION = "{} was written by another version of this program; update, or 
 
 
 def save_adapter(adapter: Adapter, path: str | os.PathLike[str]) -> None:
-    """Write one `.safetensors` file, whole or not at all; equal content gives equal bytes."""
+    """Write one `.safetensors` file atomically; equal content gives equal bytes."""
     from safetensors.numpy import save
 
     path = Path(path)
@@ -33,7 +33,7 @@ def save_adapter(adapter: Adapter, path: str | os.PathLike[str]) -> None:
 
 
 def load_adapter(path: str | os.PathLike[str]) -> Adapter:
-    """Load an adapter; a truncated, changed or foreign file is refused."""
+    """Load an adapter; a truncated, modified or foreign file is rejected."""
     path = Path(path)
     values, tensors = _read(path)
     given = values.pop("digest", None)
@@ -43,9 +43,9 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
 
 
 def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what `card` returns, from the first kilobytes of the file and with the standard library alone.
+    """Return the output of `card`, from the first kilobytes of the file and with the standard library alone.
 
-    For lists of adapters: whether the weights behind the card are whole is not looked at; `load_adapter` does that.
+    For lists of adapters: the integrity of the weights is not verified; `load_adapter` does that.
     """
     path = Path(path)
     if not path.is_file():
@@ -84,7 +84,7 @@ def _from_card(values: dict[str, Any], tensors: dict[str, Array], path: Path) ->
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Return card and tensors as they stand in the file, in order of name."""
+    """Return card and tensors as stored in the file, sorted by name."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -99,7 +99,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def _header_of(path: Path) -> dict[str, Any]:
-    """The JSON at the beginning of a safetensors file: eight bytes say how long it is."""
+    """The JSON header of a safetensors file, preceded by its length in eight bytes."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length < MOST_BYTES:

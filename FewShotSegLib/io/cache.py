@@ -1,4 +1,4 @@
-"""What can be made again at any time: kept in files that only this user can read, and checked when they are used."""
+"""Cache files: readable by this user only, and verified when they are used."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def sealed(path: Path, identity: str = "") -> Iterator[Path]:
-    """Yield a part file as `written_whole` does, and keep its digest beside it in `<name>.sha256`, with the `identity`
-    of what it was made from, as far as its name does not tell."""
+    """Yield a part file like `written_whole`, and store its digest next to it in `<name>.sha256`, with the `identity`
+    of its inputs, as far as not determined by its name."""
     with written_whole(path, private=True) as part:
         yield part
         digest = sha256_of_file(part)
@@ -25,10 +25,10 @@ def sealed(path: Path, identity: str = "") -> Iterator[Path]:
 
 
 def is_sealed(path: Path, identity: str = "") -> bool:
-    """Whether the file is there as it was written and of this identity.
+    """Whether the file exists unmodified and with this identity.
 
-    What is damaged, or was made from something else, is removed, which is said in the log. Files of earlier versions
-    have no seal, and get one.
+    Files that are corrupt or were made from other inputs are removed, which is logged. Files of earlier versions have
+    no seal, and get one.
     """
     if not path.is_file():
         return False

@@ -1,4 +1,4 @@
-"""Folders of labelled data sets, in the layouts people have them in.
+"""Folders of labelled data sets, in common layouts.
 
     NAME/dataset.json, imagesTr/, labelsTr/     nnU-Net and the Medical Segmentation Decathlon
     NAME/images/, labels/                       the same file name in both
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class CaseFiles:
-    """An image and its labelmap on disk. `structures` {value: name} None: the labelmap says itself what it shows."""
+    """An image and its labelmap on disk. `structures` {value: name} None: taken from the labelmap."""
 
     image: Path
     labelmap: Path
@@ -43,10 +43,10 @@ class CaseFiles:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A labelled data set. Its labels are complete: what carries none is background.
+    """A labelled data set. Its labels are complete: unlabelled voxels are background.
 
-    `structures` holds, for each structure, the names of the labels it is made of; usually just its own. None: each
-    label that is found is a structure.
+    `structures` maps each structure to the names of its labels; usually just its own. None: each label that is found is
+    a structure.
     """
 
     name: str
@@ -58,7 +58,7 @@ class DataSet:
 
 
 def data_sets_in(folder: Path) -> list[DataSet]:
-    """Return the data set that a folder is, or those it holds, by name. What cannot be used is said in the log.
+    """Return the data sets that a folder is or contains, sorted by name. Unusable ones are logged.
 
     A data set with several channels becomes one for each, named "NAME CHANNEL".
     """
@@ -84,7 +84,7 @@ def data_sets_in(folder: Path) -> list[DataSet]:
 
 
 def data_set_of(files: AuxiliaryFiles) -> DataSet:
-    """Return the data set that a job names."""
+    """Return the data set described in a job."""
     return DataSet(files.name, tuple(_case_of(case, files.name) for case in files.cases))
 
 
@@ -103,7 +103,7 @@ def complete_exemplar(case: CaseFiles, axis: int | None = None) -> Exemplar:
 
 
 def files_of(data_set: DataSet) -> AuxiliaryFiles:
-    """Return a data set as a job names it."""
+    """Return the description of a data set for a job."""
     return AuxiliaryFiles(
         data_set.name,
         tuple(
@@ -137,7 +137,7 @@ def _case_of(files: ExemplarFiles, name: str) -> CaseFiles:
 
 
 def _data_sets_at(folder: Path) -> list[DataSet]:
-    """The data sets of one folder, without looking deeper; none if it is not one."""
+    """The data sets of one folder, not recursive; none if it is not one."""
     if (folder / "dataset.json").is_file() and (folder / "labelsTr").is_dir():
         return _nnunet(folder)
     card = read_table(folder / "card.json", str(folder / "card.json")) if (folder / "card.json").is_file() else {}
@@ -178,7 +178,7 @@ def _side_by_side(folder: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
 def _pairs(
     images: Mapping[Path, str], labelmaps: Mapping[Path, str], missing: str
 ) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """Pairs of image and labelmap by their cases, and a sentence for each labelmap that has none."""
+    """Pairs of image and labelmap by case, and a message for each labelmap without image."""
     pairs, notes = [], []
     for labelmap, case in labelmaps.items():
         same = belonging(case, images.values())
@@ -253,7 +253,7 @@ def _labels(values: Mapping[str, Any], path: Path) -> tuple[dict[int, str], dict
 
 
 def _ignored(values: Mapping[str, Any]) -> int | None:
-    """The label of nnU-Net for what nobody has looked at."""
+    """The ignore label of nnU-Net."""
     given = values.get("labels")
     label = given.get("ignore") if isinstance(given, Mapping) else None
     return label if isinstance(label, int) and not isinstance(label, bool) and label > 0 else None

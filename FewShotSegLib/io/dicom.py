@@ -1,8 +1,8 @@
-"""DICOM: a folder with one series, or one file of one or many frames; every voxel where the file says, or refused.
+"""DICOM: a folder with one series, or a single-frame or multi-frame file; geometrically exact, or rejected.
 
-GDCM decodes the pixels. Where each frame lies and what its numbers mean is read from the headers here, alike for
-single-frame files and for multi-frame ones (DICOM PS3.3, C.7.6.2 and C.7.6.16), and compared in millimetres with the
-straight stack of equally spaced slices that a volume is.
+GDCM decodes the pixels. Position and rescaling of each frame are read from the headers here, alike for single-frame
+files and for multi-frame ones (DICOM PS3.3, C.7.6.2 and C.7.6.16), and compared in millimetres with the regular stack
+of equally spaced slices that a volume is.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ log = logging.getLogger(__name__)
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"  # SOP class of DICOM SEG
 RT_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
-_TOLERANCE_MM = 0.05  # of a slice beside its place in the stack; headers with one decimal are that far off
+_TOLERANCE_MM = 0.05  # deviation of a slice from its position in the stack; headers with one decimal are that imprecise
 _TURNED = 1e-4  # change of a direction between slices; 0.05 mm over 500 mm
 _SAME_PLACE_MM = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """One image: where its first pixel lies (LPS mm), along which directions rows and columns run, mm between columns
-    and rows, slope and intercept of stored numbers, and its thickness in mm. `at` is its place among the frames of its
-    file, `time` what puts phases into an order."""
+    """One image: position of its first pixel (LPS mm), row and column directions, mm between columns and rows, slope
+    and intercept of stored values, and its thickness in mm. `at` is its index among the frames of its file, `time` the
+    sort key of phases."""
 
     file: Path
     at: int
@@ -53,7 +53,7 @@ class _Frame:
 
 @dataclass(frozen=True, eq=False)
 class DicomVolume:
-    """Values (T, K, J, I), with the channels behind them where there are several, and the affine (IJK to RAS)."""
+    """Values (T, K, J, I), with channels last if there are several, and the affine (IJK to RAS)."""
 
     array: Array
     affine: Array
@@ -72,7 +72,7 @@ def read_series(folder: Path, name: str) -> DicomVolume:
 
 
 def read_file(file: Path, name: str) -> DicomVolume:
-    """Return what one file holds, of one frame or of many."""
+    """Return the content of one file, single-frame or multi-frame."""
     with quiet():
         frames = _frames_of(file, name)
         return _stacked(frames, lambda ordered: _pixels_of_frames(ordered, name), name)
@@ -80,7 +80,7 @@ def read_file(file: Path, name: str) -> DicomVolume:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep ITK's warnings, dozens of lines for a harmless header, off standard error."""
+    """Suppress ITK's warnings on standard error, dozens of lines for a harmless header."""
     import SimpleITK as sitk
 
     before = sitk.ProcessObject.GetGlobalWarningDisplay()
@@ -92,12 +92,12 @@ def quiet() -> Iterator[None]:
 
 
 def series_files(folder: Path, name: str) -> list[Path]:
-    """Return the files of the series with most files; several of that size are refused."""
+    """Return the files of the series with most files; ambiguity is rejected."""
     import SimpleITK as sitk
 
     reader = sitk.ImageSeriesReader
     series = {uid: reader.GetGDCMSeriesFileNames(str(folder), uid) for uid in reader.GetGDCMSeriesIDs(str(folder))}
-    if len(series) > 1:  # segmentations and structure sets often lie beside the images they were drawn on
+    if len(series) > 1:  # segmentations and structure sets are often stored with their images
         drawn = [uid for uid, files in series.items() if _is_drawn(files, name)]
         series = {uid: files for uid, files in series.items() if uid not in drawn}
     if not series:
@@ -123,13 +123,13 @@ def series_files(folder: Path, name: str) -> list[Path]:
 
 
 def _is_drawn(files: Sequence[str], name: str) -> bool:
-    """Whether a series holds what was drawn on another one, and no image."""
+    """Whether a series is a segmentation or structure set of another one, not an image."""
     drawn = (SEGMENTATION, RT_STRUCTURE_SET)
     return len(files) == 1 and header_of(Path(files[0]), name).get("SOPClassUID") in drawn
 
 
 def _described(file: str, name: str) -> str:
-    """A series as a person knows it: its description and number, and one of its files."""
+    """A series in readable form: its description and number, and one of its files."""
     header = header_of(Path(file), name)
     called, number = str(header.get("SeriesDescription") or "without a description"), header.get("SeriesNumber")
     numbered = f"series {number}, " if number is not None else ""
@@ -145,9 +145,9 @@ def header_of(file: Path, name: str) -> pydicom.Dataset:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about values that break the standard; what matters is checked here
+            warnings.simplefilter("ignore")  # about non-conformant values; what matters is checked here
             return pydicom.dcmread(file, stop_before_pixels=True)
-    except Exception as error:  # of many kinds, as many as there are ways to damage a file
+    except Exception as error:  # of many types, depending on the damage
         reason = reason_of(error)
         raise InputError(f"{name} cannot be read: {file.name} is damaged or no DICOM file ({reason}).") from None
 
@@ -160,7 +160,7 @@ def _frames_of(file: Path, name: str) -> list[_Frame]:
             return _frames_in(header, file, name)
     except InputError:
         raise
-    except Exception as error:  # numbers that are text, sequences that are none, ...
+    except Exception as error:  # texts instead of numbers, missing sequences, ...
         reason = reason_of(error)
         raise InputError(
             f"{name} cannot be read: {file.name} is damaged ({reason}); copy or export it again."
@@ -198,7 +198,7 @@ def _frames_in(header: pydicom.Dataset, file: Path, name: str) -> list[_Frame]:
         thickness = _numbers(groups, header, "PixelMeasuresSequence", "SliceThickness", 1)
         known = slope is not None and offset is not None
         if count > 1 and not own:
-            position = None  # one position for all frames is none
+            position = None  # one position for all frames is meaningless
         frames.append(
             _Frame(
                 file,
@@ -215,7 +215,7 @@ def _frames_in(header: pydicom.Dataset, file: Path, name: str) -> list[_Frame]:
 
 
 def _numbers(groups: Sequence[Any], header: Any, sequence: str, key: str, count: int) -> Array | None:
-    """`count` finite numbers under a key: in the functional groups of the frame, in the shared ones, in the header."""
+    """`count` finite numbers under a key: in the per-frame functional groups, the shared ones, or the header."""
     found = [group[sequence][0] for group in groups if group.get(sequence)]
     for place in (*found, header):
         value = place.get(key)
@@ -229,7 +229,7 @@ def _numbers(groups: Sequence[Any], header: Any, sequence: str, key: str, count:
 
 
 def _time_of(groups: Sequence[Any], header: Any, at: int) -> tuple[float, ...]:
-    """What puts frames at one place into an order: their time or temporal index, then their numbers."""
+    """Sort key of frames at the same position: their time or temporal index, then their numbers."""
     content: Any = next((group["FrameContentSequence"][0] for group in groups if group.get("FrameContentSequence")), {})
     keys = ((content, "TemporalPositionIndex"), (header, "TemporalPositionIdentifier"), (header, "AcquisitionNumber"))
     found = [float(place.get(key) or 0) for place, key in keys]
@@ -240,7 +240,7 @@ def _time_of(groups: Sequence[Any], header: Any, at: int) -> tuple[float, ...]:
 
 
 def _stacked(frames: list[_Frame], pixels: Any, name: str) -> DicomVolume:
-    """The frames as a stack in the order of their places, one for each time."""
+    """The frames as stacks sorted by position, one per time point."""
     if len(frames) == 1:
         array = pixels(frames)
         return DicomVolume(array[np.newaxis], _affine_of_one(frames[0]))
@@ -250,7 +250,7 @@ def _stacked(frames: list[_Frame], pixels: Any, name: str) -> DicomVolume:
                 f"{name}: the files do not say where their slices lie, as secondary captures do not; export the "
                 "original series, or give the files one by one."
             )
-        # The frames of an ultrasound clip: pictures one after the other, not a stack.
+        # The frames of an ultrasound clip: a time series, not a stack.
         array = pixels(frames)
         return DicomVolume(array[:, np.newaxis], _affine_of_one(frames[0]))
     directions = np.array([frame.directions for frame in frames])
@@ -285,7 +285,7 @@ def _stacked(frames: list[_Frame], pixels: Any, name: str) -> DicomVolume:
 
 
 def _affine_of_stack(frames: Sequence[_Frame], name: str) -> Array:
-    """The affine of equally spaced slices, in order along their normal; each must lie where the affine has it."""
+    """The affine of equally spaced slices, sorted along their normal; each must be at its position by the affine."""
     positions = np.array([frame.position for frame in frames])
     row, column = frames[0].directions  # type: ignore[misc]
     along = np.cross(row, column)
@@ -311,7 +311,7 @@ def _affine_of_stack(frames: Sequence[_Frame], name: str) -> Array:
 
 
 def _check_spacing(frames: Sequence[_Frame], at: Array, name: str) -> None:
-    """Name the two slices between which something is missing, where a gap is plainly another one."""
+    """Raise an error that names the two slices of a gap in otherwise regular spacing."""
     gaps = np.diff(at)
     usual = float(np.median(gaps))
     wrong = np.flatnonzero(np.abs(gaps - usual) > max(0.1 * usual, 2 * _TOLERANCE_MM))
@@ -325,7 +325,7 @@ def _check_spacing(frames: Sequence[_Frame], at: Array, name: str) -> None:
 
 
 def _affine_of_one(frame: _Frame) -> Array:
-    """A single slice is 1 mm thick and lies in the plane z = 0 where its header does not say otherwise."""
+    """A single slice is 1 mm thick and in the plane z = 0 unless its header says otherwise."""
     row, column = frame.directions if frame.directions is not None else np.eye(3)[:2]
     position = frame.position if frame.position is not None else np.zeros(3)
     return _affine(row, column, np.cross(row, column) * frame.thickness, frame.spacing, position)
@@ -342,7 +342,7 @@ def _affine(row: Array, column: Array, step: Array, spacing: tuple[float, float]
 
 
 def _pixels_of_files(frames: Sequence[_Frame], name: str) -> Array:
-    """Values (N, J, I) of single-frame files in the given order, as their headers mean them."""
+    """Rescaled values (N, J, I) of single-frame files in the given order."""
     import SimpleITK as sitk
 
     reader = sitk.ImageSeriesReader()
@@ -350,12 +350,12 @@ def _pixels_of_files(frames: Sequence[_Frame], name: str) -> Array:
     rescales = {frame.rescale or (1.0, 0.0) for frame in frames}
     whole = all(float(number).is_integer() for rescale in rescales for number in rescale)
     if len(rescales) > 1 or not whole:
-        reader.SetOutputPixelType(sitk.sitkFloat32)  # the type of the first file may have no room for the others
+        reader.SetOutputPixelType(sitk.sitkFloat32)  # the type of the first file may be too small for the others
     return _executed(reader, name)
 
 
 def _pixels_of_frames(frames: Sequence[_Frame], name: str) -> Array:
-    """Values (N, J, I) of the frames of one file in the given order, as its header means them."""
+    """Rescaled values (N, J, I) of the frames of one file in the given order."""
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
@@ -371,7 +371,7 @@ def _pixels_of_frames(frames: Sequence[_Frame], name: str) -> Array:
 
 
 def _rescaled_each(frames: Sequence[_Frame], name: str) -> Array:
-    """Frames whose stored numbers mean different things: read as stored, since GDCM knows one meaning for a file."""
+    """Frames with different rescaling: read as stored, since GDCM applies one rescaling per file."""
     import pydicom
 
     try:

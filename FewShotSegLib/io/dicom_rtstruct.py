@@ -1,7 +1,7 @@
-"""RT structure sets (DICOM PS3.3, A.19): structures as closed outlines on the slices of a series, written and read.
+"""RT structure sets (DICOM PS3.3, A.19): structures as closed contours on the slices of a series, reading and writing.
 
-Outlines are written along the edges of pixels, holes as keyholes (C.8.8.6.3); see `imaging.contours`. Nothing but
-pydicom is needed.
+Contours are written along pixel edges, holes as keyholes (C.8.8.6.3); see `imaging.contours`. Only pydicom is
+required.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".rtstruct.dcm"
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
-_OFF_SLICE = 0.1  # distances between slices that an outline may lie beside one; headers are rounded
+_OFF_SLICE = 0.1  # tolerated offset of a contour from its slice, in slice spacings; headers are rounded
 _LPS = np.array([-1.0, -1.0, 1.0])  # RAS to LPS and back
 
 
 def is_rtstruct(path: Path) -> bool:
-    """Whether a file says that it is an RT structure set."""
+    """Whether a file is an RT structure set, by its header."""
     return sop_class_of(path) == RT_STRUCTURE_SET
 
 
@@ -52,7 +52,7 @@ def is_rtstruct(path: Path) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Outline:
-    """A closed outline (N, 3), in RAS mm or in voxels (i, j, k); whether its kind is CLOSEDPLANAR_XOR."""
+    """A closed outline (N, 3), in RAS mm or in voxels (i, j, k); whether its geometric type is CLOSEDPLANAR_XOR."""
 
     points: Array
     exclusive: bool
@@ -64,14 +64,14 @@ def rtstruct_names(path: Path) -> dict[int, str]:
 
 
 def load_rtstruct(path: Path, grid: Volume, *, series: Sequence[Path] = (), extend: bool = False) -> Labelmap:
-    """Return the structures of an RT structure set on the voxels of `grid`, numbered 1, 2, ... in the order of the set.
+    """Return the structures of an RT structure set, rasterized on `grid`, numbered 1, 2, ... in the order of the set.
 
-    A voxel belongs to a structure when its centre lies within the outlines of its slice. Where structures overlap, the
-    smaller one lies on top and `Labelmap.mask` has all voxels of each. With `extend` the voxels go on beyond those of
-    the grid as far as there are outlines. Structures of points and open lines are left out, which is logged.
+    A voxel belongs to a structure if its centre is within the contours of its slice. Where structures overlap, the
+    smaller one is on top and `Labelmap.mask` has all voxels of each. With `extend` the grid is extended to cover all
+    contours. Structures of points and open contours are skipped, which is logged.
 
-    `InputError`: a set that was drawn on another series than the one with the files `series` (none: not checked),
-    outlines between the slices or beyond the image, nothing but points and open lines.
+    `InputError`: a set of another series than the one with the files `series` (none: not checked), contours between the
+    slices or outside the image, nothing but points and open contours.
     """
     found = _structures_of(path, series)
     outlined = {
@@ -100,16 +100,16 @@ def load_rtstruct(path: Path, grid: Volume, *, series: Sequence[Path] = (), exte
 
 
 def _structures_of(path: Path, series: Sequence[Path] = ()) -> dict[int, tuple[str, list[_Outline]]]:
-    """{number: (name, outlines in RAS mm)} of the structures that have closed outlines, or none at all."""
+    """{number: (name, contours in RAS mm)} of the structures with closed contours, or without any."""
     header = header_of(path, str(path))
     if header.get("SOPClassUID") != RT_STRUCTURE_SET:
         raise InputError(f"{path} is no RT structure set; choose one, or a segmentation.")
     _check_series(header, path, series)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about values that break the standard; what matters is checked here
+            warnings.simplefilter("ignore")  # about non-conformant values; what matters is checked here
             found = _read(header)
-    except Exception as error:  # numbers that are text, sequences that are none, ...
+    except Exception as error:  # texts instead of numbers, missing sequences, ...
         reason = reason_of(error)
         raise InputError(f"{path} cannot be read as an RT structure set ({reason}); export it again.") from None
     open_ones = [name for name, every in found.values() if every is None]
@@ -123,7 +123,7 @@ def _structures_of(path: Path, series: Sequence[Path] = ()) -> dict[int, tuple[s
 
 
 def _read(header: Dataset) -> dict[int, tuple[str, list[_Outline] | None]]:
-    """{position in the set: (name, outlines)}; None for a structure with points or open lines."""
+    """{position in the set: (name, contours)}; None for a structure with points or open contours."""
     drawn = {int(item.ReferencedROINumber): item for item in header.get("ROIContourSequence") or []}
     found: dict[int, tuple[str, list[_Outline] | None]] = {}
     for number, roi in enumerate(header.get("StructureSetROISequence") or [], start=1):
@@ -161,7 +161,7 @@ def _check_series(header: Dataset, path: Path, series: Sequence[Path]) -> None:
 
 
 def _across(outlined: Mapping[int, Sequence[_Outline]], names: Mapping[int, str], path: Path) -> int:
-    """The axis of (i, j, k) across the slices that the outlines lie on; refused where they lie on none."""
+    """The axis of (i, j, k) across the slices of the contours; rejected if they are not on slices."""
     ranges = [np.ptp(one.points, axis=0) for every in outlined.values() for one in every]
     axis = int(np.argmin(np.max(ranges, axis=0))) if ranges else 2
     for number, every in outlined.items():
@@ -177,7 +177,7 @@ def _across(outlined: Mapping[int, Sequence[_Outline]], names: Mapping[int, str]
 
 
 def _check_inside(points: Sequence[Array], size: Array, axis: int, path: Path) -> None:
-    """Refuse outlines on slices that the image has not, and beside it; those that cross its border are cut there."""
+    """Reject contours on missing slices or outside the image; those that cross its border are clipped."""
     outside = 0
     for one in points:
         index = np.rint(one[:, axis].mean())
@@ -190,8 +190,8 @@ def _check_inside(points: Sequence[Array], size: Array, axis: int, path: Path) -
 
 
 def _voxels(every: Sequence[_Outline], axis: int, shape: tuple[int, ...], name: str, path: Path) -> Array:
-    """Which voxels of an array (K, J, I) a structure has, as indices (N,) into the flat array."""
-    columns, rows = (a for a in range(3) if a != axis)  # of (i, j, k): the lower one runs along the rows of a slice
+    """The voxels of a structure in an array (K, J, I), as flat indices (N,)."""
+    columns, rows = (a for a in range(3) if a != axis)  # of (i, j, k): the lower one is along the rows of a slice
     slices: dict[int, list[tuple[Array, bool]]] = {}
     for one in every:
         index = int(np.rint(one.points[:, axis].mean()))
@@ -210,7 +210,7 @@ def _voxels(every: Sequence[_Outline], axis: int, shape: tuple[int, ...], name: 
 
 
 def _on_top_of_each_other(voxels: Mapping[int, Array], shape: tuple[int, ...]) -> tuple[Array, dict[int, Array]]:
-    """Labels (K, J, I), small structures above large ones, and {label: mask} of voxels that lie under others."""
+    """Labels (K, J, I), small structures on top of large ones, and {label: mask} of voxels covered by others."""
     labels = np.zeros(shape, np.uint8 if max(voxels) <= 255 else np.uint16)
     hidden: dict[int, Array] = {}
     for number in sorted(voxels, key=lambda number: -len(voxels[number])):
@@ -226,11 +226,11 @@ def _on_top_of_each_other(voxels: Mapping[int, Array], shape: tuple[int, ...]) -
 
 
 def save_rtstruct(labelmap: Labelmap, path: str | os.PathLike[str], source: Sequence[Path]) -> None:
-    """Write an RT structure set of the series whose files are `source`, in any order.
+    """Write an RT structure set for the series with the files `source`, in any order.
 
-    The labelmap lies on the voxels of that series, or an `InputError` says so. Patient, study and frame of reference
-    are those of the series; each structure has its name, its colour and the code of SNOMED CT that DICOM's dictionary
-    gives the name. The same labels for the same series get the same unique identifiers.
+    The labelmap must be on the voxel grid of that series, else `InputError`. Patient, study and frame of reference are
+    those of the series; each structure has its name, its colour and the SNOMED CT code of its name in DICOM's
+    dictionary. The same labels for the same series get the same unique identifiers.
     """
     path = Path(path)
     images = images_of(labelmap.volume, source, path)
@@ -257,7 +257,7 @@ def save_rtstruct(labelmap: Labelmap, path: str | os.PathLike[str], source: Sequ
 
 
 def _save(found: Dataset, path: Path) -> None:
-    """Write a file with preamble and header, by pydicom 3 and by pydicom 2, which Slicer brings."""
+    """Write a file with preamble and header, with pydicom 3 and pydicom 2, which ships with Slicer."""
     import pydicom
 
     if int(pydicom.__version__.split(".")[0]) >= 3:
@@ -277,7 +277,7 @@ def _item(**values: Any) -> Dataset:
 
 
 def _card(labelmap: Labelmap, images: Sequence[Dataset]) -> Dataset:
-    """The set without its structures: patient, study, equipment, and the series it refers to."""
+    """The set without its structures: patient, study, equipment, and the referenced series."""
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -312,10 +312,10 @@ def _card(labelmap: Labelmap, images: Sequence[Dataset]) -> Dataset:
     for key in ("StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"):
         setattr(found, key, first.get(key, ""))
     if any(not name.isascii() for name in labelmap.structures.values()):
-        found.SpecificCharacterSet = "ISO_IR 192"  # UTF-8; pydicom encodes the patient's name anew
+        found.SpecificCharacterSet = "ISO_IR 192"  # UTF-8; pydicom re-encodes the patient's name
     series = _item(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=[_reference(i) for i in images])
     study = _item(
-        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",  # Detached Study Management, as the standard asks
+        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",  # Detached Study Management, as required by the standard
         ReferencedSOPInstanceUID=first.StudyInstanceUID,
         RTReferencedSeriesSequence=[series],
     )
@@ -360,7 +360,7 @@ def _code(code: Any) -> Dataset:
 
 
 def _contours(mask: Array, volume: Volume, images: Sequence[Dataset]) -> Iterator[Dataset]:
-    """The outlines of a structure (K, J, I), slice by slice."""
+    """The contours of a structure (K, J, I), slice by slice."""
     for k in np.flatnonzero(mask.any(axis=(1, 2))).tolist():
         for polygon in outlines(mask[k]):
             ijk = np.column_stack([polygon, np.full(len(polygon), float(k))])

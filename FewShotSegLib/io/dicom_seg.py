@@ -1,7 +1,7 @@
 """DICOM segmentation objects: written for a source series with coded terminology, read as named structures.
 
-Needs the extra `dicom-seg` (highdicom). The objects are of the type BINARY, with a frame for each slice of a structure
-that is not empty, as dcmqi writes them and viewers expect them.
+Requires the extra `dicom-seg` (highdicom). The objects are of type BINARY, with one frame per nonempty slice of a
+structure, as dcmqi writes them and viewers expect them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 SUFFIX = ".seg.dcm"
 _SEG_CLASSES = (SEGMENTATION, "1.2.840.10008.5.1.4.1.1.66.7")  # and Label Map Segmentation
 _SIDES = ("left", "right")
-# Words of ours for what the standard's dictionary calls otherwise.
+# Our names for terms that differ in the standard's dictionary.
 _CALLED = {
     "urinary bladder": "bladder",
     "gall bladder": "gallbladder",
@@ -46,7 +46,7 @@ _CALLED = {
     "muscle": "muscle tissue",
     "fat": "adipose tissue",
 }
-# The context groups of DICOM that hold the types of a category (CID 7150).
+# The DICOM context groups with the types of a category (CID 7150).
 _GROUPS = {
     "AnatomicalStructure": "cid7192",
     "MorphologicallyAbnormalStructure": "cid7194",
@@ -55,7 +55,7 @@ _GROUPS = {
 
 
 def check_available() -> None:
-    """Raise `InputError` where the extra is not installed."""
+    """Raise `InputError` if the extra is not installed."""
     if importlib.util.find_spec("highdicom") is None:
         raise InputError('DICOM SEG needs the package highdicom: pip install "FewShotSegLib[dicom-seg]".')
 
@@ -64,15 +64,15 @@ def check_available() -> None:
 
 
 def is_dicom_seg(path: Path) -> bool:
-    """Whether a file says that it is a DICOM segmentation."""
+    """Whether a file is a DICOM segmentation, by its header."""
     return sop_class_of(path) in _SEG_CLASSES
 
 
 def load_dicom_seg(path: str | os.PathLike[str]) -> Labelmap:
     """Return the segments of a DICOM segmentation by name; their values are the segment numbers.
 
-    The labelmap covers the slices from the first to the last one that holds a segment. Where segments overlap the
-    higher number is kept, which is logged. `InputError`: probabilities instead of segments, slices at uneven distances.
+    The labelmap covers the slices from the first to the last one with a segment. Where segments overlap the higher
+    number wins, which is logged. `InputError`: probabilities instead of segments, nonuniform slice spacing.
     """
     check_available()
     import highdicom
@@ -93,7 +93,7 @@ def load_dicom_seg(path: str | os.PathLike[str]) -> Labelmap:
 
 
 def _combined(found: Any, path: Path) -> Any:
-    """The segments on one grid; None where there is no such grid."""
+    """The segments on one grid; None if there is no common grid."""
     try:
         return found.get_volume(combine_segments=True)
     except RuntimeError as error:
@@ -107,11 +107,11 @@ def _combined(found: Any, path: Path) -> Any:
 
 
 def save_dicom_seg(labelmap: Labelmap, path: str | os.PathLike[str], source: Sequence[Path]) -> None:
-    """Write a DICOM segmentation of the series whose files are `source`, in any order.
+    """Write a DICOM segmentation for the series with the files `source`, in any order.
 
-    The labelmap lies on the voxels of that series, or an `InputError` says so. Patient and study are those of the
-    series; each structure has the code of SNOMED CT that DICOM's dictionary gives its name, else that of tissue. The
-    same labels for the same series give the same unique identifiers.
+    The labelmap must be on the voxel grid of that series, else `InputError`. Patient and study are those of the series;
+    each structure has the SNOMED CT code of its name in DICOM's dictionary, else that of tissue. The same labels for
+    the same series get the same unique identifiers.
     """
     check_available()
     import highdicom
@@ -174,7 +174,7 @@ def _descriptions(names: Mapping[int, str]) -> list[Any]:
 
 
 def terminology_of(name: str) -> tuple[Any, Any, Any]:
-    """Return the codes of category and type of a structure, and of its side or None; see DICOM's CID 7150.
+    """Return the codes of category and type of a structure, and of its laterality or None; see DICOM's CID 7150.
 
     >>> category, kind, side = terminology_of("left kidney")
     >>> category.meaning, kind.meaning, kind.value, side.meaning
@@ -197,7 +197,7 @@ def terminology_of(name: str) -> tuple[Any, Any, Any]:
 
 
 def _code(group: Any, name: str) -> Any:
-    """The code of a name in a context group, whose keys are written together, each word with a capital; or None."""
+    """The code of a name in a context group, whose keys are in CamelCase; or None."""
     keyword = "".join(word.capitalize() for word in re.sub(r"s$", "", name).split())
     for key in (keyword, "".join(word.capitalize() for word in name.split())):
         if key in group.dir():

@@ -1,4 +1,4 @@
-"""The DICOM series that a segmentation or a structure set refers to, and what the two have in common."""
+"""The DICOM series referenced by a segmentation or a structure set, and code shared by the two."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 _TOLERANCE_MM = 1e-3
 _LONGEST_NAME = 64  # characters of DICOM's value representation LO
-_BEHIND_SOP_CLASS = 0x00080017  # the first tag behind SOP Class UID
+_BEHIND_SOP_CLASS = 0x00080017  # the first tag after SOP Class UID
 
 
 def sop_class_of(path: Path) -> str:
-    """Return what kind of object a DICOM file is, as a UID of PS3.4; "" for what is no DICOM file."""
+    """Return the SOP class UID (PS3.4) of a DICOM file; "" if it is not a DICOM file."""
     from pydicom.filereader import read_partial
 
     if not path.is_file() or path.suffix.lower() not in DICOM_SUFFIXES:
@@ -33,14 +33,14 @@ def sop_class_of(path: Path) -> str:
         with path.open("rb") as stream:
             start = read_partial(stream, lambda tag, *_: tag >= _BEHIND_SOP_CLASS)
         return str(start.get("SOPClassUID") or start.file_meta.get("MediaStorageSOPClassUID") or "")
-    except Exception:  # of many kinds; whoever reads the file as an image says what is wrong with it
+    except Exception:  # of many types; reading the file as an image reports what is wrong with it
         return ""
 
 
 def check_source(image: str | os.PathLike[str], what: str) -> tuple[Path, ...]:
-    """Return the files of the series that `what`, such as "a DICOM segmentation", will refer to.
+    """Return the files of the series that `what`, such as "a DICOM segmentation", will reference.
 
-    `InputError` where the image is no DICOM series, or an enhanced one with all slices in one file.
+    `InputError` if the image is not a DICOM series, or is an enhanced one with all slices in one file.
     """
     path = Path(image)
     if path.is_file() and path.suffix.lower() in DICOM_SUFFIXES:
@@ -61,9 +61,9 @@ def check_source(image: str | os.PathLike[str], what: str) -> tuple[Path, ...]:
 
 
 def images_of(volume: Volume, source: Sequence[Path], path: Path) -> list[Dataset]:
-    """Return the images of a series in the order of a labelmap's slices; refused where it does not lie on them.
+    """Return the images of a series in the order of a labelmap's slices; rejected if its grid differs.
 
-    `path` is what will be written, for the messages.
+    `path` is the output file, for messages.
     """
     import pydicom
 
@@ -87,7 +87,7 @@ def images_of(volume: Volume, source: Sequence[Path], path: Path) -> list[Datase
 
 
 def checked_name(name: str) -> str:
-    """Return the name of a structure; `InputError` where DICOM has no room for it.
+    """Return the name of a structure; `InputError` if it is too long for DICOM.
 
     >>> checked_name("left kidney")
     'left kidney'

@@ -1,4 +1,4 @@
-"""Annotated cases from an image, a labelmap, and a word on which slices are complete."""
+"""Annotated cases from an image, a labelmap, and a specification of the complete slices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from FewShotSegLib.imaging.reindex import reindexed, resample_labelmap
 from .files import known_suffix
 from .volumes import load_labelmap, load_volume
 
-# What a segment is called when nobody named it; such a name does not contradict the one the user gives.
+# Default names of unnamed segments; such a name does not conflict with the one the user gives.
 _UNNAMED = re.compile(r"((segment|label)[ _]?)?\d+", re.IGNORECASE)
 
 
@@ -45,17 +45,17 @@ def load_exemplar(
 ) -> Exemplar:
     """Load an image and its labelmap as an exemplar.
 
-    `axis` is the array axis across the annotated slices, or its letter (default: as acquired). `slices` None: every
-    slice with a label is annotated. A tuple: those slices, and the ones of them without a label are known to be empty.
-    "all": every slice is known. Labels on other slices are not used.
+    `axis` is the array axis across the annotated slices, or its letter (default: acquisition axis). `slices` None:
+    every slice with a label is annotated. A tuple: those slices; the ones among them without a label are known to be
+    empty. "all": every slice is known. Labels on other slices are ignored.
 
     `structures` {value: name} keeps the listed structures; voxels of others become background. In a segmentation file
     with names the name decides, and the voxels get the listed value; otherwise the value decides.
 
-    Image and labelmap must cover the same voxels; the order of axes may differ, and a segmentation file may cover a
-    part. Everything else needs `same_voxels`, by which a labelmap of the same size takes the place of its image, or
-    `resample`, which takes the nearest label at the place that the headers say. Slices that hold the label `ignore` are
-    unknown. `channel` and `time_index` pick one volume of an image that holds several.
+    Image and labelmap must cover the same voxels; the axis order may differ, and a segmentation file may cover only a
+    part. Anything else requires `same_voxels`, by which a labelmap of equal size takes its image's geometry, or
+    `resample`, nearest neighbour by the headers' geometry. Slices that contain the label `ignore` are unknown.
+    `channel` and `time_index` select one volume of an image with several.
     """
     volume = load_volume(image, channel=channel, time_index=time_index)
     source = load_labelmap(labelmap, image=None if same_voxels else image, grid=volume)
@@ -84,7 +84,7 @@ def exemplar_from(
     name: str = "exemplar",
     labels_name: str = "The labelmap",
 ) -> Exemplar:
-    """Return the exemplar of a volume and a labelmap in memory; the other arguments as in `load_exemplar`."""
+    """Return the exemplar from an in-memory volume and labelmap; other arguments as in `load_exemplar`."""
     if not volume.same_geometry(labelmap.volume):
         raise InputError(
             f"{name} and its labelmap do not cover the same voxels: {_difference(volume, labelmap.volume)}. Choose the "
@@ -139,7 +139,7 @@ def _split_pair(pair: str, text: str) -> tuple[Path, Path]:
 def _on_grid_of(
     volume: Volume, labelmap: Labelmap, image: Path, path: Path, *, resample: bool, same_voxels: bool
 ) -> Labelmap:
-    """Return the labelmap on the grid of the volume, what is hidden of its structures included."""
+    """Return the labelmap on the grid of the volume, including the hidden voxels of its structures."""
     place = _placing(volume, labelmap.volume, image, path, resample=resample, same_voxels=same_voxels)
     hidden = {
         value: place(labelmap.volume.like(mask.astype(np.uint8))).array > 0 for value, mask in labelmap.hidden.items()
@@ -150,10 +150,10 @@ def _on_grid_of(
 def _placing(
     volume: Volume, labelmap: Volume, image: Path, path: Path, *, resample: bool, same_voxels: bool
 ) -> Callable[[Volume], Volume]:
-    """How labels come onto the grid of the volume."""
+    """Return the function that maps labels onto the grid of the volume."""
     if volume.same_geometry(labelmap) or (same_voxels and labelmap.shape == volume.shape):
         return lambda labels: volume.like(labels.array)
-    # Slicer may store only the part of the grid that holds segments; a plain file of another size is a mistake.
+    # Slicer may store only the part of the grid with segments; a plain file of another size is a mistake.
     crop = known_suffix(path).lower() == ".seg.nrrd"
     if reindexed(labelmap, volume, crop=crop) is not None:
 
@@ -202,8 +202,8 @@ def _numbers(values: Array) -> str:
 def _select(
     source: Labelmap, structures: Mapping[int, str] | None, path: str, ignore: int | None
 ) -> tuple[Array, dict[int, str], int]:
-    """Return the labels of the chosen structures, with the chosen values; the structures; and how many voxels belong to
-    several of them."""
+    """Return the labels of the selected structures, with the selected values; the structures; and the number of voxels
+    that belong to several of them."""
     kept = {v: n for v, n in source.structures.items() if v != ignore} if structures is None else dict(structures)
     if not kept:
         raise InputError(f"{path} holds no label; annotate at least one slice.")
@@ -224,7 +224,7 @@ def _select(
 
 
 def _from_below(source: Labelmap) -> list[int]:
-    """The values of a labelmap, those that lie under others first: the one on top is what the labelmap says."""
+    """The values of a labelmap, bottom layers first: the top one is the labelmap's value."""
     under = {
         value: set(label_values(source.volume.array[mask].reshape(1, -1))) for value, mask in source.hidden.items()
     }
@@ -238,7 +238,7 @@ def _from_below(source: Labelmap) -> list[int]:
 
 
 def _unknown_slices(source: Labelmap, ignore: int | None, axis: int) -> set[int]:
-    """The slices that hold the label for what nobody has looked at."""
+    """The slices that contain the ignore label."""
     if ignore is None:
         return set()
     held = source.mask(ignore).any(axis=tuple({0, 1, 2} - {axis}))
@@ -246,7 +246,7 @@ def _unknown_slices(source: Labelmap, ignore: int | None, axis: int) -> set[int]
 
 
 def _stored_value(value: int, name: str, source: Labelmap, wanted: set[str], path: str) -> int | None:
-    """Return the value under which the labelmap keeps the structure, None when it is not there."""
+    """Return the value of the structure in the labelmap, None if it is missing."""
     for stored, stored_name in source.structures.items():
         if stored_name == name:
             return stored
@@ -261,7 +261,7 @@ def _stored_value(value: int, name: str, source: Labelmap, wanted: set[str], pat
 def _known_slices(
     labels: Array, axis: int, slices: Slices, unknown: set[int], name: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return (annotated, empty) slices; none of the unknown ones."""
+    """Return (annotated, empty) slices, without the unknown ones."""
     contradiction = sorted(unknown & set(slices or ())) if slices != "all" else []
     if contradiction:
         raise InputError(
@@ -283,7 +283,7 @@ def _known_slices(
 
 
 def _only_on(labels: Array, axis: int, slices: tuple[int, ...]) -> Array:
-    """Return the labels of the given slices, 0 elsewhere: what is not an exemplar cannot leak into training."""
+    """Return the labels of the given slices, 0 elsewhere: other labels cannot leak into training."""
     kept = np.zeros_like(labels)
     at = tuple(list(slices) if array_axis == axis else slice(None) for array_axis in range(3))
     kept[at] = labels[at]

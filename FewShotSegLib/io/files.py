@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and checksums."""
+"""Atomic file writes, and checksums."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .locks import take
 
 
 def known_suffix(path: Path) -> str:
-    """Return the suffix that decides the file format, in the case it was written in: the last one, or a known pair.
+    """Return the suffix that determines the file format, case preserved: the last one, or a known pair.
 
     >>> known_suffix(Path("patient.7.nii.gz")), known_suffix(Path("a.seg.nrrd")), known_suffix(Path("v1.0.mha"))
     ('.nii.gz', '.seg.nrrd', '.mha')
@@ -30,13 +30,13 @@ def known_suffix(path: Path) -> str:
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike[str], *, private: bool = False) -> Iterator[Path]:
-    """Yield a part file beside `path`; it takes the place of `path` only after the block has ended well.
+    """Yield a part file next to `path`; it replaces `path` only after the block has succeeded.
 
-    The part file has reached the disk before it is renamed, so a killed process or a power cut leaves the old file or
-    the new one, never half of one. Its name cannot be foreseen and nobody else has it: two writers of one file leave
-    what one of them has written. What killed processes have left in the folder is removed. With `private` only this
-    user can read the file. Missing folders are made. An exception removes the part file; an operating system error
-    (disk full, read-only folder) becomes an `InputError` that names the path and the reason.
+    The part file is synced to disk before it is renamed, so a killed process or a power failure leaves either the old
+    file or the new one, never a partial one. Its name is random and exclusive: of two writers of one file, one wins.
+    Part files left in the folder by killed processes are removed. With `private` only this user can read the file.
+    Missing folders are created. An exception removes the part file; an operating system error (disk full, read-only
+    folder) becomes an `InputError` that names the path and the reason.
     """
     path = Path(path)
     part, lock = path, None
@@ -46,7 +46,7 @@ def written_whole(path: str | os.PathLike[str], *, private: bool = False) -> Ite
         yield part
         _flush_to_disk(part)
         if os.name == "nt":
-            lock.close()  # Windows renames no open file
+            lock.close()  # Windows cannot rename an open file
         os.replace(part, path)  # noqa: PTH105 - one name for the step, on every Python version
     except BaseException as error:
         if lock is not None:
@@ -74,11 +74,11 @@ def check_writable(path: Path) -> None:
 
 
 _PART = re.compile(r"\.fewshotseg-[0-9a-f]{16}\.part(\..+)?")
-_swept: set[Path] = set()  # folders that this process has tidied up
+_swept: set[Path] = set()  # folders already cleaned up by this process
 
 
 def _new_part(path: Path, mode: int) -> tuple[Path, IO[bytes]]:
-    """Return a new, empty file beside `path` with its suffix, and the lock that says that somebody works on it."""
+    """Return a new, empty file next to `path` with its suffix, and the lock that marks it as in use."""
     folder = path.parent.absolute()
     if folder not in _swept:
         _swept.add(folder)
@@ -92,13 +92,13 @@ def _new_part(path: Path, mode: int) -> tuple[Path, IO[bytes]]:
         taken = take(lock)
         if taken == "unknown" or (taken == "taken" and os.fstat(lock.fileno()).st_nlink):
             return part, lock
-        lock.close()  # another process was tidying up just now
+        lock.close()  # another process was cleaning up just now
 
 
 def _remove_abandoned_parts(folder: Path) -> None:
     """Remove the part files of processes that were killed."""
     with contextlib.suppress(OSError):
-        for name in os.listdir(folder):  # noqa: PTH208 - a folder may hold a hundred thousand files
+        for name in os.listdir(folder):  # noqa: PTH208 - a folder may contain a hundred thousand files
             if _PART.fullmatch(name) is None:
                 continue
             with contextlib.suppress(OSError):
@@ -111,16 +111,16 @@ def _remove_abandoned_parts(folder: Path) -> None:
 
 
 def write_text_whole(path: str | os.PathLike[str], text: str, *, private: bool = False) -> None:
-    """Write `text` as UTF-8 with `\\n` line ends, whole or not at all; `private` as for `written_whole`.
+    """Write `text` as UTF-8 with `\\n` line endings, atomically; `private` as for `written_whole`.
 
-    What UTF-8 cannot hold (names of files in another encoding) is written as \\udcff.
+    What is not valid UTF-8 (file names in another encoding) is written as \\udcff.
     """
     with written_whole(path, private=private) as part:
         part.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     try:
         with Path(path).open("rb") as stream:
@@ -142,7 +142,7 @@ def _remove(path: Path) -> None:
 
 
 def _is_about(error: OSError, path: Path, part: Path) -> bool:
-    """Return whether writing failed: errors about some other file, read inside the block, keep their own words."""
+    """Return whether writing failed: errors about other files, read inside the block, keep their own messages."""
     if not isinstance(error.filename, str | bytes):
         return True
     named = Path(os.fsdecode(error.filename))

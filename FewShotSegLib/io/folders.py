@@ -1,4 +1,4 @@
-"""Which volumes a folder holds, and where what can be made again is kept."""
+"""The volumes in a folder, and the location of caches."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def images_in(folder: str | os.PathLike[str], channel: int | None = None) -> list[str]:
-    """Return the volumes in a folder, by name: image files, and folders of DICOM files, itself being one of them.
+    """Return the volumes in a folder, sorted by name: image files, and folders of DICOM files, possibly itself.
 
-    Segmentations (.seg.nrrd) and probability maps are left out. Of files that are numbered by channel as nnU-Net does,
-    those of `channel` are returned. `InputError` where there is nothing, or where such files need a channel.
+    Segmentations (.seg.nrrd) and probability maps are excluded. Of files numbered by channel as in nnU-Net, those of
+    `channel` are returned. `InputError` if there are none, or if such files require a channel.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -43,7 +43,7 @@ def _of_channel(found: Sequence[Path], channel: int | None, folder: Path) -> Seq
             return found
         numbers.setdefault(without_channel(stem(path)), {})[number] = path
     shared = sorted(set.intersection(*(set(case) for case in numbers.values())))
-    # Cases may be numbered with four digits themselves: one name with many numbers is taken for that.
+    # Cases may be numbered with four digits themselves: assumed for one name with many numbers.
     if len(shared) < 2 or shared[0] != 0 or len(numbers) == 1:
         return found
     if channel not in shared:
@@ -59,12 +59,12 @@ def _of_channel(found: Sequence[Path], channel: int | None, folder: Path) -> Seq
 
 
 def _is_volume_file(path: Path) -> bool:
-    is_output = stem(path).endswith((PROBABILITY, ".part"))  # .part: what earlier versions left when they were killed
+    is_output = stem(path).endswith((PROBABILITY, ".part"))  # .part: left by earlier versions when they were killed
     return path.is_file() and known_suffix(path).lower() in VOLUME_SUFFIXES and not is_output and path.name[0] != "."
 
 
 def _holds_dicom(folder: Path) -> bool:
-    """Whether the first file is one: named so, or, as on discs from a hospital, without a suffix and marked inside."""
+    """Whether the first file is DICOM: by suffix or, as on hospital discs, without suffix and by its magic bytes."""
     try:
         file = next((entry for entry in sorted(folder.iterdir()) if entry.is_file() and entry.name[0] != "."), None)
         if file is None:

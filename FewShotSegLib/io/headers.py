@@ -1,7 +1,7 @@
-"""NRRD, MetaImage and NIfTI files looked at before ITK reads them: does the file hold what its header promises?
+"""Validation of NRRD, MetaImage and NIfTI files before ITK reads them: does the content match the header?
 
-ITK reads some damaged files as other voxels, takes gigabytes because a header says so, ends the process over a wrong
-number, and follows the name of a data file wherever it leads. What passes here, it reads right.
+ITK misreads some corrupt files, allocates gigabytes because a header says so, crashes on an invalid number, and follows
+the name of a data file wherever it leads. What passes here is read correctly.
 
 Formats: https://teem.sourceforge.net/nrrd/format.html, https://itk.org/Wiki/MetaIO/Documentation,
 https://nifti.nimh.nih.gov/nifti-1 and nifti-2.
@@ -25,14 +25,14 @@ from .files import known_suffix
 from .layouts import Layout, Packing, Wrong, check_content, check_length, checked_sizes
 from .nifti import nifti_layout
 
-_LONGEST_HEADER = 16 << 20  # bytes; segmentations with hundreds of segments have long ones
+_LONGEST_HEADER = 16 << 20  # bytes; segmentations with hundreds of segments have long headers
 _LONGEST_LINE = 1 << 20
 _UNREADABLE = (struct.error, ValueError, OverflowError, UnicodeError, IndexError, KeyError, EOFError, zlib.error)
 
 
 def check_volume_file(path: Path, name: str) -> None:
-    """Raise `InputError` where a NRRD, MetaImage or NIfTI file is damaged, cut short, promises more than it holds, or
-    keeps its voxels elsewhere than beside its header."""
+    """Raise `InputError` if a NRRD, MetaImage or NIfTI file is corrupt, truncated, shorter than its header says, or
+    stores its voxels elsewhere than next to its header."""
     try:
         layout = layout_of(path)
         check_length(layout)
@@ -48,7 +48,7 @@ def check_volume_file(path: Path, name: str) -> None:
 
 
 def is_detached(path: Path) -> bool:
-    """Whether the voxels of a volume file lie in another file; `InputError` where it cannot be read."""
+    """Whether the voxels of a volume file are in a separate file; `InputError` if it cannot be read."""
     try:
         return layout_of(path).data != path
     except (Wrong, OSError, *_UNREADABLE) as error:
@@ -56,7 +56,7 @@ def is_detached(path: Path) -> bool:
 
 
 def layout_of(path: Path) -> Layout:
-    """Where the voxels are, by the header."""
+    """The location of the voxels according to the header."""
     suffix = known_suffix(path).lower().removeprefix(".seg")
     if suffix in (".nrrd", ".nhdr"):
         return _nrrd(path)
@@ -64,7 +64,7 @@ def layout_of(path: Path) -> Layout:
 
 
 def _beside(header: Path, name: str) -> Path:
-    """The data file that a header names: beside it, and not behind a link."""
+    """The data file that a header names: next to it, and not a symbolic link."""
     if "%" in name or name.split(None, 1)[0].upper() == "LIST":
         raise Wrong("its voxels lie in a list of files; save it as one file")
     if Path(name).name != name or "\\" in name or name in (".", ".."):
@@ -137,14 +137,14 @@ def _nrrd_fields(path: Path) -> tuple[dict[str, str], int]:
 
 
 def _check_numbers(text: str) -> None:
-    """Numbers of a header that have no meaning end ITK's work in odd places."""
+    """Reject invalid numbers in a header, which make ITK fail obscurely."""
     for word in re.split(r"[\s(),]+", text):
         if word and word.lower() not in ("none", "nan") and not math.isfinite(float(word)):
             raise Wrong(f'its header says "{text}", where finite numbers belong')
 
 
 def _skipped(layout: Layout, lines: int, count: int) -> Layout:
-    """The layout of a NRRD file behind lines and bytes that are to be left out; -1 bytes: the voxels are at the end."""
+    """The layout of a NRRD file after skipping lines and bytes; -1 bytes: the voxels are at the end."""
     if lines < 0 or count < -1 or lines > 10**6 or (count == -1 and layout.packing != "raw"):
         raise Wrong(f"its header says to skip {lines} lines and {count} bytes")
     skip = layout.skip
@@ -201,7 +201,7 @@ def _meta_image(path: Path) -> Layout:
     data = path if named.upper() == "LOCAL" else _beside(path, named)
     packing: Packing = "zlib" if _is_true(fields.get("CompressedData", "")) else "raw"
     if packing == "zlib" and int(fields.get("CompressedDataSize", "0")) < 1:
-        raise Wrong("its header does not say how many bytes the packed voxels take")  # ITK was seen to read others then
+        raise Wrong("its header does not say how many bytes the packed voxels take")  # ITK was seen to misread them
     if packing == "raw" and "BinaryData" in fields and not _is_true(fields["BinaryData"]):
         packing = "text"
     layout = Layout(

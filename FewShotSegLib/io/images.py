@@ -1,6 +1,6 @@
-"""Image files and DICOM folders: read whole and in the right place, or refused with the reason.
+"""Image files and DICOM folders: read completely and with correct geometry, or rejected with the reason.
 
-This is the only place where files meet arrays: SimpleITK works in LPS, the affines here and everywhere else are RAS.
+This is the only place that converts files to arrays: SimpleITK uses LPS, the affines here and elsewhere are RAS.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 VOLUME_SUFFIXES = (".nrrd", ".nhdr", ".nii", ".nii.gz", ".mha", ".mhd")
 DICOM_SUFFIXES = (".dcm", ".ima")
-# One-file formats only: a header with a detached data file cannot be replaced in one step.
+# One-file formats only: a header with a detached data file cannot be replaced atomically.
 SAVE_SUFFIXES = (".nrrd", ".seg.nrrd", ".nii", ".nii.gz", ".mha")
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -42,7 +42,7 @@ _LARGEST_MM = 1e7
 
 
 def checked_path(path: Path, name: str) -> Path:
-    """Return the path of something to read: there, a file or a folder, and with a name that every library can open."""
+    """Return the path of an input: an existing file or folder with a name that every library can open."""
     try:
         os.fspath(path).encode("utf-8")
         mode = path.stat().st_mode
@@ -52,7 +52,7 @@ def checked_path(path: Path, name: str) -> Path:
         ) from None
     except FileNotFoundError:
         raise InputError(f"{name} does not exist; check the path.") from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"{name} cannot be read: {reason}.") from None
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -61,7 +61,7 @@ def checked_path(path: Path, name: str) -> Path:
 
 
 def kind_of(path: Path, name: str) -> str:
-    """Return "dicom", "picture" or "volume"; what is none of them is refused."""
+    """Return "dicom", "picture" or "volume"; anything else is rejected."""
     checked_path(path, name)
     suffix = known_suffix(path).lower().removeprefix(".seg").removeprefix(".rtstruct")
     if path.is_dir() or suffix in DICOM_SUFFIXES:
@@ -77,8 +77,8 @@ def kind_of(path: Path, name: str) -> str:
 def read_volume(path: Path, channel: int | None, time_index: int | None, name: str) -> tuple[Array, Array]:
     """Return the values (K, J, I) of one channel and one time, and the affine (IJK to RAS) of any file or folder.
 
-    Colour becomes luminance unless a channel is chosen. Channels are values of a voxel; or the volumes of a 4-D file,
-    as data sets with several sequences have them; or files of their own, numbered as nnU-Net does.
+    Colour becomes luminance unless a channel is selected. Channels are components of a voxel; or the volumes of a 4-D
+    file, as in data sets with several sequences; or separate files, numbered as in nnU-Net.
     """
     kind = kind_of(path, name)
     if kind == "dicom":
@@ -95,7 +95,7 @@ def read_volume(path: Path, channel: int | None, time_index: int | None, name: s
 
 
 def _named_channel(path: Path, channel: int, name: str) -> int | None:
-    """None where the name of a file with one channel says that it is the one that was chosen; others are refused."""
+    """None if a single-channel file is the selected channel by its name; others are rejected."""
     number = channel_number(stem(path))
     if number is None or number == channel:
         return channel if number is None else None
@@ -106,7 +106,7 @@ def _named_channel(path: Path, channel: int, name: str) -> int | None:
 def one_volume(
     image: SimpleITK.Image, affine: Array, is_picture: bool, channel: int | None, time_index: int | None, name: str
 ) -> tuple[Array, Array]:
-    """Return the values (K, J, I) of one channel and one time of an image that was read, and its affine."""
+    """Return the values (K, J, I) of one channel and one time point of a loaded image, and its affine."""
     array, components, dimension = array_of(image), image.GetNumberOfComponentsPerPixel(), image.GetDimension()
     channel, time_index = _along_fourth(array, components, dimension, channel, time_index)
     array = _one_channel(array, components, is_picture, channel, name)
@@ -116,14 +116,14 @@ def one_volume(
 def _along_fourth(
     array: Array, components: int, dimension: int, channel: int | None, time_index: int | None
 ) -> tuple[int | None, int | None]:
-    """Channel and time index, where volumes of one value per voxel are stacked: sequences are, and so are times."""
+    """Channel and time index for stacked scalar volumes, which may be sequences or time points."""
     if components == 1 and dimension == 4 and len(array) > 1 and time_index is None:
         return None, channel
     return channel, time_index
 
 
 def picture_affine(path: Path, name: str) -> Array:
-    """Return IJK->RAS (4, 4) of a picture: pixels of 1 mm, unless its header has a size that counts."""
+    """Return IJK->RAS (4, 4) of a picture: pixels of 1 mm, unless its header has a valid pixel size."""
     return affine_of(read_image(path, name)) if has_size(path) else LPS_FROM_RAS.copy()
 
 
@@ -135,7 +135,7 @@ def _one_of(found: DicomVolume, channel: int | None, time_index: int | None, nam
 
 
 def _checked(array: Array, affine: Array, name: str) -> tuple[Array, Array]:
-    """Refuse at once what cannot be saved again at the same place."""
+    """Reject early what cannot be saved with the same geometry."""
     if np.abs(affine).max() > _LARGEST_MM or not np.isfinite(affine).all():
         raise InputError(
             f"{name} has an impossible position or voxel size in its header; convert it again from the original files."
@@ -149,7 +149,7 @@ def _checked(array: Array, affine: Array, name: str) -> tuple[Array, Array]:
 
 
 def read_image(path: Path, name: str) -> SimpleITK.Image:
-    """Return the image in a file that is no DICOM; `name` is what error messages call it."""
+    """Return the image in a non-DICOM file; `name` is used in error messages."""
     import SimpleITK as sitk
 
     if kind_of(path, name) == "picture":
@@ -175,13 +175,13 @@ def _cannot_read(name: str, reason: str) -> str:
 
 
 def _last_words(reason: str) -> str:
-    """Return the last line of an ITK exception, where the reason stands, without addresses."""
+    """Return the last line of an ITK exception, which has the reason, without addresses."""
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     return re.sub(r"^(ITK|sitk::)?\s*ERROR:\s*|\w+\(0x[0-9a-f]+\):\s*", "", lines[-1] if lines else "no reason given")
 
 
 def array_of(image: SimpleITK.Image) -> Array:
-    """Return all values: (J, I), (K, J, I) or (T, K, J, I), with the channels, if any, behind them."""
+    """Return all values: (J, I), (K, J, I) or (T, K, J, I), with channels, if any, last."""
     import SimpleITK as sitk
 
     return sitk.GetArrayFromImage(image)
@@ -196,7 +196,7 @@ def _one_channel(array: Array, components: int, picture: bool, channel: int | No
         if not 0 <= channel < components:
             raise InputError(f"{name} has channels 0 to {components - 1}, got {channel}.")
         return array[..., channel]
-    if picture and components == 2:  # grey and transparency
+    if picture and components == 2:  # grey and alpha
         return array[..., 0]
     if components in (3, 4) and (picture or array.dtype == np.uint8):
         return (array[..., :3] @ _LUMINANCE).astype(np.float32)
@@ -207,7 +207,7 @@ def _one_channel(array: Array, components: int, picture: bool, channel: int | No
 
 
 def _one_time(array: Array, dimension: int, time_index: int | None, name: str) -> Array:
-    """Return (K, J, I) from what a file of 2, 3 or 4 dimensions holds."""
+    """Return (K, J, I) from a file of 2, 3 or 4 dimensions."""
     if dimension > 4:
         raise InputError(f"{name} has {dimension} dimensions; volumes have 2, 3 or, with a time index, 4.")
     count = array.shape[0] if dimension == 4 else 1
@@ -224,7 +224,7 @@ def _one_time(array: Array, dimension: int, time_index: int | None, name: str) -
 
 
 def affine_of(image: SimpleITK.Image) -> Array:
-    """Return IJK->RAS (4, 4); a two-dimensional image lies in the plane z = 0 with 1 mm thickness."""
+    """Return IJK->RAS (4, 4); a 2-D image is in the plane z = 0 with 1 mm thickness."""
     dimension = image.GetDimension()
     used = min(dimension, 3)
     direction, spacing, origin = np.eye(3), np.ones(3), np.zeros(3)
@@ -241,13 +241,13 @@ def affine_of(image: SimpleITK.Image) -> Array:
 
 
 def is_sheared(affine: Array) -> bool:
-    """Whether the axes of a volume (affine IJK to RAS) are not at right angles, which image files cannot hold."""
+    """Whether the axes of a volume (affine IJK to RAS) are not orthogonal, which image files cannot represent."""
     direction = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return bool(np.abs(direction.T @ direction - np.eye(3)).max() > _SHEAR_TOLERANCE)
 
 
 def image_from(array: Array, affine: Array) -> SimpleITK.Image:
-    """Return an image of the array (K, J, I) at the place the affine (IJK to RAS) says; shear is refused."""
+    """Return an image of the array (K, J, I) with the geometry of the affine (IJK to RAS); shear is rejected."""
     import SimpleITK as sitk
 
     affine_lps = LPS_FROM_RAS @ affine
@@ -271,7 +271,7 @@ def _storable(array: Array) -> Array:
 
 
 def write_image(image: SimpleITK.Image, path: Path, *, compress: bool = True) -> None:
-    """Write a file, whole or not at all. Compressing takes a second per 60 million bytes."""
+    """Write a file atomically. Compression takes a second per 60 million bytes."""
     import SimpleITK as sitk
 
     if known_suffix(path).lower() not in SAVE_SUFFIXES:
@@ -282,7 +282,7 @@ def write_image(image: SimpleITK.Image, path: Path, *, compress: bool = True) ->
         except RuntimeError as error:
             raise InputError(f"Cannot write {path}: {_last_words(str(error))}. Check folder and free space.") from None
         try:
-            check_volume_file(part, "It")  # a full disk counts as written to ITK's NIfTI code
+            check_volume_file(part, "It")  # ITK's NIfTI code does not detect a full disk
         except InputError:
             raise InputError(
                 f"Cannot write {path}: the file was cut short. Check the free space of the disk."

@@ -1,4 +1,4 @@
-"""Jobs as JSON files, with paths that start at the folder of the file."""
+"""Jobs as JSON files, with paths relative to the folder of the file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ J = TypeVar("J")
 
 
 def load_job(path: str | os.PathLike[str]) -> Job:
-    """Return the job in a JSON file; its relative paths start at the folder of that file."""
+    """Return the job in a JSON file; relative paths are resolved against the folder of that file."""
     path = Path(path)
     values = read_json(path, f"the job {path}")
     try:
@@ -29,13 +29,13 @@ def load_job(path: str | os.PathLike[str]) -> Job:
 
 
 def save_job(job: Job, path: str | os.PathLike[str]) -> None:
-    """Write the job as JSON with absolute paths, so that it means the same wherever the file lies."""
+    """Write the job as JSON with absolute paths, so that it is independent of the file's location."""
     values = to_dict(with_paths_from(job, Path.cwd()))
     write_text_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def with_paths_from(job: J, folder: Path) -> J:
-    """Return the job with relative paths turned into absolute ones that start at `folder`. Model names stay names."""
+    """Return the job with relative paths resolved against `folder`. Model names stay names."""
     changes = {entry.name: _resolved(entry, getattr(job, entry.name), folder) for entry in fields(job)}  # type: ignore[arg-type]
     return replace(job, **changes)  # type: ignore[type-var]
 
@@ -55,7 +55,7 @@ def _resolved(entry: Any, value: Any, folder: Path) -> Any:
 
 
 def _looks_like_a_file(base: str) -> bool:
-    """Tell a model file from the name of a registered model, which has neither a suffix nor a separator.
+    """Distinguish a model file from the name of a registered model, which has neither suffix nor separator.
 
     >>> [_looks_like_a_file(base) for base in ("vit_b", "sam.pth", "models/sam")]
     [False, True, True]

@@ -12,12 +12,12 @@ from FewShotSegLib.errors import InputError
 
 
 def read_json(path: str | os.PathLike[str], what: str) -> Any:
-    """Return the JSON value in a file; `what` is what sentences call it, such as "the job a.json"."""
+    """Return the JSON value in a file; `what` is its name in messages, such as "the job a.json"."""
     return parsed_json(_content(Path(path), what), what[:1].upper() + what[1:])
 
 
 def read_table(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
-    """Return the table of names and values in a JSON file; anything else is refused."""
+    """Return the JSON object in a file; anything else is rejected."""
     return parsed_table(_content(Path(path), what), what[:1].upper() + what[1:])
 
 
@@ -29,5 +29,5 @@ def _content(path: Path, what: str) -> bytes:
             return stream.read(MOST_BYTES + 1)
     except OSError as error:
         raise InputError(f"Cannot read {what}: {error.strerror or error}.") from None
-    except ValueError as error:  # a zero byte in the name
+    except ValueError as error:  # a null byte in the name
         raise InputError(f"Cannot read {what}: {error}.") from None

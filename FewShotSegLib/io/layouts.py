@@ -1,4 +1,4 @@
-"""Where the voxels of an image file lie, and whether they are all there and undamaged."""
+"""The location of the voxels in an image file, and whether they are complete and intact."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ Packing = Literal["raw", "gzip", "zlib", "bzip2", "text"]
 
 _MOST_DIMENSIONS = 7
 _BLOCK = 1 << 20
-# What a byte can unpack to at most: deflate reaches 1032, bzip2 some ten thousands.
+# Maximum compression ratio: deflate reaches 1032, bzip2 some ten thousands.
 _MOST_PACKED: dict[Packing, int] = {"raw": 1, "text": 1, "gzip": 1100, "zlib": 1100, "bzip2": 50_000}
-_SPARE = 1 << 20  # bytes behind the voxels that some programs write
+_SPARE = 1 << 20  # trailing bytes that some programs write
 
 
 class Wrong(Exception):  # noqa: N818 - named after what it says
-    """What is wrong with a file, in words that follow its name."""
+    """What is wrong with a file, as a phrase that follows its name."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the voxels of a file lie: in `data`, from byte `start` of what it holds once it is unpacked.
+    """The location of the voxels of a file: in `data`, from byte `start` of its decompressed content.
 
-    `sizes` as in the header, fastest first. `dtype` has the byte order of the file, None where ITK finds out. `skip`
-    is the byte of the file that the packed data begin at. Voxels that are not finite are looked for where ITK would
-    change them silently (`scan`).
+    `sizes` as in the header, fastest first. `dtype` has the byte order of the file, None if ITK determines it. `skip`
+    is the file offset of the compressed data. Non-finite voxels are searched for where ITK would change them silently
+    (`scan`).
     """
 
     sizes: tuple[int, ...]
@@ -47,12 +47,12 @@ class Layout:
 
     @property
     def length(self) -> int:
-        """Bytes of all voxels."""
+        """Size of all voxels in bytes."""
         return math.prod(self.sizes) * self.dtype.itemsize
 
 
 def checked_sizes(sizes: list[int], called: str) -> tuple[int, ...]:
-    """Return the sizes of a header; more dimensions than any image has, none, or sizes without meaning are wrong."""
+    """Return the sizes of a header; too many dimensions, none, or invalid sizes are wrong."""
     if not 1 <= len(sizes) <= _MOST_DIMENSIONS:
         raise Wrong(f"its header says {len(sizes)} dimensions")
     if min(sizes) < 1 or max(sizes) >= 2**31:
@@ -61,7 +61,7 @@ def checked_sizes(sizes: list[int], called: str) -> tuple[int, ...]:
 
 
 def check_length(layout: Layout) -> None:
-    """Raise `Wrong` where the file is too short for what its header promises, without reading it."""
+    """Raise `Wrong` if the file is shorter than its header says, without reading it."""
     there = layout.data.stat().st_size - layout.skip
     if layout.packing == "text":
         if there < 2 * math.prod(layout.sizes) - 1:
@@ -74,7 +74,7 @@ def check_length(layout: Layout) -> None:
 
 
 def check_content(layout: Layout, name: str) -> None:
-    """Read packed voxels to their end, checksums included, and look at every voxel where ITK would change some."""
+    """Decompress to the end, including checksums, and check every voxel where ITK would change some."""
     if layout.packing == "text" or (layout.packing == "raw" and not layout.scan):
         return
     wanted, got, bad = layout.start + layout.length, 0, 0
@@ -96,7 +96,7 @@ def check_content(layout: Layout, name: str) -> None:
 
 
 def unpacked(layout: Layout) -> Iterator[bytes]:
-    """The blocks of what the data file holds behind `skip`, unpacked; `Wrong` where it is damaged."""
+    """The decompressed blocks of the data file after `skip`; `Wrong` if it is corrupt."""
     with layout.data.open("rb") as stream:
         stream.seek(layout.skip)
         if layout.packing == "raw":
@@ -107,7 +107,7 @@ def unpacked(layout: Layout) -> Iterator[bytes]:
 
 
 def decompressed(stream: Any, packing: Packing) -> Iterator[bytes]:
-    """The blocks of a packed stream; checksums are compared at its end (gzip: of each of its members)."""
+    """The decompressed blocks of a stream; checksums are verified at its end (gzip: of each member)."""
     damaged = Wrong("its compressed voxels are damaged; copy it again")
     try:
         if packing == "bzip2":

@@ -1,4 +1,4 @@
-"""Locks that the operating system takes away with the process that holds them, however that ends."""
+"""File locks that the operating system releases when the process that holds them ends, in whatever way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WAIT_S = 0.02
 
 
 def take(lock: IO[bytes]) -> Taken:
-    """Lock a file until it is closed: "taken", "held" by somebody else, or "unknown" where the file system has no
+    """Lock a file until it is closed: "taken", "held" by another process, or "unknown" if the file system has no
     locks."""
     try:
         if os.name == "nt":
@@ -36,9 +36,9 @@ def take(lock: IO[bytes]) -> Taken:
 
 @contextlib.contextmanager
 def locked(path: Path, patience_s: float = 10.0) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs: one process after the other reads and writes what it guards.
+    """Hold the lock file `path` while the block runs: mutual exclusion between processes.
 
-    The file stays. `InputError` where another process holds it for longer than `patience_s`.
+    The file is not removed. `InputError` if another process holds it for longer than `patience_s`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)

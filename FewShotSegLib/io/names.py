@@ -1,6 +1,6 @@
-"""What the name of a file says: which case it belongs to, and whether it is an image, a labelmap or probabilities.
+"""File name conventions: the case of a file, and whether it is an image, a labelmap or probabilities.
 
-The one place with such rules. `patient_img.nii.gz`, `patient_lab.nii.gz`, `patient-seg.nrrd`, `patient.seg.nrrd`,
+The only place with such rules. `patient_img.nii.gz`, `patient_lab.nii.gz`, `patient-seg.nrrd`, `patient.seg.nrrd`,
 `img0001.nii` and `label0001.nii`, `patient liver.probability.nrrd`; and nnU-Net's `patient_0000.nii.gz`, the first
 channel of an image.
 """
@@ -16,7 +16,7 @@ from typing import Literal
 from .files import known_suffix
 
 Role = Literal["image", "labelmap", "probability", "unknown"]
-PROBABILITY = ".probability"  # ends the stem of the probability maps that this program writes
+PROBABILITY = ".probability"  # stem suffix of the probability maps that this program writes
 
 _WORDS: dict[str, Role] = {
     **dict.fromkeys(("img", "image", "images"), "image"),
@@ -33,19 +33,19 @@ _CHANNEL = re.compile(r"_\d{4}$")
 
 @dataclass(frozen=True)
 class FileName:
-    """The case that a file belongs to; "" where the name is nothing but a word such as "image"."""
+    """The case of a file; "" if the name is only a word such as "image"."""
 
     case: str
     role: Role
 
 
 def stem(path: Path) -> str:
-    """Return the name of a file without its format, that of a folder as it is.
+    """Return the name of a file without its format suffix, that of a folder unchanged.
 
     >>> stem(Path("v1.2 patient.nii.gz"))
     'v1.2 patient'
     """
-    if path.name in ("", ".."):  # "." and the like: the name of the folder they mean
+    if path.name in ("", ".."):  # "." and the like: the name of the actual folder
         path = path.resolve()
     if path.is_dir():
         return path.name or "volume"
@@ -53,7 +53,7 @@ def stem(path: Path) -> str:
 
 
 def parsed(path: Path) -> FileName:
-    """Return what the name of a file says; the word nearest to the end decides what it is.
+    """Parse the name of a file; the last keyword determines its role.
 
     >>> [parsed(Path(name)) for name in ("case_00_img.nrrd", "v1.2-seg.mha")]
     [FileName(case='case_00', role='image'), FileName(case='v1.2', role='labelmap')]
@@ -72,7 +72,7 @@ def parsed(path: Path) -> FileName:
 
 
 def without_channel(case: str) -> str:
-    """Return the case of an image that nnU-Net numbered by channel.
+    """Return the case of an image without nnU-Net's channel number.
 
     >>> without_channel("la_003_0000")
     'la_003'
@@ -81,7 +81,7 @@ def without_channel(case: str) -> str:
 
 
 def channel_number(case: str) -> int | None:
-    """Return the channel that nnU-Net's number at the end of a name may mean, None where there is no number.
+    """Return the channel given by nnU-Net's number at the end of a name, None without number.
 
     >>> channel_number("la_003_0001"), channel_number("la_003")
     (1, None)
@@ -91,10 +91,10 @@ def channel_number(case: str) -> int | None:
 
 
 def belonging(case: str, others: Iterable[str]) -> list[str]:
-    """Return those of the other cases that mean the same one; several where that cannot be told.
+    """Return those of the other cases that match this one; several if ambiguous.
 
-    The same name; or one that differs by nnU-Net's number of a channel; or one that goes on with a word of its own:
-    "p07" may be "p07_FLAIR", but "case_1" is not "case_10".
+    The same name; or one that differs by nnU-Net's channel number; or one that is followed by another word: "p07" may
+    be "p07_FLAIR", but "case_1" is not "case_10".
     """
     others = list(others)
     for same in (

@@ -32,7 +32,7 @@ _NIFTI_TYPES = {
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """What a NIfTI header says. `version` 1 or 2, `order` "<" or ">"; `content` is all of it."""
+    """A parsed NIfTI header. `version` 1 or 2, `order` "<" or ">"; `content` is the raw header."""
 
     version: int
     order: str
@@ -43,7 +43,7 @@ class NiftiHeader:
 
 
 def nifti_header(path: Path) -> tuple[NiftiHeader, bool]:
-    """The header, and whether the file is packed with gzip; some programs write plain NIfTI as .nii.gz."""
+    """The header, and whether the file is gzipped; some programs write plain NIfTI as .nii.gz."""
     with path.open("rb") as stream:
         packed = stream.read(2) == b"\x1f\x8b"
         stream.seek(0)
@@ -80,7 +80,7 @@ def _nifti_fields(version: int, order: str, content: bytes) -> NiftiHeader:
 
 
 def nifti_layout(path: Path) -> Layout:
-    """Where the voxels are; `Wrong` where the header has no meaning."""
+    """The location of the voxels; `Wrong` if the header is invalid."""
     header, packed = nifti_header(path)
     kind = _NIFTI_TYPES.get(header.datatype)
     if kind is None:
@@ -99,9 +99,9 @@ def nifti_layout(path: Path) -> Layout:
 
 @contextlib.contextmanager
 def as_version_1(path: Path) -> Iterator[Path]:
-    """Yield the file itself, or, of a NIfTI-2 file, a temporary copy as NIfTI-1 with the same voxels in the same place.
+    """Yield the file itself or, for NIfTI-2, a temporary NIfTI-1 copy with the same voxels and geometry.
 
-    Only this user can read the copy. `Wrong` where NIfTI-1 has no room for the sizes.
+    The copy is readable by this user only. `Wrong` if the sizes exceed NIfTI-1's limits.
     """
     header, _ = nifti_header(path)
     if header.version == 1:

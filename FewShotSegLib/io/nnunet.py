@@ -1,4 +1,4 @@
-"""Corrected cases as a data set of nnU-Net, for the day there are enough of them to train from scratch.
+"""Export of corrected cases as an nnU-Net data set, for when there are enough of them to train from scratch.
 
 OUT/DatasetNNN_NAME/dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz
 """
@@ -26,12 +26,12 @@ from .names import belonging, parsed, stem
 from .volumes import SEGMENTATION_SUFFIXES, load_labelmap, load_structures, load_volume, save_volume
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-_CASE = re.compile(r"[^A-Za-z0-9_.-]+")  # what nnU-Net and the shells it is called from would stumble over
+_CASE = re.compile(r"[^A-Za-z0-9_.-]+")  # characters that break nnU-Net and shells
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Where the data set lies, and how many cases it has of which structures {label: name}."""
+    """The location of the data set, its number of cases, and its structures {label: name}."""
 
     folder: Path
     cases: int
@@ -48,11 +48,11 @@ def export_nnunet(
     channel: str,
     report: Report = silent,
 ) -> Exported:
-    """Write the cases of two folders as the nnU-Net data set `number`, below the folder `out` (nnUNet_raw).
+    """Write the cases of two folders as the nnU-Net data set `number`, in the folder `out` (nnUNet_raw).
 
-    `labels` holds segmentations that were looked at and corrected; each is paired with the image of its name, and an
-    image without a segmentation is left out. Structures are joined by name and numbered 1, 2, ... by name. `channel`
-    names the kind of image as nnU-Net normalizes by it: "CT", or any other word. The data set appears when it is whole.
+    `labels` contains reviewed and corrected segmentations; each is paired with the image of its name, and images
+    without segmentation are skipped. Structures are merged by name and numbered 1, 2, ... by name. `channel` names the
+    modality by which nnU-Net normalizes: "CT", or any other word. The data set appears atomically.
     """
     _check(number, name, channel)
     target = Path(out) / f"Dataset{number:03d}_{name}"
@@ -90,7 +90,7 @@ def _check(number: int, name: str, channel: str) -> None:
 
 
 def _pairs(images: list[str], labels: Path) -> dict[str, tuple[str, Path]]:
-    """{case: (image, segmentation)} in order of name."""
+    """{case: (image, segmentation)} sorted by name."""
     if not labels.is_dir():
         raise InputError(f"The folder of segmentations {labels} does not exist; check the path.")
     files = [
@@ -118,7 +118,7 @@ def _pairs(images: list[str], labels: Path) -> dict[str, tuple[str, Path]]:
 
 
 def _joined(labelmap: Labelmap, volume: Volume, structures: Mapping[int, str], path: Path) -> Volume:
-    """The labels on the voxels of the image, with the numbers of the data set."""
+    """The labels on the image's grid, with the label values of the data set."""
     placed = labelmap.volume if labelmap.volume.same_geometry(volume) else reindexed(labelmap.volume, volume, crop=True)
     if placed is None:
         raise InputError(f"{path} does not cover the voxels of its image; bring it onto the grid of the image first.")

@@ -1,7 +1,7 @@
-"""PNG, JPEG, TIFF and BMP: whole or refused, and what a picture says as an image or as a mask.
+"""PNG, JPEG, TIFF and BMP: integrity checks, and their interpretation as images or masks.
 
-ITK reads some of them without looking at their end. Pillow reads them to the end, checksums included; the chain of
-pages of a TIFF file, whose end nothing else tells, is followed here.
+ITK reads some of them without checking their end. Pillow reads them to the end, including checksums; the chain of TIFF
+pages, whose end nothing else marks, is followed here.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _TIFF_SUFFIXES = (".tif", ".tiff")
 _JPEG_SUFFIXES = (".jpg", ".jpeg")
 _MOST_PAGES = 100_000
 _CONTRAST = 64  # grey values between the two sides of a soft edge
-_EDGE_PIXELS = 6.0  # shades at most for each pair of pixels at the edge of a mask
-_RINGING = 32  # grey values by which JPEG misses the two values of a mask
-_PLAIN_SHARE = 0.8  # of the pixels of such a mask that have one of its two values
+_EDGE_PIXELS = 6.0  # maximum number of intermediate pixels per pair of pixels at the edge of a mask
+_RINGING = 32  # deviation of JPEG grey values from the two values of a mask
+_PLAIN_SHARE = 0.8  # fraction of the pixels of such a mask with one of its two values
 _MANY_SHADES = 8
 
 
 def check_picture(path: Path, name: str) -> None:
-    """Raise `InputError` where a picture is damaged or cut short."""
+    """Raise `InputError` if an image file is corrupt or truncated."""
     if path.suffix.lower() in _TIFF_SUFFIXES:
         _check_pages(path, name)
     if path.suffix.lower() in _JPEG_SUFFIXES and not _has_end(path):
@@ -45,15 +45,15 @@ def check_picture(path: Path, name: str) -> None:
 
 
 def has_size(path: Path) -> bool:
-    """Whether the millimetres in the header of a picture count: in TIFF files of microscopes. The dots per inch of the
-    others are about paper."""
+    """Whether the pixel size in the header is physical: in TIFF files of microscopes. The dots per inch of other
+    formats refer to print."""
     return path.suffix.lower() in _TIFF_SUFFIXES
 
 
 def grey_picture(path: Path, name: str) -> Array | None:
-    """Return the grey values (1, J, I) of a picture of grey and transparency, which ITK does not read; None of others.
+    """Return the grey values (1, J, I) of a grey + alpha image, which ITK does not read; None for others.
 
-    Where the picture is transparent its grey value counts all the same; that some is, is said in the log.
+    Transparent pixels keep their grey values; that there are some is logged.
     """
     picture = _decoded(path, name)
     if picture is None or picture.mode not in ("LA", "La"):
@@ -66,10 +66,10 @@ def grey_picture(path: Path, name: str) -> Array | None:
 
 
 def mask_picture(path: Path, name: str) -> Array | None:
-    """Return the labels (1, J, I) of a mask saved as a picture; None where ITK reads it as well.
+    """Return the labels (1, J, I) of a mask saved as a 2-D image; None if ITK reads it as well.
 
-    The numbers of a palette are labels. A mask of two values with soft edges, or blurred by JPEG, becomes those two.
-    Colours without a palette name no label and are refused.
+    Palette indices are labels. A binary mask with soft edges, or blurred by JPEG, is reduced to its two values. Colours
+    without a palette identify no label and are rejected.
     """
     picture = _decoded(path, name)
     if picture is None or getattr(picture, "n_frames", 1) > 1:
@@ -85,7 +85,7 @@ def mask_picture(path: Path, name: str) -> Array | None:
 
 
 def _grey_of_colours(colours: Array, path: Path, name: str) -> Array:
-    """Labels of a picture whose colours are all grey; others are refused."""
+    """Labels of an image whose colours are all grey; others are rejected."""
     jpeg = path.suffix.lower() in _JPEG_SUFFIXES
     spread = int((colours.max(axis=-1).astype(int) - colours.min(axis=-1)).max())
     if spread > (16 if jpeg else 0):
@@ -97,7 +97,7 @@ def _grey_of_colours(colours: Array, path: Path, name: str) -> Array:
 
 
 def _hardened(array: Array, jpeg: bool, name: str) -> Array:
-    """The labels (J, I) of a grey mask: its values, or the two values that the shades of soft edges lie between."""
+    """The labels (J, I) of a grey mask: its values, or the two values between which soft edges interpolate."""
     low, high = int(array.min()), int(array.max())
     margin = (high - low) / 4 if jpeg else 0
     shades = np.count_nonzero((array > low + margin) & (array < high - margin))
@@ -120,7 +120,7 @@ def _hardened(array: Array, jpeg: bool, name: str) -> Array:
 
 
 def _areas(array: Array) -> set[int]:
-    """The values that fill at least 3 x 3 pixels somewhere: labels do, shades of an edge do not."""
+    """The values that fill at least 3 x 3 pixels somewhere: labels do, edge values do not."""
     if min(array.shape) < 3:
         return set(np.unique(array).tolist())
     blocks = np.lib.stride_tricks.sliding_window_view(array, (3, 3)).reshape(-1, 9)
@@ -128,13 +128,13 @@ def _areas(array: Array) -> set[int]:
 
 
 def _edges(array: Array) -> int:
-    """How many pairs of neighbours lie on the two sides of an edge."""
+    """Number of neighbouring pixel pairs on opposite sides of an edge."""
     high = array > (int(array.min()) + int(array.max())) / 2
     return int((high[1:] != high[:-1]).sum() + (high[:, 1:] != high[:, :-1]).sum())
 
 
 def _decoded(path: Path, name: str) -> Image | None:
-    """The picture, read to its end; None of kinds of TIFF that Pillow does not know."""
+    """The image, read to its end; None for kinds of TIFF that Pillow does not support."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -152,7 +152,7 @@ def _decoded(path: Path, name: str) -> Image | None:
         raise InputError(f"{name} cannot be read: the file is damaged or not what its name says.") from None
     except Image.DecompressionBombError:
         raise InputError(f"{name} cannot be read: it has more than 178 million pixels; make it smaller.") from None
-    except Exception as error:  # OSError, SyntaxError, struct.error, ...: as many as there are ways to damage a file
+    except Exception as error:  # OSError, SyntaxError, struct.error, ..., depending on the damage
         if path.suffix.lower() in _TIFF_SUFFIXES and "decoder" in str(error) and "not available" in str(error):
             return None
         reason = reason_of(error)
@@ -160,7 +160,7 @@ def _decoded(path: Path, name: str) -> Image | None:
 
 
 def _has_end(path: Path) -> bool:
-    """Whether a JPEG file has the marker of its end; some programs write zeros or notes behind it."""
+    """Whether a JPEG file has its end marker; some programs append zeros or notes."""
     return b"\xff\xd9" in path.read_bytes()[-65536:]
 
 
@@ -168,7 +168,7 @@ def _has_end(path: Path) -> bool:
 
 
 def _check_pages(path: Path, name: str) -> None:
-    """Follow the chain of pages of a TIFF or BigTIFF file: each directory, strip and tile lies within the file."""
+    """Follow the chain of pages of a TIFF or BigTIFF file: each directory, strip and tile must be within the file."""
     damaged = InputError(f"{name} cannot be read: the file is damaged or was cut short; copy it again.")
     try:
         content = np.memmap(path, np.uint8, "r")

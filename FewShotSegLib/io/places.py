@@ -1,4 +1,4 @@
-"""The folders that belong to the user: settings and models, and what can be made again at any time."""
+"""The user's folders: settings and models, and caches."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made again at any time: FEWSHOTSEG_CACHE, else one in the user's folder."""
+    """Return the cache folder: FEWSHOTSEG_CACHE, else one in the user's folder."""
     chosen = os.environ.get("FEWSHOTSEG_CACHE")
     return Path(chosen).expanduser() if chosen else user_folder() / "Cache"
 
 
 def user_folder() -> Path:
-    """Return the folder for this user's models: FEWSHOTSEG_HOME, else where the system keeps application data."""
+    """Return the folder for this user's models: FEWSHOTSEG_HOME, else the system's application data folder."""
     chosen = os.environ.get("FEWSHOTSEG_HOME")
     if chosen:
         return Path(chosen).expanduser()

@@ -1,7 +1,7 @@
-"""Reading a file in a process of its own first, where a damaged one may end the process that reads it.
+"""Trial reading of a file in a subprocess, as a corrupt file may crash the process that reads it.
 
-Headers of NRRD, MetaImage and NIfTI are checked before ITK reads them. DICOM and pictures are decoded by libraries that
-have ended a process over a damaged file before; among many images that would cost the others.
+Headers of NRRD, MetaImage and NIfTI are checked before ITK reads them. DICOM and 2-D image files are decoded by
+libraries that have crashed on corrupt files before; in a batch of images that would cost the others.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _READ = (
     "from FewShotSegLib.errors import InputError; from FewShotSegLib.io.images import read_volume\n"
     "try:\n    read_volume(Path(sys.argv[1]), None, 0, sys.argv[1])\nexcept InputError:\n    pass\n"
 )
-_PACKAGE = Path(__file__).resolve().parents[2]  # holds the package; this Python may not have it installed
+_PACKAGE = Path(__file__).resolve().parents[2]  # contains the package, which may not be installed in this Python
 
 
 def check_reading(path: str | os.PathLike[str], *, code: str = _READ) -> None:
-    """Raise `InputError` where reading a DICOM or picture file ends the process that reads it.
+    """Raise `InputError` if reading a DICOM or 2-D image file crashes the process that reads it.
 
-    What is wrong in other ways is left to the reading itself. `code` is what the process runs, for tests.
+    Other errors are left to the actual reading. `code` is what the subprocess runs, for tests.
     """
     if kind_of(Path(path), str(path)) == "volume":
         return

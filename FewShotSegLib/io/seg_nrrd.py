@@ -1,4 +1,4 @@
-"""The header fields by which Slicer knows the segments of a segmentation file: names, colours, values, layers."""
+"""Slicer's header fields for the segments of a segmentation file: names, colours, values, layers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Segment:
 
 
 def segments_from(header: Mapping[str, str], layer_count: int, file: str) -> list[Segment]:
-    """Return the segments that the header fields of `file` describe, in their order."""
+    """Return the segments described by the header fields of `file`, in order."""
     count = 0
     while f"Segment{count}_ID" in header:
         count += 1
-    # Files of Slicer before 4.11 have no label values: one layer of 0 and 1 for each segment.
+    # Files of Slicer before 4.11 have no label values: one binary layer per segment.
     one_each = layer_count == count and "Segment0_LabelValue" not in header
     segments = []
     for index in range(count):
@@ -45,7 +45,7 @@ def segments_from(header: Mapping[str, str], layer_count: int, file: str) -> lis
 
 
 def _readable(text: str) -> str:
-    """Return header text that is not UTF-8, as old programs wrote it, read as Latin-1 (SimpleITK leaves surrogates)."""
+    """Decode non-UTF-8 header text of old programs as Latin-1 (SimpleITK leaves surrogates)."""
     content = text.encode("utf-8", "surrogateescape")
     try:
         return content.decode("utf-8")
@@ -56,10 +56,10 @@ def _readable(text: str) -> str:
 def merged_layers(
     layers: Sequence[Array], segments: Sequence[Segment]
 ) -> tuple[Array, dict[int, str], dict[int, Array]]:
-    """Return one labelmap (K, J, I) for all segments, {value: name}, and {value: mask} of voxels that lie under others.
+    """Return one labelmap (K, J, I) for all segments, {value: name}, and {value: mask} of voxels covered by others.
 
-    The higher layer wins there. Label values are kept when they differ; otherwise the segments are numbered 1, 2, ...
-    in their order. Values that belong to no segment become background.
+    The higher layer wins there. Label values are kept if they are distinct; otherwise the segments are numbered 1, 2,
+    ... in order. Values that belong to no segment become background.
     """
     values = [segment.value for segment in segments]
     renumbered = len(set(values)) < len(values)
@@ -79,7 +79,7 @@ def merged_layers(
 
 
 def header_fields(labels: Array, affine: Array, structures: Mapping[int, str]) -> dict[str, str]:
-    """Return the fields that Slicer reads a segmentation from (vtkMRMLSegmentationStorageNode), one layer (K, J, I)."""
+    """Return the fields of a segmentation as Slicer reads it (vtkMRMLSegmentationStorageNode), one layer (K, J, I)."""
     fields = {
         "Segmentation_MasterRepresentation": "Binary labelmap",
         "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
@@ -103,13 +103,13 @@ def header_fields(labels: Array, affine: Array, structures: Mapping[int, str]) -
 
 
 def _geometry_text(shape: tuple[int, ...], affine: Array) -> str:
-    """Return the 16 numbers of the affine by rows, then first and last index along i, j, k, as Slicer writes them."""
+    """Return the 16 numbers of the affine row-wise, then first and last index along i, j, k, as written by Slicer."""
     extent = [end for size in shape[::-1] for end in (0, size - 1)]
     return "".join(f"{number:.17g};" for number in [*affine.ravel(), *extent])
 
 
 def _extent_text(mask: Array) -> str:
-    """Return first and last index with a voxel of the mask along i, j and k; "0 -1" three times when there is none."""
+    """Return first and last index with a voxel of the mask along i, j and k; "0 -1" three times if there is none."""
     if not mask.any():
         return "0 -1 0 -1 0 -1"
     ends = []

@@ -1,4 +1,4 @@
-"""Volumes and labelmaps from files, and to files.
+"""Loading and saving volumes and labelmaps.
 
 Files and SimpleITK use LPS; the affines here are RAS, so the first two rows change sign at load and save, and nowhere
 else.
@@ -47,8 +47,8 @@ def load_volume(
 ) -> Volume:
     """Load NRRD, NIfTI, MetaImage, PNG, JPEG, TIFF, BMP, one DICOM file, or a folder with one DICOM series.
 
-    Two-dimensional images get K = 1 and 1 mm thickness. Colour becomes luminance unless `channel` picks one.
-    `time_index` picks one volume of a four-dimensional file. `name` is what error messages call it (default: the path).
+    2-D images get K = 1 and 1 mm thickness. Colour becomes luminance unless `channel` selects one. `time_index` selects
+    one volume of a 4-D file. `name` is used in error messages (default: the path).
     """
     path = Path(path)
     name = name or str(path)
@@ -63,9 +63,9 @@ def _named_volume(array: Array, affine: Array, name: str) -> Volume:
 
 
 def save_volume(volume: Volume, path: str | os.PathLike[str], *, compress: bool = True) -> None:
-    """Write NRRD, NIfTI or MetaImage, whole or not at all; the geometry survives exactly (NIfTI: as 32-bit numbers).
+    """Write NRRD, NIfTI or MetaImage atomically; the geometry is preserved exactly (NIfTI: in float32).
 
-    Without `compress` it is ten times faster, for files that are read once and removed.
+    Without `compress` it is ten times faster, for temporary files.
     """
     write_image(image_from(volume.array, volume.affine), Path(path), compress=compress)
 
@@ -76,14 +76,13 @@ def load_labelmap(
     """Load a labelmap; segment names come from a segmentation file (.seg.nrrd, DICOM SEG, RT structure set), otherwise
     each value is its own name.
 
-    An RT structure set has outlines and no voxels: it needs the `image` that it was drawn on, a file or a folder of
-    DICOM files, whose series is compared with the one in the set, or the `grid`, a volume with the voxels that are
-    meant. Other labelmaps do not use them.
+    An RT structure set has contours and no voxels: it requires the `image` on which it was drawn, a file or a folder of
+    DICOM files, whose series is compared with the one in the set, or the `grid`, a volume with the target voxel grid.
+    Other labelmaps ignore them.
 
-    The layers of a segmentation become one labelmap: where segments overlap the higher layer wins, and
-    `Labelmap.mask` still has all voxels of each.
-    Label values are kept when they differ; segments that share a value in different layers are numbered 1, 2, ... in
-    the order of the file.
+    The layers of a segmentation are merged into one labelmap: where segments overlap the higher layer wins, and
+    `Labelmap.mask` still has all voxels of each. Label values are kept if they are distinct; segments that share a
+    value in different layers are numbered 1, 2, ... in the order of the file.
     """
     path = Path(path)
     name = str(path)
@@ -128,7 +127,9 @@ def _from_outlines(path: Path, image: Path | None, grid: Volume | None) -> Label
 
 
 def load_pair(pred: str | os.PathLike[str], ref: str | os.PathLike[str]) -> tuple[Labelmap, Labelmap]:
-    """Load two labelmaps of one case; one of them may be an RT structure set, which gets the voxels of the other."""
+    """Load two labelmaps of one case; one of them may be an RT structure set, which is rasterized on the grid of the
+    other.
+    """
     paths = Path(pred), Path(ref)
     outlined = [is_rtstruct(path) for path in paths]
     if not any(outlined):
@@ -150,15 +151,15 @@ def load_structures(path: str | os.PathLike[str]) -> dict[int, str]:
 
 
 def _texts_of(image: SimpleITK.Image, name: str) -> dict[str, str]:
-    """The entries of the header, which tell what the labels mean: all of them, or none."""
+    """The entries of the header, which define the labels: all of them, or none."""
     try:
         return {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
-    except TypeError:  # SimpleITK cannot be asked for what is no text
+    except TypeError:  # SimpleITK cannot return values that are not text
         raise InputError(f"{name} cannot be read: its header is damaged; copy or export it again.") from None
 
 
 def _layers_of(array: Array, components: int, dimension: int, name: str) -> list[Array]:
-    """Return the layers, each (K, J, I): a file keeps them as values per voxel or as a fourth dimension."""
+    """Return the layers, each (K, J, I): a file stores them as components per voxel or as a fourth dimension."""
     if components > 1:
         layers = [array[..., layer] for layer in range(components)]
     else:
@@ -173,7 +174,7 @@ def _layers_of(array: Array, components: int, dimension: int, name: str) -> list
 def save_labelmap(labelmap: Labelmap, path: str | os.PathLike[str]) -> None:
     """Write the labelmap in its own geometry; `.seg.nrrd` is a Slicer segmentation with names and colours.
 
-    Values without a name are named by their number. Other formats keep the values only.
+    Values without a name are named by their number. Other formats store the values only.
     """
     path = Path(path)
     volume = labelmap.volume
