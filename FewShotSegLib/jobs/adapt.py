@@ -1,10 +1,10 @@
-"""Adapt: load what the job names, train with the largest preset that fits, save the adapter and its record.
+"""Adapt: load the inputs of the job, train with the largest preset that fits, save the adapter and its record.
 
-A killed adaptation goes on from `<out>.checkpoint.pt` when the same job is run again, and gives the same bytes on a
-CPU; cancelling is giving up and removes the checkpoint.
+A killed adaptation resumes from `<out>.checkpoint.pt` when the same job is run again, and gives the same bytes on a
+CPU; cancelling abandons it and removes the checkpoint.
 
-Where several processes train together (`training.data_parallel`), each does all of this but the writing, which is left
-to the first.
+In distributed training (`training.data_parallel`), each process does all of this except writing, which is left to
+rank 0.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _TOO_LITTLE_HERE = (
 
 
 def adapt_job(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, Any]:
-    """Do the job and return its record."""
+    """Run the job and return its record."""
     if not data_parallel.is_first():
         return _helped(job, device, notes)
     out = Path(job.out)
@@ -62,7 +62,7 @@ def _adapted(job: AdaptJob, device: torch.device, notes: Notes, outputs: Outputs
     timings: dict[str, float] = {}
     out = Path(job.out)
     adapter = _trained(job, device, notes, timings)
-    metrics = dict(adapter.metrics)  # the record is for whoever has the files
+    metrics = dict(adapter.metrics)  # the record may contain file names
     if not job.keep_names:
         adapter = without_names(adapter, job)
     save_adapter(adapter, outputs.place(out.name))
@@ -76,7 +76,7 @@ def _adapted(job: AdaptJob, device: torch.device, notes: Notes, outputs: Outputs
 
 
 def _helped(job: AdaptJob, device: torch.device, notes: Notes) -> dict[str, Any]:
-    """Train along with the process that writes the adapter; the record is of what this one has seen."""
+    """Train alongside rank 0, which writes the adapter; the record is of this process."""
     timings: dict[str, float] = {}
     adapter = _trained(job, device, notes, timings)
     record = record_of(job, device.type, timings, notes.warnings)
@@ -92,12 +92,12 @@ def _trained(job: AdaptJob, device: torch.device, notes: Notes, timings: dict[st
 
 
 def made_before(job: AdaptJob) -> dict[str, Any] | None:
-    """The record of an adapter that this very job has made from files whose contents are the same now."""
+    """The record of an adapter that this same job has made from files that are unchanged."""
     out = Path(job.out)
     record = read_record(result_path(out.parent, out.stem))
     if record is None or not isinstance(record.get("job"), dict):
         return None
-    # The cheap comparison first: the others read whole files.
+    # The cheap comparison first: the others read entire files.
     if {**record["job"], "overwrite": job.overwrite} != to_dict(job) or not is_complete(record, out.parent):
         return None
     digest = inputs_digest(_files_read(job))
@@ -105,17 +105,16 @@ def made_before(job: AdaptJob) -> dict[str, Any] | None:
 
 
 def _files_read(job: AdaptJob) -> list[str | Path]:
-    """What the adapter is made from: the files that the job and its recipe name, and the base model."""
+    """Inputs of the adapter: the files that the job and its recipe name, and the base model."""
     base = [registry.find(base_of(job))[1]] if method(job.method).needs_base(recipe_of(job)) else []
     named = [*files_read(job), *(value for value in job.recipe.values() if isinstance(value, str))]
-    return [*(path for path in named if os.path.exists(path)), *base]  # noqa: PTH110 - false for what is no path
+    return [*(path for path in named if os.path.exists(path)), *base]  # noqa: PTH110 - false for non-paths
 
 
 def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
-    """Draw `count` samples of what the job's method and network would train on into a PNG, and train nothing.
+    """Draw `count` training samples of the job's method and network into a PNG, without training.
 
-    A user who sees halos, organs in odd places or mirrored patients changes the recipe (`synthesizer.*`) or the
-    exemplars.
+    A user who sees halos, misplaced organs or mirrored patients changes the recipe (`synthesizer.*`) or the exemplars.
     """
     check_writable(sheet)
     if sheet.is_file() and not job.overwrite and not is_contact_sheet(sheet):
@@ -128,7 +127,7 @@ def preview(job: AdaptJob, sheet: Path, count: int = 12) -> None:
 
 
 def recipe_of(job: AdaptJob) -> Any:
-    """The job's recipe; a base model that is meant for one image size is adapted at that size unless told otherwise."""
+    """The job's recipe; a base model made for one image size is adapted at that size by default."""
     module = method(job.method)
     recipe = from_dict(module.Recipe, job.recipe)
     if module.needs_base(recipe) and recipe.image_size is None:
@@ -140,17 +139,17 @@ def base_of(job: AdaptJob) -> str:
     """The name or file of the base model that is adapted."""
     if job.base != registry.AUTO:
         return job.base
-    card = read_card(job.warm_start) if job.warm_start else {}  # the weights are not needed for a name
+    card = read_card(job.warm_start) if job.warm_start else {}  # the card suffices for the name
     return card.get("base_model") or registry.base_for(job.method)
 
 
 def family_of(job: AdaptJob, recipe: Any) -> str:
-    """The word that methods resolve their presets by: that of the base model, where there is one."""
+    """The key by which methods resolve their presets: the family of the base model, if any."""
     return registry.find(base_of(job))[0].family if method(job.method).needs_base(recipe) else "compact"
 
 
 def _picture(adapter: Adapter, out: Path, notes: Notes, outputs: Outputs) -> dict[str, str]:
-    """How an adapter came to be, as a picture beside it, for its record; methods that have nothing to show get none."""
+    """A chart of the training, saved next to the adapter, for its record; none for methods without one."""
     auxiliary = adapter.metrics.get("auxiliary") or {"turns": []}
     if any(row["turn"] for row in auxiliary["turns"]):
         chart = choices_chart(auxiliary)
@@ -168,7 +167,7 @@ def _picture_name(out: Path) -> str:
 
 
 def fitting_adapter(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: torch.device, notes: Notes) -> Adapter:
-    """Adapt, with the next smaller preset each time the GPU runs out of memory. Checkpoints lie beside `job.out`."""
+    """Adapt, with the next smaller preset each time the GPU runs out of memory. Checkpoints are next to `job.out`."""
     chosen, family = method(job.method), family_of(job, recipe)
     for sentence in chosen.preflight(inputs.exemplars) if "exemplars" in chosen.NEEDS else ():
         notes.warn(sentence)
@@ -177,7 +176,7 @@ def fitting_adapter(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: tor
         adapter = _attempt(job, inputs, resolved, device, notes)
         if adapter is not None:
             return _with_processes(adapter)
-        # Here, not in the handler: the exception holds every tensor of the failed attempt.
+        # Here, not in the handler: the exception keeps all tensors of the failed attempt alive.
         if device.type == "cuda":
             torch.cuda.empty_cache()
         recipe = _smaller(chosen, recipe, resolved, family, device)
@@ -187,20 +186,20 @@ def fitting_adapter(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: tor
 
 
 def _same_everywhere(recipe: Any) -> Any:
-    """The resolved recipe of the first process: presets depend on the memory that is free."""
+    """The resolved recipe of rank 0: presets depend on free memory."""
     if data_parallel.count() == 1:
         return recipe
     return from_dict(type(recipe), json.loads(data_parallel.text_of_first(json.dumps(recipe_to_dict(recipe)))))
 
 
 def _with_processes(adapter: Adapter) -> Adapter:
-    """The adapter with the number of processes on its card, where there were several: batches count for each."""
+    """The adapter with the number of processes on its card, if several: the batch size is per process."""
     count = data_parallel.count()
     return adapter if count == 1 else replace(adapter, metrics={**adapter.metrics, "processes": count})
 
 
 def _attempt(job: AdaptJob, inputs: AdaptInputs, recipe: Any, device: torch.device, notes: Notes) -> Adapter | None:
-    """Adapt with a resolved recipe; None when the GPU ran out of memory."""
+    """Adapt with a resolved recipe; None if the GPU ran out of memory."""
     chosen = method(job.method)
     checkpoint = _checkpoint(Path(job.out), recipe, device)
     try:
@@ -228,7 +227,7 @@ def _with_base(inputs: AdaptInputs, base: PromptableNetwork) -> AdaptInputs:
 
 
 def _smaller(chosen: Method, recipe: Any, resolved: Any, family: str, device: torch.device) -> Any:
-    """The recipe with the next preset that asks for less than the resolved one."""
+    """The recipe with the next preset that needs less memory than the resolved one."""
     name = chosen.smaller_preset(resolved.preset)
     while name is not None:
         smaller = replace(recipe, preset=name)
@@ -243,7 +242,7 @@ def _smaller(chosen: Method, recipe: Any, resolved: Any, family: str, device: to
 
 
 def _checkpoint(out: Path, recipe: Any, device: torch.device) -> Path:
-    # On a GPU the preset may differ from run to run, with the memory that is free; each goes on from its own.
+    # On a GPU the preset may differ between runs, with free memory; each resumes from its own checkpoint.
     preset = f".{recipe.preset}" if device.type == "cuda" else ""
     return out.with_name(f"{out.stem}{preset}.checkpoint.pt")
 

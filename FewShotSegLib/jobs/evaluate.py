@@ -1,4 +1,4 @@
-"""Compare segmentations to references: scores as CSV, JSON and picture."""
+"""Compare segmentations to references: scores as CSV, JSON and a chart."""
 
 from __future__ import annotations
 

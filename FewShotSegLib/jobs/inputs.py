@@ -1,4 +1,4 @@
-"""What a job names, loaded: exemplars, labelled data sets, target volumes; and what its outputs are called."""
+"""Loading the inputs of a job: exemplars, labelled data sets, target volumes; and naming its outputs."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _CALLED = {
 
 
 def inputs_of(job: AdaptJob, chosen: Method, exemplars: Sequence[Exemplar] = ()) -> AdaptInputs:
-    """What the job names for its method, loaded, all but the base model; what the method has no use for is refused.
+    """Load the job's inputs for its method, except the base model; inputs that the method does not use are rejected.
 
-    `exemplars` are already in memory and come before those the job names.
+    `exemplars` are already in memory and come before those of the job.
     """
     _check_use(job, chosen, exemplars)
     auxiliary = [data_set_of(files) for files in job.auxiliary]
@@ -100,7 +100,7 @@ def exemplar_of(files: ExemplarFiles) -> Exemplar:
 
 
 def files_read(job: Any) -> list[str]:
-    """Every path that a job names, but that of its output."""
+    """Every path in a job, except its output."""
     found: list[str] = []
     for entry in fields(job):
         value = getattr(job, entry.name)
@@ -114,7 +114,7 @@ def files_read(job: Any) -> list[str]:
 
 
 def output_names(images: Sequence[str]) -> list[str]:
-    """The name of each image without its format; outputs are called after it."""
+    """The name of each image without its format suffix, from which output names are derived."""
     seen: dict[str, str] = {}
     for image in images:
         path = Path(image)

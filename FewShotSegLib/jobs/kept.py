@@ -1,4 +1,4 @@
-"""The predictor that a process keeps between jobs, so that a worker loads a model once and not for every image."""
+"""Predictor cache between jobs, so that a worker loads a model once and not for every image."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ P = TypeVar("P")
 
 
 class KeptPredictor(Generic[P]):
-    """Keeps the last predictor as long as jobs ask for the same adapter file, base model and device.
+    """Keeps the last predictor as long as jobs request the same adapter file, base model and device.
 
-    A support set is looked at anew each time: what it holds is not known by its path.
+    A support set is fitted anew each time: its content is not identified by its path.
     """
 
     def __init__(self) -> None:
@@ -22,19 +22,19 @@ class KeptPredictor(Generic[P]):
         self._predictor: P | None = None
 
     def get(self, job: SegmentJob, device: str, load: Callable[[], P]) -> P:
-        """Return the predictor for a job, made by `load` unless it is the one that is kept."""
+        """Return the predictor for a job, made by `load` unless cached."""
         key = (job.adapter, _stamp(job.adapter), job.base, _stamp(job.base), device)
         if job.support:
             return load()
         if self._predictor is None or key != self._key:
-            self._key, self._predictor = None, None  # the old one goes before there is memory for the next
+            self._key, self._predictor = None, None  # free the old one before loading the next
             self._predictor = load()
             self._key = key
         return self._predictor
 
 
 def _stamp(path: str | None) -> tuple[int, int] | None:
-    """What changes when a file does; None where there is no such file."""
+    """A stamp that changes when the file does; None if it does not exist."""
     if path is None or not Path(path).is_file():
         return None
     status = Path(path).stat()

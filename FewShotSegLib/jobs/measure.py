@@ -1,4 +1,4 @@
-"""What an adaptation will take on this computer, from its own first steps."""
+"""Time and memory estimate of an adaptation on this computer, from its own first steps."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .run import run
 
 
 def measure(job: AdaptJob, report: Report = silent, steps: int = 3) -> dict[str, Any]:
-    """Train the first `steps` steps of the job, keep nothing of them, and return what all of it will take.
+    """Train the first `steps` steps of the job, discard the result, and return an estimate for all of it.
 
-    `seconds` is for the whole job, reading files included; `seconds_per_step`; `memory_bytes` is the most that was
-    used so far, of the GPU where one is used, of this process otherwise; `free_bytes` is what is left there now;
-    `device`; `preset`, where the method has presets. None stands for what the system does not tell.
+    `seconds` is for the whole job, including reading files; `seconds_per_step`; `memory_bytes` is the peak usage so
+    far, of the GPU if one is used, of this process otherwise; `free_bytes` is what is currently free there; `device`;
+    `preset`, if the method has presets. None for values that the system does not provide.
     """
     device = choose_device(job.device, lambda sentence: report(note(sentence)))
     if device.type == "cuda":
@@ -51,12 +51,12 @@ def measure(job: AdaptJob, report: Report = silent, steps: int = 3) -> dict[str,
 
 
 class _Stopwatch:
-    """A report that notes when each step was done, and ends the work after enough of them."""
+    """A progress callback that records the time of each step, and ends the work after enough of them."""
 
     def __init__(self, report: Report, steps: int) -> None:
         self._report, self._steps = report, steps
         self._started = time.perf_counter()
-        self._seen: list[tuple[float, float]] = []  # seconds since the start, share of all steps that was done then
+        self._seen: list[tuple[float, float]] = []  # seconds since the start, fraction of all steps done
 
     def __call__(self, progress: Progress) -> None:
         self._report(progress)
@@ -92,7 +92,7 @@ def _preset(job: AdaptJob, device: torch.device) -> str | None:
 
 
 def used_bytes(device: torch.device) -> int | None:
-    """Most bytes that were in use so far: on a GPU PyTorch's, on a CPU the process's; None where nobody says."""
+    """Peak bytes in use so far: on a GPU PyTorch's, on a CPU the process's; None if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":

@@ -1,6 +1,6 @@
-"""GPU memory over time: the efficiency measure of the FLARE challenges, with peak and mean beside it.
+"""GPU memory over time: the efficiency measure of the FLARE challenges, together with peak and mean.
 
-The area under the curve alone says little: a slow run with little memory and a fast one with much have the same.
+The area under the curve alone is ambiguous: a slow run with little memory and a fast one with much have the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class MemoryCurve:
             ...
         curve.summary()         # seconds, peak_mb, mean_mb, area_mb_s
 
-    `used` returns bytes; it is asked every `interval_s` seconds, and at the beginning and the end.
+    `used` returns bytes; it is called every `interval_s` seconds, and at the beginning and the end.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class MemoryCurve:
             self.sample()
 
     def summary(self) -> dict[str, float]:
-        """Return seconds, the highest and the mean memory in MB, and the area under the curve in MB s (trapezoids)."""
+        """Return seconds, peak and mean memory in MB, and the area under the curve in MB s (trapezoids)."""
         times, used = zip(*self._samples, strict=True)
         pairs = zip(self._samples[:-1], self._samples[1:], strict=True)
         area = sum((end - start) * (a + b) / 2 for (start, a), (end, b) in pairs) / _MB
@@ -64,5 +64,5 @@ class MemoryCurve:
 
 
 def gpu_memory_of(device: torch.device) -> Callable[[], int]:
-    """Bytes that PyTorch holds on a GPU, as other programs see it."""
+    """Bytes reserved by PyTorch on a GPU, as other programs see it."""
     return lambda: int(torch.cuda.memory_reserved(device))

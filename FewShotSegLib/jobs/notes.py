@@ -1,4 +1,4 @@
-"""What is said while a job runs, with the warnings and pictures that its record keeps."""
+"""Messages of a running job, with the warnings and images that its record keeps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from FewShotSegLib.progress import Progress, Report, note, part_of, warning
 
 
 class Notes:
-    """A report that remembers the warnings that went through it, and the pictures of finished stages by title."""
+    """A progress callback that collects the warnings passed to it, and the images of finished stages by title."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -29,21 +29,21 @@ class Notes:
         self._report(progress)
 
     def say(self, sentence: str) -> None:
-        """Tell the user; not kept."""
+        """Show a message to the user; not recorded."""
         self(note(sentence))
 
     def warn(self, sentence: str) -> None:
-        """Tell the user and keep it."""
+        """Show a warning to the user and record it."""
         self(warning(sentence))
 
     def warn_if(self, sentence: str) -> None:
-        """Tell the user and keep it, where there is something to tell."""
+        """Show a warning to the user and record it, unless it is empty."""
         if sentence:
             self.warn(sentence)
 
     @contextlib.contextmanager
     def hearing(self) -> Iterator[None]:
-        """What the library logs as a warning in this thread, such as what was left out, is told and kept."""
+        """Show and record what the library logs as a warning in this thread, such as skipped items."""
         _LISTENER.add(self)
         try:
             yield
@@ -51,12 +51,12 @@ class Notes:
             _LISTENER.remove(self)
 
     def part(self, number: int, count: int, name: str) -> Notes:
-        """Notes of one of `count` equal parts of the work, with warnings of its own; `number` counts from 0."""
+        """Notes of one of `count` equal parts of the work, with separate warnings; `number` is 0-based."""
         return Notes(part_of(self._report, number, count, name))
 
 
 class _Listener(logging.Handler):
-    """Hands warnings of a thread to the notes that hear it, and everything else on to where it would have gone."""
+    """Passes the warnings of a thread to the notes listening to it, and everything else to the usual handlers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class _Listener(logging.Handler):
         if record.levelno != logging.WARNING or not notes:
             logging.getLogger().handle(record)
             return
-        with contextlib.suppress(StopAndKeepBest, Cancelled):  # the next step will hear of it where it can act
+        with contextlib.suppress(StopAndKeepBest, Cancelled):  # the next step will raise it where it can be handled
             notes[-1].warn(record.getMessage())
 
 

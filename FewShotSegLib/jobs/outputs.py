@@ -1,8 +1,8 @@
-"""The files of one result and its record: written together, and never over what somebody else has made.
+"""The output files of one result and its record: written together, and never overwriting files of others.
 
-A file in the place of an output may be replaced when the record beside it names its digest: then this program wrote it,
-and nobody has changed it since. Everything else is refused with a sentence, or kept, unless `overwrite` is asked for.
-What the job itself reads is never written over.
+An existing file in the place of an output may be replaced if the record next to it contains its digest: then it was
+written by this program and not changed since. Everything else is rejected with a message, or kept, unless `overwrite`
+is set. Inputs of the job itself are never overwritten.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _LOCK = "lock"
 
 
 class Outputs:
-    """The outputs of one run, used as a context manager; a second run that would write the same record is refused.
+    """The outputs of one run, used as a context manager; a second concurrent run with the same record is rejected.
 
         with Outputs(result_path(out, "case1"), inputs=["case1.nrrd"], overwrite=False) as outputs:
             outputs.check("case1.seg.nrrd")                     # before the work
             save_labelmap(labelmap, outputs.place("case1.seg.nrrd"))
-            outputs.finish(record)                              # all of them appear now
+            outputs.finish(record)                              # makes all of them visible
 
-    Until `finish` they lie in a hidden folder beside, which only this user can read. The record is written first: a run
-    that is killed between the two leaves files that the next run knows as its own.
+    Until `finish` they are in a hidden folder next to the target, readable by this user only. The record is written
+    first: a run that is killed between the two leaves files that the next run recognizes as its own.
     """
 
     def __init__(self, record: Path, *, inputs: Iterable[str | Path | None] = (), overwrite: bool = False) -> None:
@@ -62,27 +62,27 @@ class Outputs:
             raise InputError(str(error).replace(str(self._staging), str(self.folder))) from error
 
     def check(self, *names: str) -> None:
-        """Raise `InputError` for the first of the output names that stands for a file which must stay."""
+        """Raise `InputError` for the first output name that refers to a protected file."""
         for name in names:
             check_writable(self.folder / name)
             self._check(self.folder / name)
 
     def changed(self, names: Iterable[str]) -> list[str]:
-        """Return those of the names whose files are there and not as this program left them."""
+        """Return those of the names whose files exist and were changed since this program wrote them."""
         return [name for name in names if _is_there(self.folder / name) and not self._is_ours(self.folder / name)]
 
     def place(self, name: str) -> Path:
-        """Return where to write the output `name` for now."""
+        """Return the temporary path for the output `name`."""
         self.check(name)
         self._names.append(name)
         return self._staging / name
 
     def finish(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the record, with the digests of the outputs, and give the outputs their names; returns the record."""
+        """Write the record, with the digests of the outputs, and move the outputs into place; returns the record."""
         for name in self._names:
             self._check(self.folder / name)
         sums = {name: sha256_of_file(self._staging / name) for name in self._names}
-        # What is still in these places is known as well until it is replaced, should this process be killed.
+        # Existing files stay in the record until they are replaced, should this process be killed.
         complete = {**record, "outputs": sums, "replaced": sorted(self._known - set(sums.values()))}
         write_record(complete, self.record_path)
         for name in self._names:
@@ -93,7 +93,7 @@ class Outputs:
         return complete
 
     def fail(self, record: Mapping[str, Any]) -> None:
-        """Write the record of a run that has failed; outputs of earlier runs stay known."""
+        """Write the record of a failed run; outputs of earlier runs stay in it."""
         write_record({**record, "replaced": sorted(self._known)}, self.record_path)
 
     def _check_record(self, known: Mapping[str, Any] | None) -> None:
@@ -130,7 +130,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _only_ours(staging: Path, record: Path) -> IO[bytes]:
-    """Make the hidden folder, empty, and return its lock; what a killed run has left in it is removed."""
+    """Create the hidden folder, empty, and return its lock; leftovers of a killed run are removed."""
     try:
         staging.mkdir(mode=0o700, exist_ok=True)
         found = staging.lstat()
@@ -154,5 +154,5 @@ def _only_ours(staging: Path, record: Path) -> IO[bytes]:
 
 
 def unused(path: Path) -> Path:
-    """Return a path beside `path`, with a number, where nothing is."""
+    """Return an unused path next to `path`, with a number."""
     return next(p for n in range(2, 10_000) if not _is_there(p := path.with_name(f"{path.stem} ({n}){path.suffix}")))

@@ -1,4 +1,4 @@
-"""What an adapter says about its making without the names of the files, which often are names of patients."""
+"""Adapter metadata without file names, which are often patient names."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from FewShotSegLib.io.names import stem
 
 from .inputs import files_read
 
-_SHORT = 3  # letters of a name below which it is replaced as a whole text only, not within sentences
+_SHORT = 3  # shorter names are replaced as complete texts only, not within sentences
 
 
 def without_names(adapter: Adapter, job: AdaptJob) -> Adapter:
     """Return the adapter with "exemplar 1", "image 2", ... where recipe, provenance and metrics name the job's files.
 
-    Of paths only the last part stays, when it is not one of these names. Names of data sets and structures stay.
+    Other paths are reduced to their last part. Names of data sets and structures are kept.
     """
     clean = _cleaner(_aliases(adapter, job))
     parts = {name: _walked(getattr(adapter, name), clean) for name in ("recipe", "provenance", "metrics")}
@@ -28,7 +28,7 @@ def without_names(adapter: Adapter, job: AdaptJob) -> Adapter:
 
 
 def _aliases(adapter: Adapter, job: AdaptJob) -> dict[str, str]:
-    """{name of a file or of its case: what stands for it}."""
+    """{name of a file or of its case: its alias}."""
     aliases: dict[str, str] = {}
     for number, exemplar in enumerate(adapter.provenance.get("exemplars", []), start=1):
         aliases.update(dict.fromkeys(_names_of(str(exemplar.get("name", ""))), f"exemplar {number}"))
@@ -39,7 +39,7 @@ def _aliases(adapter: Adapter, job: AdaptJob) -> dict[str, str]:
 
 
 def _files_of(job: AdaptJob) -> Iterator[str]:
-    """The files that a job reads, those in its folders among them."""
+    """The files that a job reads, including those in its folders."""
     for path in map(Path, files_read(job)):
         if path.is_dir():
             yield from (str(file) for file in sorted(path.rglob("*")) if file.is_file())

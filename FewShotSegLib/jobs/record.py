@@ -1,6 +1,6 @@
-"""What is written beside the outputs of a job: what was asked, with which versions, what came out, and every warning.
+"""The record next to the outputs of a job: the job, versions, outputs, and every warning.
 
-An adapter is the same bytes for the same job; its record is not, because it holds times.
+An adapter is bit-identical for the same job; its record is not, because it contains times.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PACKAGES = ("numpy", "scipy", "torch", "SimpleITK", "safetensors")
 
 
 def record_of(job: Job, device: str, timings: Mapping[str, float], warnings: Iterable[str]) -> dict[str, Any]:
-    """The part of a record that every job has; outputs and metrics are added."""
+    """The part of a record common to all jobs; outputs and metrics are added."""
     return {
         "job": to_dict(with_paths_from(job, Path.cwd())),
         "versions": versions(),
@@ -39,14 +39,14 @@ def record_of(job: Job, device: str, timings: Mapping[str, float], warnings: Ite
 
 
 def versions() -> dict[str, str]:
-    """Versions of this library, of what it computes with, and of Python and the system."""
+    """Versions of this library, its numerical dependencies, Python and the system."""
     found = {"FewShotSegLib": __version__, "python": platform.python_version(), "system": platform.platform()}
     return found | dict(_versions_of(_PACKAGES))
 
 
 @functools.cache
 def _versions_of(packages: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """Those that are installed. Looked up once for a process: in a batch it took a tenth of a small volume's time."""
+    """Those installed. Cached per process: in a batch the lookup took a tenth of a small volume's time."""
     found = []
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -57,7 +57,7 @@ def _versions_of(packages: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 def _threads() -> int | None:
     import sys
 
-    torch = sys.modules.get("torch")  # sums in another order differ in the last bit; not worth an import
+    torch = sys.modules.get("torch")  # the summation order affects the last bit; not worth an import
     return int(torch.get_num_threads()) if torch is not None else None
 
 
@@ -68,7 +68,7 @@ _OF_THE_JOB = ("job", "versions", "device", "threads", "seed")
 
 
 def own_part(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What is an image's own in its record: the rest is that of the job, and of ten thousand images takes 40 MB."""
+    """The image-specific part of a record: the rest is the job's, and for ten thousand images takes 40 MB."""
     return {name: value for name, value in record.items() if name not in _OF_THE_JOB}
 
 
@@ -81,7 +81,7 @@ def write_record(record: Mapping[str, Any], path: Path) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The record, or None when there is none that can be read: it is then written anew."""
+    """The record, or None if there is no readable one: it is then rewritten."""
     try:
         return read_table(path, str(path))
     except InputError:
@@ -89,7 +89,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def known_digests(record: Mapping[str, Any] | None) -> set[str]:
-    """The SHA-256 of everything that this program has written beside a record, as far as the record tells."""
+    """The SHA-256 of every output listed in a record."""
     record = record or {}
     outputs, replaced = record.get("outputs"), record.get("replaced")
     sums = [*outputs.values()] if isinstance(outputs, Mapping) else []
@@ -101,8 +101,8 @@ _MOST_HASHED = 4 << 30  # bytes
 
 
 def inputs_digest(paths: Iterable[str | Path]) -> str | None:
-    """SHA-256 over the contents of files and folders, whatever their time stamps say; None for more than 4 GB, which
-    would take minutes to read, and where something cannot be read."""
+    """SHA-256 over the contents of files and folders, regardless of time stamps; None for more than 4 GB, which would
+    take minutes to read, and if something cannot be read."""
     files: list[Path] = []
     try:
         for path in map(Path, paths):
@@ -115,7 +115,7 @@ def inputs_digest(paths: Iterable[str | Path]) -> str | None:
 
 
 def is_complete(record: Mapping[str, Any] | None, folder: Path) -> bool:
-    """Whether every output a record names is in the folder, unchanged."""
+    """Whether every output in a record exists in the folder, unchanged."""
     outputs = record.get("outputs") if record else None
     if not isinstance(outputs, dict) or not outputs:
         return False

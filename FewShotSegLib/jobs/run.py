@@ -1,4 +1,4 @@
-"""`run(job)`: the door to all that this library does with files. Outputs are whole or absent."""
+"""`run(job)`: the entry point to all file-based work of this library. Outputs are atomic."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def run(
     ended: RecordTaken | None = None,
     kept: KeptPredictor[Any] | None = None,
 ) -> dict[str, Any]:
-    """Do the job and return its record, which also lies beside the outputs as `<name>.result.json`.
+    """Run the job and return its record, which is also written next to the outputs as `<name>.result.json`.
 
     `report` may raise `Cancelled` or, in training, `StopAndKeepBest`. An image that cannot be segmented does not stop
-    the others; at the end it is raised, or, without `raise_failures`, only named in its record. `ended` is called with
-    the record of each image when that has ended; `kept` holds a predictor from job to job.
+    the others; at the end an error is raised or, without `raise_failures`, only recorded. `ended` is called with the
+    record of each image when it is done; `kept` caches a predictor between jobs.
     """
     notes = Notes(report)
     with notes.hearing():

@@ -1,7 +1,7 @@
-"""Randomness of a job: one seed, one generator a stage.
+"""Randomness of a job: one seed, one generator per stage.
 
-`SeedSequence(job.seed)` is spawned once per stage, in the order of `STAGES`, so a stage draws the same numbers whatever
-the others do. PyTorch's and numpy's global generators are left as they were.
+`SeedSequence(job.seed)` is spawned once per stage, in the order of `STAGES`, so a stage's random numbers are
+independent of the others. PyTorch's and numpy's global generators are restored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def stage_rng(seed: int, stage: str) -> np.random.Generator:
 
 @contextlib.contextmanager
 def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Whatever draws from PyTorch's global generator gets the job's seed, and the caller's state comes back."""
+    """Seed PyTorch's global generator with the job's seed, and restore the caller's state afterwards."""
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
         torch.default_generator.manual_seed(seed)

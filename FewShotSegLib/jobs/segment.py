@@ -1,6 +1,6 @@
-"""Segment images, each with a record beside its labelmap.
+"""Segment images, each with a record next to its labelmap.
 
-A segmentation that is there already, made by the same job from the same image and adapter, is not made again.
+An existing segmentation that was made by the same job from the same image and adapter is not recomputed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ RecordTaken = Callable[[dict[str, Any]], None]
 
 
 class SomeImagesFailed(InputError):  # noqa: N818 - named as what happened
-    """Some images could not be segmented; `result` holds what was done with all of them."""
+    """Some images could not be segmented; `result` is the record of all of them."""
 
     def __init__(self, sentence: str, result: dict[str, Any]) -> None:
         super().__init__(sentence)
@@ -73,7 +73,7 @@ def segment_job(
     ended: RecordTaken,
     kept: KeptPredictor[AnyPredictor],
 ) -> dict[str, Any]:
-    """Do the job and return its record; `ended` gets the record of each image when that has ended."""
+    """Run the job and return its record; `ended` gets the record of each image when it is done."""
     timings: dict[str, float] = {}
     out = Path(job.out)
     names = output_names(job.images)
@@ -87,7 +87,7 @@ def segment_job(
         part = replace(job, images=(image,))
         with timed(timings, "segment"):
             record, error = _tried(part, name, predictor, notes.part(number, len(names), name), len(names) > 1)
-        predictor.forget_images()  # the next one is another: 512 MB would be kept for nothing, in each process
+        predictor.forget_images()  # the next image is different: 512 MB would be kept for nothing, in each process
         records.append(own_part(record))
         if not number and predictor.advice:
             notes.say(predictor.advice)
@@ -117,7 +117,7 @@ def _predictor(job: SegmentJob, device: torch.device, notes: Notes) -> AnyPredic
 def _tried(
     job: SegmentJob, name: str, predictor: AnyPredictor, notes: Notes, is_one_of_many: bool
 ) -> tuple[dict[str, Any], Exception | None]:
-    """The record of one image, and what went wrong with it; the record of a failed image is written too."""
+    """The record of one image, and its error if any; the record of a failed image is written too."""
     path = result_path(Path(job.out), name)
     try:
         with Outputs(path, inputs=files_read(job), overwrite=job.overwrite) as outputs:
@@ -171,7 +171,7 @@ def _segment_image(
     axis = slice_axis(volume, predictor.adapter, prompts, _options(job))
     structures = quality(found, axis)
     for structure, row in structures.items():
-        # Volumes are often cut through an organ: worth a flag in the table, not a warning each time.
+        # Volumes are often cropped through an organ: worth a flag in the table, not a warning each time.
         notes.warnings.extend(f"{name}: {structure} {flag}." for flag in row["flags"] if flag != CUT_OFF)
     record = record_of(job, predictor.device.type, timings, notes.warnings)
     record |= {"image": image, "digest": digest, "axis": "kji"[axis]}
@@ -181,14 +181,14 @@ def _segment_image(
 
 
 def _unlike(adapter: Adapter, volume: Volume, name: str) -> str:
-    """A sentence where an image does not look like those that the adapter was made from."""
+    """A warning if an image does not look like those that the adapter was made from, else ""."""
     known = [one.get("is_ct") for one in adapter.provenance.get("exemplars", [])]
     is_ct = any(known) if any(isinstance(one, bool) for one in known) else None
     return unlike(adapter.intensity, volume.array, name, is_ct)
 
 
 def _other_channel(adapter: Adapter, channel: int | None, name: str) -> str:
-    """A sentence where another channel was chosen than for the exemplars; "" where either is not known."""
+    """A warning if a different channel was selected than for the exemplars; "" if either is unknown."""
     known = {one["channel"] for one in adapter.provenance.get("exemplars", []) if "channel" in one}
     if channel is None or not known or channel in known:
         return ""
@@ -197,7 +197,7 @@ def _other_channel(adapter: Adapter, channel: int | None, name: str) -> str:
 
 
 def _made_before(job: SegmentJob, name: str, digest: str, outputs: Outputs, notes: Notes) -> dict[str, Any] | None:
-    """The record of the same segmentation, when it is there already: as it was made, or corrected by somebody since."""
+    """The record of the same segmentation if it exists already, unchanged or corrected by a user since."""
     known = read_record(outputs.record_path)
     if known is None or known.get("digest") != digest:
         return None
@@ -215,7 +215,7 @@ def _made_before(job: SegmentJob, name: str, digest: str, outputs: Outputs, note
 
 
 def _intensity(job: SegmentJob) -> IntensitySpec | None:
-    """What was chosen for the images; with a support set it is that of the set, and known by then."""
+    """The intensity chosen for the images; with a support set, that of the set, known by then."""
     return IntensitySpec.from_dict(job.intensity) if job.intensity and not job.support else None
 
 
@@ -227,7 +227,7 @@ def segmentation_of(
     notes: Notes,
     intensity: IntensitySpec | None = None,
 ) -> Segmentation:
-    """Segment a volume, slice by slice where the GPU has too little memory for several at a time."""
+    """Segment a volume, one slice at a time if the GPU has too little memory for batches."""
     if isinstance(predictor, VolumePredictor):
         if prompts:
             raise InputError("The adapter is a 3-D network, which takes no prompts; leave them out.")
@@ -261,12 +261,12 @@ def _options(job: SegmentJob) -> SegmentOptions:
 
 
 def _digest(job: SegmentJob, volume: Volume, prompts: Sequence[Prompt], predictor: AnyPredictor) -> str:
-    """Equal for everything that decides the output."""
+    """Digest of everything that determines the output."""
     options = dict(_options(job).__dict__)
     if not job.smoothing_mm:
         del options["smoothing_mm"]
     asked: list[Any] = [options, [prompt.to_dict() for prompt in prompts], job.intensity]
-    asked += [job.format] if job.format != "seg.nrrd" else []  # what was made before there was a choice stays valid
+    asked += [job.format] if job.format != "seg.nrrd" else []  # keeps earlier results valid
     made_by = [__version__, *predictor.identity]
     return sha256_of_json((asked, made_by, sha256_of_array(volume.array), sha256_of_array(volume.affine)))
 
@@ -288,11 +288,11 @@ def _save(found: Segmentation, file: str, volume: Volume, series: Sequence[Path]
         save_labelmap(found.labelmap, outputs.place(file))
 
 
-_LONGEST_NAME = 60  # letters of a structure in a file name
+_LONGEST_NAME = 60  # characters of a structure name in a file name
 
 
 def _file_names(structures: Mapping[int, str]) -> dict[int, str]:
-    """{label: name for files}, all different also where upper and lower case are one: of those alike the label."""
+    """{label: name for files}, unique even on case-insensitive file systems: duplicates use the label."""
     plain = {value: re.sub(r"[^\w .+-]", "_", name)[:_LONGEST_NAME].strip() for value, name in structures.items()}
     folded = [name.casefold() for name in plain.values()]
     return {

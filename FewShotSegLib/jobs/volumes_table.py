@@ -1,4 +1,4 @@
-"""The table of a batch: a row for each volume, with flags for those to look at first."""
+"""The table of a batch: a row per volume, with flags for those to review first."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ COLUMNS = ("image", "structure", "label", "volume_ml", "voxels", "confidence", "
 
 
 def write_volumes(records: Iterable[dict[str, Any]], path: Path, *, overwrite: bool = False) -> Path:
-    """Write one line per image and structure, and one for each image that failed; returns the file.
+    """Write one line per image and structure, and one per failed image; returns the file.
 
-    A table in this place that somebody else has written or changed stays, and the new one gets a number.
+    An existing table that was written or changed by others is kept, and the new one gets a number.
     """
     text = _as_csv(_HEAD) + "".join(_as_csv(_rows_of(record)) for record in records)
     with Outputs(path.with_name(f".{path.name}.result.json"), overwrite=overwrite) as outputs:
@@ -33,10 +33,10 @@ def write_volumes(records: Iterable[dict[str, Any]], path: Path, *, overwrite: b
 
 
 class RunningTable:
-    """The rows of a batch that is under way, written as its images end.
+    """The rows of a running batch, written as its images are done.
 
-    They stand in `NAME.running.csv` beside the table to come, and are removed once that is there: a batch that was
-    killed leaves what was known by then.
+    They are in `NAME.running.csv` next to the final table, and removed once that exists: a killed batch leaves what was
+    known by then.
     """
 
     def __init__(self, table: Path) -> None:

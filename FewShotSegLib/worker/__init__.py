@@ -1,1 +1,1 @@
-"""Work in processes of their own: the interactive session, batches, and the client that talks to them."""
+"""Worker processes: the interactive session, batches, and their client."""

@@ -4,33 +4,33 @@ One request per line on the input, {"id": 1, "op": ...}:
 
     hello                               versions of this process
     methods                             the methods of adaptation and the options of their recipes, for a form
-    folder   path, holds                what a folder holds, for a line in a form: its "data sets" or its "volumes"
+    folder   path, holds               contents of a folder, for a form field: its "data sets" or its "volumes"
     job      job, keep                  run a job; with "keep" its model stays loaded for the next one; sends
-                                        {"type": "progress", ...} (`Progress.to_dict`), now and then with a "picture":
+                                        {"type": "progress", ...} (`Progress.to_dict`), sometimes with a "picture":
                                         shape (H, W, 3) and bytes in base64
     batch    job, processes             the same for a segment job of many images, several at a time: volumes.csv is
                                         written, and an image that fails is named in its record, not in an error
-    measure  job                        what an adapt job will take, from its first steps; nothing is kept
-    preview  job, sheet, count          draw samples that an adapt job would train on into the PNG `sheet`
+    measure  job                        time and memory of an adapt job, from its first steps; nothing is kept
+    preview  job, sheet, count          draw training samples of an adapt job into the PNG `sheet`
     suggest  volume, adapter, axis, known     the slice to annotate next; `known` are the annotated ones
     volume   volume, path, affine, intensity       the array (K, J, I) in an .npy file, under a name; "delete": the file
                                         is removed; intensity as in an adapter, or null for its own
     forget   volume
-    encode   volume, axis, index        prepare a slice, so that its first click is answered fast
+    encode   volume, axis, index        encode a slice ahead of its first click
     predict  volume, prompt, view       mask of one prompt (as in a prompt file) on one slice; "mask_path": also as .npy
     propagate  volume, prompts, direction, count    masks of one structure on its prompted slices, and on up to `count`
                                         slices from each, higher (1) or lower (-1) ones or both (0)
-    cancel   target                     give up the request of that id, waiting or running
-    stop_and_keep_best  target          end the training of that job well
+    cancel   target                     cancel the request of that id, waiting or running
+    stop_and_keep_best  target          end the training of that job, keeping the best state
     shutdown
 
 encode, predict, propagate and suggest take "view", "base", "adapter" and "device" too. Each request is answered by one
 line {"id", "type"}: type "result" with "result"; "error" with "kind" (input, cancelled, defect) and "message";
-"superseded" for a prediction when a newer one for the same view is waiting: the newest click wins. When the input ends,
-so does the process.
+"superseded" for a prediction if a newer one for the same view is waiting: the latest click wins. On end of input the
+process exits.
 
-Masks travel in the answer as run lengths, as in prompt files: a few hundred numbers, and nobody has to clean up memory
-that two processes share.
+Masks are run-length encoded in the response, as in prompt files: a few hundred numbers, and no shared memory to clean
+up.
 
 One thread reads requests, so that cancelling works during a job; all torch work is done by the main thread.
 """
@@ -60,11 +60,11 @@ Work = Callable[[dict[str, Any]], dict[str, Any]]
 LongWork = Callable[[dict[str, Any], Report], dict[str, Any]]
 JobKind = TypeVar("JobKind")
 
-_GRACE_S = 5.0  # for the main thread to reach its next report after the input has ended
+_GRACE_S = 5.0  # for the main thread to reach its next report after end of input
 
 
 class Requests:
-    """The waiting requests, filled by the reading thread and emptied by the main one."""
+    """The queue of requests, filled by the reader thread and consumed by the main thread."""
 
     def __init__(self) -> None:
         self._waiting: deque[dict[str, Any]] = deque()
@@ -73,7 +73,7 @@ class Requests:
         self._closed = False
 
     def add(self, request: dict[str, Any]) -> bool:
-        """Take a request in; returns whether a cancel or stop found what it was meant for (True for the others)."""
+        """Enqueue a request; returns whether a cancel or stop found its target (True for the others)."""
         with self._changed:
             if request["op"] in ("cancel", "stop_and_keep_best"):
                 return self._interrupt(request["op"], request.get("target"))
@@ -82,7 +82,7 @@ class Requests:
             return True
 
     def close(self) -> None:
-        """No more will come; what runs is cancelled, what waits is dropped."""
+        """End of input: the running request is cancelled, waiting ones are dropped."""
         with self._changed:
             self._closed = True
             if self._running is not None:
@@ -90,7 +90,7 @@ class Requests:
             self._changed.notify()
 
     def next(self) -> dict[str, Any] | None:
-        """Wait for a request; None at the end. What a newer one has made useless is marked superseded."""
+        """Wait for a request; None at the end. Obsolete ones are marked superseded."""
         with self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()
@@ -124,13 +124,13 @@ class Requests:
 
 
 def _replaces(newer: Mapping[str, Any], older: Mapping[str, Any]) -> bool:
-    """Whether nobody needs the older answer any more."""
+    """Whether the older response is obsolete."""
     replaced = {"predict": ("predict", "encode"), "encode": ("encode",)}.get(newer["op"], ())
     return older["op"] in replaced and newer.get("view", "") == older.get("view", "")
 
 
 class Channel:
-    """The way out; several threads may write."""
+    """The output channel; thread-safe."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -144,7 +144,7 @@ class Channel:
 
 
 class Worker:
-    """Does the requests one by one."""
+    """Processes the requests one by one."""
 
     def __init__(self, channel: Channel, requests: Requests) -> None:
         from .session import PromptSession
@@ -168,7 +168,7 @@ class Worker:
         }
 
     def run(self) -> None:
-        """Work until the input ends or a shutdown comes."""
+        """Process requests until end of input or shutdown."""
         while (request := self.requests.next()) is not None:
             if request["op"] == "shutdown":
                 self.channel.send(request.get("id"), "result", result={})
@@ -206,7 +206,7 @@ class Worker:
         return {"pid": os.getpid(), "versions": versions()}
 
     def _watched(self, work: LongWork) -> Work:
-        """Work whose progress is sent, and which can be cancelled and stopped."""
+        """Work with progress messages that can be cancelled and stopped."""
 
         def watched(request: dict[str, Any]) -> dict[str, Any]:
             def report(progress: Progress) -> None:
@@ -232,14 +232,14 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _check_types(request: Mapping[str, Any]) -> None:
-    """Raise `InputError` for an entry of another kind than requests have; what it means is checked where it is used."""
+    """Raise `InputError` for an entry of the wrong type; its value is validated where it is used."""
     for key, kinds in _TYPES.items():
         if key in request and not isinstance(request[key], kinds):
             raise InputError(f'The entry "{key}" of a request is of the wrong kind, got {shown(request[key])}.')
 
 
 def _picture(progress: Progress) -> dict[str, Any]:
-    """The picture of a report as text, where there is one: 100 kB, every few seconds of training."""
+    """The image of a report, if any, as text: 100 kB, every few seconds of training."""
     if progress.picture is None:
         return {}
     data = base64.b64encode(progress.picture.tobytes()).decode()
@@ -284,7 +284,7 @@ def _describe_folder(request: Mapping[str, Any]) -> dict[str, Any]:
     return {"data_sets": found}
 
 
-_kept: KeptPredictor[Any] = KeptPredictor()  # between the jobs of a batch; who does a single one frees its memory
+_kept: KeptPredictor[Any] = KeptPredictor()  # between the jobs of a batch; after a single job its memory is freed
 
 
 def _run_job(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -332,7 +332,7 @@ def _job_of(kind: type[JobKind], request: Mapping[str, Any]) -> JobKind:
 
 
 def read(stream: TextIO, channel: Channel, requests: Requests, finished: threading.Event) -> None:
-    """Read requests until the input ends; then give the main thread a moment, and end the process."""
+    """Read requests until end of input; then give the main thread a moment, and exit the process."""
     for line in _lines(stream):
         if not line.strip():
             continue
@@ -350,11 +350,11 @@ def read(stream: TextIO, channel: Channel, requests: Requests, finished: threadi
             channel.send(number, "result", result={"found": found})
     requests.close()
     if not finished.wait(_GRACE_S):
-        os._exit(1)  # outputs are whole or absent: nothing can be half written
+        os._exit(1)  # outputs are atomic: nothing can be half written
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
-    """The lines of the input; of one that has no end only the beginning, which is no request."""
+    """The lines of the input; an overlong one is truncated, which makes it invalid."""
     while line := stream.readline(MOST_BYTES):
         yield line
         while len(line) == MOST_BYTES and not line.endswith("\n"):
@@ -362,7 +362,7 @@ def _lines(stream: TextIO) -> Iterator[str]:
 
 
 def guarded_streams() -> tuple[TextIO, TextIO]:
-    """Input and output for the protocol; whatever else is printed, also from C++, goes to the error stream."""
+    """Input and output for the protocol; everything else that is printed, also from C++, goes to stderr."""
     sys.stdout.flush()
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="\n")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -374,11 +374,11 @@ def guarded_streams() -> tuple[TextIO, TextIO]:
 
 
 def give_way(niceness: int) -> None:
-    """Let other processes go first: a window that waits for a processor stutters. Windows is told at the start."""
+    """Lower the priority: a GUI that waits for the CPU stutters. On Windows this is set at process creation."""
     if niceness and os.name != "nt":
         os.nice(niceness)
-        # Linux weighs sessions against each other first, and the worker has one of its own. Other systems have no such
-        # file, and some kernels do not let it be written: the worker then is merely less polite.
+        # Linux schedules by session first, and the worker has its own session. Other systems have no such file, and
+        # some kernels do not allow writing it: the worker then merely has a higher priority.
         with contextlib.suppress(OSError):
             Path("/proc/self/autogroup").write_text(str(niceness))
 
@@ -393,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reader.start()
     try:
         Worker(channel, requests).run()
-    except BrokenPipeError:  # the front end is gone
+    except BrokenPipeError:  # the front end has exited
         return 1
     finally:
         finished.set()

@@ -1,7 +1,7 @@
-"""Many jobs: one after the other, in several processes, or on a Dask cluster; with a table of volumes and flags.
+"""Many jobs: sequentially, in several processes, or on a Dask cluster; with a table of volumes and flags.
 
-A batch can be run again after it was interrupted: images that were segmented and adapters that were made by the same
-job are not made again.
+A batch can be rerun after an interruption: images already segmented and adapters already trained by the same job are
+not recomputed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from FewShotSegLib.progress import Progress, Report, note, part_of, silent
 from .client import WorkerClient
 from .cluster import answers_of
 
-_PARTS = 1000  # of a job, in the progress of the batch
+_PARTS = 1000  # progress units per job in a batch
 _WAIT_S = 0.01
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of a job: its record, or one sentence and whether the user can do something about it."""
+    """The result of a job: its record, or an error message and whether the user can fix it."""
 
     job: Job
     result: dict[str, Any] | None = None
@@ -40,7 +40,7 @@ class Outcome:
 
 
 Take = Callable[[int, Outcome], None]
-_OF_ITS_OWN = ("images", "warnings", "timings_s")  # what a batch keeps of the record of each of its jobs
+_OF_ITS_OWN = ("images", "warnings", "timings_s")  # the entries of each job's record that a batch keeps
 
 
 def segment_images(
@@ -52,12 +52,12 @@ def segment_images(
     report: Report = silent,
     raise_failures: bool = True,
 ) -> dict[str, Any]:
-    """Segment the images of one job, several at a time, and write `volumes.csv` into its folder.
+    """Segment the images of one job, several in parallel, and write `volumes.csv` into its folder.
 
-    Returns the record of the whole; its "table" is the file, which has a number in its name where somebody has changed
-    the table of an earlier run. An image that fails does not stop the others; the failed ones are named at the end
-    in an error or, without `raise_failures`, in the table and in the record only. `dask` is "local" or the address of a
-    scheduler. `part` takes some of the images only, for which it writes a table of its own.
+    Returns the combined record; its "table" is the file, which has a number in its name if the table of an earlier run
+    was changed by a user. An image that fails does not stop the others; the failed ones are listed at the end in an
+    error or, without `raise_failures`, in the table and in the record only. `dask` is "local" or the address of a
+    scheduler. `part` selects some of the images, for which it writes a separate table.
     """
     from FewShotSegLib.jobs.inputs import output_names
 
@@ -75,7 +75,7 @@ def segment_images(
     return {**result, "table": str(table)}
 
 
-Ended = tuple[dict[str, Any], Exception | None]  # the record of the whole, and what is to be said of its failures
+Ended = tuple[dict[str, Any], Exception | None]  # the combined record, and the error of its failures
 
 
 def _in_this_process(job: SegmentJob, report: Report, raise_failures: bool, rows: RunningTable) -> Ended:
@@ -115,7 +115,7 @@ def _part_of_job(job: SegmentJob, part: Part) -> SegmentJob:
 
 
 def table_of_folder(folder: Path) -> tuple[Path, int]:
-    """Write `volumes.csv` of all images whose records lie in a folder, whichever part or machine made them.
+    """Write `volumes.csv` of all images with records in a folder, regardless of the part or machine they were made on.
 
     Returns the table and the number of images.
     """
@@ -136,9 +136,9 @@ def run_jobs(
     *,
     ended: Callable[[Outcome], Outcome] = lambda outcome: outcome,
 ) -> list[Outcome]:
-    """Run jobs and return what became of each, in order. Cancelling ends the running ones and raises.
+    """Run jobs and return their outcomes, in order. Cancelling ends the running ones and raises.
 
-    `ended` hears of each job when it has ended, in whatever order that happens, and returns what is kept of it.
+    `ended` is called with each outcome as its job is done, in any order, and returns what is kept of it.
     """
     if processes < 1:
         raise InputError(f"At least one process is needed, got {processes}.")
@@ -188,16 +188,16 @@ def _outcome(job: Job, report: Report, kept: KeptPredictor[Any]) -> Outcome:
 
 
 class _Pool:
-    """Worker processes that take the next job when they have done one."""
+    """Pool of worker processes."""
 
     def __init__(self, jobs: dict[int, Job], processes: int, report: Report, take: Take) -> None:
         self.waiting = deque(jobs.items())
         self.jobs, self.report, self.take = jobs, report, take
-        # Together they use the cores once.
+        # Together they use each core once.
         threads = str(max((os.cpu_count() or 1) // processes, 1))
         self.clients = [WorkerClient(environment={"OMP_NUM_THREADS": threads}) for _ in range(processes)]
         self.busy: dict[WorkerClient, tuple[int, int]] = {}  # request id, job number
-        self.fractions: dict[int, float] = {}  # of the jobs under way
+        self.fractions: dict[int, float] = {}  # of the running jobs
         self.ended = 0
 
     def run(self) -> None:
@@ -209,7 +209,7 @@ class _Pool:
                     for message in client.poll():
                         self._take(client, message)
                 self._tell()
-                if self.ended == ended:  # else a client waits for the next one
+                if self.ended == ended:  # otherwise a client is free for the next one
                     time.sleep(_WAIT_S)
         finally:
             for client in self.clients:
@@ -265,11 +265,11 @@ def _gpus(jobs: Iterable[Job]) -> int:
     return torch.cuda.device_count()
 
 
-_KEPT: KeptPredictor[Any] = KeptPredictor()  # of this process, where it is a worker of a cluster
+_KEPT: KeptPredictor[Any] = KeptPredictor()  # of this process, if it is a worker of a cluster
 
 
 def run_as_json(values: dict[str, Any]) -> dict[str, Any]:
-    """Run a job given as JSON and answer as a worker does; what runs on the cluster."""
+    """Run a job given as JSON and respond like a worker; this runs on the cluster."""
     outcome = _outcome(from_dict(values), silent, _KEPT)
     if not outcome.error:
         return {"type": "result", "result": outcome.result}
@@ -281,14 +281,14 @@ def run_as_json(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _records(outcome: Outcome) -> list[dict[str, Any]]:
-    """The records of the images of a segment job, also of one that failed."""
+    """The records of the images of a segment job, including failed ones."""
     if outcome.result is not None:
         return list(outcome.result["images"])
     return [{"image": outcome.job.images[0], "error": {"message": outcome.error}}]  # type: ignore[union-attr]
 
 
 def _combined(job: SegmentJob, common: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """One record for all, as if one process had done the job; `common` is what the records of all have in it."""
+    """A combined record, as if one process had run the job; `common` has the entries shared by all records."""
     records = [record for outcome in outcomes for record in _records(outcome)]
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     warnings = list(dict.fromkeys(w for result in results for w in result["warnings"]))

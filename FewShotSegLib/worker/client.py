@@ -1,8 +1,8 @@
-"""The front end's side of a worker process. Standard library and numpy only: it runs in Slicer before torch is there.
+"""The client of a worker process. Standard library and numpy only: it runs in Slicer before torch is installed.
 
 client = WorkerClient()
 number = client.submit({"op": "job", "job": job.to_dict(...)})
-for message in client.poll():          # from a timer; never waits
+for message in client.poll():          # from a timer; nonblocking
     ...
 client.close()
 
@@ -37,28 +37,28 @@ from . import processes, scratch
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _ERROR_LINES = 30
-# Not `-m`: that looks for every module in the current folder first, which may be a folder of data that somebody sent.
-# PYTHONSAFEPATH says so to Python 3.11 and later, taking "" away to the others.
+# Not `-m`: that puts the current folder first on sys.path, which may contain untrusted data. PYTHONSAFEPATH prevents
+# this in Python 3.11 and later; in earlier versions "" is removed.
 _START = (
     "import sys; sys.path[:] = [path for path in sys.path if path]; import runpy; "
     "runpy.run_module('FewShotSegLib.worker', run_name='__main__', alter_sys=True)"
 )
-# Slicer's main thread holds Python's lock also while Qt waits for events: only while a poll sleeps can the threads here
-# take in what has arrived. Without, an answer of 400 kB comes ten polls late.
+# Slicer's main thread holds the GIL also while Qt waits for events: only while a poll sleeps can the threads here
+# receive what has arrived. Otherwise a response of 400 kB comes ten polls late.
 _HANDOVER_S = 0.001
-_FOLDER = Path(__file__).resolve().parents[2]  # holds the package; the worker's Python may not have it installed
+_FOLDER = Path(__file__).resolve().parents[2]  # contains the package, which may not be installed in the worker's Python
 
 
-# Threads that wait for each other give the core away. Spinning, as OpenMP does by itself, they keep it from the one
-# that they wait for when other programs are busy: two threads were seen to take fifteen times as long as one.
+# Waiting threads yield the core. With OpenMP's default spinning they would keep it from the thread that they wait for
+# when other programs are busy: two threads were seen to take fifteen times as long as one.
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class WorkerClient:
-    """Starts a worker when there is something to do, and again when it has died.
+    """Starts a worker on demand, and restarts it after it has died.
 
     `python` is the interpreter that has torch (default: this one; inside Slicer give PythonSlicer). `environment` is
-    added to this process's own. `niceness` 1..19 lets everything else on the computer go before the worker.
+    added to this process's own. `niceness` 1..19 lowers the priority of the worker.
     """
 
     def __init__(
@@ -82,15 +82,15 @@ class WorkerClient:
         return self._worker.popen.pid if self._worker is not None else None
 
     def submit(self, request: Mapping[str, Any]) -> int:
-        """Send a request and return its id; starts the worker if there is none."""
+        """Send a request and return its id; starts the worker if necessary."""
         if self._worker is None:
             self._start()
         return self._send(request)
 
     def poll(self) -> list[dict[str, Any]]:
-        """Messages that have arrived, in order; returns at once, or after a millisecond where an answer is waited for.
+        """Return the messages that have arrived, in order; at once, or after a millisecond if a response is pending.
 
-        A worker that ended unasked is reported once: {"type": "dead", "ids": [unanswered requests], "returncode",
+        A worker that exited unexpectedly is reported once: {"type": "dead", "ids": [pending requests], "returncode",
         "stderr": its last lines}.
         """
         if self._worker is None:
@@ -106,20 +106,20 @@ class WorkerClient:
         return messages
 
     def cancel(self, number: int) -> None:
-        """Ask for a request to be given up; its answer is an error of kind "cancelled" (or its result, if faster)."""
+        """Request cancellation; the response is an error of kind "cancelled" (or the result, if faster)."""
         if self._worker is not None:
             self._send({"op": "cancel", "target": number})
 
     def stop_and_keep_best(self, number: int) -> None:
-        """Ask a training job to end and keep the best so far."""
+        """Request a training job to end and keep the best state so far."""
         if self._worker is not None:
             self._send({"op": "stop_and_keep_best", "target": number})
 
     def send_volume(self, name: str, array: Array, affine: Array, intensity: Mapping[str, Any] | None = None) -> int:
-        """Make a volume (K, J, I) known to the worker under `name`; it is sent again to a new worker.
+        """Register a volume (K, J, I) with the worker under `name`; it is resent to a new worker.
 
-        The array is not copied, and read later, by another thread: send it under another name once it has changed.
-        Where its file cannot be written, every request that needs the volume tries again, and fails with the reason.
+        The array is not copied, and read later by another thread: send it under another name after changing it. If its
+        file cannot be written, every request that needs the volume retries, and fails with the reason.
         """
         self._volumes.pop(name, None)
         self._volumes[name] = _SentVolume(name, np.asarray(array), np.asarray(affine, np.float64), intensity)
@@ -133,7 +133,7 @@ class WorkerClient:
             self._send({"op": "forget", "volume": name})
 
     def close(self, patience_s: float = 2.0) -> None:
-        """End the worker: ask, then insist, then kill it with all its children. Waits at most 2 x `patience_s`."""
+        """Stop the worker: request, terminate, then kill it with all its children. Waits at most 2 x `patience_s`."""
         worker, self._worker = self._worker, None
         self._open.clear()
         if worker is not None:
@@ -154,7 +154,7 @@ class WorkerClient:
         changes = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1", "PYTHONSAFEPATH": "1"}
         environment = {**WAITING, **os.environ, **changes, **self._environment}
         self._worker = _Process(self._command, environment, gives_way=self._niceness > 0)
-        for sent in self._volumes.values():  # a new worker knows none of them
+        for sent in self._volumes.values():  # a new worker has none of them
             self._send_volume(sent)
 
     def _send(self, request: Mapping[str, Any]) -> int:
@@ -189,10 +189,10 @@ class WorkerClient:
 
 @dataclass(frozen=True, eq=False)
 class _SentVolume:
-    """What the worker needs to know of a volume. It travels as a file, which the worker removes once it has read it.
+    """A volume registered with the worker. It is transferred as a file, which the worker removes after reading.
 
-    Shared memory would save a copy, but Python watches over it with a process started from `sys.executable`, which
-    inside Slicer is Slicer.
+    Shared memory would save a copy, but Python tracks it with a process started from `sys.executable`, which inside
+    Slicer is Slicer.
     """
 
     name: str
@@ -201,13 +201,13 @@ class _SentVolume:
     intensity: Mapping[str, Any] | None
 
     def request(self, folder: Path) -> dict[str, Any]:
-        """Write the file and return the request that names it; `OSError` where that cannot be done."""
+        """Write the file and return the request that names it; `OSError` if that fails."""
         handle, path = tempfile.mkstemp(suffix=".npy", dir=folder)
         try:
             with os.fdopen(handle, "wb") as stream:
                 np.save(stream, self.array)
         except OSError:
-            Path(path).unlink(missing_ok=True)  # the space is needed
+            Path(path).unlink(missing_ok=True)  # free the space
             raise
         values = {"op": "volume", "volume": self.name, "path": path, "delete": True}
         return {**values, "affine": self.affine.tolist(), "intensity": self.intensity}
@@ -215,7 +215,7 @@ class _SentVolume:
 
 @dataclass(frozen=True, eq=False)
 class _Outgoing:
-    """A request on its way: `volume` is the name of the one it is about, "" for none; `make` returns its line."""
+    """A request to be sent: `volume` is the name of the one it needs, "" for none; `make` returns its line."""
 
     number: int
     op: str
@@ -228,7 +228,7 @@ def _line(number: int, request: Mapping[str, Any]) -> str:
 
 
 class _Process:
-    """The process, and the threads that carry lines to and from it."""
+    """The process, and the threads that transfer lines to and from it."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, gives_way: bool) -> None:
         try:
@@ -266,20 +266,20 @@ class _Process:
         return messages
 
     def ended(self) -> bool:
-        """Whether the process has ended and everything it said has been taken."""
+        """Whether the process has exited and all its output has been read."""
         if self.popen.poll() is None:
             return False
         self._gone_since = self._gone_since or time.monotonic()
-        # A child that outlives the worker holds the pipe open; then waiting for its end would be for ever.
+        # A child that outlives the worker keeps the pipe open; waiting for end of file would block forever.
         silent = not self._threads[0].is_alive() or time.monotonic() - self._gone_since > 1.0
         return silent and self._incoming.empty()
 
     def last_errors(self) -> list[str]:
-        self._threads[1].join(timeout=1.0)  # the pipe is closed; what is left of it is read at once
+        self._threads[1].join(timeout=1.0)  # the pipe is closed; the rest of it is read at once
         return list(self._errors)
 
     def end(self, patience_s: float) -> None:
-        self._outgoing.put(None)  # closes its input, which it takes for the end
+        self._outgoing.put(None)  # closes its input, which makes it exit
         for by_force in (False, True):
             if not self._gone_within(patience_s):
                 processes.end_tree(self.popen, by_force=by_force)
@@ -299,7 +299,7 @@ class _Process:
         for line in self.popen.stdout or ():
             try:
                 self._incoming.put(json.loads(line))
-            except ValueError:  # not ours: something wrote to the pipe before the worker had guarded it
+            except ValueError:  # not a message: written to the pipe before the worker redirected stdout
                 self._errors.append(line.rstrip())
 
     def _read_errors(self) -> None:
@@ -309,12 +309,12 @@ class _Process:
     def _write(self) -> None:
         stream = self.popen.stdin
         assert stream is not None
-        owed: dict[str, Callable[[], str]] = {}  # volumes whose files could not be written when it was their turn
+        owed: dict[str, Callable[[], str]] = {}  # volumes whose files could not be written yet
         while (request := self._outgoing.get()) is not None:
             if request.op in ("volume", "forget"):
                 owed.pop(request.volume, None)
             try:
-                # Here and not where it was asked for: writing 100 MB would hold up the window.
+                # Here and not in the caller: writing 100 MB would block the GUI.
                 lines = owed[request.volume]() if request.volume in owed else ""
                 owed.pop(request.volume, None)
                 lines += request.make()
@@ -326,7 +326,7 @@ class _Process:
             try:
                 stream.write(lines)
                 stream.flush()
-            except OSError:  # it is gone; the reader says so
+            except OSError:  # the process is gone; the reader reports it
                 break
         with contextlib.suppress(OSError):
             stream.close()

@@ -1,8 +1,8 @@
-"""Jobs on a Dask cluster: that of an address, or one on this computer for the time of the batch.
+"""Jobs on a Dask cluster: an existing one by its address, or a local one for the duration of the batch.
 
-A worker that dies takes the image it was at with it, and nothing else: Dask gives that image to another worker, and
-gives it up after its third death. Needs the extra `dask`. The workers of an address need this library, the same paths,
-and best `--preload FewShotSegLib.jobs.run`, which loads PyTorch before the first image comes.
+A worker that dies loses only the image it was processing: Dask reassigns that image to another worker, and gives it up
+after its third death. Requires the extra `dask`. Workers of an existing cluster need this library, the same paths, and
+preferably `--preload FewShotSegLib.jobs.run`, which loads PyTorch before the first image.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from .client import WAITING
 
 Answer = dict[str, Any]
 LOCAL = "local"
-# Dask looks 100 times a second where each worker is, and keeps an hour of that: 180 MB more with 1,000 small volumes.
+# Dask's profiler samples each worker 100 times a second, and keeps an hour: 180 MB more with 1,000 small volumes.
 _WITHOUT_PROFILE = {"DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}
-_HERE = "127.0.0.1"  # nobody else on the network can send work to it
+_HERE = "127.0.0.1"  # not reachable from the network
 _WAIT_S = 0.05
-_LOOK_S = 1.0  # between two looks at how many workers there are
-_PATIENCE_S = 10.0  # for the workers to end
-_MOST_DEATHS_IN_A_ROW = 6  # of a worker, without any request that ended
-_FOLDER = Path(__file__).resolve().parents[2]  # holds the package; a worker may not have it installed
-_MOST_DEATHS = 2  # that a job may cause before it is given up
+_LOOK_S = 1.0  # polling interval of the number of workers
+_PATIENCE_S = 10.0  # for the workers to exit
+_MOST_DEATHS_IN_A_ROW = 6  # of a worker, without any finished request
+_FOLDER = Path(__file__).resolve().parents[2]  # contains the package, which may not be installed in a worker's Python
+_MOST_DEATHS = 2  # that a job may cause before it is abandoned
 
 
 def answers_of(
@@ -47,11 +47,11 @@ def answers_of(
     gpus: int,
     report: Report,
 ) -> Iterator[tuple[int, Answer]]:
-    """Yield number and answer of each request as it ends; what `work` answers is passed on as it is.
+    """Yield number and response of each request as it is done; the response of `work` is passed on unchanged.
 
-    `address` is that of a scheduler, or "local": `processes` workers on this computer (default: one for each of the
-    `gpus`, or for every two cores). A request whose worker died is answered by {"type": "dead", "returncode",
-    "stderr"}, as a worker process of this library would be.
+    `address` is that of a scheduler, or "local": `processes` workers on this computer (default: one per entry of
+    `gpus`, or per two cores). A request whose worker died gets the response {"type": "dead", "returncode", "stderr"},
+    like from a worker process of this library.
     """
     with _client(address, processes, gpus) as (client, workers):
         yield from _answers(client, workers, work, requests, report)
@@ -64,10 +64,10 @@ def _answers(
     requests: Mapping[int, dict[str, Any]],
     report: Report,
 ) -> Iterator[tuple[int, Answer]]:
-    """Answers as they come, with no more requests under way than there are threads.
+    """Yield responses as they arrive, with no more requests in flight than there are threads.
 
-    Dask blames the death of a worker on every task it was given, also on those that had not begun: after a few deaths
-    it would give up all that wait. So none waits at a worker.
+    Dask blames the death of a worker on every task assigned to it, including queued ones: after a few deaths it would
+    give up all of those. So none are queued at a worker.
     """
     waiting, done = deque(requests.items()), 0
     threads, look_again = 1, 0.0
@@ -76,7 +76,7 @@ def _answers(
     try:
         while waiting or busy:
             workers.keep_alive(done)
-            if time.monotonic() >= look_again:  # it is a question to the scheduler, which has other things to do
+            if time.monotonic() >= look_again:  # a query to the scheduler, which is busy
                 threads, look_again = max(sum(client.nthreads().values()), 1), time.monotonic() + _LOOK_S
             while waiting and len(busy) < threads:
                 number, request = waiting.popleft()
@@ -88,14 +88,14 @@ def _answers(
                 yield number, _answer_of(busy.pop(number))
             report(Progress(done, len(requests), f"{done} of {len(requests)} jobs done"))
             if not ended:
-                one_has_ended.wait(_WAIT_S)  # at once, because its worker has nothing to do now
+                one_has_ended.wait(_WAIT_S)  # returns at once, as its worker is now idle
                 one_has_ended.clear()
     finally:
         client.cancel(list(busy.values()))
 
 
 def _answer_of(future: Any) -> Answer:
-    """The answer in a future that has ended, also in one that failed; the cluster may forget it then."""
+    """The response of a finished future, also of a failed one; the cluster may release it then."""
     error = future.exception() if future.status == "error" else None
     answer = future.result() if future.status == "finished" else None
     if answer is not None:
@@ -110,9 +110,9 @@ def _answer_of(future: Any) -> Answer:
 
 
 class _Workers:
-    """Worker processes on this computer, with a thread each; one that has died is started again.
+    """Worker processes on this computer, with one thread each; restarted when they die.
 
-    Dask's own nannies give a worker up that dies while it starts, and a batch would wait for it for ever.
+    Dask's own nannies give up a worker that dies during startup, and a batch would wait for it forever.
     """
 
     def __init__(self, scheduler: str = "", count: int = 0, gpus: int = 0) -> None:
@@ -129,13 +129,13 @@ class _Workers:
             environment["CUDA_VISIBLE_DEVICES"] = str(number % self._gpus)
         words = [self._scheduler, "--host", _HERE, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
         words += ["--preload", "FewShotSegLib.jobs.run"]
-        words += ["--death-timeout", "60"]  # none outlives a batch that was killed
+        words += ["--death-timeout", "60"]  # workers do not outlive a killed batch
         command = [sys.executable, "-m", "distributed.cli.dask_worker", *words]
         nothing = subprocess.DEVNULL
         return subprocess.Popen(command, env=environment, stdin=nothing, stdout=nothing, stderr=self._log)
 
     def keep_alive(self, done: int) -> None:
-        """Start workers again that have died; `done` requests have been answered by now."""
+        """Restart dead workers; `done` is the number of finished requests."""
         if done > self._done:
             self._deaths, self._done = 0, done
         for number, process in self._processes.items():
@@ -151,7 +151,7 @@ class _Workers:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def close(self) -> None:
-        """End all of them."""
+        """Stop all workers."""
         for process in self._processes.values():
             process.terminate()
         for process in self._processes.values():

@@ -1,4 +1,4 @@
-"""Processes with children of their own, ended as a whole on every system."""
+"""Process trees, terminated as a whole on every system."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 def options(*, gives_way: bool = False) -> dict[str, Any]:
     """Options for `subprocess.Popen`: its children die with it, Ctrl-C does not reach it, no console window opens.
 
-    `gives_way` lets everything else on the computer go first, where that is an option (Windows).
+    `gives_way` lowers the priority, where that is an option (Windows).
     """
     if os.name != "nt":
         return {"start_new_session": True}
@@ -23,12 +23,12 @@ def options(*, gives_way: bool = False) -> dict[str, Any]:
 
 
 def end_tree(process: subprocess.Popen[Any], *, by_force: bool) -> None:
-    """End a running process that was started with `options`, and its children; alone it would leave them behind."""
+    """End a running process that was started with `options`, and its children, which would otherwise be left behind."""
     if process.poll() is not None:
-        return  # its number may belong to somebody else by now
+        return  # its PID may have been reused
     if os.name == "nt":
         command = ["taskkill", *(["/F"] if by_force else []), "/T", "/PID", str(process.pid)]
-        window = subprocess.CREATE_NO_WINDOW  # type: ignore[attr-defined]  # else a console flashes up
+        window = subprocess.CREATE_NO_WINDOW  # type: ignore[attr-defined]  # otherwise a console flashes up
         subprocess.run(command, check=False, capture_output=True, creationflags=window)
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -1,7 +1,7 @@
-"""Folders for files that processes hand each other. What a killed process has left behind, the next one removes.
+"""Temporary folders for files exchanged between processes. Leftovers of a killed process are removed by the next one.
 
-A process holds a lock in its folder for as long as it lives; the operating system takes the lock away with the process,
-however that ends.
+A process holds a lock in its folder for its lifetime; the operating system releases the lock when the process ends, in
+whatever way.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _Own:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        # Locked before it gets its name: a folder with a lock that nobody holds is an abandoned one.
+        # Locked before it is renamed: a folder with an unheld lock is abandoned.
         unnamed = self.folder / "new"
         self._lock = unnamed.open("wb")
         take(self._lock)
@@ -32,7 +32,7 @@ class _Own:
         atexit.register(self.remove)
 
     def remove(self) -> None:
-        if os.getpid() == self._process:  # not in a process that was forked from it
+        if os.getpid() == self._process:  # not in a forked child
             self._lock.close()
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -41,9 +41,9 @@ _own: _Own | None = None
 
 
 def process_folder() -> Path:
-    """Return the folder of this process, which goes with it; only this user can read it. Abandoned ones are removed."""
+    """Return the temporary folder of this process, readable by this user only. Abandoned ones are removed."""
     global _own
-    if _own is None or not _own.folder.is_dir():  # somebody tidied up
+    if _own is None or not _own.folder.is_dir():  # cleaned up by someone else
         remove_abandoned()
         _own = _Own()
     return _own.folder
@@ -55,7 +55,7 @@ def new_folder() -> Path:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether the process whose `process_folder` this is, or was, still runs; in doubt, it does."""
+    """Whether the process whose `process_folder` this is, or was, is still running; true in doubt."""
     if _own is not None and folder == _own.folder:
         return True
     try:
@@ -68,7 +68,7 @@ def is_in_use(folder: Path) -> bool:
 
 
 def remove_abandoned() -> list[Path]:
-    """Remove the folders of processes that ended without doing so, and return them."""
+    """Remove the folders of processes that exited without doing so, and return them."""
     there = [folder for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*") if (folder / _LOCK).is_file()]
     abandoned = [folder for folder in there if not is_in_use(folder)]
     for folder in abandoned:

@@ -1,4 +1,4 @@
-"""Answers to prompts on single slices: volumes by name, and predictors that stay loaded between clicks."""
+"""Interactive prediction on single slices: volumes by name, and predictors cached between clicks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _KEPT_PREDICTORS = 3
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """A volume, the intensity rule the user chose for it (None: the adapter's, or automatic), and ranges worked out."""
+    """A volume, the user's intensity rule for it (None: the adapter's, or automatic), and computed ranges."""
 
     volume: Volume
     intensity: IntensitySpec | None
@@ -48,7 +48,7 @@ class PromptSession:
         self._predictors: dict[tuple[Any, ...], Predictor] = {}
 
     def add_volume(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep a copy of a volume under its name."""
+        """Store a copy of a volume under its name."""
         try:
             affine = np.array(request.get("affine", np.eye(4)), dtype=np.float64)
         except (TypeError, ValueError):
@@ -62,7 +62,7 @@ class PromptSession:
         return {"known": self._volumes.pop(_name(request), None) is not None}
 
     def encode(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Fill the cache with one slice."""
+        """Encode one slice into the cache."""
         started = time.perf_counter()
         known, predictor = self._volume(request), self._predictor(request)
         reader = self._reader(known, predictor, _axis(request, known.volume))
@@ -86,7 +86,7 @@ class PromptSession:
         return {**answer, "iou": float(masks.iou[0]), **told}
 
     def propagate(self, request: Mapping[str, Any], report: Report) -> dict[str, Any]:
-        """Masks and predicted IoU of one structure on its prompted slices and their neighbours, in order of slice."""
+        """Masks and predicted IoU of one structure on its prompted slices and their neighbours, sorted by slice."""
         from FewShotSegLib.inference.segment import SegmentOptions, propagate
 
         known, predictor = self._volume(request), self._predictor(request)
@@ -104,7 +104,7 @@ class PromptSession:
         }
 
     def suggest(self, request: Mapping[str, Any], report: Report) -> dict[str, Any]:
-        """The slice on which the adapter is least sure, and its doubt on each slice that was looked at."""
+        """The slice with the highest uncertainty of the adapter, and the uncertainty of each evaluated slice."""
         from FewShotSegLib.inference.next_slice import suggest_slice
         from FewShotSegLib.inference.segment import SegmentOptions, slice_axis
 
@@ -125,7 +125,7 @@ class PromptSession:
         return known
 
     def _predictor(self, request: Mapping[str, Any]) -> Predictor:
-        """The predictor for base, adapter and device, loaded once; an adapter file that has changed is loaded again."""
+        """The predictor for base, adapter and device, cached; a changed adapter file is reloaded."""
         import torch
 
         from FewShotSegLib.devices import choose_device
@@ -141,7 +141,7 @@ class PromptSession:
                 self._predictors[key] = load_predictor(adapter, request.get("base"), device)
             while len(self._predictors) > _KEPT_PREDICTORS:
                 self._predictors.pop(next(iter(self._predictors)))
-        self._predictors[key] = self._predictors.pop(key)  # the last used is the last to go
+        self._predictors[key] = self._predictors.pop(key)  # least recently used order
         return self._predictors[key]
 
     @staticmethod
@@ -154,7 +154,7 @@ class PromptSession:
 
 
 def _array_from(request: Mapping[str, Any]) -> NDArray[Any]:
-    """The array in an .npy file; with "delete" the file is removed, so that no image stays behind."""
+    """The array in an .npy file; with "delete" the file is removed, so that no image is left behind."""
     path = Path(str(request.get("path", "")))
     try:
         return np.load(path, allow_pickle=False)
@@ -166,7 +166,7 @@ def _array_from(request: Mapping[str, Any]) -> NDArray[Any]:
 
 
 def _answer(prompt: Prompt, predictor: Predictor, embedding: Embedding, frame: SliceFrame) -> Masks:
-    """Logits of the prompt; a structure that the adapter has learned takes part, any other name is just a name."""
+    """Logits of the prompt; a structure known to the adapter is used, any other name is just a name."""
     learned = predictor.adapter.structures if predictor.adapter else {}
     values = [value for value, name in learned.items() if name == prompt.structure]
     if prompt.shows_place:
