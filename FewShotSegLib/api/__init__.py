@@ -1,1 +1,1 @@
-"""The Python API: what `import FewShotSegLib` offers beside the data classes, a module per concern."""
+"""The Python API: what `import FewShotSegLib` offers besides the data classes, one module per concern."""

@@ -1,4 +1,4 @@
-"""Adapters that know how to save and load themselves."""
+"""Adapters with methods for saving and loading."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from FewShotSegLib.io.adapters import save_adapter
 
 
 class Adapter(data.Adapter):
-    """What was learned from exemplars: a few megabytes of weights, and the card that says where they belong.
+    """A trained adapter: a few megabytes of weights, and a card with their metadata.
 
-    `structures` {label: name}, `metrics` and `provenance` say what was learned and how; `adapt` makes adapters,
+    `structures` {label: name}, `metrics` and `provenance` describe what was learned and how; `adapt` trains adapters,
     `segment`, `segment_folder` and `Segmenter` use them.
 
     Examples
@@ -35,7 +35,7 @@ class Adapter(data.Adapter):
         return cls.of(load_data(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a `.safetensors` file, whole or not at all; equal content gives equal bytes."""
+        """Write a `.safetensors` file atomically; equal content gives equal bytes."""
         save_adapter(self, path)
 
     def __repr__(self) -> str:

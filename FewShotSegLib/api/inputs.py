@@ -1,4 +1,4 @@
-"""What the functions of the API take: volumes, labelmaps and adapters, as objects, files or arrays."""
+"""Argument conversion of the API: volumes, labelmaps and adapters, from objects, files or arrays."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Axis = int | str
 
 
 def as_volume(image: VolumeLike, spacing_mm: Any = None) -> Volume:
-    """Return the volume that is meant: a `Volume`, a file, or an array (K, J, I) with its voxel size.
+    """Convert to a volume: a `Volume`, a file, or an array (K, J, I) with its voxel spacing.
 
-    `spacing_mm` (3,) is the voxel size in I, J, K order; it goes with an array only.
+    `spacing_mm` (3,) is the voxel spacing in I, J, K order; for arrays only.
 
     >>> as_volume(np.zeros((4, 3, 2)), spacing_mm=(1, 1, 5)).spacing_mm.tolist()
     [1.0, 1.0, 5.0]
@@ -53,9 +53,9 @@ def as_labelmap(
     image: PathLike | None = None,
     grid: Volume | None = None,
 ) -> Labelmap:
-    """Return the labelmap that is meant: a `Labelmap`, a volume of labels, a file, or an array (K, J, I).
+    """Convert to a labelmap: a `Labelmap`, a volume of labels, a file, or an array (K, J, I).
 
-    Labels that have no name in `structures` are called by their number. `image` and `grid` are for an RT structure set,
+    Labels without a name in `structures` are named by their number. `image` and `grid` are for an RT structure set,
     as in `load_labelmap`.
 
     >>> as_labelmap(np.ones((1, 2, 2), int), (1, 1, 1), {1: "liver"}).structures
@@ -72,7 +72,7 @@ def as_labelmap(
 
 
 def as_adapter(adapter: AdapterLike | None) -> Adapter | None:
-    """Return the adapter that is meant: an `Adapter`, its file, or none."""
+    """Convert to an adapter: an `Adapter`, its file, or None."""
     if adapter is None or isinstance(adapter, Adapter):
         return adapter
     return load_adapter(adapter)
@@ -88,18 +88,18 @@ def make_exemplar(
     structures: Mapping[int, str] | None = None,
     name: str = "exemplar",
 ) -> Exemplar:
-    """Return an annotated case for `adapt` from what is in memory; `load_exemplar` reads one from files.
+    """Return an annotated case for `adapt` from in-memory data; `load_exemplar` reads one from files.
 
     Parameters
     ----------
     image
         Volume, file or array (K, J, I).
     labelmap
-        Labelmap, file or array (K, J, I) of whole numbers, 0 is background; it covers the voxels of the image.
+        Labelmap, file or array (K, J, I) of integers, 0 is background, on the grid of the image.
     spacing_mm
-        Voxel size (3,) in I, J, K order, where `image` is an array.
+        Voxel spacing (3,) in mm, I, J, K order, if `image` is an array.
     axis
-        Axis across the annotated slices: "k", "j", "i" or 0, 1, 2. Default: as acquired.
+        Axis across the annotated slices: "k", "j", "i" or 0, 1, 2. Default: the acquisition axis.
     slices
         The slices whose labels are complete; a listed one without a label is known to be empty. None: every slice with
         a label. "all": every slice.
@@ -109,7 +109,7 @@ def make_exemplar(
     Raises
     ------
     InputError
-        Image and labelmap do not cover the same voxels, a slice does not exist, no label is there.
+        Image and labelmap do not cover the same voxels, a slice does not exist, there are no labels.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The mask of one structure, with its place in the patient."""
+"""The mask of one structure, with its geometry."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from FewShotSegLib.io.volumes import save_labelmap
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """What a `Segmenter` answers: `array` bool (K, J, I) on the grid of its volume, and where it was asked.
+    """Result of a `Segmenter`: `array` bool (K, J, I) on the grid of its volume, and the prompted slice.
 
-    numpy takes it as an array. `affine` (4, 4) maps (i, j, k) to RAS mm. `axis` is the array axis across the slices,
-    `index` the slice that was asked about last, `iou` the overlap with the truth that the model predicts there.
+    Converts to a numpy array. `affine` (4, 4) maps (i, j, k) to RAS mm. `axis` is the array axis across the slices,
+    `index` the last prompted slice, `iou` the IoU that the model predicts there.
 
     Examples
     --------
@@ -46,12 +46,12 @@ class Mask:
 
     @property
     def on_slice(self) -> NDArray[np.bool_]:
-        """The mask (H, W) on the slice that was asked about."""
+        """The mask (H, W) on the last prompted slice."""
         return np.asarray(self.array.take(self.index, self.axis))
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
-        """Voxel size (3,) in mm, in I, J, K order."""
+        """Voxel spacing (3,) in mm, in I, J, K order."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
     @property
@@ -65,5 +65,5 @@ class Mask:
         return Labelmap(Volume(labels, self.affine), {label: self.structure})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `.seg.nrrd` (with the name of the structure), `.nrrd`, `.nii.gz` or `.mha`, whole or not at all."""
+        """Write `.seg.nrrd` (with the name of the structure), `.nrrd`, `.nii.gz` or `.mha`, atomically."""
         save_labelmap(self.to_labelmap(), path)

@@ -1,4 +1,4 @@
-"""A slice with its segmentation, drawn with matplotlib."""
+"""Plot a slice with its segmentation, using matplotlib."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ def plot_overlay(
     legend: bool = True,
     ax: Any = None,
 ) -> Any:
-    """Draw a slice the way radiologists look at it, with each structure in its colour, and return matplotlib's axes.
+    """Plot a slice in radiological orientation, with each structure in its colour, and return matplotlib's axes.
 
     Parameters
     ----------
     image
-        Volume, file or array (K, J, I); an array comes with `spacing_mm` (3,), in mm, I, J, K order.
+        Volume, file or array (K, J, I); an array requires `spacing_mm` (3,), in mm, I, J, K order.
     labelmap
-        Labelmap, `Mask`, file or array (K, J, I) on the voxels of the image; None draws the image alone.
+        Labelmap, `Mask`, file or array (K, J, I) on the grid of the image; None plots the image alone.
     slice
         Index along `axis`. Default: the slice with most labels, or the middle one.
     axis
-        "k", "j", "i" or 0, 1, 2. Default: as acquired.
+        "k", "j", "i" or 0, 1, 2. Default: the acquisition axis.
     window
-        Values that become black and white. Default: by the kind of image.
+        Values mapped to black and white. Default: by the kind of image.
     alpha
         Opacity of the filled structures, 0 to 1; their outlines are opaque.
     legend
-        Whether the structures on the slice are named.
+        Whether to add a legend of the structures on the slice.
     ax
-        Axes to draw into. Default: new ones.
+        Axes to plot into. Default: new ones.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Adapting and segmenting from Python, with objects in memory."""
+"""Adaptation and segmentation from Python, with in-memory objects."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def adapt(
     device: str = "auto",
     progress: bool | Report | None = None,
 ) -> Adapter:
-    """Learn the structures of annotated cases and return an adapter; `Adapter.save` keeps it.
+    """Train an adapter for the structures of annotated cases and return it; `Adapter.save` writes it to a file.
 
     Parameters
     ----------
@@ -65,20 +65,20 @@ def adapt(
         "lora" (Feng et al. 2023), "asap" (Yang et al.; also needs `auxiliary`), "uda" (Zhu et al. 2024; needs `source`
         and `target` and no exemplars), "gmiseg" (Xu).
     base
-        Base model: "bundled", "bundled-small", "vit_b", ... or a file. "auto": the one the method does best with.
+        Base model: "bundled", "bundled-small", "vit_b", ... or a file. "auto": the method's preferred one.
     recipe
         Options that differ from the defaults of the method, for example `{"rank": 8, "steps": 800}`; nested ones as
         mappings.
     max_seconds
-        Training stops then and keeps the best so far. Default: as long as the recipe says.
+        Time limit, at which training stops and keeps the best state so far. Default: that of the recipe.
     auxiliary, source, target
-        Folders of labelled data sets, of labelled images of another kind, and of unlabelled images.
+        Folders of labelled data sets, of labelled source-domain images, and of unlabelled target images.
     keep_names
-        Let the adapter hold the names of its exemplars and files. Default: "exemplar 1", "image 1", ... stand for them.
+        Store the names of exemplars and files in the adapter. Default: replaced by "exemplar 1", "image 1", ...
     seed
         The same seed, inputs and device give the same adapter on a CPU, unless `max_seconds` ended training.
     device
-        "auto" (a GPU where there is one), "cpu" or "cuda".
+        "auto" (a GPU if available), "cpu" or "cuda".
     progress
         None: a bar in a terminal or notebook. True, False: a bar or none. A function gets every `Progress`; it may
         raise `Cancelled`, or `StopAndKeepBest` once `can_stop` is set.
@@ -86,7 +86,7 @@ def adapt(
     Raises
     ------
     InputError
-        Something that you can fix, such as a structure that no exemplar shows; the message says how.
+        Something that you can fix, such as a structure missing from all exemplars; the message says how.
     Cancelled
         Raised by `progress`.
 
@@ -107,7 +107,7 @@ def adapt(
     with reporting(shown) as report, tempfile.TemporaryDirectory(prefix="fewshotseg-") as scratch:
         notes = Notes(report)
         job = AdaptJob(
-            out=str(Path(scratch) / "adapter.safetensors"),  # for checkpoints, which hold weights and no images
+            out=str(Path(scratch) / "adapter.safetensors"),  # for checkpoints, which contain weights and no images
             method=method,
             base=base,
             recipe=dict(recipe or {}),
@@ -142,31 +142,31 @@ def segment(
     device: str = "auto",
     progress: bool | Report | None = None,
 ) -> Labelmap:
-    """Segment a whole volume with an adapter, after a support set, or from prompts, and return a labelmap on its grid.
+    """Segment a whole volume with an adapter, a support set, or prompts, and return a labelmap on its grid.
 
     Parameters
     ----------
     image
-        Volume, file or array (K, J, I); an array comes with `spacing_mm` (3,), in mm, I, J, K order.
+        Volume, file or array (K, J, I); an array requires `spacing_mm` (3,), in mm, I, J, K order.
     adapter
         Adapter or file.
     support
-        Annotated cases to segment after, without training; see `load_exemplar` and `make_exemplar`.
+        Annotated cases used as a support set, without training; see `load_exemplar` and `make_exemplar`.
     prompts
-        Points, boxes and masks on slices of the image, which are followed to the neighbouring slices.
+        Points, boxes and masks on slices of the image, propagated to the neighbouring slices.
     base
         Base model: "bundled", "bundled-small", "vit_b", ... or a file. Default: the one the adapter was made for, or
         "bundled".
     axis
-        Axis across the slices: "k", "j", "i" or 0, 1, 2. Default: that of the adapter, or as acquired.
+        Axis across the slices: "k", "j", "i" or 0, 1, 2. Default: that of the adapter, or the acquisition axis.
     largest_component, min_island_ml
-        Keep the largest part of each structure only; remove parts below a volume in millilitres.
+        Keep only the largest component of each structure; remove components below a volume in millilitres.
     all_pieces
-        Keep pieces that lie apart, also of structures that were in one piece on their exemplars.
+        Keep separate components, also of structures with one component in their exemplars.
     smoothing_mm
-        Standard deviation of a Gaussian over the finished labels, in mm, against stairs between slices. 0: none.
+        Standard deviation of Gaussian smoothing of the final labels, in mm, against steps between slices. 0: none.
     seed
-        Of the copies that a support set is learned from.
+        Random seed of the augmented copies of a support set.
     device, progress
         As in `adapt`.
 
@@ -228,25 +228,25 @@ def segment_folder(
     device: str = "auto",
     progress: bool | Report | None = None,
 ) -> list[dict[str, Any]]:
-    """Segment the volumes of a folder into another one; what is there already, from the same inputs, is not made again.
+    """Segment the volumes of a folder into another one; existing results from the same inputs are not recomputed.
 
     `NAME.seg.nrrd` and `NAME.result.json` are written for each volume, and `volumes.csv` with a row per structure:
-    millilitres, confidence and quality flags.
+    volume in mL, confidence and quality flags.
 
     Parameters
     ----------
     images
         Folder of volumes (files, and folders of DICOM files), or a list of them.
     out
-        Folder for the segmentations; made where it is missing.
+        Folder for the segmentations; created if missing.
     adapter
         Adapter or file; an adapter in memory is written to `out/adapter.safetensors`.
     processes
-        Images at the same time, each in a process of its own. Together they use the cores once.
+        Number of images in parallel, each in its own process. The cores are divided among them.
     dask
         "local" (a cluster of `processes` workers), or the address of a Dask scheduler (extra `dask`).
     part
-        (i, n): only the i-th of n equal parts of the images, for arrays of jobs on a cluster; i counts from 1.
+        (i, n): only the i-th of n equal parts of the images, for job arrays on a cluster; i is 1-based.
     axis, largest_component, min_island_ml, all_pieces, smoothing_mm, seed, device, progress
         As in `segment`.
     format
@@ -254,19 +254,19 @@ def segment_folder(
     probabilities
         Also write a probability map for each structure.
     channel, time_index
-        Channel and time of images that hold several, both from 0. Of a folder with nnU-Net's `CASE_0000`, `CASE_0001`,
-        ... the files of that channel are segmented.
+        Channel and time point of images with several, both 0-based. In a folder with nnU-Net's `CASE_0000`,
+        `CASE_0001`, ... the files of that channel are segmented.
 
     Returns
     -------
     list of dict
-        A record for each image: "image", "outputs" {file: SHA-256}, "metrics", "timings_s" and "warnings"; or "image"
+        A record per image: "image", "outputs" {file: SHA-256}, "metrics", "timings_s" and "warnings"; or "image"
         and "error". An image that cannot be segmented does not stop the others.
 
     Raises
     ------
     InputError
-        The folder holds no volume, two images have the same name, or no image at all could be segmented.
+        The folder contains no volume, two images have the same name, or no image could be segmented.
 
     Examples
     --------

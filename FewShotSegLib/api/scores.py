@@ -1,4 +1,4 @@
-"""Comparing segmentations with references, from Python."""
+"""Evaluation of segmentations against references, from Python."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .inputs import LabelmapLike, PathLike, as_labelmap
 class Evaluation:
     """The scores of all cases. `rows` has one entry per case, structure and scope.
 
-    The scope "all_slices" counts the whole volume, "oracle_slices" only those slices that show the structure in the
+    The scope "all_slices" counts the whole volume, "oracle_slices" only the slices that contain the structure in the
     reference.
     """
 
@@ -60,20 +60,20 @@ def evaluate(
     Parameters
     ----------
     prediction, reference
-        Two folders, whose files are paired by name; or two files, labelmaps or arrays (K, J, I) of whole numbers.
+        Two folders, whose files are paired by name; or two files, labelmaps or arrays (K, J, I) of integers.
     structures
-        {label in the reference: name} of what is compared. Default: all that the references hold.
+        {label in the reference: name} of the structures to compare. Default: all in the references.
     spacing_mm
-        Voxel size (3,) of two arrays, in mm, I, J, K order.
+        Voxel spacing (3,) of two arrays, in mm, I, J, K order.
     tolerance_mm
-        Of the normalized surface distance (NSD).
+        Tolerance of the normalized surface distance (NSD).
     progress
         As in `adapt`; only folders report it.
 
     Raises
     ------
     InputError
-        A prediction without a reference, different voxels, structures that have other names in both.
+        A prediction without a reference, different grids, structures with conflicting names.
 
     Examples
     --------

@@ -29,7 +29,7 @@ Point = Sequence[float]
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """What was pointed at, {slice: prompt}, and what came of it, {slice: (mask (H, W), predicted IoU)}."""
+    """The prompts, {slice: prompt}, and their results, {slice: (mask (H, W), predicted IoU)}."""
 
     prompts: Mapping[int, Prompt] = field(default_factory=dict)
     found: Mapping[int, tuple[NDArray[np.bool_], float]] = field(default_factory=dict)
@@ -37,34 +37,34 @@ class _State:
 
 
 class Segmenter:
-    """Segment one structure of a volume by pointing at it; every answer is a `Mask`.
+    """Segment one structure of a volume interactively; every call returns a `Mask`.
 
     Points are voxel coordinates (i, j, k), which is (column, row, slice) of an axial series; arrays are (K, J, I).
-    Each click corrects the answer before it. A slice is encoded once, which takes tens of milliseconds with the bundled
+    Each click corrects the previous mask. A slice is encoded once, which takes tens of milliseconds with the bundled
     model on a CPU and seconds with SAM ViT-B; a further click takes about ten milliseconds.
 
     Parameters
     ----------
     image
-        Volume, file or array (K, J, I); an array comes with `spacing_mm` (3,), its voxel size in mm, I, J, K order.
+        Volume, file or array (K, J, I); an array requires `spacing_mm` (3,), its voxel spacing in mm, I, J, K order.
     adapter
-        Adapter or file that knows images like this one; default: the base model alone.
+        Adapter or file for images like this one; default: the base model alone.
     base
         Base model: "bundled", "bundled-small", "vit_b", ... or a file. Default: the one the adapter was made for, or
         "bundled"; "bundled-small" is less accurate and about twenty times as fast.
     axis
-        Axis across the slices that are shown to the model: "k", "j", "i" or 0, 1, 2. Default: as acquired.
+        Axis across the slices to segment: "k", "j", "i" or 0, 1, 2. Default: the acquisition axis.
     structure
-        Name of what is segmented. Where the adapter has learned it, its knowledge takes part in every answer.
+        Name of the structure. If the adapter has learned it, every prediction uses it.
     window
-        Lowest and highest value that the model shall see. Default: that of the adapter, or by the kind of image.
+        Intensity window of the model input. Default: that of the adapter, or by the kind of image.
     device
-        "auto" (a GPU where there is one), "cpu" or "cuda".
+        "auto" (a GPU if available), "cpu" or "cuda".
 
     Raises
     ------
     InputError
-        The adapter is a 3-D network, which takes no clicks; or a file, model or device is missing.
+        The adapter is a 3-D network, which does not support clicks; or a file, model or device is missing.
 
     Examples
     --------
@@ -115,17 +115,18 @@ class Segmenter:
         return Mask(array, self.volume.affine, self.axis, state.index, iou, self.structure)
 
     def click(self, point_ijk: Point, *, positive: bool = True) -> Mask:
-        """Point at the structure, or with `positive=False` at what is not part of it, and return the mask.
+        """Click on the structure, or with `positive=False` outside it, and return the mask.
 
-        `point_ijk` (3,): voxel coordinates i, j, k, whole or not; the slice is the nearest one. A point outside the
+        `point_ijk` (3,): voxel coordinates i, j, k, may be fractional; the nearest slice is used. A point outside the
         volume is an `InputError`.
         """
         return self._point(_point(point_ijk)[np.newaxis], positive)
 
     def scribble(self, points_ijk: Iterable[Point], *, positive: bool = True) -> Mask:
-        """Draw a line of points (N, 3), i, j, k, on one slice through the structure, or through what is not part of it.
+        """Draw a line of points (N, 3), i, j, k, on one slice through the structure, or with `positive=False` outside
+        it.
 
-        The model takes it as up to six clicks at equal distances along the line.
+        It is converted to up to six equidistant clicks along the line.
         """
         line = np.array([_point(point) for point in points_ijk])
         if not len(line):
@@ -142,9 +143,9 @@ class Segmenter:
         return self._ask(replace(before, box_ijk=corners))
 
     def propagate(self, slices: int = 40, *, direction: int = 0, progress: bool | Report | None = None) -> Mask:
-        """Continue the mask on up to `slices` neighbouring slices of every slice that was prompted.
+        """Propagate the mask to up to `slices` neighbouring slices of every prompted slice.
 
-        Each mask guides the next one, until the predicted overlap falls below 0.5 or the area changes twofold.
+        Each mask prompts the next one, until the predicted IoU falls below 0.5 or the area changes twofold.
         `direction` 1: to higher slices, -1: to lower ones, 0: both. `progress`: see `segment`.
         """
         state = self._states[-1]
@@ -166,14 +167,14 @@ class Segmenter:
         return self.mask
 
     def undo(self) -> Mask:
-        """Take the last click, scribble, box or propagation back and return the mask before it."""
+        """Undo the last click, scribble, box or propagation and return the previous mask."""
         if len(self._states) == 1:
             raise InputError("There is nothing to undo.")
         self._states.pop()
         return self.mask
 
     def reset(self) -> None:
-        """Forget all prompts and masks, for another structure of the same volume; encoded slices are kept."""
+        """Clear all prompts and masks, for another structure of the same volume; encoded slices are kept."""
         self._states = [_State()]
 
     def _point(self, points: NDArray[np.float64], positive: bool) -> Mask:

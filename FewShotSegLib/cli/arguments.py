@@ -1,4 +1,4 @@
-"""The words of the command line, and the jobs they mean. No torch: help and mistakes are answered at once."""
+"""Command line arguments, and their conversion to jobs. No torch: help and usage errors are instant."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEMO_OUT = "demo-output"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands but `benchmark`, whose words go to the benchmark itself."""
+    """The parser of all commands but `benchmark`, whose arguments are passed on to the benchmark."""
     top = argparse.ArgumentParser(
         prog="fewshotseg",
         description="Adapt a promptable segmentation model to a few annotated slices, and segment with it.",
@@ -291,7 +291,7 @@ def _positive(text: str) -> int:
 
 
 def part_from(text: str) -> Part:
-    """Return the part that "2/8" means, the second of eight.
+    """Parse a part such as "2/8", the second of eight.
 
     >>> part_from("2/8")
     Part(number=2, count=8)
@@ -306,7 +306,7 @@ def part_from(text: str) -> Part:
 
 
 def structures_from(text: str) -> dict[int, str]:
-    """{6: "liver", 1: "spleen"} of "6=liver,1=spleen".
+    """Parse "6=liver,1=spleen" into {6: "liver", 1: "spleen"}.
 
     >>> structures_from("6=liver, 1=spleen")
     {6: 'liver', 1: 'spleen'}
@@ -403,7 +403,7 @@ def evaluate_job_from(chosen: argparse.Namespace) -> EvaluateJob:
 
 
 def recipe_from(cls: type[Any], words: Sequence[str]) -> dict[str, Any]:
-    """What files and `key=value` words change in a method's recipe, of class `cls`; later words win."""
+    """Recipe overrides of class `cls` from files and `key=value` arguments; later ones win."""
     recipe = cls()
     for word in words:
         if "=" in word and not _is_file(word):
@@ -416,7 +416,7 @@ def recipe_from(cls: type[Any], words: Sequence[str]) -> dict[str, Any]:
 def _is_file(word: str) -> bool:
     try:
         return Path(word).is_file()
-    except (OSError, ValueError):  # too long for a name, as a list of values may be
+    except (OSError, ValueError):  # too long for a file name, as a list of values may be
         return False
 
 

@@ -14,11 +14,11 @@ from FewShotSegLib.progress import Progress
 from FewShotSegLib.visualization.progress_bar import ProgressBar, is_counted, shown_metrics
 from FewShotSegLib.visualization.text_table import table
 
-_BETWEEN_S = 60.0  # seconds between two lines of progress in a log
+_BETWEEN_S = 60.0  # seconds between two progress lines in a log
 
 
 class Display:
-    """Plain lines on the error stream, one a minute while work goes on; results on the output stream."""
+    """Plain lines on stderr, one per minute during work; results on stdout."""
 
     def __init__(self, out: TextIO, err: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self.out, self.err = out, err
@@ -57,7 +57,7 @@ class Display:
 
 
 class Bar(Display):
-    """A progress bar, where somebody is watching."""
+    """A progress bar, in interactive sessions."""
 
     def __init__(self, out: TextIO, err: TextIO) -> None:
         super().__init__(out, err)
@@ -86,7 +86,7 @@ def _sentence(progress: Progress) -> str:
 
 
 class JsonLines(Display):
-    """One JSON object per line on the output stream: type "progress", then "result" (errors come from the caller)."""
+    """One JSON object per line on stdout: type "progress", then "result" (errors come from the caller)."""
 
     def progress(self, progress: Progress) -> None:
         self._write({"type": "progress", **progress.to_dict()})
@@ -106,7 +106,7 @@ class JsonLines(Display):
 
 
 class Nothing(Display):
-    """Of several processes that train together only the first shows what all of them do."""
+    """No display: in distributed training only rank 0 shows progress."""
 
     def progress(self, progress: Progress) -> None:
         pass
@@ -120,7 +120,7 @@ class Nothing(Display):
 
 @contextlib.contextmanager
 def display_for(as_json: bool, *, shown: bool = True) -> Iterator[Display]:
-    """The display that fits the streams there are; without `shown` nothing is."""
+    """The display for the available streams; none without `shown`."""
     kind = Nothing if not shown else JsonLines if as_json else Bar if sys.stderr.isatty() else Display
     display = kind(sys.stdout, sys.stderr)
     try:
@@ -135,7 +135,7 @@ def _numbers(metrics: Mapping[str, float]) -> str:
 
 
 def summary(result: Mapping[str, Any]) -> list[str]:
-    """What a person wants to know of a job's record."""
+    """Readable summary of a job's record."""
     lines = [*_adapter_lines(result), *_image_lines(result), *_score_lines(result)]
     lines += [f"Warning: {warning}" for warning in result.get("warnings", [])]
     folder_or_file = result["job"]["out"]
@@ -187,7 +187,7 @@ def _missed(count: int) -> str:
 
 
 def readable_card(values: Mapping[str, Any], parameters: int, size_bytes: int) -> str:
-    """An adapter's card for a person to read."""
+    """An adapter's card in readable form."""
     metrics = values["metrics"]
     exemplars = [
         f"{e['name']}: {_channel_of(e)}slices {'kji'[e['axis']]}={','.join(map(str, e['annotated_slices']))}"

@@ -1,4 +1,4 @@
-"""What this installation is and has: for bug reports, scripts and agents."""
+"""Information on this installation: for bug reports, scripts and agents."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def system_info() -> dict[str, Any]:
 
 
 def readable_info(values: Mapping[str, Any]) -> list[str]:
-    """Return the same as lines for a person."""
+    """Return the same as readable lines."""
     lines = [f"{name} {version}" for name, version in values["versions"].items()]
     for device in values["devices"]:
         about = f"{device['cores']} cores" if device["name"] == "cpu" else device["model"]

@@ -1,8 +1,8 @@
 """`fewshotseg`: the command line. It reads arguments, runs jobs, and shows progress; PyTorch is imported by the jobs.
 
-Exit codes: 0 done, 1 a defect of this program (traceback), 2 something the user can fix (one sentence on the error
-stream), 130 cancelled. The first Ctrl-C asks the work to stop at its next step and leave nothing behind; with
-`--keep-best` it ends training there and keeps the best adapter so far. The second one stops at once.
+Exit codes: 0 success, 1 a defect of this program (traceback), 2 something the user can fix (one sentence on stderr),
+130 cancelled. The first Ctrl-C requests the work to stop at its next step and leave nothing behind; with `--keep-best`
+it ends training there and keeps the best adapter so far. The second one stops at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OK, DEFECT, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; it runs to its end also when nobody reads what it says."""
+    """Run a command and return its exit code; it completes even if its output streams are closed."""
     with steady_streams():
         return _run_words(arguments)
 
@@ -42,13 +42,13 @@ def _run_words(arguments: Sequence[str] | None) -> int:
         return _guarded(lambda: _benchmark(words[1:]), as_json=False)
     try:
         chosen = parser().parse_args(words)
-    except SystemExit as stop:  # --help and wrong words; argparse has said what
+    except SystemExit as stop:  # --help and usage errors, already reported by argparse
         return int(stop.code or 0)
     return _guarded(lambda: _COMMANDS[chosen.command](chosen), as_json=getattr(chosen, "json", False))
 
 
 def _guarded(command: Any, *, as_json: bool) -> int:
-    """The exit code of a command; what went wrong is said once, in the form that was asked for."""
+    """The exit code of a command; errors are reported once, in the requested format."""
     try:
         return int(command() or OK)
     except InputError as error:
@@ -141,7 +141,7 @@ def _run(job: Any, chosen: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _watched(chosen: argparse.Namespace, *, shown: bool = True) -> Iterator[tuple[Control, Display]]:
-    """A report that Ctrl-C can stop, and what shows it."""
+    """A progress callback that Ctrl-C can stop, and its display."""
     with display_for(chosen.json, shown=shown) as display:
         control = Control(display.progress)
         keep_best = bool(getattr(chosen, "keep_best", False))
@@ -161,7 +161,7 @@ def _ctrl_c(control: Control, keep_best: bool) -> Iterator[None]:
 
     try:
         before = signal.signal(signal.SIGINT, asked)
-    except ValueError:  # not the main thread: whoever runs us there handles Ctrl-C
+    except ValueError:  # not the main thread: the caller handles Ctrl-C
         yield
         return
     try:

@@ -1,4 +1,4 @@
-"""Output streams that may be missing, or be closed while the work goes on: neither ends it."""
+"""Output streams that may be missing, or be closed during the work, without ending it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, TextIO, cast
 
 
 class Steady:
-    """A text stream that is written to as long as somebody reads it, and then into nothing."""
+    """A text stream that is written to as long as it is open, and discarded afterwards."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write the text where that is possible; what the stream cannot show is written as an escape."""
+        """Write the text if possible; unencodable characters are escaped."""
         if self._stream is not None:
             try:
                 try:
@@ -29,7 +29,7 @@ class Steady:
         return len(text)
 
     def flush(self) -> None:
-        """Hand over what was written, where that is possible."""
+        """Flush the stream, if possible."""
         if self._stream is not None:
             try:
                 self._stream.flush()
@@ -37,11 +37,11 @@ class Steady:
                 self._give_up()
 
     def isatty(self) -> bool:
-        """Whether a person is looking."""
+        """Whether the stream is a terminal."""
         return self._stream is not None and self._stream.isatty()
 
     def _give_up(self) -> None:
-        """Write into nothing from now on, also what is still in the buffer when the interpreter ends."""
+        """Discard all output from now on, including what is still in the buffer at interpreter exit."""
         stream, self._stream = self._stream, None
         with contextlib.suppress(OSError, ValueError, AttributeError):
             nothing = os.open(os.devnull, os.O_WRONLY)
@@ -56,14 +56,14 @@ class Steady:
 def steady_streams() -> Iterator[None]:
     """Make `sys.stdout` and `sys.stderr` steady while the block runs.
 
-    Descriptors 0 to 2 that are closed lead to nothing: otherwise the first files opened would get these numbers, and
-    what C libraries print would go into them.
+    Closed descriptors 0 to 2 are redirected to the null device: otherwise the first files opened would get these
+    numbers, and C libraries would print into them.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = cast(TextIO, Steady(sys.stdout)), cast(TextIO, Steady(sys.stderr))
     try:

@@ -1,4 +1,4 @@
-"""The page that `fewshotseg demo` leaves behind: what was given, what came out, and where it is wrong."""
+"""The report page of `fewshotseg demo`: inputs, results, and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SHOWN_AT = (0.3, 0.55, 0.8)  # of the labelled part of a patient
 
 @dataclass(frozen=True, eq=False)
 class Patient:
-    """One synthetic patient, its files, and the slices annotated of it (none of an unseen one)."""
+    """One synthetic patient, its files, and its annotated slices (none for an unseen one)."""
 
     name: str
     volume: Volume
@@ -39,7 +39,7 @@ class Patient:
 
 @dataclass(frozen=True, eq=False)
 class DemoReport:
-    """Everything the page tells."""
+    """The data of the page."""
 
     out: Path
     known: Sequence[Patient]
@@ -52,7 +52,7 @@ class DemoReport:
 
 
 def mean_dice(rows: Sequence[Row], structure: str | None = None, scope: str = "oracle_slices") -> float:
-    """Mean over cases, and over structures where none is named."""
+    """Mean over cases, and over structures if none is named."""
     return float(np.mean([row.dsc for row in rows if row.scope == scope and structure in (None, row.structure)]))
 
 
@@ -110,7 +110,7 @@ def _overlays(page: HtmlPage, demo: DemoReport, colors: Mapping[int, Any]) -> No
     page.legend(demo.unseen[0].truth.structures, colors)
     for patient in demo.unseen:
         pictures = []
-        for name in demo.scores:  # a row of pictures each
+        for name in demo.scores:  # a row of images each
             found = load_labelmap(demo.out / FOLDERS[name] / f"{patient.name}.seg.nrrd")
             pictures += [_picture(patient, found, index, colors, title=name) for index in _shown(patient)]
         page.gallery(pictures, f"{patient.name}: filled is the answer, the line is the truth")
@@ -136,7 +136,7 @@ def _picture(
 
 
 def _body(volume: Volume) -> tuple[slice, slice]:
-    """Rows and columns of the slices that show the patient, with a small margin."""
+    """Bounding box of the patient in the slices (rows and columns), with a small margin."""
     inside = np.any(volume.array > -300, axis=0)
     rows, columns = (np.flatnonzero(np.any(inside, axis=other)) for other in (1, 0))
     (top, bottom), (left, right) = ((max(int(at[0]) - 3, 0), int(at[-1]) + 4) for at in (rows, columns))
@@ -144,7 +144,7 @@ def _body(volume: Volume) -> tuple[slice, slice]:
 
 
 def _as_in_truth(found: Labelmap, truth: Labelmap) -> NDArray[Any]:
-    """Labels renumbered as in the truth; without an adapter they are numbered as the prompts came."""
+    """Labels renumbered as in the ground truth; without an adapter they are in prompt order."""
     labels = np.zeros_like(found.volume.array)
     value_of = {name: value for value, name in truth.structures.items()}
     for value, name in found.structures.items():

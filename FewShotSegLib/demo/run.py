@@ -1,6 +1,6 @@
 """`fewshotseg demo`: synthetic patients, three annotated slices, an adapter, and patients it has never seen.
 
-Everything runs as jobs, as a user's own would: what the demo does can be repeated from its job files.
+Everything runs as jobs, like a user's own: the demo can be reproduced from its job files.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from FewShotSegLib.visualization.text_table import table
 from .page import BASE, CLICKED, FOLDERS, FREE, DemoReport, Patient, mean_dice, write_report
 from .phantom import cohort
 
-# No time limit: it would let the clock into the learning rate, and two demos should end alike.
+# No time limit: the learning rate would depend on the clock, and the demo should be reproducible.
 RECIPE: dict[str, Any] = {"estimate_folds": 0}
-# Of a base model whose encoder is trained.
+# For a base model whose encoder is trained.
 ENCODER_RECIPE: dict[str, Any] = {
     "steps": 420,
     "batch_size": 2,
@@ -59,9 +59,9 @@ def run_demo(
     recipe: dict[str, Any] | None = None,
     patient: dict[str, Any] | None = None,
 ) -> list[str]:
-    """Make everything in the folder `out` and return the lines to print.
+    """Run the whole demo in the folder `out` and return the lines to print.
 
-    `recipe` changes options of the demo's own; `patient` holds options of `phantom.patient`.
+    `recipe` overrides the demo's own options; `patient` holds options of `phantom.patient`.
     """
     started = time.monotonic()
     _take_folder(out)
@@ -94,7 +94,7 @@ _MARK = "demo.json"
 
 
 def _take_folder(out: Path) -> None:
-    """Only an empty folder, or that of an earlier demo, is filled: everything in it is made anew."""
+    """Use only an empty folder, or that of an earlier demo, whose content is regenerated."""
     check_writable(out / _MARK)
     if not (out / _MARK).is_file() and any(entry.name[0] != "." for entry in out.iterdir()):
         raise InputError(f"{out} holds files that are not of a demo; choose a folder that is new or empty (--out).")
@@ -110,14 +110,14 @@ def _patients(out: Path, seed: int, options: dict[str, Any]) -> list[Patient]:
         reference = out / ("exemplars" if at else "reference") / f"{name}.seg.nrrd"
         patient = Patient(name, volume, truth, folder / f"{name}.nrrd", reference, _slices_at(truth.volume.array, at))
         save_volume(volume, patient.image)
-        # Of the exemplars only what was annotated is written: nothing else can reach the adapter.
+        # Only annotated slices of the exemplars are written: nothing else can leak into the adapter.
         save_labelmap(_only_annotated(patient) if at else truth, reference)
         patients.append(patient)
     return patients
 
 
 def _slices_at(labels: NDArray[Any], shares: Sequence[float]) -> tuple[int, ...]:
-    """Slices along k at shares of the part that holds any organ but the aorta, which runs through the whole volume."""
+    """Slices along k at fractions of the range with any organ but the aorta, which spans the whole volume."""
     organs = (labels > 0) & (labels != 5)
     held = np.flatnonzero(organs.any(axis=(1, 2)))
     return tuple(int(held[round(share * (len(held) - 1))]) for share in shares)
@@ -150,7 +150,7 @@ def _without_clicks(out: Path, unseen: Sequence[Patient], base: str, adapter: Pa
 
 
 def _with_clicks(out: Path, unseen: Sequence[Patient], base: str, adapter: Path | None, report: Report) -> list[Row]:
-    """One click per structure on every slice that holds it: the middle of what a person would point at."""
+    """One click per structure on every slice that contains it, at its centre, as a user would click."""
     name = FOLDERS[CLICKED if adapter else BASE]
     folder = _emptied(out / name)
     jobs = []
@@ -163,7 +163,7 @@ def _with_clicks(out: Path, unseen: Sequence[Patient], base: str, adapter: Path 
 
 
 def _emptied(folder: Path) -> Path:
-    """The folder without records of an earlier demo, so that everything is made anew."""
+    """The folder without records of an earlier demo, so that everything is recomputed."""
     for record in folder.glob(f"*{RECORD_SUFFIX}"):
         record.unlink()
     return folder

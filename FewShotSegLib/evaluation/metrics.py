@@ -1,10 +1,10 @@
-"""Agreement of two masks: overlap, and surface distances in millimetres, with every empty case defined.
+"""Agreement of two masks: overlap, and surface distances in millimetres, with all empty cases defined.
 
 The surface of a mask is the set of its border voxels: those with at least one of their 6 face neighbours (4 in a
-one-slice image) outside the mask; outside the image counts as outside the mask. Distances run between voxel centres and
+one-slice image) outside the mask; outside the image counts as outside the mask. Distances are between voxel centres and
 respect anisotropic spacing. This is MONAI's definition. The surface elements of DeepMind's `surface-distance` (FLARE,
-nnU-Net challenges) lie between voxels and are weighted by area, so its NSD differs by a few hundredths where the
-tolerance is near the voxel size; numbers are comparable only within one definition.
+nnU-Net challenges) are between voxels and weighted by area, so its NSD differs by a few hundredths where the tolerance
+is near the voxel size; numbers are comparable only within one definition.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from FewShotSegLib.errors import InputError
 Mask = NDArray[np.bool_]
 Distances = NDArray[np.float64]
 
-# A tolerance of 2 mm holds for 20 voxels of 0.1 mm, whose sum is not exactly 2 in floating point.
+# A tolerance of 2 mm must include 20 voxels of 0.1 mm, whose sum is not exactly 2 in floating point.
 _ROUNDING_MM = 1e-6
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How well a prediction matches a reference; distances in mm, volumes in mL, the others in [0, 1].
+    """Scores of a prediction against a reference; distances in mm, volumes in mL, the others in [0, 1].
 
     Both masks empty: dsc 1, iou 1, hd95_mm 0, asd_mm 0, nsd 1. Only one empty: 0, 0, image diagonal, image diagonal, 0.
     """
@@ -47,8 +47,8 @@ class Scores:
 def compare(pred: Mask, ref: Mask, spacing_mm: ArrayLike, tolerance_mm: float = 2.0) -> Scores:
     """Return the scores of a predicted mask against a reference, both bool (K, J, I); spacing in I, J, K order.
 
-    hd95_mm: the larger of the two directed 95th percentiles. asd_mm: mean over the distances of both directions
-    together. nsd: share of both surfaces that lies within `tolerance_mm` of the other.
+    hd95_mm: the larger of the two directed 95th percentiles. asd_mm: mean over the pooled distances of both directions.
+    nsd: fraction of both surfaces within `tolerance_mm` of the other.
 
     >>> mask = np.zeros((1, 4, 4), dtype=bool)
     >>> mask[0, 1, 1] = True
@@ -81,18 +81,18 @@ def compare(pred: Mask, ref: Mask, spacing_mm: ArrayLike, tolerance_mm: float = 
 
 
 def surface_distances(pred: Mask, ref: Mask, spacing_mm: ArrayLike) -> tuple[Distances, Distances]:
-    """Return the distance in mm of each surface voxel of `pred` to the surface of `ref`, and the other way round.
+    """Return the distance in mm of each surface voxel of `pred` to the surface of `ref`, and vice versa.
 
-    Both masks hold at least one voxel. Cost: two distance transforms of the box around both masks.
+    Both masks must be nonempty. Cost: two distance transforms of the box around both masks.
     """
     from scipy.ndimage import distance_transform_edt
 
     spacing = _checked(pred, ref, spacing_mm)[::-1]  # K, J, I like the arrays
     if not (pred.any() and ref.any()):
         raise InputError("Surface distances need two masks with at least one voxel each; compare() defines the rest.")
-    # A single slice has no surface across it: otherwise every voxel would be a border voxel.
+    # A single slice has no through-plane surface: otherwise every voxel would be a border voxel.
     thick = [axis for axis in range(3) if pred.shape[axis] > 1] or [0]
-    # Nothing lies outside the joint box, so the nearest surface voxel never does either: distances stay exact.
+    # The joint bounding box contains all surface voxels, so distances stay exact.
     box = _bounding_box(pred | ref)
     drop = tuple(axis for axis in range(3) if axis not in thick)
     surface_pred, surface_ref = (_surface(mask[box].squeeze(drop)) for mask in (pred, ref))
@@ -110,7 +110,7 @@ def hausdorff_mm(from_pred: Distances, from_ref: Distances, percentile: float = 
 def image_diagonal_mm(shape: tuple[int, ...], spacing_mm: ArrayLike) -> float:
     """Return the length of the diagonal of an image (K, J, I) with its spacing in I, J, K order.
 
-    It is longer than any distance between two voxel centres: a missed structure never scores better than a found one.
+    It exceeds any distance between two voxel centres: a missed structure never scores better than a found one.
 
     >>> image_diagonal_mm((1, 4, 3), (1.0, 1.0, 0.001)).__round__(3)
     5.0
@@ -133,7 +133,7 @@ def _bounding_box(mask: Mask) -> tuple[slice, ...]:
 
 
 def _checked(pred: Any, ref: Any, spacing_mm: ArrayLike) -> Distances:
-    """Return the spacing (3,) in I, J, K order after refusing what cannot be compared."""
+    """Return the spacing (3,) in I, J, K order after rejecting incomparable masks."""
     for name, mask in (("prediction", pred), ("reference", ref)):
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 3:
             got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__

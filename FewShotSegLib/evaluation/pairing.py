@@ -12,7 +12,7 @@ from FewShotSegLib.io.volumes import SEGMENTATION_SUFFIXES
 
 
 def paired_files(pred_dir: Path, ref_dir: Path) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
-    """Return {case: (prediction, reference)} and the cases that have a reference only, both in order of name."""
+    """Return {case: (prediction, reference)} and the cases with a reference only, both sorted by name."""
     predictions, references = _labelmaps_in(pred_dir, "predictions"), _labelmaps_in(ref_dir, "references")
     partners = {case: _partner(case, predictions, references) for case in sorted(predictions)}
     lonely = [predictions[case].name for case, partner in partners.items() if partner is None]
@@ -29,10 +29,10 @@ def paired_files(pred_dir: Path, ref_dir: Path) -> tuple[dict[str, tuple[Path, P
 
 
 def _partner(case: str, predictions: dict[str, Path], references: dict[str, Path]) -> str | None:
-    """The reference of a prediction; nnU-Net's number of a channel may stand in the name of either."""
+    """The reference of a prediction; either name may contain nnU-Net's channel number."""
     if case in references:
         return case
-    # Cases may be numbered with four digits themselves: then the name without them means several.
+    # Cases may be numbered with four digits themselves: then the name without them is ambiguous.
     bare = without_channel(case)
     alike = [other for other in predictions if without_channel(other) == bare]
     found = [other for other in references if bare in (other, without_channel(other)) and other not in predictions]
@@ -63,7 +63,7 @@ def _labelmaps_in(folder: Path, what: str) -> dict[str, Path]:
 
 
 def _the_labelmap(case: str, paths: list[Path], what: str) -> Path:
-    """Data sets keep image and labels side by side: the image steps back, anything else is ambiguous."""
+    """Data sets may store image and labels together: the image is skipped, anything else is ambiguous."""
     candidates = [path for path in paths if parsed(path).role != "image"] or paths
     if len(candidates) > 1:
         names = ", ".join(path.name for path in candidates)

@@ -1,9 +1,8 @@
-"""Score predicted labelmaps against references: one row per case, structure and scope; CSV, JSON and a picture.
+"""Score predicted labelmaps against references: one row per case, structure and scope; CSV, JSON and a chart.
 
-Two scopes, because papers use both and the difference is large. `all_slices`: the whole volume, so that false
-positives anywhere count. `oracle_slices`: only the slices along `axis` in which the reference holds the structure, as
-protocols do that place a click in each of these; the prediction elsewhere is taken as empty, distances stay
-three-dimensional.
+Two scopes, because papers use both and the difference is large. `all_slices`: the whole volume, so that all false
+positives count. `oracle_slices`: only the slices along `axis` in which the reference contains the structure, as in
+protocols that place a click in each of these; the prediction elsewhere is ignored, distances are still computed in 3-D.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ METRICS = tuple(field.name for field in fields(Scores))
 
 @dataclass(frozen=True)
 class Row(Scores):
-    """The scores of one structure of one case in one scope; `slices` is how many slices the scope holds."""
+    """The scores of one structure of one case in one scope; `slices` is the number of slices in the scope."""
 
     case: str
     structure: str
@@ -59,12 +58,12 @@ def evaluate_case(
     tolerance_mm: float = 2.0,
     case: str = "case",
 ) -> list[Row]:
-    """Return the rows of one case, in order of structure and scope.
+    """Return the rows of one case, sorted by structure and scope.
 
-    `structures` names the reference's labels to score (default: all it lists). In the prediction a structure is the
-    segment of that name, or, where names do not say, the same label. `axis` is the array axis of the oracle slices
-    (default: the reference's acquisition axis). A structure that the reference does not hold has no oracle slices and
-    so no such row; in `all_slices` it scores 1 when nothing was predicted, else 0.
+    `structures` are the reference labels to score (default: all it lists). In the prediction a structure is the segment
+    of that name or, without matching names, the same label. `axis` is the array axis of the oracle slices (default: the
+    reference's acquisition axis). A structure absent from the reference has no oracle slices and so no such row; in
+    `all_slices` it scores 1 if nothing was predicted, else 0.
     """
     pred, ref = _as_labelmap(pred, f"{case}: the prediction"), _as_labelmap(ref, f"{case}: the reference")
     pred, ref = _on_one_grid(pred, ref, case)
@@ -111,10 +110,10 @@ def _as_labelmap(labelmap: Labelmap | Volume, name: str) -> Labelmap:
 
 
 def _on_one_grid(pred: Labelmap, ref: Labelmap, case: str) -> tuple[Labelmap, Labelmap]:
-    """Prediction and reference on one grid: voxels may be listed in another order, or a part only.
+    """Prediction and reference on one grid: the voxel order may differ, or one may cover only a part.
 
-    Slicer turns left-handed files around and may store only the part of a segmentation that holds segments. Of one
-    without any voxel it stores a single voxel somewhere: that one is empty on the grid of the other.
+    Slicer flips left-handed files and may store only the part of a segmentation with segments. An empty one is stored
+    as a single voxel somewhere: it is empty on the grid of the other.
     """
     if pred.volume.same_geometry(ref.volume):
         return pred, ref
@@ -130,7 +129,7 @@ def _on_one_grid(pred: Labelmap, ref: Labelmap, case: str) -> tuple[Labelmap, La
 
 
 def _turned(labelmap: Labelmap, onto: Volume) -> Labelmap | None:
-    """The labelmap on the grid of `onto`, None where that cannot be done voxel by voxel."""
+    """The labelmap on the grid of `onto`, None if that would require resampling."""
     if labelmap.volume.array.size == 1 and not labelmap.volume.array.any():
         return Labelmap(onto.like(np.zeros(onto.shape, np.uint8)), labelmap.structures)
     exact = reindexed(labelmap.volume, onto, crop=True)
@@ -149,7 +148,7 @@ def _text_mm(values: Any) -> str:
 
 
 def _pred_values(wanted: Mapping[int, str], named: Mapping[int, str], case: str) -> dict[int, int | None]:
-    """Return {label in the reference: label in the prediction, None where another structure has taken that label}."""
+    """Return {label in the reference: label in the prediction, None if another structure has that label}."""
     by_name = {_plain(name): value for value, name in named.items()}
     result: dict[int, int | None] = {}
     for value, name in wanted.items():
@@ -188,10 +187,10 @@ def evaluate_folder(
     tolerance_mm: float = 2.0,
     report: Report = silent,
 ) -> list[Row]:
-    """Return the rows of every predicted case; files belong together when their names agree up to known endings.
+    """Return the rows of every predicted case; files are paired if their names agree up to known suffixes.
 
-    References without a prediction are reported, not scored: exemplars often lie in the same folder. Where no
-    `structures` are given, every case is scored for every structure that any of the references holds.
+    References without a prediction are reported, not scored: exemplars are often in the same folder. If `structures` is
+    not given, every case is scored for every structure in any of the references.
     """
     pairs, not_predicted = paired_files(Path(pred_dir), Path(ref_dir))
     if not_predicted:
@@ -208,7 +207,7 @@ def evaluate_folder(
 
 
 def _structures_of(references: Sequence[Path]) -> dict[int, str]:
-    """Every label and name that occurs; a label with two names is a contradiction the user has to solve."""
+    """All labels and names; a label with two names is a conflict the user has to resolve."""
     found: dict[int, str] = {}
     drawn = [path for path in references if is_rtstruct(path)]
     for path in (path for path in references if path not in drawn):
@@ -219,7 +218,7 @@ def _structures_of(references: Sequence[Path]) -> dict[int, str]:
                     "Give all references the same labels."
                 )
     for name in (name for path in drawn for name in load_structures(path).values()):
-        if _plain(name) not in map(_plain, found.values()):  # outlines have names; their numbers are ours
+        if _plain(name) not in map(_plain, found.values()):  # contours have names; their numbers are ours
             found[max(found, default=0) + 1] = name
     return dict(sorted(found.items()))
 
@@ -230,8 +229,8 @@ def _structures_of(references: Sequence[Path]) -> dict[int, str]:
 def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return, per structure and scope in order of appearance, mean, sd, median and n of every metric over the cases.
 
-    sd is that of a sample (n - 1), None for a single case. n_one_empty: cases where only one of the two masks is empty,
-    whose distances are the diagonal of the image.
+    sd is the sample standard deviation (n - 1), None for a single case. n_one_empty: cases where only one of the two
+    masks is empty, whose distances are the image diagonal.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:

@@ -32,7 +32,7 @@ def write_summary(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def as_cell(value: Any) -> Any:
-    """Return a value for a cell of a table: text that a spreadsheet would run as a formula gets an apostrophe before.
+    """Return a value for a table cell: text that a spreadsheet would run as a formula is prefixed by an apostrophe.
 
     >>> as_cell("=1+1"), as_cell("liver"), as_cell(-3)
     ("'=1+1", 'liver', -3)

@@ -1,1 +1,1 @@
-"""What a person looks at: charts, contact sheets, overlays, pages."""
+"""Visualization: charts, contact sheets, overlays, pages."""

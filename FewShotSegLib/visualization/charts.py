@@ -1,6 +1,6 @@
-"""Pictures of numbers for evaluation and report: scores per structure, learning curve, base against adapted.
+"""Charts for evaluation and report: scores per structure, learning curve, base versus adapted model.
 
-Each is drawn twice, for light and for dark pages, straight on a canvas: no window system, no global plotting state.
+Each is drawn twice, for light and dark pages, directly on a canvas: no window system, no global plotting state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_CURVES = 8
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture as two PNG files, on white and on near-black."""
+    """One chart as two PNG files, on white and on near-black."""
 
     light: bytes
     dark: bytes
@@ -46,7 +46,7 @@ _FONTS = ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"]
 
 
 def scores_chart(rows: Sequence[Row]) -> Chart:
-    """Dice, surface Dice (NSD) and HD95: a dot per case, a bar over the middle half, a tick at the median."""
+    """Dice, surface Dice (NSD) and HD95: a dot per case, a bar over the interquartile range, a tick at the median."""
     if not rows:
         raise InputError("There are no scores to draw.")
     structures = list(dict.fromkeys(row.structure for row in rows))
@@ -101,7 +101,7 @@ def learning_chart(
     held_out: Sequence[tuple[float, float]] = (),
     best: float | None = None,
 ) -> Chart:
-    """Loss of every step, faint and smoothed, and below it Dice (step, value) on held-out samples; `best` is marked."""
+    """Loss per step, raw and smoothed, and below it Dice (step, value) on held-out samples; `best` is marked."""
     if len(steps) != len(loss) or len(steps) == 0:
         raise InputError(f"A learning curve needs as many losses as steps, got {len(loss)} and {len(steps)}.")
     return _drawn((9.6, 3.4), lambda figure, theme: _draw_learning(figure, theme, steps, loss, held_out, best))
@@ -154,7 +154,7 @@ def _smooth(values: Any) -> Any:
 
 
 def gallery_chart(pictures: Mapping[str, Any]) -> Chart:
-    """Pictures (H, W, 3) uint8 one below the other, each under its title."""
+    """Images (H, W, 3) uint8 stacked vertically, each with its title."""
     if not pictures:
         raise InputError("A gallery needs at least one picture.")
     heights = [9.0 * picture.shape[0] / picture.shape[1] + 0.35 for picture in pictures.values()]
@@ -175,9 +175,9 @@ MOST_ARMS = 24
 
 
 def choices_chart(summary: Mapping[str, Any]) -> Chart:
-    """Which auxiliary data were trained with, turn by turn, and how well their gradients agreed with the target's.
+    """Which auxiliary data were selected, turn by turn, and their gradients' similarity with the target's.
 
-    `summary` is what `turns.Turns.summary` returns. Arms that were played most come first; at most `MOST_ARMS`.
+    `summary` is the return value of `turns.Turns.summary`. Most selected arms come first; at most `MOST_ARMS`.
     """
     plays = [row for row in summary["turns"] if row["turn"] > 0]
     if not plays:
@@ -231,7 +231,7 @@ def _draw_choices(
 
 
 def _draw_counts(ax: Any, theme: _Theme, counts: Sequence[int], limits: tuple[float, float]) -> None:
-    """How often each arm was played, as bars beside its row."""
+    """Selection counts of the arms, as bars next to the rows."""
     ax.barh(range(len(counts)), counts, color=theme.third, height=0.55)
     ax.set_ylim(limits)
     ax.set_yticks([])
@@ -240,7 +240,7 @@ def _draw_counts(ax: Any, theme: _Theme, counts: Sequence[int], limits: tuple[fl
 
 
 def _draw_scale(figure: Any, theme: _Theme, marks: Any, most: float) -> None:
-    """What the colours of the marks mean."""
+    """Colour scale of the marks."""
     place = figure.add_axes((0.02, 0.16 / figure.get_figheight(), 0.14, 0.012))
     bar = figure.colorbar(marks, cax=place, orientation="horizontal")
     bar.outline.set_visible(False)
@@ -253,9 +253,9 @@ Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
 
 
 def curves_chart(groups: Curves, x_label: str) -> Chart:
-    """Up to eight curves {name: [(x, Dice)]} in one picture for each group, x doubling from tick to tick.
+    """Up to eight curves {name: [(x, Dice)]} in one panel per group, x axis with powers of two.
 
-    Curves after the fourth have the colours of the first again, with broken lines and open marks.
+    Curves after the fourth repeat the colours, with dashed lines and open markers.
     """
     names = {name for curves in groups.values() for name in curves}
     if not names:
@@ -294,10 +294,10 @@ Boxes = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def boxes_chart(groups: Boxes, x_label: str, label: str = "Dice") -> Chart:
-    """Spread of values in [0, 1] as boxes, {group: {name: values}}: a picture for each group, a box for each name.
+    """Distributions of values in [0, 1] as box plots, {group: {name: values}}: a panel per group, a box per name.
 
-    A box is the middle half with the median in it, its whiskers reach the smallest and the largest value, and every
-    value is a dot.
+    A box is the interquartile range with the median, whiskers extend to the minimum and maximum, and every value is a
+    dot.
     """
     if not groups or not all(boxes and all(len(values) for values in boxes.values()) for boxes in groups.values()):
         raise InputError("Boxes need at least one value each.")
@@ -333,7 +333,7 @@ def _draw_boxes(figure: Any, theme: _Theme, groups: Boxes, x_label: str, label: 
 
 
 def bars_chart(groups: Mapping[str, Mapping[str, float]], label: str = "Dice") -> Chart:
-    """Bars side by side: {"base model": {"liver": 0.61, ...}, "adapted": {...}}; the last group stands out."""
+    """Bars side by side: {"base model": {"liver": 0.61, ...}, "adapted": {...}}; the last group is highlighted."""
     structures = list(dict.fromkeys(name for group in groups.values() for name in group))
     if not structures or len(groups) > 3:
         raise InputError(f"Bars need one to three groups of at least one value, got {len(groups)} groups.")
@@ -419,12 +419,12 @@ def _png(size_inches: tuple[float, float], draw: Callable[[Any, _Theme], None], 
 
     installed = _installed_fonts()
     fonts = [name for name in _FONTS if name in installed] or ["sans-serif"]
-    with rc_context({"font.family": fonts, "text.parse_math": False}):  # names of structures are no formulas
+    with rc_context({"font.family": fonts, "text.parse_math": False}):  # structure names are not formulas
         figure = Figure(figsize=size_inches, facecolor=theme.paper)
         canvas = FigureCanvasAgg(figure)
         draw(figure, theme)
         stream = io.BytesIO()
-        # Without the version of the drawing library the same numbers give the same bytes.
+        # Omitting the library version makes the output reproducible.
         canvas.figure.savefig(stream, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return stream.getvalue()
 

@@ -1,4 +1,4 @@
-"""Pictures of synthesized samples, for a user to judge before training."""
+"""Images of synthesized samples, for visual inspection before training."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def contact_sheet(samples: Sequence[Sample], path: Path | str, columns: int = 6) -> None:
-    """Write a PNG with every sample, its structures outlined and named, and how it was made, for a user to judge."""
+    """Write a PNG with every sample, its structures outlined and named, and how it was made, for visual inspection."""
     from matplotlib import rc_context
 
     if not samples or columns < 1:
         raise InputError(f"A contact sheet needs samples and columns, got {len(samples)} and {columns}.")
-    with rc_context({"text.parse_math": False}):  # names of structures are no formulas
+    with rc_context({"text.parse_math": False}):  # structure names are not formulas
         _draw_sheet(samples, Path(path), min(columns, len(samples)))
 
 
@@ -49,7 +49,7 @@ def _draw_sheet(samples: Sequence[Sample], path: Path, columns: int) -> None:
 
 
 def is_contact_sheet(path: Path) -> bool:
-    """Whether a file is a picture that `contact_sheet` has drawn."""
+    """Whether a file is an image drawn by `contact_sheet`."""
     with path.open("rb") as stream:
         return _MADE_BY.encode() in stream.read(4096)
 

@@ -1,4 +1,4 @@
-"""A report a person wants to look at: one HTML file with numbers, charts and overlays, nothing loaded from outside.
+"""HTML reports: one self-contained file with numbers, charts and overlays.
 
 report = HtmlPage("Adapted to 3 slices", "What was done, in one sentence.")
 report.numbers([("Dice, adapted", "0.91")])
@@ -49,23 +49,23 @@ class HtmlPage:
         return self
 
     def text(self, text: str) -> HtmlPage:
-        """A paragraph; an empty line starts another."""
+        """A paragraph; an empty line starts a new one."""
         self._blocks += [f"<p>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip()]
         return self
 
     def note(self, text: str) -> HtmlPage:
-        """A remark that must not be overlooked: a warning, a limit."""
+        """A highlighted remark: a warning, a limitation."""
         self._blocks.append(f'<p class="note">{escape(text)}</p>')
         return self
 
     def numbers(self, items: Iterable[tuple[str, str]]) -> HtmlPage:
-        """The few numbers that matter, large: (what, value)."""
+        """Key numbers in large type: (label, value)."""
         tiles = (f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for what, value in items)
         self._blocks.append(f'<div class="numbers">{"".join(tiles)}</div>')
         return self
 
     def table(self, headers: Sequence[str], rows: Iterable[Sequence[Cell]], caption: str = "") -> HtmlPage:
-        """Numbers are set right, floats with three decimals, None as a dash; the header row stays visible."""
+        """Numbers are right-aligned, floats with three decimals, None as a dash; the header row is sticky."""
         body = [list(row) for row in rows]
         for row in body:
             if len(row) != len(headers):
@@ -86,19 +86,19 @@ class HtmlPage:
         return self
 
     def figure(self, picture: bytes | Chart, caption: str) -> HtmlPage:
-        """A picture over the full width. A `Chart` follows the reader's light or dark setting."""
+        """A full-width image. A `Chart` follows the reader's light or dark setting."""
         self._blocks.append(_figure(picture, caption))
         return self
 
     def gallery(self, pictures: Iterable[tuple[bytes, str]], caption: str = "") -> HtmlPage:
-        """Pictures (PNG, caption) side by side, as many as the window holds."""
+        """Images (PNG, caption) side by side, as many as fit the window."""
         if caption:
             self._blocks.append(f'<p class="caption">{escape(caption)}</p>')
         self._blocks.append(f'<div class="gallery">{"".join(_figure(png, text) for png, text in pictures)}</div>')
         return self
 
     def legend(self, structures: Mapping[int, str], colors: Mapping[int, Color]) -> HtmlPage:
-        """What the colours of the overlays mean."""
+        """Legend of the overlay colours."""
         chips = "".join(
             f'<span><i style="background:{_css(colors[value])}"></i>{escape(name)}</span>'
             for value, name in structures.items()
@@ -158,7 +158,7 @@ def _data_url(png: bytes) -> str:
 
 
 def _png_size(png: bytes) -> tuple[int, int]:
-    """Width and height from the header, which also shows that it is a PNG."""
+    """Width and height from the header, which also verifies that it is a PNG."""
     if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 24:
         raise InputError("A figure of a report must be a PNG picture.")
     width, height = struct.unpack(">II", png[16:24])

@@ -1,4 +1,4 @@
-"""Labels on grey slices: filled or outlined, in colours that tell structures apart, the right way up."""
+"""Label overlays on grey slices: filled or outlined, in distinguishable colours, in radiological orientation."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Array = NDArray[Any]
 
 
 def upright(image: Array, affine: Array, axis: int) -> Array:
-    """Return a slice (H, W) across array axis `axis` turned as radiologists look at it.
+    """Return a slice (H, W) across array axis `axis` in radiological orientation.
 
-    Front or head up, the patient's right on the left side; seen from the side, the front is on the left. Oblique slices
-    are turned to the nearest of these.
+    Anterior or superior up, the patient's right on the left side; in sagittal views, anterior on the left. Oblique
+    slices are oriented to the nearest of these.
     """
     columns = [affine[:3, 2 - a] / np.linalg.norm(affine[:3, 2 - a]) for a in range(3) if a != axis]  # RAS per row, col
     named = _nearest_axes(columns)
-    if named[0] < named[1]:  # rows must run along the later of R, A, S
+    if named[0] < named[1]:  # rows must be along the later of R, A, S
         image, named, columns = image.T, named[::-1], columns[::-1]
-    # Rows run down: towards the back or the feet. Columns run to the patient's left or to the back. All RAS minus.
+    # Rows increase to posterior or inferior, columns to the patient's left or posterior. All RAS minus.
     if columns[0][named[0]] > 0:
         image = image[::-1]
     if columns[1][named[1]] > 0:
@@ -49,10 +49,11 @@ def overlay_png(
     *,
     pixel_mm: tuple[float, float] = (1.0, 1.0),
 ) -> bytes:
-    """Return a PNG of a slice (H, W) in [0, 1] with the prediction as a coloured veil and the reference as a line.
+    """Return a PNG of a slice (H, W) in [0, 1] with the prediction as a translucent fill and the reference as a
+    contour.
 
     `pred`, `ref`: integer labels (H, W); labels without a colour are not drawn. `pixel_mm`: height and width of a
-    pixel, so that anatomy keeps its shape; the finer side is enlarged by `upscale`.
+    pixel, to preserve the aspect ratio; the finer side is enlarged by `upscale`.
     """
     image = np.asarray(slice01, dtype=np.float32)
     if image.ndim != 2 or np.shape(pred) != image.shape or (ref is not None and np.shape(ref) != image.shape):
@@ -71,7 +72,7 @@ def overlay_png(
 
 
 def _outlined(shown: Array, mask: Array, color: Color, upscale: int) -> Array:
-    """A light line of the colour over a thin dark one, so that it shows on bright and on dark ground."""
+    """A light line of the colour over a thin dark one, visible on bright and dark background."""
     if not mask.any():
         return shown
     from scipy.ndimage import distance_transform_edt
@@ -93,7 +94,7 @@ def _mixed(shown: Array, share: Array, color: Sequence[float]) -> Array:
 
 
 def _coverage(mask: Array, size: tuple[int, ...]) -> Array:
-    """Share of each enlarged pixel inside the mask; the soft edge of interpolation becomes one pixel wide."""
+    """Fraction of each enlarged pixel inside the mask; the soft edge of interpolation becomes one pixel wide."""
     smooth = _resized(mask.astype(np.float32), size)
     return np.clip((smooth - 0.5) * 2.5 * max(size[0] / mask.shape[0], 1) / 3 + 0.5, 0, 1)
 
@@ -113,7 +114,7 @@ def png_bytes(rgb: NDArray[np.uint8]) -> bytes:
     from matplotlib.image import imsave
 
     stream = io.BytesIO()
-    metadata: dict[str, Any] = {"Software": None}  # without a version the same pixels give the same bytes
+    metadata: dict[str, Any] = {"Software": None}  # omitting the version makes the output reproducible
     imsave(stream, np.ascontiguousarray(rgb), format="png", metadata=metadata)
     return stream.getvalue()
 
@@ -121,7 +122,7 @@ def png_bytes(rgb: NDArray[np.uint8]) -> bytes:
 def outlined(
     image: NDArray[Any], labels: NDArray[Any], colors: Mapping[int, tuple[float, float, float]]
 ) -> NDArray[np.uint8]:
-    """A slice (H, W) in [0, 1] as a picture (H, W, 3), with the outline of each label in its colour, in 0..1."""
+    """A slice (H, W) in [0, 1] as an RGB image (H, W, 3), with the outline of each label in its colour (0..1)."""
     picture = np.repeat((255 * np.clip(image, 0, 1)).astype(np.uint8)[..., None], 3, axis=2)
     for value, color in colors.items():
         picture[outline(labels == value)] = np.round(255 * np.array(color)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A progress bar for long work, in a terminal or a notebook, and who sees it."""
+"""Progress bars, in a terminal or a notebook."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _LAYOUT = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {elapsed}<{rema
 
 
 def is_counted(progress: Progress) -> bool:
-    """Whether a report says how far the work is; all others are sentences."""
+    """Whether a report has a step count; all others are messages."""
     return progress.kind == "step" and progress.total > 0
 
 
 def stage_of(message: str) -> str:
-    """Return a message without what changes at every step: its numbers.
+    """Return a message without its numbers, which change at every step.
 
     >>> stage_of("slice 3 of 40") == stage_of("slice 17 of 40")
     True
@@ -31,7 +31,7 @@ def stage_of(message: str) -> str:
 
 
 def shown_metrics(metrics: Mapping[str, float]) -> str:
-    """Return loss and score as a person reads them beside a bar.
+    """Return loss and score formatted for display next to a bar.
 
     >>> shown_metrics({"loss": 0.12345, "done": 0.5})
     'loss 0.123'
@@ -40,7 +40,7 @@ def shown_metrics(metrics: Mapping[str, float]) -> str:
 
 
 class ProgressBar:
-    """A bar per stage of the work. `file`: where it is drawn; None: where the notebook or the terminal shows bars."""
+    """A bar per stage of the work. `file`: output stream; None: the default of notebook or terminal."""
 
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = file
@@ -65,29 +65,29 @@ class ProgressBar:
             self._bar = tqdm(total=stage[1], file=self._file, bar_format=_LAYOUT, dynamic_ncols=True)
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a notebook without widgets gets the bar of a terminal, and needs no word
+            warnings.simplefilter("ignore")  # a notebook without widgets silently gets a terminal bar
             from tqdm.auto import tqdm as automatic
 
         self._bar = automatic(total=stage[1], dynamic_ncols=True)
 
     def close(self) -> None:
-        """End the bar where it stands."""
+        """Close the bar in its current state."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 def is_watched() -> bool:
-    """Whether somebody is looking: a terminal, or a notebook."""
+    """Whether the session is interactive: a terminal, or a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 @contextlib.contextmanager
 def reporting(progress: bool | Report | None) -> Iterator[Report]:
-    """Yield the report for work that a Python program has asked for.
+    """Yield the progress callback for work started from Python.
 
-    `progress` None: a bar where somebody is watching. True or False: a bar or none. A function: it gets every report.
-    Without a function warnings become Python warnings and notes go to the log.
+    `progress` None: a bar in interactive sessions. True or False: a bar or none. A function: it gets every report.
+    Without a function, warnings become Python warnings and notes go to the log.
     """
     if callable(progress):
         yield progress

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def table(rows: Iterable[Iterable[str]]) -> list[str]:
-    """Lines with columns as wide as they must be.
+    """Lines with columns of minimal width.
 
     >>> table([("liver", "0.9"), ("left kidney", "0.85")])
     ['liver        0.9', 'left kidney  0.85']

@@ -4,7 +4,7 @@ One request per line on the input, {"id": 1, "op": ...}:
 
     hello                               versions of this process
     methods                             the methods of adaptation and the options of their recipes, for a form
-    folder   path, holds               contents of a folder, for a form field: its "data sets" or its "volumes"
+    folder   path, holds                contents of a folder, for a form field: its "data sets" or its "volumes"
     job      job, keep                  run a job; with "keep" its model stays loaded for the next one; sends
                                         {"type": "progress", ...} (`Progress.to_dict`), sometimes with a "picture":
                                         shape (H, W, 3) and bytes in base64
