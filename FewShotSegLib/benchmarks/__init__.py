@@ -1,1 +1,1 @@
-"""Measurements side by side with what a user would pick instead: `fewshotseg benchmark accuracy|speed`."""
+"""Benchmarks against the alternatives a user would choose: `fewshotseg benchmark accuracy|speed`."""

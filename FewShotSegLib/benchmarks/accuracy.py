@@ -1,11 +1,11 @@
-"""`fewshotseg benchmark accuracy`: base, adapted and U-Net on real cases, with clicks and without.
+"""`fewshotseg benchmark accuracy`: base model, adapted model and U-Net on real cases, with and without clicks.
 
 For each data set: the base model with one centre click, one random click, one box, and with up to five corrective
 clicks per structure and slice. For each number of exemplar slices: the same model adapted with and without synthesis,
-by our defaults and as the Cheap Lunch paper does it, with clicks and without; with a head of K + 1 classes like that of
-SAMed; a U-Net and an Attention U-Net from scratch on the same slices for the same time. `--shots all` takes every
-annotated slice of the training cases: an upper bound. The last tables have the layout of the paper, its numbers beside
-ours. Every cell is kept as one line of JSON, so an interrupted run goes on where it stopped.
+with our defaults and with the Cheap Lunch paper's settings, with and without clicks; with a SAMed-like head of K + 1
+classes; a U-Net and an Attention U-Net from scratch on the same slices for the same time. `--shots all` uses every
+annotated slice of the training cases: an upper bound. The last tables have the layout of the paper, its numbers next to
+ours. Every cell is stored as one line of JSON, so an interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -94,12 +94,12 @@ MEASURED = [BASE, ADAPTED, PLAIN, UNET]
 MODELS = [(ADAPTED, FREE), (ADAPTED, CLICK), (UNET, FREE)]
 MINMAX = IntensitySpec("minmax", 0.0, 1.0)
 PROMPTS = (CLICK, RANDOM, BOX, FREE, CORRECTED)
-SMALLEST_CLICKED = 3  # pixels: what a person would still click on
+SMALLEST_CLICKED = 3  # pixels: the smallest target a user would click on
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is held equal for all models."""
+    """Settings shared by all models."""
 
     data: Path
     base: str
@@ -115,7 +115,7 @@ class Setting:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the benchmark; the table goes to standard output and to `<out>.md`."""
+    """Run the benchmark; the table is written to stdout and to `<out>.md`."""
     chosen = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     if not chosen.data.is_dir():
@@ -184,13 +184,13 @@ def _shots(word: str) -> int:
 
 
 def _done(record: Path, *, drawn: bool = False) -> dict[tuple[str, int, str, str], dict[str, Any]]:
-    """Results whose exemplars were chosen in this way; the base model has none."""
+    """Results whose exemplars were selected in this way; the base model has none."""
     found = [c for c in results_in(record) if not c["shots"] or c.get("drawn", False) == drawn]
     return {(c["dataset"], c["shots"], c["model"], c["prompt"]): c for c in found}
 
 
 def _cells(dataset: PublicDataSet, shots: int, setting: Setting, done: dict[Any, Any]) -> Iterator[dict[str, Any]]:
-    """One result per model and way of prompting, those already done left out; the base model is that of 0 shots."""
+    """One result per model and prompting mode, skipping those already done; 0 shots is the base model."""
     chosen = []
     if shots and setting.drawn:
         chosen = random_exemplars(dataset, setting.data, shots, np.random.default_rng([setting.seed, shots]))
@@ -225,7 +225,7 @@ def _scorers(
     dataset: PublicDataSet,
     setting: Setting,
 ) -> tuple[dict[str, Scorer], dict[str, Any]]:
-    """What scores the model in each way of prompting, and facts about its making."""
+    """Scoring functions of the model per prompting mode, and training metadata."""
     if model in (UNET, ATTENTION, SAMED):
         if model == SAMED:
             segmenter, facts = _samed(network, chosen, dataset, setting)
@@ -266,7 +266,7 @@ def _adapted(
 
 
 def _intensity(model: str, dataset: PublicDataSet) -> IntensitySpec:
-    """How a row sees the images: those of the paper scale the tumour's slices between their own extremes."""
+    """Intensity scaling of a row: the paper's rows use the min-max range of each slice for tumours."""
     return MINMAX if dataset.merged and model in (PAPER, PAPER_PLAIN, SAMED) else dataset.intensity
 
 
@@ -282,7 +282,7 @@ def _overridden(recipe: lora.Recipe, setting: Setting) -> lora.Recipe:
 def _samed(
     network: PromptableNetwork, chosen: list[Any], dataset: PublicDataSet, setting: Setting
 ) -> tuple[Segmenter, dict[str, Any]]:
-    """The K + 1 head, taught by the samples of the paper's preset."""
+    """The K + 1 head, trained on the samples of the paper's preset."""
     recipe = _overridden(lora.Recipe(preset=_paper_preset(dataset)), setting)
     intensity = replace(_intensity(SAMED, dataset), scale=network.scale)
     steps = [0]
@@ -319,7 +319,7 @@ def _free(predictor: Predictor) -> Segmenter:
 
 
 def _bodies(mask: NDArray[np.bool_], dataset: PublicDataSet) -> list[NDArray[np.bool_]]:
-    """What gets a prompt of its own: the mask, or each connected part of a scattered structure."""
+    """Masks to prompt separately: the whole mask, or each connected component of a scattered structure."""
     if not dataset.scattered:
         return [mask] if mask.sum() >= SMALLEST_CLICKED else []
     parts, count = ndimage.label(mask)
@@ -328,19 +328,19 @@ def _bodies(mask: NDArray[np.bool_], dataset: PublicDataSet) -> list[NDArray[np.
 
 
 def _click(mask: NDArray[np.bool_], index: int) -> dict[str, Any]:
-    """A click at the pixel deepest inside, as the papers do."""
+    """A click at the innermost pixel, as in the papers."""
     column, row = centre_click(mask)
     return {"points_ijk": np.array([[column, row, index]], float), "point_labels": np.array([1])}
 
 
 def _random(mask: NDArray[np.bool_], index: int) -> dict[str, Any]:
-    """A click at any pixel of it, the same each time (the paper's Tables 5 and 6)."""
+    """A click at a random pixel of it, with a fixed seed (the paper's Tables 5 and 6)."""
     column, row = random_click(mask, np.random.default_rng([index, int(mask.sum())]))
     return {"points_ijk": np.array([[column, row, index]], float), "point_labels": np.array([1])}
 
 
 def _box(mask: NDArray[np.bool_], index: int) -> dict[str, Any]:
-    """The tight box; where the mask is one pixel wide, half a pixel more to each side that there is."""
+    """The tight box; where the mask is one pixel wide, extended by half a pixel on each available side."""
     corners = tight_box(mask).astype(float)
     flat = corners[0] == corners[1]
     corners = np.clip(corners + np.where(flat, [[-0.5], [0.5]], 0), 0, np.array(mask.shape[::-1]) - 1)
@@ -350,7 +350,7 @@ def _box(mask: NDArray[np.bool_], index: int) -> dict[str, Any]:
 def _prompting(
     predictor: Predictor, dataset: PublicDataSet, intensity: IntensitySpec, make: Callable[..., dict[str, Any]]
 ) -> Segmenter:
-    """One prompt per structure and slice that shows it."""
+    """One prompt per structure and slice that contains it."""
 
     def run(volume: Volume, reference: Labelmap) -> Labelmap:
         prompts = [
@@ -366,9 +366,10 @@ def _prompting(
 
 
 def _corrected(predictor: Predictor, dataset: PublicDataSet, setting: Setting) -> list[dict[str, Any]]:
-    """DSC of each structure after 1 to 5 clicks per body and slice, each further one deepest inside the largest error.
+    """DSC of each structure after 1 to 5 clicks per body and slice, each further one at the innermost pixel of the
+    largest error.
 
-    Slices that show the structure, every structure for itself.
+    Slices that contain the structure, each structure separately.
     """
     rows = []
     for case, volume, reference in unseen_cases(dataset, setting.data, setting.cases, setting.slices):
@@ -393,7 +394,7 @@ def _corrected(predictor: Predictor, dataset: PublicDataSet, setting: Setting) -
 def _clicked(
     predictor: Predictor, embedding: Embedding, frame: SliceFrame, body: NDArray[np.bool_], learned: list[int]
 ) -> Iterator[NDArray[np.bool_]]:
-    """The masks after 1 to 5 clicks; when nothing is wrong any more the last one stays."""
+    """The masks after 1 to 5 clicks; once there is no error the last one is repeated."""
     points, labels = [centre_click(body)], [1]
     for _ in range(CLICKS):
         coords = np.array([[x, y, frame.index] for x, y in points], float)
@@ -423,7 +424,7 @@ def _means(cell: dict[str, Any]) -> dict[str, float]:
 
 
 def _mean(cell: dict[str, Any], structures: Sequence[str] | None = None, **chosen: Any) -> float:
-    """Mean DSC over structures of the mean over cases, of the rows with the chosen values."""
+    """Mean DSC over structures of the mean over cases, of the rows with the selected values."""
     names = sorted({row["structure"] for row in cell["scores"]} if structures is None else structures)
     per_structure = [
         [r["dsc"] for r in cell["scores"] if r["structure"] == n and all(r[k] == v for k, v in chosen.items())]
@@ -444,7 +445,7 @@ def _head(setting: Setting) -> str:
 
 
 def _base_table(cells: Cells) -> str:
-    """The base model as it ships: one click, one box, 2 to 5 clicks."""
+    """The base model as shipped: one click, one box, 2 to 5 clicks."""
     turns = range(2, CLICKS + 1)
     head = ["data set", CLICK, BOX, *(f"{turn} clicks" for turn in turns)]
     rows = []
@@ -456,7 +457,7 @@ def _base_table(cells: Cells) -> str:
 
 
 def _table(cells: Cells) -> str:
-    """Base, adapted and U-Net, per data set and number of exemplar slices, over the structures the exemplars show."""
+    """Base, adapted and U-Net, per data set and number of exemplar slices, over the structures in the exemplars."""
     head = [
         "data set",
         "exemplar slices",
@@ -474,14 +475,14 @@ def _table(cells: Cells) -> str:
 
 
 def _paper_tables(cells: Cells) -> str:
-    """For each data set the layout of the paper's tables, its numbers beside ours."""
+    """For each data set, tables in the paper's layout, its numbers next to ours."""
     names = [name for name in DATASETS if any(key[0] == name for key in cells)]
     own = {name: {key[1:]: cell for key, cell in cells.items() if key[0] == name} for name in names}
     return "\n".join(f"{name}\n\n{cheap_lunch.tables(name, own[name])}" for name in names)
 
 
 def _curves(cells: Cells) -> str:
-    """Per structure, how DSC grows with corrective clicks."""
+    """Per structure, DSC against the number of corrective clicks."""
     head = ["data set", "exemplar slices", "structure", *(f"{n} click{'s' * (n > 1)}" for n in range(1, CLICKS + 1))]
     rows = []
     for (name, shots, _, prompt), cell in sorted(

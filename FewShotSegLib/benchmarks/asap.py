@@ -1,12 +1,12 @@
-"""`fewshotseg benchmark asap`: how auxiliary data are chosen, side by side, on real cases.
+"""`fewshotseg benchmark asap`: comparison of auxiliary data selection methods on real cases.
 
 Targets are single structures with three annotated cases; arms are every other structure of the other data sets, and of
-the target's own data set, on patients that are neither exemplars nor tested. All methods see the same exemplars and
-take the same number of steps on them; before these, all but "Direct" take some on auxiliary data. "Direct, pretrained"
-does so with arms drawn by lot, the others as they choose. "Oracle" trains with one arm that we named for the target,
-the same structure in other images where there is one: what a perfect choice could give. With `--folds` other cases are
-the exemplars in each fold, as in the paper's cross-validation. Every run is kept as one line of JSON, so an interrupted
-benchmark goes on where it stopped.
+the target's own data set, on patients that are neither exemplars nor test cases. All methods use the same exemplars and
+the same number of steps on them; before these, all but "Direct" are pre-trained on auxiliary data. "Direct, pretrained"
+does so with random arms, the others with their own selection. "Oracle" trains with one arm that we named for the
+target, the same structure in other images if there is one: the result of a perfect selection. With `--folds` the
+exemplars are other cases in each fold, as in the paper's cross-validation. Every run is stored as one line of JSON, so
+an interrupted benchmark resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -61,26 +61,26 @@ METHODS: dict[str, dict[str, Any]] = {
     "Oracle, the target alone after the start": {"scheduler": "random", "finish": 1.0},
 }
 DEFAULT = [name for name in METHODS if "," not in name or name == "Direct, pretrained"]
-SHOTS = 3  # fewer where the data set has no more than one case beside them
+SHOTS = 3  # fewer if the data set has at most one other case
 CPU = torch.device("cpu")
-MOST_SLICES = 48  # of a case, spread over all of it
+MOST_SLICES = 48  # of a case, evenly spread
 MOST_CASES = 6  # of an auxiliary data set
 PATCH = (12, 80, 80)
 
 
 @dataclass(frozen=True)
 class Target:
-    """A structure to learn: `cases` annotated, the others of the data set to test on, arms apart from both."""
+    """A target structure: `cases` annotated, the others of the data set for testing, arms disjoint from both."""
 
     data_set: str
     structure: str
     labels: tuple[int, ...]
     spacing_mm: tuple[float, float, float]
     oracle: str
-    """The arm that should help most, named by us before any run."""
+    """The arm expected to help most, named by us before any run."""
 
 
-# Voxels at which organs are some ten voxels wide in a patch that a CPU can train on.
+# Voxel sizes at which organs are some ten voxels wide in a patch that is trainable on a CPU.
 TARGETS = {
     "chaos spleen": Target("chaos", "spleen", (4,), (3.0, 3.0, 7.7), "btcv: spleen"),
     "chaos liver": Target("chaos", "liver", (1,), (2.5, 2.5, 7.7), "btcv: liver"),
@@ -120,7 +120,7 @@ PUBLISHED: dict[str, dict[str, tuple[tuple[float, float], ...]]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What is held equal for all methods."""
+    """Settings shared by all methods."""
 
     data: Path
     steps: int
@@ -131,8 +131,8 @@ class Setting:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the benchmark; the table goes to standard output and to `<out>.md`, and where results of several lengths of
-    training are there, curves to `<out>.png`.
+    """Run the benchmark; the table is written to stdout and to `<out>.md`, and if there are results for several
+    training lengths, curves to `<out>.png`.
     """
     chosen = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
@@ -194,7 +194,7 @@ def _key(run: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _run(target: Target, method: str, network: str, seed: int, fold: int, setting: Setting) -> dict[str, Any]:
-    """Adapts once and scores the result on cases that neither exemplars nor arms have shown."""
+    """Adapt once and score the result on cases used neither as exemplars nor as arms."""
     known = _known(target)
     shots, tests, rest = _split(known, setting, fold)
     auxiliary = arms_for(target, setting.data, rest)
@@ -233,7 +233,7 @@ def _run(target: Target, method: str, network: str, seed: int, fold: int, settin
 
 
 def _counted(chosen: dict[str, Any] | None) -> dict[str, int]:
-    """How often each arm was played before the target was learned."""
+    """How often each arm was selected in pre-training."""
     return dict(Counter(row["name"] for row in (chosen or {"turns": []})["turns"] if row["turn"] > 0))
 
 
@@ -243,8 +243,8 @@ def _known(target: Target) -> Known:
 
 
 def _split(known: Known, setting: Setting, fold: int) -> tuple[list[Path], list[Path], list[Path]]:
-    """Exemplars, test cases, and the cases that arms of the same data set come from: all others. Each fold begins where
-    the exemplars of the one before it end.
+    """Exemplars, test cases, and the cases for arms of the same data set: all others. Each fold begins where the
+    exemplars of the previous one end.
     """
     images = sorted(setting.data.glob(known.images))
     shots = min(setting.shots, len(images) - 1)
@@ -255,7 +255,7 @@ def _split(known: Known, setting: Setting, fold: int) -> tuple[list[Path], list[
 
 
 def _only(data_sets: Sequence[DataSet], arm: str) -> list[DataSet]:
-    """The data set of one arm, with its structure alone; nothing where it has no cases."""
+    """The data set of one arm, with only its structure; empty if it has no cases."""
     name, structure = arm.split(": ")
     return [
         replace(data_set, structures={structure: (data_set.structures or {})[structure]})
@@ -280,7 +280,7 @@ def _thinned(volume: Volume, labels: np.ndarray) -> tuple[Volume, np.ndarray]:
 def _score(
     adapter: Adapter, known: Known, image: Path, target: Target, device: torch.device
 ) -> tuple[float, float] | None:
-    """Dice and IoU of a case; None where the structure is not in it."""
+    """Dice and IoU of a case; None if the structure is absent."""
     volume, labelmap = known.load(image)
     volume, labels = _thinned(volume, labelmap.volume.array)
     truth = np.isin(labels, target.labels)
@@ -293,7 +293,7 @@ def _score(
 
 
 def arms_for(target: Target, data: Path, rest: Sequence[Path]) -> list[DataSet]:
-    """Every structure of the other data sets; of the target's own the other structures, on the cases in `rest`."""
+    """Every structure of the other data sets, and the other structures of the target's own, on the cases in `rest`."""
     found = []
     for name, known in DATASETS.items():
         own = name == target.data_set
@@ -317,8 +317,8 @@ def _case(known: Known, image: Path, labels: dict[int, str]) -> CaseFiles:
 
 
 def _table(runs: Sequence[dict[str, Any]]) -> str:
-    """DSC / mIoU in percent, mean and standard deviation over seeds and folds, a table per steps and shots: the layout
-    of the paper's Table 1. Seconds are those of a run, the look at the arms and pretraining among them.
+    """DSC / mIoU in percent, mean and standard deviation over seeds and folds, one table per steps and shots: the
+    layout of the paper's Table 1. Seconds are per run, including the initial probing of the arms and pre-training.
     """
     targets = [name for name in TARGETS if any(run["target"] == name for run in runs)]
     tables = []
@@ -347,14 +347,14 @@ def _rows(runs: Sequence[dict[str, Any]], network: str, targets: Sequence[str]) 
 
 
 def _published(target: str, method: str, network: str) -> str:
-    """The paper's numbers, of the target that comes closest."""
+    """The paper's numbers for the closest target."""
     found = PUBLISHED.get(target, {}).get(method)
     return " [{:.1f} / {:.1f}]".format(*found[PAPER_NETWORKS.index(network)]) if found else ""
 
 
 def _curves(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """{target, and network where there are several: {method: [(steps, mean DSC)]}} of what was run at several lengths
-    with as many shots; the methods first in the list, where a picture cannot hold all.
+    """{target, and network if several: {method: [(steps, mean DSC)]}} of runs with several training lengths and equal
+    shots; methods first in the list take precedence if a chart cannot hold all.
     """
     groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
     several = len({run["network"] for run in runs}) > 1

@@ -1,7 +1,7 @@
-"""What the choice of auxiliary data costs: ASAP against training with one fixed auxiliary data set, in one run.
+"""The cost of selecting auxiliary data: ASAP against training with one fixed auxiliary data set, in one run.
 
-Both take the same steps of one target and one auxiliary batch; they take turns, so what slows the machine slows both.
-Memory is the peak of what PyTorch's allocator holds in a step. Cases are noise: only time is measured.
+Both take the same steps of one target and one auxiliary batch; they are interleaved, so slowdowns of the machine affect
+both. Memory is the peak of PyTorch's allocator in a step. Cases are noise: only time is measured.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ CPU = torch.device("cpu")
 
 
 def costs(network: str, steps: int, repeats: int, device: torch.device = CPU) -> str:
-    """A Markdown table: time with and without the first look at all arms, and peak memory, for each number of arms."""
+    """A Markdown table: time with and without the initial probing of all arms, and peak memory, for each number of
+    arms.
+    """
     gradient_mb = parameter_count(_network(network)) * 4 / 1e6
     head = (
         f"{network} ({device.type}), patch {' x '.join(map(str, PATCH))}, batch {BATCH}, {steps} steps; ratios to a "
@@ -56,7 +58,7 @@ def _ratio(network: str, count: int, steps: int, repeats: int, *, look: bool, de
         "fixed": _run(network, "random", 1, steps, look=look, device=device),
     }
     for run in runs.values():
-        run()  # a GPU's libraries choose their kernels in the first run
+        run()  # warm-up: GPU libraries select their kernels in the first run
     seconds = interleaved(runs, repeats)
     return ratios(seconds["asap"], seconds["fixed"])
 
@@ -68,7 +70,7 @@ def _network(name: str, device: torch.device = CPU) -> nn.Module:
 def _run(
     name: str, scheduler: str, count: int, steps: int, *, look: bool, device: torch.device = CPU
 ) -> Callable[[], object]:
-    """A training run of `steps` steps; without `look` its arms have been looked at before."""
+    """A training run of `steps` steps; without `look` its arms have been probed before."""
     network = _network(name, device)
     turns = _turns(network, scheduler, count)
     if not look:
@@ -101,13 +103,13 @@ def _turns(network: nn.Module, scheduler: str, count: int) -> Turns:
 
 
 def _peak(name: str, scheduler: str, count: int, device: torch.device = CPU) -> int:
-    """Bytes that the allocator holds at most in some steps, over what it held before."""
+    """Peak bytes of the allocator in some steps, above its previous level."""
     run = _run(name, scheduler, count, 3, look=True, device=device)
     return peak_bytes(run) if device.type == "cpu" else peak_bytes_on_gpu(run)
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """The most bytes that PyTorch has allocated on the CPU during `work`, over what it held before."""
+    """Peak bytes allocated by PyTorch on the CPU during `work`, above its previous level."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     events = profiler.profiler.kineto_results.events()

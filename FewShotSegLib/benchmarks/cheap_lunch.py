@@ -1,8 +1,8 @@
-"""The tables of the Cheap Lunch paper, its numbers beside ours.
+"""The tables of the Cheap Lunch paper, its numbers next to ours.
 
-Feng, Zhu and Yu (2023), Tables 1 to 6: DSC in percent and HD95 in mm, and the DSC of each organ. Of Table 5 the DSC
-alone is taken where the distances of three rows cannot be told apart in the text at hand. The paper's models are SAM
-ViT-B fine-tuned on a GPU, its zero-shot row is ViT-H; its "full set" is every slice without synthesis.
+Feng, Zhu and Yu (2023), Tables 1 to 6: DSC in percent and HD95 in mm, and the DSC of each organ. Of Table 5 only the
+DSC is used for three rows whose distances are ambiguous in the available text. The paper's models are SAM ViT-B
+fine-tuned on a GPU, its zero-shot row is ViT-H; its "full set" is every slice without synthesis.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ CLICK, RANDOM, FREE = "one click", "one random click", "prompt-free"
 BASE, ADAPTED, PLAIN = "base", "adapted", "adapted, no synthesis"
 PAPER, PAPER_PLAIN = "adapted as the paper", "adapted as the paper, no synthesis"
 SAMED, UNET, ATTENTION = "SAMed-like", "U-Net", "Attention U-Net"
-ALL = 1_000_000  # slices: as many as there are
+ALL = 1_000_000  # slices: all available
 MODELS = (BASE, ATTENTION, UNET, SAMED, PAPER_PLAIN, PAPER, PLAIN, ADAPTED)
 WAYS = (CLICK, RANDOM, FREE)
 
 Key = tuple[int, str, str]
-"""Exemplar slices, model, way of prompting."""
+"""Exemplar slices, model, prompting mode."""
 
 SYNAPSE = ("aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach")
-# (DSC, HD95, the DSC of each organ in this order); a number that the paper does not give is left out.
+# (DSC, HD95, the DSC of each organ in this order); numbers missing in the paper are left out.
 PUBLISHED: dict[str, dict[Key, tuple[float, ...]]] = {
     "btcv": {
         (0, BASE, CLICK): (74.54, 40.90, 88.74, 40.55, 87.11, 82.60, 88.63, 53.77, 83.79, 71.14),
@@ -76,8 +76,9 @@ PUBLISHED: dict[str, dict[Key, tuple[float, ...]]] = {
 def tables(dataset: str, cells: Mapping[Key, Mapping[str, Any]]) -> str:
     """Two tables of a data set as Markdown: "paper / ours" of DSC, HD95 and DSC of each organ; and our HD95 of each.
 
-    `cells` are the results of `benchmark accuracy`, {key: {"scores": [row, ...]}}. A row of the paper that was not
-    measured stays, ours left open. With prompts only slices that show a structure count, as in the paper; without, all.
+    `cells` are the results of `benchmark accuracy`, {key: {"scores": [row, ...]}}. Rows of the paper that were not
+    measured are kept, with ours blank. With prompts only slices that contain a structure count, as in the paper;
+    without, all.
     """
     published = PUBLISHED.get(dataset, {})
     found = sorted({row["structure"] for cell in cells.values() for row in cell["scores"]})
@@ -103,7 +104,7 @@ def tables(dataset: str, cells: Mapping[Key, Mapping[str, Any]]) -> str:
 
 
 def shown(shots: int) -> str:
-    """A number of exemplar slices as tables show it."""
+    """A number of exemplar slices as shown in tables."""
     return "all" if shots == ALL else str(shots)
 
 
@@ -131,9 +132,9 @@ def _ours(cell: Mapping[str, Any], way: str, organs: Sequence[str]) -> dict[str,
 
 
 def _distances(cell: Mapping[str, Any], way: str, organs: Sequence[str]) -> dict[str, tuple[float | None, int, int]]:
-    """For each organ: mean HD95 (mm) over the cases that have one, the number of those where one mask alone is empty,
-    and of all. Such a case has no distance. It is left out and told, instead of counting the diagonal of the image, as
-    elsewhere here, or 0 mm, as in the evaluation of TransUNet, whose split of the cases the paper takes.
+    """For each organ: mean HD95 (mm) over the cases that have one, the number of cases with exactly one empty mask, and
+    of all. Such a case has no distance. It is excluded and counted, instead of using the image diagonal, as elsewhere
+    here, or 0 mm, as in the evaluation of TransUNet, whose case split the paper uses.
     """
     found: dict[str, tuple[float | None, int, int]] = {}
     for organ in organs:

@@ -1,9 +1,9 @@
-"""An in-context peer: a network that is given a support set with the slice and was trained on other tasks.
+"""An in-context baseline: a network that gets a support set with the slice and was trained on other tasks.
 
 After UniverSeg (Butoi et al. 2023, "UniverSeg: Universal Medical Image Segmentation"), our own code and far smaller:
-query and support features meet in cross-convolutions, z_i = conv(u, v_i); the query goes on with the mean of the z_i,
-so that the order and number of the supports do not matter, and each support with its own. One structure at a time.
-Trained on episodes of data sets that it is not tested on and, between them, of drawn shapes (Dice + cross-entropy).
+query and support features interact in cross-convolutions, z_i = conv(u, v_i); the query continues with the mean of the
+z_i, so that the order and number of the supports do not matter, and each support with its own. One structure at a time.
+Trained on episodes of data sets on which it is not tested and, in between, of random shapes (Dice + cross-entropy).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIDE = 96
 WIDTHS = (16, 24, 32, 48)
 MOST_SUPPORTS = 8  # of an episode, in training
 FEWEST_PIXELS = 12
-SHAPES = 0.3  # share of episodes of drawn shapes
+SHAPES = 0.3  # fraction of episodes with random shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +85,12 @@ class CrossNetwork(nn.Module):
 
 
 def _each(function: Callable[..., Tensor], maps: Tensor, *given: Any, **options: Any) -> Tensor:
-    """A function of (N, C, H, W) on each support of (B, N, C, H, W)."""
+    """Apply a function of (N, C, H, W) to each support of (B, N, C, H, W)."""
     return function(maps.flatten(0, 1), *given, **options).unflatten(0, maps.shape[:2])
 
 
 def squared(image: Array, order: int) -> Array:
-    """A slice (H, W) in the middle of a square of SIDE x SIDE."""
+    """A slice (H, W) resized and centred in a square of SIDE x SIDE."""
     scale = SIDE / max(image.shape)
     small = ndimage.zoom(image, [max(round(n * scale), 1) / n for n in image.shape], order=order)[:SIDE, :SIDE]
     missing = [SIDE - n for n in small.shape]
@@ -98,7 +98,7 @@ def squared(image: Array, order: int) -> Array:
 
 
 def unsquared(logits: Array, shape: tuple[int, int]) -> Array:
-    """Logits on the square at the pixels (H, W) of the slice."""
+    """Logits on the square resampled to the pixels (H, W) of the slice."""
     scale = SIDE / max(shape)
     small = [min(max(round(n * scale), 1), SIDE) for n in shape]
     first = [(SIDE - n) // 2 for n in small]
@@ -108,7 +108,7 @@ def unsquared(logits: Array, shape: tuple[int, int]) -> Array:
 
 
 def task_of(images: Sequence[Array], masks: Sequence[Array], fewest: int = 2) -> Task | None:
-    """The slices that show the structure, (H, W) each; None where fewer than `fewest` do."""
+    """The slices that contain the structure, (H, W) each; None if fewer than `fewest` do."""
     shown = [(i, m) for i, m in zip(images, masks, strict=True) if m.sum() >= FEWEST_PIXELS]
     small = [(squared(i, 1), squared(m.astype(np.uint8), 0) > 0) for i, m in shown]
     small = [(i, m) for i, m in small if m.any()]
@@ -118,7 +118,7 @@ def task_of(images: Sequence[Array], masks: Sequence[Array], fewest: int = 2) ->
 
 
 def drawn_shapes(rng: np.random.Generator, count: int) -> Task:
-    """A task nobody has labelled: smooth random regions on noise of their own texture, deformed from slice to slice."""
+    """A synthetic task: smooth random regions on noise with their own texture, deformed from slice to slice."""
     field = ndimage.gaussian_filter(rng.standard_normal((4, SIDE, SIDE)), (0, 9, 9))
     regions = np.argmax(field, axis=0)
     greys, wanted = rng.uniform(0.1, 0.9, 4), int(rng.integers(4))
@@ -140,7 +140,7 @@ def episode(task: Task, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tenso
     query, chosen = order[0], order[1 : count + 1]
     gain, offset = rng.uniform(0.8, 1.2), rng.uniform(-0.1, 0.1)
     images = (task.images * gain + offset).clip(0, 1).astype(np.float32)
-    turned = int(rng.integers(4)) if rng.random() < 0.5 else 0  # of the whole task, so that it stays one
+    turned = int(rng.integers(4)) if rng.random() < 0.5 else 0  # of the whole task, for consistency
     image, mask = np.rot90(images[query], turned).copy(), np.rot90(task.masks[query], turned).copy()
     support = np.stack([images[chosen], task.masks[chosen].astype(np.float32)], 1)
     support = np.rot90(support, turned, (2, 3)).copy()
@@ -148,7 +148,7 @@ def episode(task: Task, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tenso
 
 
 def train(tasks: Sequence[Task], *, seed: int, seconds: float, report: Report, steps: int = 100_000) -> CrossNetwork:
-    """A network trained on episodes of the tasks and of drawn shapes; one episode a step."""
+    """A network trained on episodes of the tasks and of drawn shapes; one episode per step."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = CrossNetwork()

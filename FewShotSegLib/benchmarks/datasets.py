@@ -1,4 +1,4 @@
-"""Public labelled data sets as the benchmarks read them. The files are the user's own copies; none come with this
+"""Public labelled data sets as used by the benchmarks. The files are the user's own copies; none ship with this
 project.
 """
 
@@ -20,12 +20,12 @@ from FewShotSegLib.io.volumes import load_labelmap, load_volume
 
 @dataclass(frozen=True)
 class PublicDataSet:
-    """Where cases lie and what is segmented.
+    """The location of the cases and the structures to segment.
 
-    `images` is a glob below the data folder, `labels` the replacement that turns an image name into the path of its
-    labelmap from the image's folder.
-    `merged`: all labels count as structure 1. `scattered`: a slice shows many bodies of a structure, and each of them
-    gets its own click. The first `train` cases give exemplars, the others are tested on.
+    `images` is a glob relative to the data folder, `labels` the replacement that turns an image name into the path of
+    its labelmap relative to the image's folder.
+    `merged`: all labels count as structure 1. `scattered`: a slice contains many components of a structure, and each of
+    them gets its own click. The first `train` cases provide exemplars, the others are for testing.
     """
 
     name: str
@@ -37,10 +37,10 @@ class PublicDataSet:
     merged: bool = False
     scattered: bool = False
     plane: int = 0
-    """The axis of the arrays (K, J, I) that slices are taken across; volumes come with it first."""
+    """The axis of the arrays (K, J, I) across which slices are taken; volumes are loaded with it first."""
 
     def cases(self, data: Path) -> list[Path]:
-        """Image files, in order of name."""
+        """Image files, sorted by name."""
         found = sorted(data.glob(self.images))
         if len(found) <= self.train:
             raise InputError(
@@ -49,7 +49,7 @@ class PublicDataSet:
         return found
 
     def labelmap_of(self, image: Path) -> Path:
-        """Where the reference of an image lies."""
+        """Path of the reference of an image."""
         return image.parent / re.sub(*self.labels, image.name)
 
     def load(self, image: Path) -> tuple[Volume, Labelmap]:
@@ -127,12 +127,12 @@ DATASETS = {
     )
 }
 
-# Not among the others, which are volumes of organs: photographs of the back of the eye, vessels a few pixels wide.
+# Separate from the others, which are volumes of organs: fundus photographs, with vessels a few pixels wide.
 STARE = PublicDataSet("stare", "stare/*_img.png", (r"_img\.", "_vessel_vk."), {1: "vessel"}, MR, train=4, merged=True)
 
 
 def in_plane(volume: Volume, axis: int) -> Volume:
-    """The same volume in the same place, its slices across `axis` of its array (K, J, I)."""
+    """The same volume and geometry, with slices across `axis` of its array (K, J, I)."""
     if axis == 0:
         return volume
     order = [axis, *(other for other in range(3) if other != axis)]
@@ -142,7 +142,7 @@ def in_plane(volume: Volume, axis: int) -> Volume:
 
 
 def random_exemplars(dataset: PublicDataSet, data: Path, count: int, rng: np.random.Generator) -> list[Exemplar]:
-    """`count` annotated slices drawn by lot from the first cases, of those that show something."""
+    """`count` random annotated slices of the first cases, among the nonempty ones."""
     cases = dataset.cases(data)[: dataset.train]
     loaded = [dataset.load(image) for image in cases]
     places = [(n, k) for n, (_, labels) in enumerate(loaded) for k, one in enumerate(labels.volume.array) if one.any()]
@@ -159,7 +159,7 @@ def random_exemplars(dataset: PublicDataSet, data: Path, count: int, rng: np.ran
 def exemplars(dataset: PublicDataSet, data: Path, count: int) -> list[Exemplar]:
     """`count` annotated slices from the first cases: as many structures as possible, then as large as possible.
 
-    The rule of Feng et al. (2023, section 3.2), with at least five slices between two of one case.
+    The rule of Feng et al. (2023, section 3.2), with at least five slices between two of the same case.
     """
     cases = dataset.cases(data)[: min(dataset.train, count)]
     chosen = []
@@ -172,7 +172,7 @@ def exemplars(dataset: PublicDataSet, data: Path, count: int) -> list[Exemplar]:
 
 
 def _with_shown(dataset: PublicDataSet, chosen: Sequence[Exemplar]) -> list[Exemplar]:
-    """The exemplars with the structures that they show."""
+    """The exemplars restricted to the structures they contain."""
     shown = set().union(*(exemplar.annotated_structures() for exemplar in chosen))
     structures = {value: name for value, name in dataset.structures.items() if value in shown}
     return [replace(exemplar, structures=structures) for exemplar in chosen]
@@ -191,7 +191,7 @@ def _richest(labels: np.ndarray, count: int) -> Iterator[int]:
 
 
 def thinned(volume: Volume, every: int) -> Volume:
-    """Every `every`-th slice along K, geometry to match."""
+    """Every `every`-th slice along K, with matching geometry."""
     affine = volume.affine.copy()
     affine[:3, 2] *= every
     return Volume(volume.array[::every], affine)

@@ -1,7 +1,7 @@
-"""The plainest way to use annotated slices: take over the labels of the one that looks most alike.
+"""The simplest baseline for annotated slices: copy the labels of the most similar one.
 
-Slices are compared where their bodies lie over each other: both are shifted and scaled to the frame of what is bright
-in them. What a method makes of exemplars has to be more than this.
+Slices are compared with their bodies aligned: both are shifted and scaled to the bounding box of their bright area. Any
+method that uses exemplars has to beat this.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from scipy import ndimage
 
 Array = NDArray[Any]
 
-SIDE = 64  # pixels of the frame that slices are compared in
-BRIGHT = 0.15  # of what a body is, in [0, 1]
+SIDE = 64  # pixels per side of the frame in which slices are compared
+BRIGHT = 0.15  # intensity threshold of the body, in [0, 1]
 
 
 def body_box(image: Array) -> tuple[Array, Array]:
-    """First and last row and column (2,) of what is bright, of the whole slice where nothing is."""
+    """First and last row and column (2,) of the bright area, or of the whole slice if there is none."""
     body = ndimage.binary_opening(image > BRIGHT, iterations=2)
     if not body.any():
         body = np.ones(image.shape, bool)
@@ -29,7 +29,7 @@ def body_box(image: Array) -> tuple[Array, Array]:
 
 
 def _framed(image: Array) -> Array:
-    """The body of a slice in a square of SIDE, its mean 0 and deviation 1."""
+    """The body of a slice in a square of SIDE, standardized to mean 0 and SD 1."""
     low, high = body_box(image)
     at = np.meshgrid(*(np.linspace(a, b, SIDE) for a, b in zip(low, high, strict=True)), indexing="ij")
     seen = ndimage.map_coordinates(image, at, order=1)
@@ -37,7 +37,7 @@ def _framed(image: Array) -> Array:
 
 
 def transferred(image: Array, supports: Sequence[tuple[Array, Array]]) -> Array:
-    """Labels (H, W) for a slice: those of the support (image, labels) whose body correlates best, brought to its body.
+    """Labels (H, W) for a slice: those of the support (image, labels) whose body correlates best, mapped to its body.
 
     >>> image = np.zeros((40, 40)); image[5:30, 8:35] = 1.0
     >>> bool((transferred(image, [(image, (image > 0).astype(int))]) == (image > 0)).all())

@@ -1,7 +1,7 @@
-"""Timing two things against each other on a machine that is never quite quiet.
+"""Paired timing of two alternatives on a noisy machine.
 
-They take turns (A B A B ...), each turn gives one ratio, and the median of the ratios counts: what slows the machine
-for a while slows both sides of a pair, and a single disturbed turn moves the quartiles, not the median.
+They are interleaved (A B A B ...), each turn gives one ratio, and the median of the ratios is reported: temporary
+slowdowns affect both sides of a pair, and a single disturbed turn affects the quartiles, not the median.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One line of the table. `wanted` is the smallest median that is good enough, None where none was set."""
+    """One line of the table. `wanted` is the smallest acceptable median, None if not set."""
 
     name: str
     value: Spread
@@ -44,7 +44,7 @@ def spread(values: Sequence[float]) -> Spread:
 def interleaved(
     contestants: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of each turn of each contestant, who take turns in the order given. One round before is not counted."""
+    """Seconds per turn of each contestant, interleaved in the given order, after one warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(repeats + 1):
         for name, run in contestants.items():
@@ -56,17 +56,17 @@ def interleaved(
 
 
 def ratios(slower: Sequence[float], faster: Sequence[float], scale: float = 1.0) -> Spread:
-    """How many times faster, turn by turn; `scale` where a turn of the two is a different amount of work."""
+    """Speed-up per turn; `scale` if a turn is a different amount of work for the two."""
     return spread([scale * a / b for a, b in zip(slower, faster, strict=True)])
 
 
 def milliseconds(seconds: Sequence[float], items: int = 1) -> str:
-    """Median time of one of the `items` that a turn handles."""
+    """Median time per item of the `items` of a turn."""
     return f"{1000 * statistics.median(seconds) / items:.4g} ms"
 
 
 def measurement_table(rows: Sequence[Measurement]) -> str:
-    """Markdown; numbers with three digits."""
+    """Markdown table; numbers with three digits."""
     lines = []
     for row in rows:
         wanted = "" if row.wanted is None else f">= {row.wanted:g}"

@@ -1,4 +1,4 @@
-"""What `speed` measures against: segment_anything as it comes, and a LoRA step on it as one writes it first."""
+"""Baselines of `speed`: stock segment_anything, and a straightforward LoRA step on it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from FewShotSegLib.sam.network import Embedding, PromptableNetwork, PromptBatch
 
 
 class PlainNetwork(PromptableNetwork):
-    """Stock attention; prompts go through the stock mask decoder one after the other."""
+    """Stock attention; prompts go through the stock mask decoder one at a time."""
 
     def decode(self, embedding: Embedding, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
-        """Logits (N, M, h', w') and predicted IoU (N, M), as `PromptableNetwork.decode` gives them."""
+        """Logits (N, M, h', w') and predicted IoU (N, M), as returned by `PromptableNetwork.decode`."""
         decoder: MaskDecoder = self.mask_decoder
         grid = self.prompt_encoder.get_dense_pe()
         _, dense = self.prompt_encoder(None, None, None)
@@ -43,7 +43,7 @@ def plain_copy(network: PromptableNetwork) -> PlainNetwork:
 
 
 def random_vit_b(image_size: int, seed: int = 0) -> PromptableNetwork:
-    """ViT-B with random weights. What starts at zero is filled, or position would play no part in the comparison."""
+    """ViT-B with random weights. Zero-initialized ones are filled too, or position would not affect the comparison."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = build_sam("vit_b", image_size)

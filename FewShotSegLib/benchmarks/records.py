@@ -1,4 +1,4 @@
-"""Results of a benchmark: a line of JSON each, so that an interrupted run goes on; and tables of them."""
+"""Results of a benchmark: one line of JSON each, so that an interrupted run resumes; and tables of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def results_in(record: Path) -> list[dict[str, Any]]:
-    """Return what a file holds, oldest first; nothing where there is none yet."""
+    """Return the results in a file, oldest first; empty if it does not exist."""
     return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.exists() else []
 
 

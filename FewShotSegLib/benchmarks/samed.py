@@ -1,11 +1,11 @@
-"""The prompt-free peer of the Cheap Lunch paper: SAM with a head of K + 1 classes, as SAMed (Zhang and Liu 2023).
+"""The prompt-free baseline of the Cheap Lunch paper: SAM with a head of K + 1 classes, SAMed (Zhang and Liu 2023).
 
-LoRA in the image encoder; a mask token and a hypernetwork for each class, background first, begun afresh; the whole
-mask decoder and the prompt encoder's own embeddings trained. All classes are answered at once and the highest logit
-counts. It learns from the same synthesized samples as the paper's model, which is the comparison the paper makes.
+LoRA in the image encoder; a newly initialized mask token and hypernetwork per class, background first; the whole mask
+decoder and the prompt encoder's own embeddings are trained. All classes are predicted at once and the highest logit
+wins. It is trained on the same synthesized samples as the paper's model, which is the paper's comparison.
 
-SAMed's loss, 0.2 cross-entropy + 0.8 Dice over all classes with the background, and its learning rate 5e-3 are kept;
-its 250 steps of warm-up and batch of 12 are not, as a benchmark of a minute has not so many.
+SAMed's loss, 0.2 cross-entropy + 0.8 Dice over all classes with the background, and its learning rate 5e-3 are used;
+its 250 warm-up steps and batch size of 12 are not, as a benchmark of a minute has fewer steps.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from FewShotSegLib.training.prompted_recipe import adaptation_spec
 
 LEARNING_RATE, WARMUP_STEPS = 5e-3, 20
 CROSS_ENTROPY, DICE = 0.2, 0.8
-UNKNOWN = -1  # class of pixels whose label cannot be relied upon
+UNKNOWN = -1  # class of pixels with unreliable labels
 
 
 class ClassNetwork(nn.Module):
-    """A copy of a promptable network that answers K + 1 classes without being asked for any.
+    """A copy of a promptable network that predicts K + 1 classes without prompts.
 
-    The base is not touched. `scale` is how the network takes intensities, see `PromptableNetwork.normalize`.
+    The base is not modified. `scale` is the network's input scale, see `PromptableNetwork.normalize`.
     """
 
     def __init__(self, base: PromptableNetwork, structures: Sequence[int], recipe: lora.Recipe, seed: int) -> None:
@@ -56,7 +56,7 @@ class ClassNetwork(nn.Module):
             parameter.requires_grad_(True)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """What learns: LoRA in the encoder, prompt encoder and mask decoder."""
+        """Trainable parameters: LoRA in the encoder, prompt encoder and mask decoder."""
         heads = ("prompt_encoder.", "mask_decoder.")
         whole = {name: p for name, p in self.network.named_parameters() if name.startswith(heads)}
         return {**lora_parameters(self.network), **whole}
@@ -71,12 +71,12 @@ class ClassNetwork(nn.Module):
         return self.network.decode(embedding, nothing)[0]
 
     def classes_of(self, labels: Tensor) -> Tensor:
-        """Label values (...) -> numbers of classes, 0 for everything that is no structure."""
+        """Label values (...) -> class indices, 0 for everything that is not a structure."""
         return sum((labels == value) * number for number, value in enumerate(self.structures, 1))  # type: ignore[return-value]
 
 
 def class_decoder(decoder: nn.Module, classes: int, seed: int) -> Any:
-    """A copy of a mask decoder with a fresh mask token and hypernetwork for each class, as SAMed begins."""
+    """A copy of a mask decoder with a newly initialized mask token and hypernetwork per class, as in SAMed."""
     made: Any = copy.deepcopy(decoder)
     tokens = made.mask_tokens
     with torch.random.fork_rng(devices=[]):
@@ -92,9 +92,9 @@ def class_decoder(decoder: nn.Module, classes: int, seed: int) -> Any:
 
 
 def class_loss(logits: Tensor, classes: Tensor) -> Tensor:
-    """SAMed's: of logits (B, K + 1, h, w) and numbers of classes (B, S, S), UNKNOWN where nothing is said.
+    """SAMed's loss of logits (B, K + 1, h, w) and class indices (B, S, S), UNKNOWN where unlabelled.
 
-    Dice is the mean over all classes, the background among them, each over all pixels of the batch.
+    Dice is the mean over all classes, including the background, each over all pixels of the batch.
     """
     small = F.interpolate(classes[:, None].float(), logits.shape[-2:], mode="nearest-exact")[:, 0].long()
     entropy = F.cross_entropy(logits, small, ignore_index=UNKNOWN)
@@ -114,7 +114,7 @@ def train_samed(
     seconds: float,
     report: Report,
 ) -> tuple[ClassNetwork, dict[int, str]]:
-    """The network trained on what the recipe synthesizes from the exemplars, and the structures it answers."""
+    """The network trained on samples synthesized from the exemplars, and its structures."""
     recipe = lora.resolve(recipe, base.family, base.device)
     structures = dict(exemplars[0].structures)
     source = synthesizer_of(exemplars, intensity, base.image_size, recipe, structures)

@@ -1,7 +1,7 @@
-"""`fewshotseg benchmark speed`: how many times faster than stock segment_anything on the same weights.
+"""`fewshotseg benchmark speed`: speed-up over stock segment_anything with the same weights.
 
-Only ratios count, of things that took turns in one run on one machine; milliseconds are shown to read along. Weights
-are random where they make no difference to time, so nothing is downloaded.
+Only ratios are meaningful, from interleaved runs on one machine; milliseconds are for orientation. Weights are random
+where they do not affect time, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ from FewShotSegLib.training.fit import step_rng
 
 logger = logging.getLogger(__name__)
 
-CLICKS, READ_OUTS = 64, 64  # masks that stock and ours are compared on
+CLICKS, READ_OUTS = 64, 64  # masks for comparing stock and ours
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the benchmark; the table goes to standard output and to `<out>.md`."""
+    """Run the benchmark; the table is written to stdout and to `<out>.md`."""
     chosen = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     measurements = MEASUREMENTS if chosen.device == "cpu" else speed_gpu.MEASUREMENTS
@@ -129,7 +129,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _encoding(size: Size) -> Iterator[Measurement]:
-    """Stock image encoder against ours, in float32 and in the precision that pays; then whether masks agree."""
+    """Stock image encoder against ours, in float32 and in the faster precision; then whether masks agree."""
     for image_size in size.encode_px:
         network = random_vit_b(image_size)
         images = network.normalize(torch.from_numpy(a_square(size, size.slices // 2, image_size))[None])
@@ -152,8 +152,8 @@ def _encoding(size: Size) -> Iterator[Measurement]:
 def _agreement(network: PromptableNetwork, stock: Tensor, ours: Tensor, where: str) -> Iterator[Measurement]:
     """IoU of masks from two sets of features (1, C, h, w) through the same decoder, and through linear read-outs.
 
-    Random weights put the zero of their logits anywhere, so maps are cut at the mean of stock's. (More than half of the
-    slice is air: the median would lie inside the air and tell its noise apart.)
+    With random weights the zero of the logits is arbitrary, so maps are thresholded at the mean of stock's. (More than
+    half of the slice is air: the median would be within the air and separate its noise.)
     """
     rng = np.random.default_rng(0)
     clicks = rng.uniform(0, network.image_size, (CLICKS, 2)).astype(np.float32)
@@ -171,7 +171,7 @@ def _agreement(network: PromptableNetwork, stock: Tensor, ours: Tensor, where: s
 
 
 def _clicked(network: PromptableNetwork, features: Tensor, clicks: NDArray[np.float32]) -> Tensor:
-    """Logits (N, h', w') of one click each."""
+    """Logits (N, h', w') for one click each."""
     answers = []
     for some in np.array_split(clicks, max(len(clicks) // 8, 1)):
         coords = torch.zeros(len(some), 2, 2)
@@ -182,7 +182,7 @@ def _clicked(network: PromptableNetwork, features: Tensor, clicks: NDArray[np.fl
 
 
 def iou_at_mean(first: NDArray[np.float32], second: NDArray[np.float32]) -> list[float]:
-    """IoU of the rows of two arrays (N, pixels), both cut at the means (N,) of the first."""
+    """IoU of the rows of two arrays (N, pixels), both thresholded at the means (N,) of the first."""
     cut = first.mean(axis=1, keepdims=True)
     a, b = first > cut, second > cut
     union = (a | b).sum(1)
@@ -216,10 +216,9 @@ def _training(size: Size) -> Iterator[Measurement]:
 
 
 def _synthesis(size: Size) -> Iterator[Measurement]:
-    """Time in which a step of the small bundled model uses up a batch against the time to synthesize one.
+    """Time in which a training step of the small bundled model consumes a batch against the time to synthesize one.
 
-    Corrective clicks, looks at held-back samples and the drawing of prompts slow training further; without them the
-    comparison is the stricter one.
+    Corrective clicks, validation and drawing prompts slow training further; without them the comparison is stricter.
     """
     network = load_base("bundled-small")
     batch_size = presets.COMPACT.batch_size
@@ -241,14 +240,14 @@ def _synthesis(size: Size) -> Iterator[Measurement]:
 
 
 def _small(size: Size) -> Iterator[Measurement]:
-    """Encoding a slice and answering a click, with our own ViT-B encoding as the yardstick."""
+    """Encoding a slice and decoding a click, with our own ViT-B encoding as the reference."""
     predictor = Predictor(load_base("bundled-small"), cache=EmbeddingCache(1))
     volume, labelmap = a_patient(size.slices)
     middle = size.slices // 2
     column, row = centre_click(labelmap.volume.array[middle] > 0)
     prompt = Prompt(0, middle, points_ijk=np.array([[column, row, middle]], float), point_labels=np.array([1]))
     frame = frame_of(volume, 0, middle, predictor.image_size)
-    # Two in turn, so that the cache, which holds one, never helps.
+    # Two alternately, so that the cache, which holds one, never hits.
     squares = itertools.cycle([a_square(size, k, predictor.image_size) for k in (middle - 1, middle)])
     embedding = predictor.encode([next(squares)])[0]
 
@@ -272,7 +271,7 @@ def _small(size: Size) -> Iterator[Measurement]:
         yield Measurement(f"{shown} / bundled-small {what}", ratios(seconds["ViT-B"], seconds[kind], CALLS), None, note)
 
 
-CALLS = 10  # of what takes milliseconds, in one turn
+CALLS = 10  # of millisecond operations, per turn
 
 
 def _repeated(run: Callable[[], Any]) -> None:
@@ -288,12 +287,12 @@ def _yardstick(size: Size) -> tuple[Callable[[], Any], str]:
 
 
 def _bundled(size: Size) -> Iterator[Measurement]:
-    """TinyViT's encoder and the decoder of a click: layer after layer with SAM's decoder as it is, against ours."""
+    """TinyViT's encoder and decoding a click: unfused layers and SAM's stock decoder, against ours."""
     network = load_base("bundled")
     images = network.normalize(torch.from_numpy(a_square(size, size.slices // 2, network.image_size))[None], "unit")
 
     def layer_by_layer() -> Tensor:
-        with torch.enable_grad():  # the weights are frozen: there is no graph, and nothing is fused
+        with torch.enable_grad():  # the weights are frozen: no autograd graph, and nothing is fused
             return network.encode(images).features
 
     contestants: dict[str, Callable[[], Any]] = {
@@ -334,13 +333,13 @@ def _decoded_by_sam(network: PromptableNetwork, features: Tensor, prompts: Promp
 
 
 def _operators(size: Size) -> Iterator[Measurement]:
-    """Operators for encoding a slice, answering a click and a step of LoRA: what a GPU waits for without its graphs."""
+    """Number of operators of encoding a slice, decoding a click and a LoRA step: launches of a GPU without graphs."""
     networks = {name: functools.partial(load_base, name) for name in ("bundled-small", "bundled")}
     networks["ViT-B"] = functools.partial(random_vit_b, size.encode_px[0])
     for name, made in networks.items():
         network = made()
         predictor = Predictor(network, cache=EmbeddingCache(1))
-        # Two in turn, so that the cache, which holds one, never helps.
+        # Two alternately, so that the cache, which holds one, never hits.
         squares = itertools.cycle([a_square(size, k, network.image_size) for k in range(2)])
         embedding = predictor.encode([next(squares)])[0]
         points = 1 + network.padding_points

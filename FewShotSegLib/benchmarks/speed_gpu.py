@@ -1,8 +1,7 @@
-"""`fewshotseg benchmark speed --device cuda`: the same questions on a GPU.
+"""`fewshotseg benchmark speed --device cuda`: the same measurements on a GPU.
 
-Times are those of CUDA events around a call, after warm-up, in turns; memory is the most that PyTorch's allocator held.
-"As it is" means without CUDA graphs and prefetched samples. Stock runs as PyTorch comes, without TF32 in matrix
-products.
+Times are from CUDA events around a call, after warm-up, interleaved; memory is the peak of PyTorch's allocator. "As it
+is" means without CUDA graphs and prefetched samples. Stock runs with PyTorch's defaults, without TF32 in matrix products.
 """
 
 from __future__ import annotations
@@ -123,7 +122,7 @@ def training(size: workload.Size) -> Iterator[Measurement]:
 
 
 def predicting(size: workload.Size) -> Iterator[Measurement]:
-    """Encoding a slice and answering a click, as it is and as CUDA graphs, and what is launched for it."""
+    """Encoding a slice and decoding a click, eagerly and as CUDA graphs, and their number of launches."""
     for name in ("bundled-small", "bundled"):
         network = load_base(name, device="cuda")
         coords = torch.tensor([[[90.0, 70.0], [0.0, 0.0], [0.0, 0.0]]], device="cuda")
@@ -135,7 +134,7 @@ def predicting(size: workload.Size) -> Iterator[Measurement]:
             if kind == "as it is":
                 predictor.graphs = None
             embedding = predictor.encode(squares[:1])[0]
-            # Two squares in turn, so that the cache, which holds one, never helps.
+            # Two squares alternately, so that the cache, which holds one, never hits.
             contestants[f"encode {kind}"] = functools.partial(_encode_both, predictor, squares)
             contestants[f"click {kind}"] = functools.partial(predictor.decode, embedding, prompts)
         seconds = in_turns(contestants, size.repeats)
@@ -153,7 +152,7 @@ def _encode_both(predictor: Predictor, squares: list[np.ndarray]) -> None:
 
 
 def adapting(size: workload.Size) -> Iterator[Measurement]:
-    """Steps of an adaptation, with the drawing of samples, as it is and with graphs and samples drawn ahead."""
+    """Steps of an adaptation, including sample synthesis, eagerly and with CUDA graphs and prefetched samples."""
     for name, wanted in (("bundled-small", 25.0), ("bundled", 12.0)):
         rates = {kind: _step_seconds(name, size, graphs=kind == "graphs") for kind in ("as it is", "graphs")}
         note = f"{milliseconds(rates['as it is'])} / {milliseconds(rates['graphs'])}"
@@ -228,7 +227,7 @@ def _patch_step(name: str, patch: tuple[int, int, int], image: Tensor, mask: Ten
 
 
 def in_turns(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each turn of each contestant by CUDA events, who take turns. Three rounds before are not counted."""
+    """Seconds per turn of each contestant by CUDA events, interleaved, after three warm-up rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(-3, repeats):
         for name, call in contestants.items():
@@ -244,7 +243,7 @@ def in_turns(contestants: Mapping[str, Callable[[], object]], repeats: int) -> d
 
 
 def launches(call: Callable[[], object]) -> int:
-    """How often a call hands work to the GPU: kernels, and graphs of them."""
+    """Number of GPU launches of a call: kernels, and CUDA graphs."""
     torch.cuda.synchronize()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -259,7 +258,7 @@ def _gb(size: int) -> str:
 
 
 def head(size: workload.Size) -> str:
-    """What was measured on."""
+    """Description of the hardware and software."""
     card = torch.cuda.get_device_name()
     return f"{card}, PyTorch {torch.__version__}; CUDA events, medians and quartiles of {size.repeats} turns.\n\n"
 

@@ -1,13 +1,13 @@
-"""`fewshotseg benchmark support`: how far exemplars go without training, and what training would add.
+"""`fewshotseg benchmark support`: accuracy of support sets without training, and the benefit of training.
 
 For each data set and number of support slices: Dice, Jaccard and mean surface distance of every structure of every test
 case, from the support set at once, with and without ensembles of random subsets; from the same support set with a model
-that GMISeg has trained on the other data sets (`--tasks`: on how many of them); from two peers, a network of
+trained by GMISeg on the other data sets (`--tasks`: on how many of them); from two baselines, a network of
 cross-convolutions trained on the other data sets and the labels of the most similar slice; and at some of the sizes, on
-the same slices, the same model adapted with LoRA and a U-Net from scratch. With --random the supports are drawn by lot,
-a set a seed; `--plane` chooses the plane of the slices. With --forgetting instead: LoRA and Loose LoRA on two
-tasks one after the other, and how much of the first is left. Every result is a line of JSON, so an
-interrupted run goes on where it stopped.
+the same slices, the same model adapted with LoRA and a U-Net from scratch. With --random the supports are random, one
+set per seed; `--plane` selects the plane of the slices. With --forgetting instead: LoRA and Loose LoRA on two tasks in
+sequence, and how much of the first is retained. Every result is a line of JSON, so an interrupted run resumes where it
+stopped.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ from FewShotSegLib.visualization.charts import boxes_chart, curves_chart
 logger = logging.getLogger(__name__)
 
 DEFAULT = ("acdc", "la2018", "btcv", "brats", "stare")
-TASK_SLICES = 9  # of each data set that GMISeg or the peer is trained on
+TASK_SLICES = 9  # per training data set of GMISeg or the baseline
 SUBSETS = 5
 SMALLEST_CLICKED = 3  # pixels
 SLICES = "slices in the support set"
@@ -86,7 +86,7 @@ Segmenter = Callable[[Volume], Labelmap]
 
 @dataclass(frozen=True)
 class Setting:
-    """What is held equal."""
+    """Shared settings."""
 
     data: Path
     base: str
@@ -98,13 +98,13 @@ class Setting:
     tasks: int | None = None
 
     def known(self, name: str) -> PublicDataSet:
-        """A data set in the plane that is looked at; photographs have one."""
+        """A data set in the selected plane; photographs have only one."""
         return KNOWN[name] if name == "stare" else replace(KNOWN[name], plane=self.plane)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the benchmark; tables go to standard output and to `<out>.md`, curves to `<out>.png`, how sets drawn by lot
-    differ to `<out>-sets.png`.
+    """Run the benchmark; tables are written to stdout and to `<out>.md`, curves to `<out>.png`, the spread over random
+    sets to `<out>-sets.png`.
     """
     chosen = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sizes(chosen: argparse.Namespace, setting: Setting, record: Path) -> Iterator[Run]:
-    """Support sets of all sizes first, then what is trained, which takes longest."""
+    """Support sets of all sizes first, then trained models, which take longest."""
     done = {_key(run) for run in results_in(record) if run["kind"] == "size"}
     network = load_base(setting.base)
     made = _TrainedElsewhere(network, setting)
@@ -179,7 +179,7 @@ def _sizes(chosen: argparse.Namespace, setting: Setting, record: Path) -> Iterat
         else:
             given = exemplars(dataset, setting.data, size)
         if sum(len(one.annotated_slices) for one in given) < size:
-            continue  # there are no more slices to show
+            continue  # no more slices available
         segmenter, facts = _made(model, network, given, dataset, setting, seed, made)
         started = time.perf_counter()
         scores, slices = _scored(segmenter, dataset, setting, given[0].structures)
@@ -192,7 +192,7 @@ def _key(run: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 class _TrainedElsewhere:
-    """What is trained on the data sets that are not tested, made when it is first asked for."""
+    """Models trained on the data sets not tested, trained lazily."""
 
     def __init__(self, network: PromptableNetwork, setting: Setting) -> None:
         self.network, self.setting = network, setting
@@ -200,12 +200,12 @@ class _TrainedElsewhere:
         self._cross: dict[str, CrossNetwork] = {}
 
     def others(self, name: str) -> list[PublicDataSet]:
-        """The other data sets of volumes, as many as the setting says."""
+        """The other volume data sets, as many as set."""
         found = [self.setting.known(other) for other in DATASETS if other != name]
         return found[: self.setting.tasks]
 
     def gmiseg(self, name: str) -> Adapter:
-        """An adapter of GMISeg for whatever the data set of this name shows."""
+        """An adapter of GMISeg for testing on this data set."""
         if name not in self._gmiseg:
             given = [e for other in self.others(name) for e in exemplars(other, self.setting.data, TASK_SLICES)]
             run = RunContext(np.random.default_rng(0), max_seconds=self.setting.seconds)
@@ -214,14 +214,14 @@ class _TrainedElsewhere:
         return self._gmiseg[name]
 
     def cross(self, name: str) -> CrossNetwork:
-        """A network of cross-convolutions that has not seen the data set of this name."""
+        """A network of cross-convolutions not trained on this data set."""
         if name not in self._cross:
             tasks = [task for other in self.others(name) for task in self._tasks(other)]
             self._cross[name] = cross_convolution.train(tasks, seed=0, seconds=self.setting.seconds, report=silent)
         return self._cross[name]
 
     def _tasks(self, dataset: PublicDataSet) -> list[Task]:
-        """One for each structure that enough slices show."""
+        """One per structure with enough slices."""
         given = exemplars(dataset, self.setting.data, 2 * TASK_SLICES)
         slices = [piece for exemplar in given for piece in _slices(exemplar, dataset.intensity)]
         made = (
@@ -260,7 +260,7 @@ def _made(
     seed: int,
     elsewhere: _TrainedElsewhere,
 ) -> tuple[Segmenter, Run]:
-    """The model made from the exemplars, and what that took."""
+    """The model made from the exemplars, and its cost."""
     if model in (CROSS, NEAREST):
         cross = elsewhere.cross(dataset.name) if model == CROSS else None
         return _from_slices(given, dataset, cross), {}
@@ -291,8 +291,8 @@ def _made(
 
 
 def _from_slices(given: Sequence[Exemplar], dataset: PublicDataSet, network: CrossNetwork | None) -> Segmenter:
-    """The peers, which see slices alone: cross-convolutions, each structure for itself and the highest logit counts, or
-    the labels of the most similar slice.
+    """The baselines that see slices only: cross-convolutions, each structure separately with the highest logit winning,
+    or the labels of the most similar slice.
     """
     supports = [piece for exemplar in given for piece in _slices(exemplar, dataset.intensity)]
     structures = given[0].structures
@@ -321,7 +321,7 @@ def _free(predictor: Predictor) -> Segmenter:
 def _scored(
     segmenter: Segmenter, dataset: PublicDataSet, setting: Setting, structures: Mapping[int, str]
 ) -> tuple[list[Run], int]:
-    """Rows of the structures that the exemplars show, over all slices of each test case, and the number of slices."""
+    """Rows of the structures in the exemplars, over all slices of each test case, and the number of slices."""
     rows, slices = [], 0
     for case, volume, reference in unseen_cases(dataset, setting.data, setting.cases, setting.slices):
         rows += evaluate_case(segmenter(volume), reference, structures, axis=0, case=case)
@@ -334,7 +334,7 @@ def _scored(
 
 
 def _forgetting(chosen: argparse.Namespace, setting: Setting, record: Path) -> Iterator[Run]:
-    """Each kind of update learns to answer clicks on a first task, then on a second one, from where it was."""
+    """Each kind of update is trained with clicks on a first task, then continues on a second one."""
     done = {(r["lora"], r["first"], r["second"], r["seed"]) for r in results_in(record) if r["kind"] == "forgetting"}
     network = load_base(setting.base)
     for seed in range(chosen.seeds):
@@ -366,7 +366,7 @@ def _forgetting(chosen: argparse.Namespace, setting: Setting, record: Path) -> I
 
 
 def _clicked_dice(network: PromptableNetwork, adapter: Any, dataset: PublicDataSet, setting: Setting) -> float:
-    """Mean Dice over structures, one click in the middle of each structure on each slice that shows it."""
+    """Mean Dice over structures, one centre click per structure on each slice that contains it."""
     predictor, rows = predictor_of(network, adapter), []
     options = SegmentOptions(axis=0, propagate=False)
     for case, volume, reference in unseen_cases(dataset, setting.data, setting.cases, setting.slices):

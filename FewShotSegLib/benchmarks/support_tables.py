@@ -1,4 +1,4 @@
-"""The tables and curves of `benchmark support`, from the results that it keeps."""
+"""The tables and curves of `benchmark support`, from its stored results."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SUPPORT, ENSEMBLE, LORA, UNET = "support set", "support set, ensemble", "LoRA", 
 GMISEG, CROSS, NEAREST = "support set, GMISeg", "cross-convolutions", "nearest slice"
 MODELS = (SUPPORT, ENSEMBLE, GMISEG, CROSS, NEAREST, LORA, UNET)
 PAIRS = (("acdc", "chaos"), ("chaos", "acdc"))
-PLANES = ("", ", across J", ", across I")  # as the arrays (K, J, I) are cut; K is not said
+PLANES = ("", ", across J", ", across I")  # slicing axis of the arrays (K, J, I); K is implicit
 
 # Table 2 of GMISeg (Xu 2024): Dice (%), Jaccard (%) and ASD (mm) of GMISeg, UniverSeg and Neuralizer. The size of their
-# support sets is not said, and the Jaccard of the left atrium lies above its Dice.
+# support sets is not specified, and the Jaccard of the left atrium exceeds its Dice.
 PEERS = {GMISEG: "GMISeg", CROSS: "UniverSeg", NEAREST: "Neuralizer"}
 PUBLISHED = {
     "acdc": {GMISEG: (78.7, 74.5, 1.2), CROSS: (75.0, 71.6, 2.7), NEAREST: (74.7, 71.2, 3.1)},
@@ -37,7 +37,7 @@ def mean_of(scores: Sequence[Run], key: str) -> float:
 
 
 def _of_sizes(runs: Sequence[Run]) -> list[Run]:
-    """Results for sizes of support sets, in the order of the data sets; a data set cut in another plane is another."""
+    """Results by support set size, in the order of the data sets; other planes count as other data sets."""
     sizes = [run for run in runs if run["kind"] == "size"]
     order = list(KNOWN)
     sizes.sort(key=lambda run: (order.index(run["dataset"]), run["plane"]))
@@ -49,7 +49,7 @@ def _data_sets(runs: Sequence[Run]) -> list[str]:
 
 
 def tables(runs: Sequence[Run]) -> str:
-    """All tables that the results have something for, as Markdown."""
+    """All tables with results, as Markdown."""
     every = _of_sizes(runs)
     sizes = [run for run in every if run["tasks"] is None]
     parts = [_size_table(sizes), _quartile_table(sizes), _structure_table(sizes), _time_table(sizes)] if sizes else []
@@ -74,7 +74,7 @@ def _size_table(runs: Sequence[Run]) -> str:
 
 
 def _quartile_table(runs: Sequence[Run]) -> str:
-    """Of support sets drawn by lot: the smallest Dice, its quartiles and the largest over the sets, in percent."""
+    """Random support sets: minimum, quartiles and maximum of Dice over the sets, in percent."""
     rows = []
     for (name, model), sets in _sets(runs).items():
         for size, dice in sets.items():
@@ -85,7 +85,7 @@ def _quartile_table(runs: Sequence[Run]) -> str:
 
 
 def _sets(runs: Sequence[Run]) -> dict[tuple[str, str], dict[int, list[float]]]:
-    """{(data set, model): {size: mean Dice of each support set drawn by lot}}."""
+    """{(data set, model): {size: mean Dice of each random support set}}."""
     found: dict[tuple[str, str], dict[int, list[float]]] = {}
     for run in sorted((run for run in runs if run["drawn"]), key=lambda run: (run["size"], run["seed"])):
         sizes = found.setdefault((run["dataset"], run["model"]), {})
@@ -94,7 +94,7 @@ def _sets(runs: Sequence[Run]) -> dict[tuple[str, str], dict[int, list[float]]]:
 
 
 def spreads(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
-    """{data set, and model where there are several: {size: Dice of each set}}, as the paper's Fig. 7 shows them."""
+    """{data set, and model if several: {size: Dice of each set}}, as in the paper's Fig. 7."""
     sets = _sets([run for run in _of_sizes(runs) if run["tasks"] is None])
     several = len({model for _, model in sets}) > 1
     return {
@@ -104,8 +104,8 @@ def spreads(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
 
 
 def _task_table(runs: Sequence[Run]) -> str:
-    """Dice by the number of data sets that GMISeg was trained on (the paper's Fig. 5), in percent; empty where no run
-    names one.
+    """Dice by the number of GMISeg's training data sets (the paper's Fig. 5), in percent; empty if no run specifies
+    one.
     """
     if all(run["tasks"] is None for run in runs):
         return ""
@@ -121,8 +121,8 @@ def _task_table(runs: Sequence[Run]) -> str:
 
 
 def _paper_table(runs: Sequence[Run]) -> str:
-    """The paper's Table 2 beside ours with the largest support set that all of the three were run with: Dice / Jaccard
-    (%) / ASD (mm); empty where none of them was.
+    """The paper's Table 2 next to ours with the largest support set for which all three were run: Dice / Jaccard (%) /
+    ASD (mm); empty if there is none.
     """
     rows = []
     for name in PUBLISHED:
@@ -166,7 +166,7 @@ def _structure_table(runs: Sequence[Run]) -> str:
 
 
 def _time_table(runs: Sequence[Run]) -> str:
-    """Median seconds until a support set is ready, of the clock and of the processor, and per slice."""
+    """Median seconds to prepare a support set, wall and CPU time, and per slice."""
     rows = []
     for size in sorted({run["size"] for run in runs}):
         own = _chosen(runs, size=size, model=SUPPORT)

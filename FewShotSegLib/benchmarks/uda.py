@@ -1,12 +1,12 @@
-"""`fewshotseg benchmark uda`: from labelled CT to unlabelled MR on real cases, part by part.
+"""`fewshotseg benchmark uda`: from labelled CT to unlabelled MR on real cases, as an ablation.
 
-Labelled: abdominal CT (btcv). Unlabelled: MR (`--targets`: chaos, or amos where there is a copy), of which `--held-out`
-volumes are no targets; targets and held back volumes are scored apart, their labels being used for nothing else. With
-`--organs all` every organ that the CT has labels of is learned, twelve of the paper's thirteen; scored are those that
-the MR has labels of, which are four in chaos. Rows are those of the paper's Table 7, and every part alone: a network of
-the CT, of CT made to look like MR by a plain CycleGAN or by ASIT; with self-training, with matching (MDM), with both,
-with the filter (PLF); and all of it decided by thresholds, as in the paper, instead of the highest logit. The last
-network is the small one in every row. Stages that rows share are computed once; an interrupted benchmark goes on.
+Labelled: abdominal CT (btcv). Unlabelled: MR (`--targets`: chaos, or amos if there is a copy), of which `--held-out`
+volumes are not used as targets; targets and held-out volumes are scored separately, their labels being used for nothing
+else. With `--organs all` every labelled organ of the CT is learned, twelve of the paper's thirteen; scored are those
+with labels in the MR, which are four in chaos. Rows are those of the paper's Table 7, and every part alone: a network
+trained on CT, on CT translated to MR by a plain CycleGAN or by ASIT; with self-training, with matching (MDM), with
+both, with the filter (PLF); and all of it decided by thresholds, as in the paper, instead of the highest logit. The
+final network is the small one in every row. Shared stages are computed once; an interrupted benchmark resumes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from FewShotSegLib.training.context import AdaptInputs, RunContext
 
 logger = logging.getLogger(__name__)
 
-# In the paper's order; of its thirteen organs btcv has no label of the duodenum.
+# In the paper's order; of its thirteen organs btcv has no label for the duodenum.
 CT = {
     "liver": 6,
     "right kidney": 2,
@@ -63,7 +63,7 @@ CT = {
 
 @dataclass(frozen=True)
 class Targets:
-    """Unlabelled volumes whose labels are known to the benchmark: what data set, and which value is which organ."""
+    """Target volumes whose labels are known to the benchmark only: data set, and label value of each organ."""
 
     data_set: PublicDataSet
     labels: dict[str, int]
@@ -71,7 +71,7 @@ class Targets:
 
 MR = {
     "chaos": Targets(DATASETS["chaos"], {"liver": 1, "right kidney": 2, "spleen": 4, "left kidney": 3}),
-    # The MR scans of AMOS 2022 (Ji et al.), which the paper is validated on, with the values of its own labels.
+    # The MR scans of AMOS 2022 (Ji et al.), the paper's validation data, with its own label values.
     "amos": Targets(
         PublicDataSet("amos", "amos_mr/*_img.nii.gz", (r"_img\.", "_lab."), {}, MR_INTENSITY),
         {
@@ -90,7 +90,7 @@ MR = {
         },
     ),
 }
-# Table 7 of the paper: DSC and NSD (%) in the mean of thirteen organs of validation cases of AMOS MR.
+# Table 7 of the paper: DSC and NSD (%), mean over thirteen organs of validation cases of AMOS MR.
 PUBLISHED = {
     "CT only": (15.32, 14.69),
     "CycleGAN": (20.01, 16.40),
@@ -126,7 +126,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What is held equal for all rows."""
+    """Settings shared by all rows."""
 
     data: Path
     held_out: int
@@ -137,22 +137,22 @@ class Setting:
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """What the network learns: all organs of the CT, or those that the MR has labels of too."""
+        """Organs to learn: all of the CT, or those also labelled in the MR."""
         return tuple(name for name in CT if self.organs == "all" or name in MR[self.targets].labels)
 
     @property
     def scored(self) -> tuple[str, ...]:
-        """What both have labels of."""
+        """Organs labelled in both."""
         return tuple(name for name in self.learned if name in MR[self.targets].labels)
 
     @property
     def kind(self) -> dict[str, str]:
-        """What tells the results of one setting from those of another in the same file."""
+        """Key that distinguishes results of different settings in one file."""
         return {"targets": self.targets, "organs": self.organs}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the benchmark; the table goes to standard output and to `<out>.md`."""
+    """Run the benchmark; the table is written to stdout and to `<out>.md`."""
     chosen = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     if not chosen.data.is_dir():
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str]) -> int:
     record = Path(f"{chosen.out}.jsonl")
 
     def found() -> list[dict[str, Any]]:
-        """Results of this setting; those of earlier versions do not say of which they are, there was only one."""
+        """Results of this setting; those of earlier versions have no key, as there was only one."""
         plain = {"targets": "chaos", "organs": "shared"}
         return [run for run in results_in(record) if setting.kind.items() <= {**plain, **run}.items()]
 
@@ -227,7 +227,7 @@ def _run(row: str, seed: int, setting: Setting) -> dict[str, Any]:
         for name in setting.scored:
             truth = reference == values[name]
             score = compare(labels.volume.array == found[name], truth, volume.spacing_mm, TOLERANCE_MM)
-            # An organ that the reference does not show is no test of this network: it may lie outside the scan.
+            # An organ missing in the reference is not scored: it may be outside the scan.
             scores[case][name] = [score.dsc, score.nsd] if truth.any() else None
     return {
         "seconds": round(seconds, 1),
@@ -239,7 +239,7 @@ def _run(row: str, seed: int, setting: Setting) -> dict[str, Any]:
 
 
 def _memory_of(device: torch.device) -> Callable[[], int]:
-    """Of a GPU; on a CPU nothing is measured but time."""
+    """Memory of a GPU; on a CPU only time is measured."""
     return gpu_memory_of(device) if device.type == "cuda" else lambda: 0
 
 
@@ -258,7 +258,7 @@ def _log(progress: Progress) -> None:
 
 def _table(runs: Sequence[dict[str, Any]]) -> str:
     """DSC / NSD in percent per organ, mean over cases and seeds with the quartiles of DSC over both, of targets and of
-    volumes that were none: the layout of the paper's Table 7, its numbers beside ours.
+    held-out volumes: the layout of the paper's Table 7, its numbers next to ours.
     """
     return "\n".join(
         _part(runs, title, held_out) for title, held_out in (("held back volumes", True), ("targets", False))
@@ -295,7 +295,7 @@ def _part(runs: Sequence[dict[str, Any]], title: str, held_out: bool) -> str:
 
 
 def _mean(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means (2,) of DSC and NSD (n, 2) of what has numbers; NaN where nothing has."""
+    """Means (2,) of DSC and NSD (n, 2), ignoring NaN; NaN if all are."""
     known = scores[np.isfinite(scores).all(1)]
     return known.mean(0) if len(known) else np.full(2, np.nan)
 

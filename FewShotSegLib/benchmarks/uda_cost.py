@@ -1,8 +1,8 @@
-"""What segmenting a whole CT with the small network costs, and what bringing back labels, not probabilities, saves.
+"""Cost of segmenting a whole CT with the small network, and the savings of resampling labels instead of probabilities.
 
-The way of FLARE's fast entries, "sigmoid, threshold, resample": decide at the network's resolution and bring back the
-label of the nearest voxel. The stock way brings back the probabilities of every structure and decides then. Weights
-are random: time and memory do not depend on them. What is brought back are real labels, blurred to probabilities.
+The approach of FLARE's fast entries, "sigmoid, threshold, resample": decide at the network's resolution and resample
+the labels by nearest neighbour. The standard approach resamples the probabilities of every structure and decides then.
+Weights are random: time and memory do not depend on them. The resampled maps are real labels, blurred to probabilities.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ Labels = NDArray[np.uint8]
 
 WHOLE = ("chaos_ct_liver_1/img.nii.gz", "chaos_ct_liver_1/lab.nii.gz")
 ORGANS = 13
-# Voxels and patch of the paper's network, of the FLARE 2022 winner's, and of one for a CPU: 128 voxels across 370 mm.
+# Spacing and patch of the paper's network, of the FLARE 2022 winner's, and of one for a CPU: 128 voxels across 370 mm.
 GRIDS = {
     "paper": ("paper", (0.81, 0.81, 2.5), (40, 224, 192)),
     "FLARE 2022": ("paper", (1.2, 1.2, 4.0), (32, 128, 192)),
     "cpu": ("small", (2.9, 2.9, 4.0), (16, 96, 96)),
 }
-EDGE_VOXELS = 0.7  # standard deviation of the blur that makes a network's soft edges of hard ones
+EDGE_VOXELS = 0.7  # SD of the blur that turns hard edges into soft ones like a network's
 
 
 def costs(data: Path, repeats: int) -> str:
-    """Two Markdown tables: a whole case, and bringing back labels against probabilities."""
+    """Two Markdown tables: a whole case, and resampling labels against probabilities."""
     image = data / WHOLE[0]
     if not image.is_file():
         raise InputError(f"There is no {image}; the time of a whole case is measured on it.")
-    whole = _whole_case(load_volume(image))  # first: a peak of memory never falls
+    whole = _whole_case(load_volume(image))  # first: the peak memory never decreases
     return f"{whole}\n{_resampling(data, repeats)}"
 
 
@@ -90,7 +90,7 @@ def _resampling(data: Path, repeats: int) -> str:
 
 
 def _labelled(data: Path) -> list[tuple[str, Volume, Labels, int]]:
-    """Name, volume, labels and number of classes, background among them."""
+    """Name, volume, labels and number of classes, including background."""
     whole = load_volume(data / WHOLE[0])
     liver = load_labelmap(data / WHOLE[1]).volume.array
     known = DATASETS["btcv"]
@@ -109,7 +109,7 @@ def _probabilities(volume: Volume, labels: Labels, count: int, grid: Grid) -> ND
 
 
 def _dice(a: Labels, b: Labels) -> float:
-    """Mean over the structures that either shows."""
+    """Mean Dice over the structures in either."""
     values = np.union1d(np.unique(a), np.unique(b))
     scores = [2 * np.sum((a == v) & (b == v)) / (np.sum(a == v) + np.sum(b == v)) for v in values if v]
     return float(np.mean(scores))
@@ -140,7 +140,7 @@ def _whole_case(volume: Volume) -> str:
 
 
 def _adapter(volume: Volume, size: str, grid: Grid) -> Adapter:
-    """An adapter as `methods.uda` makes them, with fresh weights."""
+    """An adapter as `methods.uda` makes them, with random weights."""
     arguments = network_arguments(grid, "dynunet", size, ORGANS + 1)
     return Adapter(
         tensors=weights_of(build(**arguments)),

@@ -1,4 +1,4 @@
-"""The alternatives everybody has: a 2-D U-Net, or the Attention U-Net of the Cheap Lunch paper's comparison, trained
+"""Standard baselines: a 2-D U-Net, or the Attention U-Net of the Cheap Lunch paper's comparison, trained
 from scratch on the same annotated slices for the same time.
 """
 
@@ -38,7 +38,7 @@ def train_unet(
     attention: bool = False,
 ) -> tuple[nn.Module, dict[int, str]]:
     """MONAI's residual U-Net or its Attention U-Net (Oktay et al. 2018), Dice + cross-entropy, with the geometric and
-    intensity changes our synthesis makes.
+    intensity augmentation of our synthesis.
     """
     structures = dict(exemplars[0].structures)
     classes = {value: number for number, value in enumerate(sorted(structures), 1)}
@@ -78,9 +78,9 @@ def segment_unet(
     intensity: IntensitySpec,
     image_size: int | None = None,
 ) -> Labelmap:
-    """Labels of the most likely class, on the volume's own grid.
+    """Labels by argmax over classes, on the volume's own grid.
 
-    `network` turns images (1, 1, S, S) into logits (1, K + 1, h, w), background first, then structures by value;
+    `network` maps images (1, 1, S, S) to logits (1, K + 1, h, w), background first, then structures by value;
     S is `image_size`, by default the U-Net's.
     """
     reader = SliceReader(volume, intensity, image_size or IMAGE_SIZE)

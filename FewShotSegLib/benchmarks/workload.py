@@ -1,4 +1,4 @@
-"""What `speed` measures on: a phantom on the grid of a clinical CT, and a step of training on it."""
+"""Workload of `speed`: a phantom on the grid of a clinical CT, and a training step on it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ANNOTATED = 3  # slices of the phantom that serve as exemplars
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. `encode_px` sizes for encoding, the last also the yardstick for the small bundled model."""
+    """Size of the workload. `encode_px`: image sizes for encoding, the last also the reference for the small model."""
 
     repeats: int = 7
     encode_px: tuple[int, ...] = (512, 1024)
@@ -55,7 +55,7 @@ def a_patient(slices: int) -> tuple[Volume, Labelmap]:
 
 
 def an_exemplar(size: Size) -> Exemplar:
-    """The slices that show most structures."""
+    """The slices with the most structures."""
     volume, labelmap = a_patient(size.slices)
     labels = labelmap.volume.array
     order = sorted(range(len(labels)), key=lambda k: len(np.unique(labels[k])), reverse=True)
@@ -80,7 +80,7 @@ def encoded(network: PromptableNetwork, images: Tensor, bfloat16: bool) -> Tenso
         return network.encode(images).features.float()
 
 
-# Operators of PyTorch that only say how memory is to be read, reserve it, or hand on to another operator.
+# PyTorch operators that only create views, allocate memory, or dispatch to another operator.
 _NO_WORK = (
     "alias _reshape_alias as_strided as_strided_ broadcast_to chunk contiguous detach detach_ diagonal empty "
     "empty_like empty_strided expand expand_as flatten item linear _local_scalar_dense lift_fresh matmul moveaxis "
@@ -92,24 +92,24 @@ _IDLE = frozenset(_NO_WORK.split())
 
 
 def operators(call: Callable[[], object]) -> int:
-    """How many operators of PyTorch a call runs on the CPU that compute or copy: about the kernels that a GPU would be
-    handed one by one.
+    """Number of PyTorch operators of a call on the CPU that compute or copy: about the number of kernels that would be
+    launched on a GPU.
     """
-    call()  # what is done once only is not counted
+    call()  # warm-up: one-time work is not counted
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         call()
     return sum(_at_work(event) for event in profiler.events() if event.cpu_parent is None)
 
 
 def _at_work(event: Any) -> int:
-    """Operators at work in a profiled one: itself, or those that it calls."""
+    """Number of working operators in a profiled one: itself, or those that it calls."""
     below = sum(_at_work(child) for child in event.cpu_children)
     library, _, name = event.name.partition("::")
     return below or int(library in ("aten", "mkldnn") and name not in _IDLE)
 
 
 def peak_bytes_on_gpu(call: Callable[[], object]) -> int:
-    """The most bytes that PyTorch has allocated on the GPU during a call, over what it held before."""
+    """Peak bytes allocated by PyTorch on the GPU during a call, above its previous level."""
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -135,7 +135,7 @@ def lesson_of(source: Synthesizer, batch_size: int) -> Lesson:
 def lora_step(
     network: PromptableNetwork, preset: presets.Preset, lesson: Lesson, amp: torch.dtype | None
 ) -> Iterator[Callable[[], FitResult]]:
-    """A training step: encode, answer the queries, go backward, update. Samples are there already."""
+    """A training step: encode, decode the queries, backward pass, update. Samples are precomputed."""
     recipe = lora.Recipe(encoder_blocks=preset.encoder_blocks)
     samples, queries = lesson[0], [on_device(query, network.device) for query in lesson[1]]
     images = images_of(samples, network, "sam")

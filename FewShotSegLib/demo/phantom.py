@@ -1,12 +1,13 @@
 """Synthetic patients: an upper abdomen as CT or MR would show it, with exact labels. For the demo and for tests.
 
-A patient is painted back to front from simple shapes (ellipsoids, tubes, layers) whose coordinates are bent by one
-smooth random deformation, so that no two patients are alike. Organs lie close in intensity to each other and to bowel:
-a model that only follows edges has trouble, one that has seen a few examples has not. numpy and scipy only; nothing is
-taken from any patient's image. Sizes and Hounsfield values are those of textbook anatomy.
+A patient is painted back to front from simple shapes (ellipsoids, tubes, layers) whose coordinates are warped by one
+smooth random deformation, so that no two patients are alike. Organs are close in intensity to each other and to bowel:
+a model that only follows edges has trouble, one that has seen a few examples has not. numpy and scipy only; no patient
+data are used. Sizes and Hounsfield values are those of textbook anatomy.
 
-Anatomical millimetres: x to the patient's left, y to the back, z to the head, 0 in the middle of the body at about the
-first lumbar vertebra. Arrays are (K, J, I) with i along x, j along y, k along z, the order of an axial CT series.
+Anatomical millimetres: x to the patient's left, y to posterior, z to superior, origin at the centre of the body at
+about the first lumbar vertebra. Arrays are (K, J, I) with i along x, j along y, k along z, the order of an axial CT
+series.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LIVER, RIGHT_KIDNEY, LEFT_KIDNEY, SPLEEN, AORTA = STRUCTURES
 
 @dataclass(frozen=True)
 class _Tissue:
-    """Mean and between-patient deviation: CT in HU (portal venous phase), MR like T2 with fat suppression."""
+    """Mean and between-patient SD: CT in HU (portal venous phase), MR like T2 with fat suppression."""
 
     hu: float
     hu_sd: float
@@ -70,12 +71,12 @@ TISSUES = {
     "vein": _Tissue(150, 10, 60, 15),
 }
 _INDEX = {name: number for number, name in enumerate(TISSUES)}
-_BENDING_MM = 4.5  # deviation of the deformation; shapes must find room within _REACH_MM
+_BENDING_MM = 4.5  # SD of the deformation; shapes must fit within _REACH_MM
 _REACH_MM = 24.0
 
 
 def cohort(seed: int, n: int, **options: Any) -> list[tuple[Volume, Labelmap]]:
-    """Return `n` patients; patient number 3 of a seed is the same in every cohort. `options` go to `patient`."""
+    """Return `n` patients; patient 3 of a seed is the same in every cohort. `options` are passed to `patient`."""
     if n < 1:
         raise InputError(f"A cohort needs at least one patient, got {n}.")
     return [patient(np.random.default_rng(s), **options) for s in np.random.SeedSequence(seed).spawn(n)]
@@ -90,9 +91,9 @@ def patient(
 ) -> tuple[Volume, Labelmap]:
     """Return one patient: int16 image (HU for CT, arbitrary units for MR) and uint8 labels of `STRUCTURES`.
 
-    `shape` is (K, J, I), `spacing_mm` is I, J, K. The default field of view of 320 x 320 x 200 mm holds every organ
-    whole; a smaller one cuts them, a coarser grid shows the same anatomy. Under half a second at the
-    default size on one thread.
+    `shape` is (K, J, I), `spacing_mm` is I, J, K. The default field of view of 320 x 320 x 200 mm contains every organ
+    completely; a smaller one crops them, a coarser grid shows the same anatomy. Under half a second at the default size
+    on one thread.
     """
     if modality not in get_args(Modality):
         raise InputError(f'The modality must be one of {", ".join(get_args(Modality))}, got "{modality}".')
@@ -100,7 +101,7 @@ def patient(
     _paint_patient(canvas, rng)
     image = (_as_ct if modality == "ct" else _as_mr)(canvas, rng)
     sx, sy, sz = spacing_mm
-    affine = np.diag([-sx, -sy, sz, 1.0])  # i and j grow to the left and to the back: RAS minus
+    affine = np.diag([-sx, -sy, sz, 1.0])  # i and j increase to left and posterior: RAS minus
     affine[:3, 3] = canvas.x[0, 0, 0] * -1, canvas.y[0, 0, 0] * -1, canvas.z[0, 0, 0]
     volume = Volume(image, affine)
     return volume, Labelmap(volume.like(canvas.organ), dict(STRUCTURES))
@@ -124,7 +125,7 @@ class _Region:
 
 
 class _Canvas:
-    """Tissue numbers and organ labels under construction, on coordinates bent by a smooth deformation."""
+    """Tissue indices and organ labels under construction, on coordinates warped by a smooth deformation."""
 
     def __init__(
         self, rng: np.random.Generator, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]
@@ -139,21 +140,21 @@ class _Canvas:
         self.bx = self.x + _BENDING_MM * self.noise(rng, 110.0)
         self.by = self.y + _BENDING_MM * self.noise(rng, 110.0)
         self.bz = self.z + _BENDING_MM * self.noise(rng, 110.0)
-        self.bumps = self.noise(rng, 45.0)  # gives every surface its unevenness
+        self.bumps = self.noise(rng, 45.0)  # perturbs every surface
         self.tissue = np.zeros(shape, dtype=np.uint8)
         self.organ = np.zeros(shape, dtype=np.uint8)
 
     def noise(self, rng: np.random.Generator, wavelength_mm: float) -> Field:
-        """Smooth random field (K, J, I) of mean 0 and about unit deviation, the same pattern at every resolution."""
+        """Smooth random field (K, J, I) of mean 0 and about unit SD, the same pattern at every resolution."""
         knots = [4 + int(np.ceil(400.0 / wavelength_mm))] * 3
         field = rng.standard_normal(knots).astype(np.float32)
         for d, axis in enumerate((self.z, self.y, self.x)):
             at = 1 + np.clip(axis.ravel() + 200.0, 0.0, 400.0) / 400.0 * (knots[d] - 3)
             field = np.moveaxis(np.tensordot(_spline(at, knots[d]), field, axes=(1, d)), 0, d)
-        return np.ascontiguousarray(field) * 3.0  # the spline smooths the knots to a deviation of a third
+        return np.ascontiguousarray(field) * 3.0  # the spline smooths the knots to an SD of a third
 
     def box(self, low: Sequence[float], high: Sequence[float]) -> Box:
-        """Slices of the voxels between two corners (x, y, z), with room for the deformation."""
+        """Index slices between two corners (x, y, z), with a margin for the deformation."""
         slices = []
         for axis, a, b in zip((self.z, self.y, self.x), low[::-1], high[::-1], strict=True):
             first, last = np.searchsorted(axis.ravel(), (a - _REACH_MM, b + _REACH_MM))
@@ -164,7 +165,7 @@ class _Canvas:
         return self.bx[box], self.by[box], self.bz[box]
 
     def ball(self, centre: Point, radii: Point, *, turn: Point = (0, 0, 0), uneven: float = 0.06) -> _Region:
-        """An ellipsoid, turned by degrees about x, y and z, its radius uneven by that share."""
+        """An ellipsoid, rotated by degrees about x, y and z, its radius perturbed by the fraction `uneven`."""
         reach = max(radii)
         box = self.box([c - reach for c in centre], [c + reach for c in centre])
         offsets = [axis - np.float32(c) for axis, c in zip(self.at(box), centre, strict=True)]
@@ -195,7 +196,7 @@ class _Canvas:
         self.tissue[inside] = _INDEX[tissue]
 
     def mask(self, region: _Region) -> NDArray[np.bool_]:
-        """The region as an array of the whole canvas (K, J, I)."""
+        """The region as a mask of the whole canvas (K, J, I)."""
         whole = np.zeros(self.shape, dtype=bool)
         whole[region.box] = region.inside
         return whole
@@ -221,7 +222,7 @@ def _rotation(degrees: Point) -> NDArray[np.float64]:
 
 
 def _paint_patient(c: _Canvas, rng: np.random.Generator) -> None:
-    """Paint back to front; what comes later covers what was there."""
+    """Paint back to front; later shapes cover earlier ones."""
     trunk = _Trunk.draw(c, rng)
     _paint_wall(c, trunk)
     _paint_bowel(c, trunk, rng)
@@ -236,7 +237,7 @@ def _paint_patient(c: _Canvas, rng: np.random.Generator) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Trunk:
-    """Layers of the body as masks (K, J, I), each within the one before, and what lies above the diaphragm."""
+    """Layers of the body as nested masks (K, J, I), and the region above the diaphragm."""
 
     body: NDArray[np.bool_]
     under_skin: NDArray[np.bool_]
@@ -255,7 +256,7 @@ class _Trunk:
         def layer(depth_side: float, depth_front: float, depth_back: float) -> NDArray[np.bool_]:
             u = np.abs(c.bx) / np.float32(width - depth_side)
             v = np.abs(c.by) / np.where(c.by < 0, np.float32(front - depth_front), np.float32(back - depth_back))
-            return u * u * np.sqrt(u) + v * v * np.sqrt(v) < 1  # a squarish ellipse, exponent 2.5
+            return u * u * np.sqrt(u) + v * v * np.sqrt(v) < 1  # a superellipse, exponent 2.5
 
         to_wall = np.array([fat, 1.25 * fat, 0.55 * fat])
         to_cavity = to_wall + muscle * np.array([1.0, 0.8, 1.6])
@@ -273,7 +274,7 @@ class _Trunk:
 
 
 def _diaphragm(c: _Canvas, rng: np.random.Generator) -> Field:
-    """Height in mm of the two domes, which fall to the back and to the sides."""
+    """Height in mm of the two domes, which slope to posterior and to the sides."""
     along = ((c.by + 12) / 88) ** 2
     right = rng.uniform(84, 97) - 70 * (((c.bx + 56) / 66) ** 2 + along) ** 2
     left = rng.uniform(78, 90) - 70 * (((c.bx - 58) / 64) ** 2 + along) ** 2
@@ -282,7 +283,7 @@ def _diaphragm(c: _Canvas, rng: np.random.Generator) -> Field:
 
 
 def _paint_wall(c: _Canvas, trunk: _Trunk) -> None:
-    bottom = c.y - 112 + (c.x / 260) ** 2 * 90  # a hollow couch below the patient
+    bottom = c.y - 112 + (c.x / 260) ** 2 * 90  # a hollow patient table
     c.fill(np.broadcast_to((bottom > 0) & (bottom < 4) & (np.abs(c.x) < 150), c.shape), "couch")
     c.fill(trunk.body, "skin")
     c.fill(trunk.under_skin, "fat")
@@ -300,7 +301,9 @@ def _paint_wall(c: _Canvas, trunk: _Trunk) -> None:
 
 
 def _paint_bowel(c: _Canvas, trunk: _Trunk, rng: np.random.Generator) -> None:
-    vessels = np.abs(c.noise(rng, 38.0)) + np.abs(c.noise(rng, 38.0)) < 0.19  # two zero sets meet along thin curves
+    vessels = (
+        np.abs(c.noise(rng, 38.0)) + np.abs(c.noise(rng, 38.0)) < 0.19
+    )  # two zero level sets intersect along thin curves
     c.fill(vessels & trunk.abdomen & (np.abs(c.bx) < 95), "vein")
     for _ in range(rng.integers(58, 70)):  # small bowel: short bent tubes in the middle and lower belly
         start = np.array([rng.uniform(-80, 84), rng.uniform(-78, 14), rng.uniform(-125, 16)])
@@ -320,7 +323,7 @@ def _paint_bowel(c: _Canvas, trunk: _Trunk, rng: np.random.Generator) -> None:
 def _paint_gut(
     c: _Canvas, trunk: _Trunk, rng: np.random.Generator, points: list[Any], radius: float, contents: tuple[str, ...]
 ) -> None:
-    """A loop with its wall and content; gas collects in front, since patients lie on their back."""
+    """A loop with its wall and content; gas collects anteriorly, since patients are supine."""
     content, gas_level = rng.choice(contents), rng.normal(-0.75, 0.5)
     radii = [radius * rng.uniform(0.85, 1.15) for _ in points]
     wall = c.tube(points, radii).within(trunk.abdomen)
@@ -343,7 +346,7 @@ def _paint_stomach(c: _Canvas, trunk: _Trunk, rng: np.random.Generator) -> None:
     lumen = c.tube(path, [r - 4.5 for r in radii]).within(trunk.abdomen)
     c.paint(wall, "bowel wall")
     c.paint(lumen, str(rng.choice(("water", "chyme", "chyme", "contrast"))))
-    level = np.broadcast_to(c.by < rng.uniform(-62, -42), c.shape)  # the surface of a fluid is flat
+    level = np.broadcast_to(c.by < rng.uniform(-62, -42), c.shape)  # fluid levels are flat
     c.paint(lumen.within(level), "gas")
 
 
@@ -360,10 +363,10 @@ def _paint_liver(c: _Canvas, trunk: _Trunk, rng: np.random.Generator) -> None:
     right = lobe((-66, 0, 22), (64, 82, 88))
     left = lobe((rng.uniform(-14, -2), -48, 54), (rng.uniform(62, 78), 36, 42))
     lobes = np.exp(-3 * right) + np.exp(-3 * left) > np.exp(-3.0) * (1 + 0.16 * c.bumps[box])  # smooth union
-    # The visceral face: what lies towards the middle and below is stomach, bowel and kidney.
+    # The visceral surface: medially and inferiorly are stomach, bowel and kidney.
     face = (x + 42) * 0.72 + (y - 4) * 0.30 - (z - 18) * 0.62 + 5 * c.bumps[box]
     lobes &= face < 22 + 30 * np.clip((-y - 15) / 40, 0, 1) * np.clip((z - 10) / 40, 0, 1)
-    # The right kidney lies behind and below.
+    # The right kidney is posterior and inferior.
     lobes &= (y - 30) * 0.8 + (x + 78) * 0.5 - (z - 2) * 0.7 + 4 * c.bumps[box] < 0
     lobes &= (z > -72 + 0.25 * (x + 70)) & ~((x > -22) & (y > -8))  # clear of the spine and great vessels
     liver = _Region(box, lobes).within(trunk.abdomen)
@@ -383,7 +386,7 @@ def _paint_liver_vessels(c: _Canvas, whole: NDArray[np.bool_], rng: np.random.Ge
     for root, branches in ((hilum, portal), (confluence, hepatic)):
         for end, radius in branches:
             _grow(c, whole, rng, root, np.add(end, rng.normal(0, 5, 3)), radius, depth=3)
-    c.paint(c.tube([(-12, -6, -4), hilum], [6.5, 6]), "vein")  # the portal vein itself lies outside the liver
+    c.paint(c.tube([(-12, -6, -4), hilum], [6.5, 6]), "vein")  # the portal vein itself is outside the liver
 
 
 def _grow(
@@ -443,7 +446,7 @@ def _paint_great_vessels(c: _Canvas, rng: np.random.Generator) -> None:
     radius = rng.uniform(9.5, 12.5)
     aorta = [(9, 20, -140), (11 + sway[0], 17, -60), (9 + sway[1], 19, 20), (14, 26, 140)]
     cava: list[Point] = [(-15, 21, -140), (-18, 19, -40), (-20, 14, 20), (-22, 12, 75), (-16, -4, 110)]
-    for side in (-1, 1):  # crura of the diaphragm hold the aorta
+    for side in (-1, 1):  # crura of the diaphragm around the aorta
         c.paint(
             c.tube([(side * 12 + 4, 30, -10), (side * 15 + 6, 20, 45), (side * 18 + 8, 8, 80)], [6, 7, 6]), "muscle"
         )
@@ -478,7 +481,7 @@ def _paint_spine(c: _Canvas, rng: np.random.Generator) -> None:
 
 
 def _paint_ribs(c: _Canvas, trunk: _Trunk, rng: np.random.Generator) -> None:
-    """Ribs run in the wall and fall towards the front; below the costal margin there are none."""
+    """Ribs are in the wall and slope down anteriorly; below the costal margin there are none."""
     period = rng.uniform(24, 28)
     along = np.mod(c.bz + 0.45 * np.abs(c.bx) - 0.42 * c.by + rng.uniform(0, period), period)
     margin = np.where(c.by < 0, 10 - 1.05 * c.by, 10 - 0.75 * c.by)
@@ -491,7 +494,7 @@ def _paint_ribs(c: _Canvas, trunk: _Trunk, rng: np.random.Generator) -> None:
 
 
 def _as_ct(c: _Canvas, rng: np.random.Generator) -> NDArray[np.int16]:
-    """HU: patient's own mean of each tissue, texture, partial volume, slow drift and correlated noise."""
+    """HU: patient-specific mean of each tissue, texture, partial volume, slow drift and correlated noise."""
     means = np.array([t.hu + t.hu_sd * rng.normal() for t in TISSUES.values()], dtype=np.float32)
     image = means[c.tissue]
     image += c.noise(rng, 16.0) * _textures(hu=True)[c.tissue]
@@ -515,14 +518,14 @@ def _as_mr(c: _Canvas, rng: np.random.Generator) -> NDArray[np.int16]:
 
 
 def _textures(*, hu: bool) -> Field:
-    """Deviation within a tissue; bowel content and marrow are mottled, organs nearly even."""
+    """SD within a tissue; bowel content and marrow are heterogeneous, organs nearly homogeneous."""
     mottled = {"stool": 70, "chyme": 22, "bone marrow": 35, "visceral fat": 9, "muscle": 7, "lung": 25, "heart": 14}
     scale = 1.0 if hu else 0.9
     return np.array([scale * mottled.get(name, 4) for name in TISSUES], dtype=np.float32)
 
 
 def _grain(c: _Canvas, rng: np.random.Generator) -> Field:
-    """Noise (K, J, I) of unit deviation, correlated in the slice as a reconstruction kernel leaves it."""
+    """Noise (K, J, I) of unit SD, correlated in-plane as by a reconstruction kernel."""
     white = rng.standard_normal(c.shape, dtype=np.float32)
     smooth = ndimage.gaussian_filter(white, (0.0, 0.6, 0.6), mode="wrap")
     return smooth / max(float(smooth.std()), 1e-6)
