@@ -44,7 +44,7 @@ def costs(network: str, steps: int, repeats: int, device: torch.device = CPU) ->
         run = _ratio(network, count, steps, repeats, device=device, look=True)
         more = (_peak(network, "asap", count, device) - _peak(network, "random", 1, device)) / 1e6
         rows.append([str(count), _text(step), _text(run), f"{more:.1f}"])
-    columns = ["arms", "time of a step", "time of a run with the first look", "peak memory over the fixed one, MB"]
+    columns = ["arms", "time per step", "time of a run with initial probing", "peak memory over the fixed one, MB"]
     return head + markdown(columns, rows)
 
 

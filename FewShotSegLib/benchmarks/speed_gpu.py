@@ -1,7 +1,8 @@
 """`fewshotseg benchmark speed --device cuda`: the same measurements on a GPU.
 
-Times are from CUDA events around a call, after warm-up, interleaved; memory is the peak of PyTorch's allocator. "As it
-is" means without CUDA graphs and prefetched samples. Stock runs with PyTorch's defaults, without TF32 in matrix products.
+Times are from CUDA events around a call, after warm-up, interleaved; memory is the peak of PyTorch's allocator.
+"Eager" means without CUDA graphs and prefetched samples. Stock runs with PyTorch's defaults, without TF32 in matrix
+products.
 """
 
 from __future__ import annotations
@@ -129,9 +130,9 @@ def predicting(size: workload.Size) -> Iterator[Measurement]:
         prompts = PromptBatch(coords, torch.tensor([[POSITIVE, PADDING, PADDING]], device="cuda"))
         squares = [np.random.default_rng(n).random((network.image_size,) * 2, np.float32) for n in (0, 1)]
         contestants: dict[str, Callable[[], object]] = {}
-        for kind in ("as it is", "graphs"):
+        for kind in ("eager", "graphs"):
             predictor = Predictor(network, cache=EmbeddingCache(1))
-            if kind == "as it is":
+            if kind == "eager":
                 predictor.graphs = None
             embedding = predictor.encode(squares[:1])[0]
             # Two squares alternately, so that the cache, which holds one, never hits.
@@ -140,10 +141,10 @@ def predicting(size: workload.Size) -> Iterator[Measurement]:
         seconds = in_turns(contestants, size.repeats)
         launched = {kind: launches(call) for kind, call in contestants.items()}
         for what, items in (("encode", 2), ("click", 1)):
-            before, after = f"{what} as it is", f"{what} graphs"
+            before, after = f"{what} eager", f"{what} graphs"
             note = f"{milliseconds(seconds[before], items)} / {milliseconds(seconds[after], items)}; "
             note += f"launches {launched[before] // items} / {launched[after] // items}"
-            yield Measurement(f"{name}, {what}: as it is / graphs", ratios(seconds[before], seconds[after]), None, note)
+            yield Measurement(f"{name}, {what}: eager / graphs", ratios(seconds[before], seconds[after]), None, note)
 
 
 def _encode_both(predictor: Predictor, squares: list[np.ndarray]) -> None:
@@ -154,8 +155,8 @@ def _encode_both(predictor: Predictor, squares: list[np.ndarray]) -> None:
 def adapting(size: workload.Size) -> Iterator[Measurement]:
     """Steps of an adaptation, including sample synthesis, eagerly and with CUDA graphs and prefetched samples."""
     for name, wanted in (("bundled-small", 25.0), ("bundled", 12.0)):
-        rates = {kind: _step_seconds(name, size, graphs=kind == "graphs") for kind in ("as it is", "graphs")}
-        note = f"{milliseconds(rates['as it is'])} / {milliseconds(rates['graphs'])}"
+        rates = {kind: _step_seconds(name, size, graphs=kind == "graphs") for kind in ("eager", "graphs")}
+        note = f"{milliseconds(rates['eager'])} / {milliseconds(rates['graphs'])}"
         yield Measurement(f"{name}, adapting, steps per second", spread([1 / s for s in rates["graphs"]]), wanted, note)
         seconds = _default_step_seconds(name, size)
         what = f"{name}, adapting by default, steps per second"

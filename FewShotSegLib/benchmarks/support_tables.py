@@ -172,7 +172,7 @@ def _time_table(runs: Sequence[Run]) -> str:
         own = _chosen(runs, size=size, model=SUPPORT)
         if own:
             rows.append([str(size), *(f"{np.median([r[k] for r in own]):.2f}" for k in TIMES)])
-    return markdown(["slices", "set-up, s", "set-up, processor s", "further slice, s"], rows)
+    return markdown(["slices", "set-up, s", "set-up, CPU s", "further slice, s"], rows)
 
 
 TIMES = ("setup_s", "setup_cpu_s", "slice_s")

@@ -290,7 +290,7 @@ def _part(runs: Sequence[dict[str, Any]], title: str, held_out: bool) -> str:
         cost = [f"{times[0]:.0f}", f"{times[1]:.1f}", f"{area:.0f}" if area else ""]
         published = " / ".join(f"{value:.1f}" for value in PUBLISHED.get(row, ()))
         rows.append([row, published, *cells, f"{low:.1f} to {high:.1f}", *cost])
-    ends = ["mean", "quartiles", "seconds", "seconds a case", "GPU memory x time, MB s"]
+    ends = ["mean", "quartiles", "seconds", "seconds per case", "GPU memory x time, MB s"]
     return head + markdown(["", "paper", *organs, *ends], rows)
 
 

@@ -85,7 +85,7 @@ def _resampling(data: Path, repeats: int) -> str:
                     f"{_dice(stock(), ours()):.3f}",
                 ]
             )
-    head = ["labels brought back", "from", "to", "probabilities", "labels", "ratio", "Dice of the two"]
+    head = ["labels resampled", "from", "to", "probabilities", "labels", "ratio", "Dice of the two"]
     return markdown(head, rows)
 
 
@@ -125,7 +125,7 @@ def _sizes(shape: tuple[int, ...]) -> str:
 def _whole_case(volume: Volume) -> str:
     head = (
         f"A whole CT, {_sizes(volume.shape)} voxels, {ORGANS} organs, {torch.get_num_threads()} CPU threads; memory is "
-        "the most that the process held until then.\n\n"
+        "the peak of the process up to then.\n\n"
     )
     rows = []
     for size, spacing, patch in reversed(GRIDS.values()):  # small ones first
