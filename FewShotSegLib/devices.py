@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""Choice of device and precision."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 @contextlib.contextmanager
 def encoding_precision(device: torch.device | str, *, bfloat16: bool | None = None) -> Iterator[torch.dtype]:
-    """Encode in bfloat16 inside the block where that pays; yields the dtype used, for the record of the run.
+    """Encode in bfloat16 inside the block where that is faster; yields the dtype used, for the record of the run.
 
-    `bfloat16` None asks `bfloat16_pays`; False keeps float32. Meant for inference; outputs come in that dtype.
+    `bfloat16` None means `bfloat16_pays`; False keeps float32. Meant for inference; outputs come in that dtype.
     """
     chosen = bfloat16_pays(device) if bfloat16 is None else bfloat16
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=chosen):
@@ -41,7 +41,7 @@ def encoding_precision(device: torch.device | str, *, bfloat16: bool | None = No
 
 
 def choose_device(wanted: str, say: Callable[[str], None]) -> torch.device:
-    """The device for "auto", "cpu" or "cuda"; what "auto" came to is said through `say`."""
+    """The device for "auto", "cpu" or "cuda"; the result of "auto" is reported through `say`."""
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise InputError("No GPU that PyTorch can use was found; choose --device auto or cpu.")
@@ -49,25 +49,27 @@ def choose_device(wanted: str, say: Callable[[str], None]) -> torch.device:
         say("Working on the CPU: no GPU that PyTorch can use was found.")
     if not available or wanted == "cpu":
         return torch.device("cpu")
-    torch.backends.cuda.matmul.allow_tf32 = True  # convolutions do by default; 10 bits serve what stays in float32
+    torch.backends.cuda.matmul.allow_tf32 = (
+        True  # convolutions do by default; 10 bits suffice for what stays in float32
+    )
     return torch.device("cuda")
 
 
 def training_precision(device: torch.device) -> torch.dtype | None:
-    """Half precision for promptable networks where the device computes with it; elsewhere it would only lose digits."""
+    """Half precision for promptable networks where it is natively supported; elsewhere it only loses accuracy."""
     if bfloat16_pays(device):
         return torch.bfloat16
     return torch.float16 if device.type == "cuda" else None
 
 
-# On patches smaller than this, in voxels, little is won, and where a network ends at 2 x 2 voxels PyTorch's CPU
+# On patches smaller than this, in voxels, there is little gain, and where a network ends at 2 x 2 voxels PyTorch's CPU
 # gradients of bfloat16 convolutions were seen to be NaN.
 _NARROWEST = 80
 
 
 def patch_precision(device: torch.device | str, patch: Sequence[int] | None = None) -> torch.dtype | None:
-    """bfloat16 for 3-D networks where it pays; in training, where gradients count, on patches (d, h, w) that are large
-    enough.
+    """bfloat16 for 3-D networks where it is faster; in training, where gradients matter, only on sufficiently large
+    patches (d, h, w).
     """
     large = patch is None or min(patch[1:]) >= _NARROWEST
     return torch.bfloat16 if large and bfloat16_pays(torch.device(device)) else None

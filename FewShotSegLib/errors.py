@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """The user can fix it: the message says what was got, what is allowed and what to do.
+    """The user can fix it: the message says what was given, what is allowed and what to do.
 
-    Raised only by our own checks at the boundary. Any other exception is a defect of this library. The message is one
-    line that every stream can show: what came from files may hold line ends and halves of characters.
+    Raised only by our own checks at the boundary. Any other exception is a defect of this library. The message is a
+    single line that every stream can display: text from files may contain line breaks and lone surrogates.
     """
 
     def __init__(self, message: str) -> None:
@@ -15,7 +15,7 @@ class InputError(ValueError):
 
 
 def of_the_system(error: OSError) -> str:
-    """The sentence about a file or folder that the operating system refuses: rights, space, a name without meaning.
+    """The message for an operating system error on a file or folder: permissions, space, an invalid name.
 
     >>> of_the_system(OSError(13, "Permission denied", "a.nrrd"))
     'Cannot use a.nrrd: Permission denied. Check the path, your rights and the free space.'
@@ -25,13 +25,13 @@ def of_the_system(error: OSError) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """What another library says of a failure, in one line of at most 200 characters."""
+    """The reason of a failure in another library, in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]
 
 
 class Cancelled(Exception):  # noqa: N818 - not an error: the user asked for it
-    """Raised by a report callback, or at a cancellation point, to stop the work without leaving half an output."""
+    """Raised by a report callback, or at a cancellation point, to stop the work without leaving partial outputs."""
 
 
 class StopAndKeepBest(Exception):  # noqa: N818 - likewise
-    """The user has seen enough: training ends well, with the best state so far."""
+    """Requested by the user: training ends early and successfully, with the best state so far."""

@@ -1,4 +1,4 @@
-"""How long work tells its caller where it stands, and how the caller stops it."""
+"""Progress reports of long-running work, and how the caller stops it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ ProgressKind = Literal["step", "note", "warning", "stage"]
 
 @dataclass(frozen=True)
 class Progress:
-    """One report. What it means stands in `kind`, never in the wording of `message`.
+    """One report. Its meaning is given by `kind`, never by the wording of `message`.
 
     step: `step` of `total` units of the current stage are done, `message` names the stage. `total` 0 means that the
-    length is not known. note: a sentence for the user. warning: a sentence that the record of the run keeps. stage: a
-    stage has ended, `message` is the title of the `picture` of what came of it; such pictures are kept beside the
-    result.
+    length is unknown. note: a message for the user. warning: a message that the record of the run keeps. stage: a stage
+    has finished, `message` is the title of the `picture` of its result; such images are kept with the result.
 
-    `metrics` holds plain numbers, for example a loss. `picture`, uint8 (H, W, 3), also comes now and then with steps of
-    training: what the model answers as it is now. `can_stop`: there is something worth keeping, so that a report may
-    raise `StopAndKeepBest`.
+    `metrics` holds plain numbers, for example a loss. `picture`, uint8 (H, W, 3), is also included in some training
+    steps: the model's current predictions. `can_stop`: there is something worth keeping, so that a report may raise
+    `StopAndKeepBest`.
     """
 
     step: int
@@ -38,7 +37,7 @@ class Progress:
 
     @property
     def fraction(self) -> float | None:
-        """Share of the work done, in [0, 1]; None when the length is not known.
+        """Fraction of the work done, in [0, 1]; None if the length is unknown.
 
         >>> Progress(step=3, total=12).fraction
         0.25
@@ -62,26 +61,26 @@ Report = Callable[[Progress], None]
 
 
 def silent(progress: Progress) -> None:
-    """Report nothing and never cancel: the default where nobody is watching."""
+    """Report nothing and never cancel: the default without a listener."""
 
 
 def note(sentence: str) -> Progress:
-    """A sentence for the user that is not kept."""
+    """A message for the user that is not recorded."""
     return Progress(0, 0, sentence, kind="note")
 
 
 def warning(sentence: str) -> Progress:
-    """A sentence for the user that the record of the run keeps."""
+    """A message for the user that is recorded."""
     return Progress(0, 0, sentence, kind="warning")
 
 
 def stage_picture(title: str, picture: Picture) -> Progress:
-    """What came of a stage that has ended, as a picture (H, W, 3)."""
+    """The result of a finished stage, as an image (H, W, 3)."""
     return Progress(0, 0, title, picture=picture, kind="stage")
 
 
 def part_of(report: Report, number: int, count: int, name: str) -> Report:
-    """Return reports of one of `count` equal parts of the work; `number` counts from 0, `name` goes before the stage.
+    """Return the callback of one of `count` equal parts of the work; `number` is 0-based, `name` prefixes the stage.
 
     >>> heard = []
     >>> part_of(heard.append, 1, 2, "b.nrrd")(Progress(3, 12, "slice 3"))
@@ -100,12 +99,12 @@ def part_of(report: Report, number: int, count: int, name: str) -> Report:
     return told
 
 
-_PARTS = 1000  # units that each part of the work counts as
+_PARTS = 1000  # progress units per part of the work
 
 
 def with_share_done(report: Report, start: float, end: float) -> Report:
-    """Return reports of training in whose metrics `done` runs from `start` to `end`: the share of all training that is
-    done, where several trainings follow one another.
+    """Return a callback for training in whose metrics `done` runs from `start` to `end`: the fraction of all training
+    that is done, for several successive trainings.
 
     >>> heard = []
     >>> with_share_done(heard.append, 0.5, 1.0)(Progress(3, 12, "adapting", {"loss": 0.1}))
@@ -123,7 +122,7 @@ def with_share_done(report: Report, start: float, end: float) -> Report:
 
 
 class Control:
-    """A report that can be told to stop, from any thread and from a signal handler (plain flags: nothing to wait for).
+    """A callback that can be told to stop, from any thread or signal handler (plain flags, nonblocking).
 
     Cancelling ends the work at its next report. Stopping and keeping the best waits until there is something to keep,
     then ends training at its next step.
@@ -135,7 +134,7 @@ class Control:
         self.stopped = False
 
     def cancel(self) -> None:
-        """Give up: nothing is kept."""
+        """Cancel: nothing is kept."""
         self.cancelled = True
 
     def stop_and_keep_best(self) -> None:
@@ -143,7 +142,7 @@ class Control:
         self.stopped = True
 
     def __call__(self, progress: Progress) -> None:
-        """Pass the report on, then raise what was asked for."""
+        """Pass the report on, then raise the requested exception."""
         self._report(progress)
         if self.cancelled:
             raise Cancelled("Cancelled on request.")

@@ -17,7 +17,6 @@ The adapter has no named structures: prompt it with clicks, or give it a support
 
 When to use it: labelled data sets of one kind at hand, and the next structure not among them. Cost: as one adaptation
 with LoRA, increasing with the number of tasks.
-with LoRA, the longer the more tasks.
 """
 
 from __future__ import annotations

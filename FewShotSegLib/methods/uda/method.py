@@ -2,7 +2,7 @@
 
 Zhu et al., "A novel pseudo label-based unsupervised multiple target domain adaptation framework for abdominal organ
 segmentation" (FLARE 2024). Four parts: a CycleGAN translates the labelled images to the target domain, as intensities
-or as *anatomy images*, the edges of both kinds (ASIT, `space=anatomy`); a teacher trained on these labels the targets,
+or as *anatomy images*, the edges of both kinds (ASIT, `space=anatomy`); a teacher trained on them labels targets,
 and uncertain targets get the labels of a similar target by registration (MDM); further teachers are successively
 trained on the updated labels too (self-training); targets whose labels change in these rounds are filtered out (PLF). A
 small fast network is trained on the rest.
