@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 from FewShotSegLib.progress import Progress
+from FewShotSegLib.visualization.charts import SCOPES
 from FewShotSegLib.visualization.progress_bar import ProgressBar, is_counted, shown_metrics
 from FewShotSegLib.visualization.text_table import table
 
@@ -147,10 +148,23 @@ def _adapter_lines(result: Mapping[str, Any]) -> list[str]:
     if "adapter" not in result:
         return []
     metrics = result["metrics"]
-    lines = [f"{metrics.get('steps')} steps, stopped by {metrics.get('stopped_by')}"]
+    lines = [_training_line(metrics)]
     estimate = metrics.get("estimated_dice")
     scores = ", ".join(f"{name} {dice:.2f}" for name, dice in estimate.items()) if estimate else ""
     return [*lines, f"Estimated Dice: {scores + '; ' if scores else ''}{metrics.get('estimate', '')}"]
+
+
+_ENDED = {
+    "steps": "all of them",
+    "time": "until the time limit",
+    "plateau": "until validation improved no more",
+    "user": "until stopped by the user",
+}
+
+
+def _training_line(metrics: Mapping[str, Any]) -> str:
+    ended = metrics.get("stopped_by")
+    return f"Trained {metrics.get('steps')} steps" + (f", {_ENDED.get(ended, ended)}" if ended else "")
 
 
 def _image_lines(result: Mapping[str, Any]) -> list[str]:
@@ -169,7 +183,7 @@ def _score_lines(result: Mapping[str, Any]) -> list[str]:
     rows = [
         (
             g["structure"],
-            g["scope"],
+            SCOPES[g["scope"]],
             f"n={g['n']}",
             f"Dice {g['dsc']['mean']:.3f}",
             f"HD95 {g['hd95_mm']['mean']:.1f} mm",

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, Job, SegmentJob
-from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
 from FewShotSegLib.data.volume import Labelmap
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.scoring import Row
@@ -28,11 +27,10 @@ from FewShotSegLib.jobs.record import RECORD_SUFFIX
 from FewShotSegLib.jobs.run import run
 from FewShotSegLib.progress import Progress, Report, note, silent
 from FewShotSegLib.sam import registry
-from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.version import __version__
 from FewShotSegLib.visualization.text_table import table
 
-from .page import BASE, CLICKED, FOLDERS, FREE, DemoReport, Patient, mean_dice, write_report
+from .page import BASE, CLICKED, FOLDERS, FREE, DemoReport, Patient, centre_clicks, mean_dice, write_report
 from .phantom import cohort
 
 # No time limit: the learning rate would depend on the clock, and the demo should be reproducible.
@@ -146,20 +144,21 @@ def _remembering(report: Report, history: list[Progress]) -> Report:
 def _without_clicks(out: Path, unseen: Sequence[Patient], base: str, adapter: Path, report: Report) -> list[Row]:
     folder = _emptied(out / FOLDERS[FREE])
     job = SegmentJob(tuple(str(p.image) for p in unseen), str(folder), str(adapter), base=base, overwrite=True)
-    return _scored(out, job, [job], "metrics", report)
+    return _scored(out, FREE, [job], "metrics", report)
 
 
 def _with_clicks(out: Path, unseen: Sequence[Patient], base: str, adapter: Path | None, report: Report) -> list[Row]:
     """One click per structure on every slice that contains it, at its centre, as a user would click."""
-    name = FOLDERS[CLICKED if adapter else BASE]
+    what = CLICKED if adapter else BASE
+    name = FOLDERS[what]
     folder = _emptied(out / name)
     jobs = []
     for patient in unseen:
         prompts = out / "prompts" / f"{patient.name}.json"
-        save_prompts(_clicks(patient.truth), prompts)
+        save_prompts(centre_clicks(patient.truth), prompts)
         weights = str(adapter) if adapter else None
         jobs.append(SegmentJob((str(patient.image),), str(folder), weights, str(prompts), base, overwrite=True))
-    return _scored(out, jobs[0], jobs, f"metrics-{name}", report)
+    return _scored(out, what, jobs, f"metrics-{name}", report)
 
 
 def _emptied(folder: Path) -> Path:
@@ -169,21 +168,11 @@ def _emptied(folder: Path) -> Path:
     return folder
 
 
-def _clicks(truth: Labelmap) -> list[Prompt]:
-    prompts = []
-    for index, labels in enumerate(truth.volume.array):
-        for value, structure in truth.structures.items():
-            if (labels == value).any():
-                i, j = centre_click(labels == value)
-                point = np.array([[i, j, index]])
-                prompts.append(Prompt(0, index, point, np.array([1]), structure=structure))
-    return prompts
-
-
-def _scored(out: Path, first: SegmentJob, jobs: Sequence[Job], name: str, report: Report) -> list[Row]:
+def _scored(out: Path, what: str, jobs: Sequence[SegmentJob], name: str, report: Report) -> list[Row]:
     for job in jobs:
+        report(note(f"Segmenting {', '.join(Path(image).stem for image in job.images)} ({what})."))
         run(job, report)
-    record = run(EvaluateJob(first.out, str(out / "reference"), str(out / f"{name}.csv"), overwrite=True), report)
+    record = run(EvaluateJob(jobs[0].out, str(out / "reference"), str(out / f"{name}.csv"), overwrite=True), report)
     return [Row(**values) for values in record["metrics"]["rows"]]
 
 

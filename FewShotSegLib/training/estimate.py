@@ -8,7 +8,7 @@ says so.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +47,29 @@ def leave_out(exemplars: Sequence[Exemplar], most: int) -> list[Fold]:
     # Neighbouring slices are similar: holding out blocks is less optimistic than holding out every other slice.
     blocks = np.array_split(np.array(slices), min(max(most, 2), len(slices)))[:most]
     return [([_with_slices(only, set(slices) - set(b.tolist()))], _one(only, set(b.tolist()))) for b in blocks]
+
+
+def estimated(
+    folds: Sequence[Fold], scores: Sequence[Mapping[int, float]], structures: Mapping[int, str]
+) -> tuple[dict[str, float] | None, str]:
+    """Mean Dice per structure over the folds that trained on it, None if there are none, and how it was made.
+
+    A structure annotated on one slice or in one exemplar only is absent from the training part of the fold that tests
+    it; its Dice there says nothing about the adapter.
+    """
+    counted: dict[int, list[float]] = {value: [] for value in structures}
+    for (kept, _), found in zip(folds, scores, strict=True):
+        shown = set().union(*(exemplar.annotated_structures() for exemplar in kept))
+        for value in shown & set(found) & set(counted):
+            counted[value].append(found[value])
+    means = {structures[value]: float(np.mean(values)) for value, values in counted.items() if values}
+    missing = [structures[value] for value, values in counted.items() if not values]
+    if not missing:
+        return means, described(folds)
+    names = ", ".join(missing)
+    where = "exemplar" if len({id(e.volume) for e in (*folds[0][0], folds[0][1])}) > 1 else "slice"
+    without = f"not estimable for {names}: annotated in one {where} only"
+    return (means, f"{described(folds)}; {without}") if means else (None, without)
 
 
 def described(folds: Sequence[Fold]) -> str:

@@ -332,9 +332,8 @@ def metrics_of(
     }
     if not folds:
         return {**metrics, "estimated_dice": None, "estimate": why_none}
-    names = {v: [s[v] for s in scores if v in s] for v in structures}
-    estimated = {structures[v]: float(np.mean(values)) for v, values in names.items() if values}
-    return {**metrics, "estimated_dice": estimated, "estimate": estimate.described(folds)}
+    means, how = estimate.estimated(folds, scores, structures)
+    return {**metrics, "estimated_dice": means, "estimate": how}
 
 
 def _with_picture(report: Report, lesson: Lesson) -> Report:

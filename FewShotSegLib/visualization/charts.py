@@ -42,6 +42,8 @@ class _Theme:
 
 _LIGHT = _Theme("#ffffff", "#1d2733", "#667380", "#e6eaee", "#1f7a8c", "#e08e45", "#a9b4bf")
 _DARK = _Theme("#161b21", "#e7ecf1", "#93a0ad", "#2b333c", "#4fb3c6", "#f0a965", "#5c6873")
+SCOPES = {"all_slices": "all slices", "oracle_slices": "slices with the structure"}
+"""Scopes of scores, as in tables of scores -> as people read them."""
 _FONTS = ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"]
 
 
@@ -50,7 +52,7 @@ def scores_chart(rows: Sequence[Row]) -> Chart:
     if not rows:
         raise InputError("There are no scores to draw.")
     structures = list(dict.fromkeys(row.structure for row in rows))
-    scopes = [scope for scope in ("all_slices", "oracle_slices") if any(row.scope == scope for row in rows)]
+    scopes = [scope for scope in SCOPES if any(row.scope == scope for row in rows)]
     height = 1.35 + len(structures) * (0.30 + 0.26 * len(scopes))
     longest = max(len(name) for name in structures)
     return _drawn((9.6, height), lambda figure, theme: _draw_scores(figure, theme, rows, structures, scopes, longest))
@@ -78,7 +80,7 @@ def _draw_scores(
     figure.subplots_adjust(
         left=min(0.03 + 0.0088 * longest, 0.32), right=0.985, top=1 - 0.42 / height, bottom=0.72 / height, wspace=0.13
     )
-    _legend(figure, theme, [(colors[s], s.replace("_", " ")) for s in scopes])
+    _legend(figure, theme, [(colors[s], SCOPES[s]) for s in scopes])
 
 
 def _strip(ax: Any, values: Any, y: float, color: str, theme: _Theme) -> None:

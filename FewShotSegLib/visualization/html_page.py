@@ -97,14 +97,18 @@ class HtmlPage:
         self._blocks.append(f'<div class="gallery">{"".join(_figure(png, text) for png, text in pictures)}</div>')
         return self
 
-    def legend(self, structures: Mapping[int, str], colors: Mapping[int, Color]) -> HtmlPage:
-        """Legend of the overlay colours."""
+    def legend(
+        self, structures: Mapping[int, str], colors: Mapping[int, Color], filled: str = "prediction"
+    ) -> HtmlPage:
+        """Legend of the overlay colours: what is filled, and, beside predictions, outlines of the reference."""
         chips = "".join(
             f'<span><i style="background:{_css(colors[value])}"></i>{escape(name)}</span>'
             for value, name in structures.items()
             if value in colors
         )
-        how = '<span><i class="veil"></i>prediction</span><span><i class="line"></i>reference</span>'
+        how = f'<span><i class="veil"></i>{escape(filled)}</span>'
+        if filled == "prediction":
+            how += '<span><i class="line"></i>reference</span>'
         self._blocks.append(f'<div class="legend">{chips}<em></em>{how}</div>')
         return self
 

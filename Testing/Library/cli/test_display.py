@@ -168,7 +168,7 @@ def test_the_summary_of_an_adaptation_has_its_steps_and_its_estimate() -> None:
         "estimate": "of 2 cases",
     }
     assert summary(a_record(adapter={}, metrics=metrics)) == [
-        "40 steps, stopped by time",
+        "Trained 40 steps, until the time limit",
         "Estimated Dice: liver 0.91, spleen 0.80; of 2 cases",
         "Warning: Odd.",
         "out  (4 s on cpu)",

@@ -33,14 +33,14 @@ def test_adapt_segment_and_evaluate_from_the_command_line(
 ) -> None:
     adapter, out = tmp_path / "a.safetensors", tmp_path / "segmented"
     assert main(adapt_words(a_case, adapter, "--seed", "4", "--recipe", *OPTIONS)) == 0
-    assert "4 steps, stopped by steps" in capsys.readouterr().out
+    assert "Trained 4 steps, all of them" in capsys.readouterr().out
     assert main(["segment", str(a_case[0]), "--adapter", str(adapter), "--out", str(out), "--device", "cpu"]) == 0
     assert "disc" in capsys.readouterr().out
     assert load_labelmap(out / "ct.seg.nrrd").structures == {1: "disc", 2: "square"}
     scores = tmp_path / "metrics.csv"
     words = ["evaluate", "--pred", str(out / "ct.seg.nrrd"), "--ref", str(a_case[1]), "--out", str(scores)]
     assert main(words) == 0
-    assert "all_slices" in capsys.readouterr().out
+    assert "all slices" in capsys.readouterr().out
     assert scores.read_text(encoding="utf-8").startswith("case,structure,scope,dsc")
 
 

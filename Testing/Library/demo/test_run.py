@@ -115,3 +115,27 @@ def test_of_an_exemplar_only_the_annotated_slices_are_kept(annotated: tuple[int,
     patient = Patient("p", truth.volume, truth, Path("p.nrrd"), Path("p.seg.nrrd"), annotated)
     kept = demo._only_annotated(patient).volume.array
     assert tuple(np.flatnonzero(kept.any(axis=(1, 2)))) == annotated
+
+
+def test_the_report_gives_every_score_on_the_slices_of_a_structure_and_on_all(a_demo: tuple[Path, list[str]]) -> None:
+    out, _ = a_demo
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for file in ("metrics-with-clicks-base.csv", "metrics-with-clicks-adapted.csv", "metrics.csv"):
+        with (out / file).open(encoding="utf-8", newline="") as stream:
+            rows = [row for row in csv.DictReader(stream) if row["structure"] == "liver"]
+        means = [
+            np.mean([float(row["dsc"]) for row in rows if row["scope"] == scope])
+            for scope in ("oracle_slices", "all_slices")
+        ]
+        assert f">{means[0]:.2f} / {means[1]:.2f}<" in page, file
+    clicks = len(load_prompts(out / "prompts" / "patient-3.json", load_volume(out / "unseen" / "patient-3.nrrd")))
+    assert f"{clicks} clicks on patient-3" in page
+
+
+def test_exemplars_are_shown_as_annotations_and_results_as_predictions(a_demo: tuple[Path, list[str]]) -> None:
+    page = (a_demo[0] / "report.html").read_text(encoding="utf-8")
+    exemplars, results = page.split("Patients it has never seen")
+    assert "annotation</span>" in exemplars
+    assert "reference</span>" not in exemplars
+    assert "prediction</span>" in results
+    assert "reference</span>" in results

@@ -315,3 +315,41 @@ def test_a_click_on_a_structure_and_the_background_is_asked_for_on_every_slice()
     for (x, y), value in zip(prompts.coords[:, 0].tolist(), values, strict=True):
         assert piece.labels[int(y), int(x)] == max(value, 0)
     assert SimpleNamespace(labels=prompts.labels).labels[:, 1:].eq(PADDING).all()
+
+
+# --- the estimate ---------------------------------------------------------------------------------------------------
+
+
+def on_one_slice(slices: Sequence[int] = (0, 1, 2), only: int = 1) -> Exemplar:
+    """An exemplar that shows "right" on slice `only` alone."""
+    exemplar = an_exemplar(slices)
+    labels = exemplar.labelmap.copy()
+    for index in set(slices) - {only}:
+        labels[index][labels[index] == 2] = 0
+    return replace(exemplar, labelmap=labels)
+
+
+def test_a_structure_on_one_slice_has_no_estimate_where_that_slice_was_left_out() -> None:
+    folds = leave_out([on_one_slice()], 3)
+    scores = [{1: 0.9, 2: 0.0} if 1 in held_out.annotated_slices else {1: 0.7} for _, held_out in folds]
+    means, how = estimate.estimated(folds, scores, STRUCTURES)
+    assert means == {"left": pytest.approx((0.9 + 0.7 + 0.7) / 3)}
+    assert how.endswith("optimistic for other patients; not estimable for right: annotated in one slice only")
+
+
+def test_a_structure_of_one_exemplar_has_no_estimate_either() -> None:
+    exemplars = [an_exemplar(), on_one_slice((0, 2), only=1), on_one_slice((0, 2), only=1)]
+    folds = leave_out(exemplars, 3)
+    means, how = estimate.estimated(folds, [{1: 0.5, 2: 0.1}, {1: 0.6}, {1: 0.7}], STRUCTURES)
+    assert means == {"left": pytest.approx(0.6)}
+    assert how.endswith("; not estimable for right: annotated in one exemplar only")
+
+
+def test_where_nothing_can_be_estimated_there_is_no_number() -> None:
+    exemplar = on_one_slice((0, 1), only=1)
+    labels = exemplar.labelmap.copy()
+    labels[1][labels[1] == 1] = 0
+    folds = leave_out([replace(exemplar, labelmap=labels)], 2)
+    means, how = estimate.estimated(folds, [{1: 0.0}, {2: 0.0}], STRUCTURES)
+    assert means is None
+    assert how == "not estimable for left, right: annotated in one slice only"
