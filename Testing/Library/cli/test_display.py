@@ -221,3 +221,12 @@ def test_a_card_says_what_an_adapter_is_and_where_it_comes_from() -> None:
 
 def test_an_adapter_without_structures_says_what_to_give_instead() -> None:
     assert "give clicks, boxes or a support set" in readable_card(card(an_adapter(structures={}, provenance={})), 1, 1)
+
+
+def test_a_card_says_nothing_of_what_was_not_measured() -> None:
+    metrics = {"best_step": -1, "estimated_dice": None, "estimate": "not asked for", "steps": 4}
+    text = readable_card(card(an_adapter(metrics=metrics, provenance={})), 1, 1)
+    assert "best step" not in text
+    assert "None" not in text.split("recipe")[0]
+    assert "not asked for" in text
+    assert "best step" in readable_card(card(an_adapter(metrics={**metrics, "best_step": 40}, provenance={})), 1, 1)
