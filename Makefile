@@ -93,6 +93,6 @@ $(STAMP): pyproject.toml constraints.txt
 		exit 1; } >&2
 	@$(PY) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "Installing into $(VENV); the first time this takes some minutes."
-	@$(PY) -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX_URL),--index-url "$(TORCH_INDEX_URL)") torch
+	@$(PY) -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") torch
 	@$(PY) -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
