@@ -1,8 +1,13 @@
-"""Pages of the site that are made from the code and from files elsewhere in the repository (a hook of MkDocs)."""
+"""Parts of the site that are made from the code and from files elsewhere in the repository (a hook of MkDocs).
+
+Links in the Markdown sources lead to files of the repository, so that they work wherever it is browsed. Here they are
+rewritten: to where the site has the file, or else to the repository on the web.
+"""
 
 from __future__ import annotations
 
 import argparse
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -10,59 +15,75 @@ from typing import Any
 from FewShotSegLib.cli.arguments import parser
 from FewShotSegLib.data.recipe import describe
 from FewShotSegLib.inference.support import SupportRecipe
-from FewShotSegLib.methods import METHODS, method
+from FewShotSegLib.methods import method
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURES = {path.name: path for path in (ROOT / "Resources" / "Screenshots").glob("*.png")}
-PICTURES["support.png"] = ROOT / "Testing" / "support.png"
 REPOSITORY = "https://github.com/FewShotSeg/SlicerFewShotSeg/blob/main"
+PAGES = {"benchmarks.md": "Testing/BENCHMARKS.md", "changes.md": "CHANGELOG.md"}  # by their place on the site
+PICTURES = {
+    f"images/{path.name}": f"Resources/Screenshots/{path.name}" for path in ROOT.glob("Resources/Screenshots/*.png")
+}
+PICTURES["images/support.png"] = "Testing/support.png"
+SITE_OF = {source: name for name, source in (PAGES | PICTURES).items()}
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages and the pictures."""
     from mkdocs.structure.files import File
 
-    pages = {
-        "reference/recipes.md": recipe_reference(),
-        "reference/command-line.md": command_line_reference(),
-        "benchmarks.md": (ROOT / "Testing" / "BENCHMARKS.md").read_text(encoding="utf-8"),
-        "changes.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
-    }
+    pages = {name: (ROOT / source).read_text(encoding="utf-8") for name, source in PAGES.items()}
+    pages["reference/command-line.md"] = command_line_reference()
     for name, text in pages.items():
-        files.append(File.generated(config, name, content=_links_from(text, name)))
-    for name, path in PICTURES.items():
-        files.append(File.generated(config, f"images/{name}", abs_src_path=str(path)))
+        files.append(File.generated(config, name, content=text))
+    for name, source in PICTURES.items():
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
     return files
 
 
-def _links_from(text: str, page: str) -> str:
-    """Links to files that are not on the site go to the repository, pictures to where the site has them."""
-    up = "../" * page.count("/")
-    text = re.sub(r"\]\(support\.png\)", f"]({up}images/support.png)", text)
-    text = re.sub(r"\]\((benchmarks/[^)]*)\)", rf"]({REPOSITORY}/Testing/\1)", text)
-    return re.sub(r"\]\((?:\.\./)+(Resources/[^)]*)\)", rf"]({REPOSITORY}/\1)", text)
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Fill in the tables of options, and rewrite links to files that the site has elsewhere or has not."""
+    name = page.file.src_uri
+    return links_on_site(with_options(markdown), name) if name.endswith(".md") else markdown
+
+
+# --------------------------------------------------------------------------------------------------------------- links
+
+
+def links_on_site(text: str, name: str) -> str:
+    """Return the Markdown of the page `name` with its relative links as the site needs them."""
+    source = PAGES.get(name, f"docs/{name}")
+    return re.sub(
+        r"\]\(([^)#:\s]+)(#[^)\s]*)?\)", lambda link: f"]({_on_site(link[1], source, name)}{link[2] or ''})", text
+    )
+
+
+def _on_site(link: str, source: str, name: str) -> str:
+    target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
+    if not (ROOT / target).exists():  # not a link to a file
+        return link
+    if target in SITE_OF or target.startswith("docs/"):
+        return posixpath.relpath(SITE_OF.get(target, target.removeprefix("docs/")), posixpath.dirname(name) or ".")
+    return f"{REPOSITORY}/{target}"
 
 
 # ------------------------------------------------------------------------------------------------------------- recipes
 
 
 def recipe_reference() -> str:
-    """Return a page with every option of every method: name, default, what is allowed, what it does."""
-    parts = [
-        "# Recipe options",
-        "Options that change how a method learns. On the command line: `--recipe rank=8 steps=800`, or a "
-        'file in JSON; in Python: `adapt(..., recipe={"rank": 8})`. Options with a dot belong to a part of the '
-        "recipe. This page is made from the code.",
-    ]
-    for name in METHODS:
-        chosen = method(name)
-        parts += [f"## {name}", f"{chosen.LABEL}.", _table(describe(chosen.Recipe))]
-    parts += [
-        "## Support sets",
-        "Options of `--support-recipe`, for segmenting after annotated slices without training.",
-        _table(describe(SupportRecipe)),
-    ]
-    return "\n\n".join(parts) + "\n"
+    """Return the page with every option of every method: name, default, what is allowed, what it does."""
+    return with_options((ROOT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8"))
+
+
+def with_options(text: str) -> str:
+    """Return Markdown with a table in each place for options, and without what is for the repository only."""
+    text = re.sub(r"<!-- repository only -->\n.*?<!-- end -->\n\n?", "", text, flags=re.S)
+    return re.sub(r"<!-- options: (\w+) -->\n.*?<!-- end -->", lambda place: _options(place[1]), text, flags=re.S)
+
+
+def _options(of: str) -> str:
+    if of == "support":
+        return _table(describe(SupportRecipe))
+    return f"{method(of).LABEL}.\n\n{_table(describe(method(of).Recipe))}"
 
 
 def _table(options: list[dict[str, Any]], prefix: str = "") -> str:

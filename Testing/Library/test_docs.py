@@ -40,6 +40,9 @@ def test_every_option_of_every_recipe_is_in_the_reference(site_pages: ModuleType
             assert re.search(rf"\| `{field.name}[`.]", section), f"{name} {field.name}"
     assert "| `rank` | `4` | int from 1 to 256 | LoRA rank" in page
     assert "\n| `pictures` | `12` |" in page
+    assert "| `subsets`" in page.partition("## Support sets\n")[2]
+    assert "<!--" not in page
+    assert "../../FewShotSegLib" not in page  # what the tables stand for in the repository
 
 
 def test_every_command_and_option_is_in_the_reference(site_pages: ModuleType) -> None:
@@ -54,15 +57,54 @@ def test_links_of_the_benchmarks_lead_to_files_that_exist(site_pages: ModuleType
     linked = set(re.findall(r"\]\((benchmarks/[^)]*)\)", text))
     tables = {path.name for path in (ROOT / "Testing" / "benchmarks").glob("*.csv")}
     assert linked == {f"benchmarks/{name}" for name in tables | {"README.md"}}
-    on_site = site_pages._links_from(text, "benchmarks.md")
+    on_site = site_pages.links_on_site(text, "benchmarks.md")
     assert "/blob/main/Testing/benchmarks/base_models.csv)" in on_site
+    assert "](images/support.png)" in on_site
     assert "](benchmarks/" not in on_site
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def anchors(text: str) -> set[str]:
+    """Of headings, as they are made where the repository is browsed and on the site."""
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_relative_links_resolve_in_the_repository(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_links_to_files_that_the_site_has_elsewhere_or_not_at_all_are_rewritten(site_pages: ModuleType) -> None:
+    expected = {
+        "../Resources/Screenshots/demo.png": "images/demo.png",
+        "../Testing/BENCHMARKS.md#support-sets": "benchmarks.md#support-sets",
+        "../CHANGELOG.md": "changes.md",
+        "tutorials/slicer.md": "tutorials/slicer.md",
+        "../LICENSE": f"{site_pages.REPOSITORY}/LICENSE",
+        "https://example.org/a.md": "https://example.org/a.md",
+        "nothing": "nothing",
+    }
+    for link, on_site in expected.items():
+        assert site_pages.links_on_site(f"![a](b) [c]({link})", "index.md") == f"![a](b) [c]({on_site})"
+    deeper = site_pages.links_on_site("[a](../../Testing/BENCHMARKS.md) [b](../faq.md)", "tutorials/batch.md")
+    assert deeper == "[a](../benchmarks.md) [b](../faq.md)"
 
 
 def test_every_page_is_in_the_navigation_and_every_entry_has_a_page(site_pages: ModuleType) -> None:
     listed = set(re.findall(r": ([\w/-]+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M))
     there = {path.relative_to(DOCS).as_posix() for kind in ("*.md", "*.ipynb") for path in DOCS.rglob(kind)}
-    assert listed - there == {"benchmarks.md", "changes.md", "reference/command-line.md", "reference/recipes.md"}
+    assert listed - there == {"benchmarks.md", "changes.md", "reference/command-line.md"}
     assert there - listed == set()
 
 
