@@ -68,28 +68,36 @@ def test_the_functions_of_the_api_have_an_example_each():
     assert [thing.__name__ for thing in api if ">>> " not in thing.__doc__] == ["Evaluation", "load_adapter"]
 
 
-def ten_lines() -> str:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return text.partition("## Ten lines of Python")[2].partition("```python\n")[2].partition("```")[0]
+def python_block(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
 
 
-def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch, a_tiny_base):
-    """As they are written, with smaller patients and base model, and a second of training instead of five minutes."""
+def test_the_readme_and_the_home_page_show_the_same_python():
+    assert python_block("README.md") == python_block("docs/index.md")
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, a_tiny_base):
+    """As it is written, with smaller patients and base model than the demo's, and a second of training."""
     import matplotlib.pyplot as plt
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "DEFAULT", a_tiny_base)
     plt.switch_backend("Agg")
-    for path, count in (("ct", 4), ("other", 3), ("patients/p1", 2)):
-        volume, labels = discs(np.random.default_rng(len(path)), (count, 64, 64))
-        Path(path).parent.mkdir(exist_ok=True)
-        save_volume(volume, f"{path}.nrrd")
-        if path == "ct":
-            save_labelmap(Labelmap(volume.like(labels), {DISC: "disc", SQUARE: "square"}), "ct.seg.nrrd")
-    save_labelmap(Labelmap(volume.like(labels), {DISC: "disc", SQUARE: "square"}), "reference/p1.seg.nrrd")
-    code = ten_lines()
-    assert len([line for line in code.splitlines() if line]) == 10
-    smaller = {"max_seconds=300": "max_seconds=1", "210, 160": "20, 22", "40, 52, 61": "0, 1, 3", "52": "1"}
+    demo = tmp_path / "demo-output"
+    folders = {"patient-1": "exemplars", "patient-2": "exemplars", "patient-3": "unseen"}
+    for name, folder in folders.items():
+        volume, labels = discs(np.random.default_rng(int(name[-1])), (4, 64, 64))
+        save_volume(volume, demo / folder / f"{name}.nrrd")
+        labelmap = Labelmap(volume.like(labels), {DISC: "disc", SQUARE: "square"})
+        save_labelmap(labelmap, demo / folder.replace("unseen", "reference") / f"{name}.seg.nrrd")
+    code = python_block("README.md")
+    smaller = {
+        "[first, second]": "[first, second], max_seconds=1",
+        "43, 68, 21": "20, 22, 1",
+        "13, 29": "0, 3",
+        "(21,)": "(1,)",
+        "slice=21": "slice=1",
+    }
     for written, tried in smaller.items():
         assert written in code
         code = code.replace(written, tried)
@@ -97,7 +105,7 @@ def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch, a_tiny_base):
     exec(code, names)
     assert names["mask"].array.shape == (4, 64, 64)
     assert names["labelmap"].structures == {DISC: "disc", SQUARE: "square"}
-    assert {row.case for row in names["scores"].rows} == {"p1"}
+    assert {row.case for row in names["scores"].rows} == {"patient-3"}
     assert plt.gca().get_title() == "k = 1"
     plt.close("all")
 
