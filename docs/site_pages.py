@@ -126,8 +126,8 @@ def command_line_reference() -> str:
     """Return a page with the help of every command."""
     parts = [
         "# Command line",
-        "Exit codes: 0 done, 1 a defect of this program, 2 something to be changed by you, 130 cancelled. Every "
-        "command takes `--json` for programs. This page is made from the code.",
+        "Exit codes: 0 success, 1 internal error, 2 invalid input, 130 cancelled. Every command accepts `--json` for "
+        "machine-readable output. This page is generated from the code.",
     ]
     for words, command in _commands(parser()):
         parts += [f"## fewshotseg {words}", f"```text\n{command.format_help().strip()}\n```"]
