@@ -40,8 +40,8 @@ class Segmenter:
     """Segment one structure of a volume interactively; every call returns a `Mask`.
 
     Points are voxel coordinates (i, j, k), which is (column, row, slice) of an axial series; arrays are (K, J, I).
-    Each click corrects the previous mask. A slice is encoded once, which takes tens of milliseconds with the bundled
-    model on a CPU and seconds with SAM ViT-B; a further click takes about ten milliseconds.
+    Each click corrects the previous mask. A slice is encoded once, which takes some tenths of a second with the default
+    model on a CPU and seconds with SAM ViT-B; a further click takes some tens of milliseconds.
 
     Parameters
     ----------
