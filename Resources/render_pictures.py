@@ -1,8 +1,7 @@
 """Draw the icon, the pictures of the sample patients, and the tour; run this after a change of any.
 
 .venv/bin/python Resources/render_pictures.py, with what `make test` installs. The tour is made of the screenshots that
-the story test takes (FEWSHOTSEG_SCREENSHOTS=Resources/Screenshots pytest Testing/Extension/test_story.py); with
-FEWSHOTSEG_THEME=light and another folder it takes those of the light theme.
+the story test takes (FEWSHOTSEG_SCREENSHOTS=Resources/Screenshots pytest Testing/Extension/test_story.py).
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ def estimated(
 ) -> tuple[dict[str, float] | None, str]:
     """Mean Dice per structure over the folds that trained on it, None if there are none, and how it was made.
 
-    A structure annotated on one slice or in one exemplar only is absent from the training part of the fold that tests
-    it; its Dice there says nothing about the adapter.
+    A structure of one exemplar only, or of the slices of one fold only, is absent from the training part of the fold that
+    tests it; its Dice there says nothing about the adapter.
     """
     counted: dict[int, list[float]] = {value: [] for value in structures}
     for (kept, _), found in zip(folds, scores, strict=True):
@@ -67,8 +67,8 @@ def estimated(
     if not missing:
         return means, described(folds)
     names = ", ".join(missing)
-    where = "exemplar" if len({id(e.volume) for e in (*folds[0][0], folds[0][1])}) > 1 else "slice"
-    without = f"not estimable for {names}: annotated in one {where} only"
+    several = len({id(exemplar.volume) for exemplar in (*folds[0][0], folds[0][1])}) > 1
+    without = f"not estimable for {names}: annotated {'in too few exemplars' if several else 'on too few slices'}"
     return (means, f"{described(folds)}; {without}") if means else (None, without)
 
 

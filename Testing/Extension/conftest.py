@@ -355,11 +355,11 @@ def snapshot(slicerHost: Any) -> Callable[[str], np.ndarray]:
 
 
 @pytest.fixture
-def screenshot(slicerHost: Any) -> Callable[[Path], None]:
-    """screenshot(path): the main window, module panel and views, as a PNG."""
+def screenshot(slicerHost: Any) -> Callable[..., None]:
+    """screenshot(path, theme="dark"): the main window, module panel and views, as a PNG; Slicer keeps its own theme."""
     import slicer
 
-    def inSlicer(path: Path) -> None:
+    def inSlicer(path: Path, theme: str = "dark") -> None:
         slicer.util.mainWindow().grab().save(str(path), "PNG")
 
     return inSlicer if IN_SLICER else hostScreenshot

@@ -1,8 +1,6 @@
-"""Colours and fonts of the host's window, close to Slicer's: dark, or with FEWSHOTSEG_THEME=light light."""
+"""Colours and fonts of the host's window, close to Slicer's, in its dark and its light theme."""
 
 from __future__ import annotations
-
-import os
 
 from PySide6 import QtGui, QtWidgets
 
@@ -51,10 +49,9 @@ _LIGHT = {
 _DISABLED = {"dark": "#7b8088", "light": "#8f949b"}
 
 
-def apply(application: QtWidgets.QApplication) -> None:
+def apply(application: QtWidgets.QApplication, theme: str = "dark") -> None:
     """Style the application; the same on every machine."""
     application.setStyle("Fusion")
-    theme = "light" if os.environ.get("FEWSHOTSEG_THEME") == "light" else "dark"
     palette = QtGui.QPalette()
     for role, color in (_LIGHT if theme == "light" else _DARK).items():
         palette.setColor(getattr(QtGui.QPalette, role), QtGui.QColor(color))

@@ -116,10 +116,14 @@ def _installWidgets(slicer: ModuleType) -> None:
     sys.modules["qt"], sys.modules["ctk"] = qt, ctk
 
 
-def screenshot(path: str | Path, width: int = 1280, height: int = 800) -> None:
+def screenshot(path: str | Path, theme: str = "dark", width: int = 1280, height: int = 800) -> None:
     """Write the main window, with the selected module beside the rendered slice views, as a PNG."""
     import slicer
 
+    from . import Appearance
+
+    if theme != "dark":
+        Appearance.apply(slicer.app._qApplication, theme)
     window, layoutManager = slicer.util.mainWindow(), slicer.app.layoutManager()
     before = window.size
     window.resize(width, height)
@@ -129,3 +133,5 @@ def screenshot(path: str | Path, width: int = 1280, height: int = 800) -> None:
     if not window.grab().save(str(path), "PNG"):
         raise OSError(f"{path} cannot be written.")
     window.resize(before)
+    if theme != "dark":
+        Appearance.apply(slicer.app._qApplication)

@@ -64,9 +64,11 @@ def _tasks(provenance: Mapping[str, Any]) -> str:
 def _training(card: Card, metrics: Mapping[str, Any]) -> str:
     if "steps" not in metrics:
         return card["method"]
-    return _("{method}, {steps} steps, best after {best}").format(
-        method=card["method"], steps=metrics["steps"], best=metrics.get("best_step", metrics["steps"])
-    )
+    steps = metrics["steps"]
+    best = metrics.get("best_step", steps)
+    if best < 0:  # nothing was validated: the last step counts
+        return _("{method}, {steps} steps").format(method=card["method"], steps=steps)
+    return _("{method}, {steps} steps, best after {best}").format(method=card["method"], steps=steps, best=best)
 
 
 def _estimate(metrics: Mapping[str, Any]) -> str:

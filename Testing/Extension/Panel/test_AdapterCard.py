@@ -65,6 +65,12 @@ def test_an_estimate_that_could_not_be_made_says_why(slicerHost: Any) -> None:
     assert "uda, 9 steps, best after 9" in text
 
 
+def test_where_nothing_was_validated_no_step_is_the_best(slicerHost: Any) -> None:
+    text = plain({**CARD, "metrics": {"steps": 40, "best_step": -1}})
+    assert "uda, 40 steps" in text
+    assert "best" not in text
+
+
 def test_names_from_elsewhere_are_text_and_not_markup(slicerHost: Any) -> None:
     guard = {"warnings": ["a < b"]}
     card = {**CARD, "structures": {"1": "<b>liver</b>"}, "metrics": {"guard": guard}}

@@ -334,7 +334,7 @@ def test_a_structure_on_one_slice_has_no_estimate_where_that_slice_was_left_out(
     scores = [{1: 0.9, 2: 0.0} if 1 in held_out.annotated_slices else {1: 0.7} for _, held_out in folds]
     means, how = estimate.estimated(folds, scores, STRUCTURES)
     assert means == {"left": pytest.approx((0.9 + 0.7 + 0.7) / 3)}
-    assert how.endswith("optimistic for other patients; not estimable for right: annotated in one slice only")
+    assert how.endswith("optimistic for other patients; not estimable for right: annotated on too few slices")
 
 
 def test_a_structure_of_one_exemplar_has_no_estimate_either() -> None:
@@ -342,7 +342,7 @@ def test_a_structure_of_one_exemplar_has_no_estimate_either() -> None:
     folds = leave_out(exemplars, 3)
     means, how = estimate.estimated(folds, [{1: 0.5, 2: 0.1}, {1: 0.6}, {1: 0.7}], STRUCTURES)
     assert means == {"left": pytest.approx(0.6)}
-    assert how.endswith("; not estimable for right: annotated in one exemplar only")
+    assert how.endswith("; not estimable for right: annotated in too few exemplars")
 
 
 def test_where_nothing_can_be_estimated_there_is_no_number() -> None:
@@ -352,4 +352,4 @@ def test_where_nothing_can_be_estimated_there_is_no_number() -> None:
     folds = leave_out([replace(exemplar, labelmap=labels)], 2)
     means, how = estimate.estimated(folds, [{1: 0.0}, {2: 0.0}], STRUCTURES)
     assert means is None
-    assert how == "not estimable for left, right: annotated in one slice only"
+    assert how == "not estimable for left, right: annotated on too few slices"
