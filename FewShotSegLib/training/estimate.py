@@ -54,8 +54,8 @@ def estimated(
 ) -> tuple[dict[str, float] | None, str]:
     """Mean Dice per structure over the folds that trained on it, None if there are none, and how it was made.
 
-    A structure of one exemplar only, or of the slices of one fold only, is absent from the training part of the fold that
-    tests it; its Dice there says nothing about the adapter.
+    A structure of one exemplar only, or of the slices of one fold only, is absent from the training part of the fold
+    that tests it; its Dice there says nothing about the adapter.
     """
     counted: dict[int, list[float]] = {value: [] for value in structures}
     for (kept, _), found in zip(folds, scores, strict=True):
