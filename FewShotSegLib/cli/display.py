@@ -25,20 +25,23 @@ class Display:
         self.out, self.err = out, err
         self._clock = clock
         self._next = -math.inf
-        self._said = ""
+        self._said: set[str] = set()
 
     def progress(self, progress: Progress) -> None:
         if not is_counted(progress):
-            sentence = _sentence(progress)
-            if sentence != self._said:
-                self.line(sentence)
-            self._said = sentence
+            self.say(_sentence(progress))
             return
         now = self._clock()
         if now >= self._next:
             self._next = now + _BETWEEN_S
             fraction = progress.fraction or 0.0
             self.line(f"{100 * fraction:3.0f} %  {progress.message}{_numbers(progress.metrics)}")
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence once, however many jobs of a run say it."""
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self.line(sentence)
 
     def line(self, text: str) -> None:
         if text:
@@ -68,7 +71,7 @@ class Bar(Display):
         if is_counted(progress):
             self._bar(progress)
         else:
-            self.line(_sentence(progress))
+            self.say(_sentence(progress))
 
     def line(self, text: str) -> None:
         self.close()

@@ -230,3 +230,12 @@ def test_a_card_says_nothing_of_what_was_not_measured() -> None:
     assert "None" not in text.split("recipe")[0]
     assert "not asked for" in text
     assert "best step" in readable_card(card(an_adapter(metrics={**metrics, "best_step": 40}, provenance={})), 1, 1)
+
+
+def test_what_every_job_of_a_run_says_is_shown_once() -> None:
+    for kind in (Display, Bar):
+        out, err = io.StringIO(), io.StringIO()
+        display = kind(out, err)
+        for sentence in ("on the CPU", "patient 1", "on the CPU", "patient 2", "on the CPU"):
+            display.progress(note(sentence))
+        assert err.getvalue().split("\n") == ["on the CPU", "patient 1", "patient 2", ""]
