@@ -75,14 +75,20 @@ def patch_precision(device: torch.device | str, patch: Sequence[int] | None = No
     return torch.bfloat16 if large and bfloat16_pays(torch.device(device)) else None
 
 
-def kernels_work(attempt: Callable[[], object], what: str) -> bool:
-    """Whether Triton kernels compile and run here, forward and backward, which `attempt` tries; why not is logged."""
+Kernel = Callable[..., torch.Tensor]
+
+
+def working_kernel(load: Callable[[], Kernel], attempt: Callable[[Kernel], object], what: str) -> Kernel | None:
+    """The Triton kernel that `load` imports if it compiles and runs here, forward and backward, which `attempt` tries;
+    None otherwise, and why is logged.
+    """
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            attempt()
+            kernel = load()
+            attempt(kernel)
     except ImportError:  # there is no Triton
-        return False
+        return None
     except Exception as error:  # no compiler, no headers, an old GPU: of many kinds
         logger.info("%s runs without Triton: %s", what, error)
-        return False
-    return True
+        return None
+    return kernel

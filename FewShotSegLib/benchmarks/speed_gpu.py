@@ -100,13 +100,12 @@ def training(size: workload.Size) -> Iterator[Measurement]:
     plain = plain_copy(network)
     preset = replace(presets.PRESETS["8GB"], encoder_blocks=presets.ALL_BLOCKS, checkpointing=False)
     lesson = workload.lesson_of(workload.source_of(size, image_size), preset.batch_size)
-    steps: dict[str, Callable[[], object]] = {}
     amp = training_precision(network.device)
     with (
         workload.lora_step(plain, preset, lesson, None) as plain_step,
         workload.lora_step(network, preset, lesson, amp) as ours,
     ):
-        steps = {"plain": _without_tf32(plain_step), "ours": ours}
+        steps: dict[str, Callable[[], object]] = {"plain": _without_tf32(plain_step), "ours": ours}
         peaks = {name: workload.peak_bytes_on_gpu(step) for name, step in steps.items()}
         with graphed_training(network) as begin:
 

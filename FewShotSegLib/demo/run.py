@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, ExemplarFiles, SegmentJob
+from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.data.volume import Labelmap
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.scoring import Row
@@ -27,10 +28,11 @@ from FewShotSegLib.jobs.record import RECORD_SUFFIX
 from FewShotSegLib.jobs.run import run
 from FewShotSegLib.progress import Progress, Report, note, silent
 from FewShotSegLib.sam import registry
+from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.version import __version__
 from FewShotSegLib.visualization.text_table import table
 
-from .page import BASE, CLICKED, FOLDERS, FREE, DemoReport, Patient, centre_clicks, mean_dice, write_report
+from .page import BASE, CLICKED, FOLDERS, FREE, DemoReport, Patient, mean_dice, write_report
 from .phantom import cohort
 
 # No time limit: the learning rate would depend on the clock, and the demo should be reproducible.
@@ -155,7 +157,7 @@ def _with_clicks(out: Path, unseen: Sequence[Patient], base: str, adapter: Path 
     jobs = []
     for patient in unseen:
         prompts = out / "prompts" / f"{patient.name}.json"
-        save_prompts(centre_clicks(patient.truth), prompts)
+        save_prompts(_clicks(patient.truth), prompts)
         weights = str(adapter) if adapter else None
         jobs.append(SegmentJob((str(patient.image),), str(folder), weights, str(prompts), base, overwrite=True))
     return _scored(out, what, jobs, f"metrics-{name}", report)
@@ -166,6 +168,17 @@ def _emptied(folder: Path) -> Path:
     for record in folder.glob(f"*{RECORD_SUFFIX}"):
         record.unlink()
     return folder
+
+
+def _clicks(truth: Labelmap) -> list[Prompt]:
+    prompts = []
+    for index, labels in enumerate(truth.volume.array):
+        for value, structure in truth.structures.items():
+            if (labels == value).any():
+                i, j = centre_click(labels == value)
+                point = np.array([[i, j, index]])
+                prompts.append(Prompt(0, index, point, np.array([1]), structure=structure))
+    return prompts
 
 
 def _scored(out: Path, what: str, jobs: Sequence[SegmentJob], name: str, report: Report) -> list[Row]:

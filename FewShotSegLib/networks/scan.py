@@ -14,14 +14,14 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from FewShotSegLib.devices import kernels_work
+from FewShotSegLib.devices import Kernel, working_kernel
 
 # Elements per state tensor processed at once: what fits in a CPU's cache, what keeps a GPU busy.
 _STATES_CPU, _STATES_GPU = 2**20, 2**25
@@ -49,22 +49,21 @@ def selective_scan(u: Tensor, delta: Tensor, decay: Tensor, write: Tensor, read:
 
 
 @functools.cache
-def _triton_scan(device: str) -> Callable[..., Tensor] | None:
+def _triton_scan(device: str) -> Kernel | None:
     """The GPU scan, where Triton is available; its interpreter runs on the CPU, for tests."""
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return None
 
-    def attempt() -> None:
+    def load() -> Kernel:
         from FewShotSegLib.networks.scan_triton import TritonScan
 
+        return TritonScan.apply
+
+    def attempt(scan: Kernel) -> None:
         tiny = [torch.ones(shape, device=device, requires_grad=True) for shape in ((1, 2, 1),) * 4 + ((1, 1),)]
-        TritonScan.apply(*tiny).sum().backward()
+        scan(*tiny).sum().backward()
 
-    if not kernels_work(attempt, "Mamba's scan"):
-        return None
-    from FewShotSegLib.networks.scan_triton import TritonScan
-
-    return TritonScan.apply
+    return working_kernel(load, attempt, "Mamba's scan")
 
 
 class _Scan(torch.autograd.Function):

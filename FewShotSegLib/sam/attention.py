@@ -24,7 +24,7 @@ allow PyTorch's fused kernels, which never materialize the scores either.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from FewShotSegLib.devices import kernels_work
+from FewShotSegLib.devices import Kernel, working_kernel
 from FewShotSegLib.sam.modeling import Attention
 
 # Scores materialized at once on the CPU: 8 MB in float32. 256 query rows of one head at 1024 px, 54 windows of 14 x 14.
@@ -147,22 +147,21 @@ def _one_hot_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Te
 
 
 @functools.cache
-def _triton_attention(device: str) -> Callable[..., Tensor] | None:
+def _triton_attention(device: str) -> Kernel | None:
     """The attention for a GPU, where there is Triton."""
     if device != "cuda":
         return None
 
-    def attempt() -> None:
+    def load() -> Kernel:
         from FewShotSegLib.sam.attention_triton import TritonAttention
 
+        return TritonAttention.apply
+
+    def attempt(attend: Kernel) -> None:
         tiny = [torch.ones(1, 4, width, device=device, requires_grad=True) for width in (16, 16, 16, 2, 2)]
-        TritonAttention.apply(*tiny, 1.0).sum().backward()
+        attend(*tiny, 1.0).sum().backward()
 
-    if not kernels_work(attempt, "SAM's attention"):
-        return None
-    from FewShotSegLib.sam.attention_triton import TritonAttention
-
-    return TritonAttention.apply
+    return working_kernel(load, attempt, "SAM's attention")
 
 
 def _blocks(count: int, tokens: int) -> Iterator[tuple[slice, slice]]:

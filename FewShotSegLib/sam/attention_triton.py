@@ -70,9 +70,23 @@ def _rows(pointer, first, rows, columns, count, width):
 
 
 @triton.jit
-def _scores(q, k, of_row, rel_w, columns, width, scale, precision: tl.constexpr):
+def _queries(q_ptr, w_ptr, first, start, x, c, tokens, width, channels, block_m: tl.constexpr):
+    """Numbers of a block of queries, the queries, and their bias by column."""
+    m = start + tl.arange(0, block_m)
+    rel_w = _rows(w_ptr, first, m, x, tokens, width).to(tl.float32)
+    return m, _rows(q_ptr, first, m, c, tokens, channels), rel_w
+
+
+@triton.jit
+def _of_row(h_ptr, first, m, y, height, tokens):
+    """Bias of queries on the keys of row y."""
+    return tl.load(h_ptr + (first + m) * height + y, mask=m < tokens, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _scores(q, k, bias, rel_w, columns, width, scale, precision: tl.constexpr):
     """Biased scores of queries against one row of the image, in units of log 2."""
-    scores = tl.dot(q, tl.trans(k), input_precision=precision) * scale + of_row[:, None] + rel_w
+    scores = tl.dot(q, tl.trans(k), input_precision=precision) * scale + bias[:, None] + rel_w
     return tl.where(columns[None, :] < width, scores * 1.4426950408889634, float("-inf"))
 
 
@@ -83,18 +97,17 @@ def _forward(
 ):  # fmt: skip
     tokens = height * width
     first = tl.program_id(1).to(tl.int64) * tokens
-    m = tl.program_id(0) * block_m + tl.arange(0, block_m)
     x, c = tl.arange(0, block_w), tl.arange(0, block_c)
-    q = _rows(q_ptr, first, m, c, tokens, channels)
-    rel_w = _rows(w_ptr, first, m, x, tokens, width).to(tl.float32)
+    start = tl.program_id(0) * block_m
+    m, q, rel_w = _queries(q_ptr, w_ptr, first, start, x, c, tokens, width, channels, block_m)
     highest = tl.full((block_m,), float("-inf"), tl.float32)
     total = tl.zeros((block_m,), tl.float32)
     mixed = tl.zeros((block_m, block_c), tl.float32)
     for y in range(height):
         k = _rows(k_ptr, first + y * width, x, c, width, channels)
         v = _rows(v_ptr, first + y * width, x, c, width, channels)
-        of_row = tl.load(h_ptr + (first + m) * height + y, mask=m < tokens, other=0.0).to(tl.float32)
-        scores = _scores(q, k, of_row, rel_w, x, width, scale, precision)
+        bias = _of_row(h_ptr, first, m, y, height, tokens)
+        scores = _scores(q, k, bias, rel_w, x, width, scale, precision)
         higher = tl.maximum(highest, tl.max(scores, 1))
         p = tl.exp2(scores - higher[:, None])
         shrunk = tl.exp2(highest - higher)
@@ -121,11 +134,10 @@ def _backward_queries(
 ):  # fmt: skip
     tokens = height * width
     first = tl.program_id(1).to(tl.int64) * tokens
-    m = tl.program_id(0) * block_m + tl.arange(0, block_m)
     x, c = tl.arange(0, block_w), tl.arange(0, block_c)
-    q = _rows(q_ptr, first, m, c, tokens, channels)
+    start = tl.program_id(0) * block_m
+    m, q, rel_w = _queries(q_ptr, w_ptr, first, start, x, c, tokens, width, channels, block_m)
     grad = _rows(grad_ptr, first, m, c, tokens, channels)
-    rel_w = _rows(w_ptr, first, m, x, tokens, width).to(tl.float32)
     sums = tl.load(sums_ptr + first + m, mask=m < tokens, other=0.0)
     row_sums = tl.load(row_sums_ptr + first + m, mask=m < tokens, other=0.0)
     of_q = tl.zeros((block_m, block_c), tl.float32)
@@ -133,8 +145,8 @@ def _backward_queries(
     for y in range(height):
         k = _rows(k_ptr, first + y * width, x, c, width, channels)
         v = _rows(v_ptr, first + y * width, x, c, width, channels)
-        of_row = tl.load(h_ptr + (first + m) * height + y, mask=m < tokens, other=0.0).to(tl.float32)
-        p = tl.exp2(_scores(q, k, of_row, rel_w, x, width, scale, precision) - sums[:, None])
+        bias = _of_row(h_ptr, first, m, y, height, tokens)
+        p = tl.exp2(_scores(q, k, bias, rel_w, x, width, scale, precision) - sums[:, None])
         slope = _slope(p, grad, v, row_sums, precision)
         of_w += slope
         at = of_h_ptr + (first + m) * height + y
@@ -162,14 +174,12 @@ def _backward_keys(
     of_k = tl.zeros((block_w, block_c), tl.float32)
     of_v = tl.zeros((block_w, block_c), tl.float32)
     for start in range(0, tokens, block_m):
-        m = start + tl.arange(0, block_m)
-        q = _rows(q_ptr, first, m, c, tokens, channels)
+        m, q, rel_w = _queries(q_ptr, w_ptr, first, start, x, c, tokens, width, channels, block_m)
         grad = _rows(grad_ptr, first, m, c, tokens, channels)
-        rel_w = _rows(w_ptr, first, m, x, tokens, width).to(tl.float32)
-        of_row = tl.load(h_ptr + (first + m) * height + y, mask=m < tokens, other=0.0).to(tl.float32)
+        bias = _of_row(h_ptr, first, m, y, height, tokens)
         sums = tl.load(sums_ptr + first + m, mask=m < tokens, other=float("inf"))
         row_sums = tl.load(row_sums_ptr + first + m, mask=m < tokens, other=0.0)
-        p = tl.exp2(_scores(q, k, of_row, rel_w, x, width, scale, precision) - sums[:, None])
+        p = tl.exp2(_scores(q, k, bias, rel_w, x, width, scale, precision) - sums[:, None])
         of_v += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=precision)
         slope = _slope(p, grad, v, row_sums, precision)
         of_k += tl.dot(tl.trans(slope.to(q.dtype)), q, input_precision=precision)

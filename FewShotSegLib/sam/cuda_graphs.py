@@ -137,9 +137,8 @@ class TrainingGraphs:
         for parameter in self.network.parameters():
             if parameter.grad is not None:
                 parameter.grad = parameter.grad.clone()
-        kind = self.network.device.type
         for key, (module, samples) in list(self._wanted.items()):
-            if key[-1] == _autocast(kind) and not self._broken:
+            if key[2] == _signature(samples) and not self._broken:  # in the same precision
                 del self._wanted[key]
                 self._capture(key, module, samples)
         if self._broken and self._graphs:
@@ -167,7 +166,7 @@ class TrainingGraphs:
 
     def _run(self, module: nn.Module, arguments: list[Tensor]) -> tuple[Tensor, ...]:
         kind = type(module).__name__, getattr(module, "form", None), _signature(arguments)
-        key = *kind, self._used[kind], _autocast(arguments[0].device.type)
+        key = *kind, self._used[kind]
         self._used[kind] += 1
         if key in self._graphs:
             return self._graphs[key](*arguments)
@@ -246,13 +245,9 @@ class _Decoding(nn.Module):
 
 
 def _signature(arguments: Sequence[Tensor]) -> Hashable:
-    cast = _autocast(arguments[0].device.type)
+    kind = arguments[0].device.type
+    cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return cast, *((tuple(a.shape), a.dtype, a.requires_grad) for a in arguments)
-
-
-def _autocast(kind: str) -> torch.dtype | None:
-    """What operations on this kind of device are cast to, None for nothing."""
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 @contextlib.contextmanager

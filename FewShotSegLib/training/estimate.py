@@ -59,8 +59,7 @@ def estimated(
     """
     counted: dict[int, list[float]] = {value: [] for value in structures}
     for (kept, _), found in zip(folds, scores, strict=True):
-        shown = set().union(*(exemplar.annotated_structures() for exemplar in kept))
-        for value in shown & set(found) & set(counted):
+        for value in trained_on(kept) & set(found) & set(counted):
             counted[value].append(found[value])
     means = {structures[value]: float(np.mean(values)) for value, values in counted.items() if values}
     missing = [structures[value] for value, values in counted.items() if not values]
@@ -70,6 +69,11 @@ def estimated(
     several = len({id(exemplar.volume) for exemplar in (*folds[0][0], folds[0][1])}) > 1
     without = f"not estimable for {names}: annotated {'in too few exemplars' if several else 'on too few slices'}"
     return (means, f"{described(folds)}; {without}") if means else (None, without)
+
+
+def trained_on(exemplars: Sequence[Exemplar]) -> set[int]:
+    """Values of the structures that the annotated slices of some exemplars show."""
+    return set().union(*(exemplar.annotated_structures() for exemplar in exemplars))
 
 
 def described(folds: Sequence[Fold]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from FewShotSegLib.devices import (
     encoding_precision,
     patch_precision,
     training_precision,
+    working_kernel,
 )
 from FewShotSegLib.errors import InputError
 
@@ -80,3 +83,21 @@ def test_small_patches_are_trained_in_full_precision(pays: bool, monkeypatch: py
     assert patch_precision("cpu", (4, 96, 80)) is half
     assert patch_precision("cpu", (200, 96, 79)) is None
     assert training_precision(CPU) is half
+
+
+def test_a_kernel_is_used_where_it_can_be_imported_and_runs(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    def missing() -> devices.Kernel:
+        raise ImportError("no triton")
+
+    def fails(kernel: devices.Kernel) -> None:
+        assert torch.is_grad_enabled()  # the backward pass is tried as well
+        raise RuntimeError("no C compiler")
+
+    with torch.inference_mode():
+        assert working_kernel(lambda: torch.add, lambda kernel: kernel(torch.ones(1), 1), "Sum") is torch.add
+        assert working_kernel(missing, lambda kernel: None, "Sum") is None
+        assert not caplog.records
+        assert working_kernel(lambda: torch.add, fails, "Sum") is None
+    assert [record.getMessage() for record in caplog.records] == ["Sum runs without Triton: no C compiler"]

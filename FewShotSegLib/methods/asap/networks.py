@@ -182,11 +182,8 @@ class _Learner:
         `StopAndKeepBest` is raised if the run is stopped before training of the network itself.
         """
         shown = [exemplar for exemplar in self.lesson.exemplars if self.value in exemplar.structures]
-        folds = [
-            fold
-            for fold in estimate.leave_out(shown, self.recipe.estimate_folds)
-            if any(self.value in exemplar.annotated_structures() for exemplar in fold[0])
-        ]
+        folds = estimate.leave_out(shown, self.recipe.estimate_folds)
+        folds = [fold for fold in folds if self.value in estimate.trained_on(fold[0])]
         fold_seconds = run.max_seconds / 3 / len(folds) if run.max_seconds and folds else None
         parts = len(folds) + 1
         curves = []

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("triton")
+from Testing.Library.kernels import assert_agree, needs_kernels, run_by_interpreter, with_gradients, without_gpu
 
-BY_INTERPRETER = """
-import pytest, sys
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-m", "", "-k", "kernels_agree", sys.argv[1]]))
-"""
+pytest.importorskip("triton")
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
@@ -23,36 +16,20 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, s
     return torch.softmax(scale * q @ k.transpose(1, 2) + bias, -1) @ v
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs a GPU or Triton's interpreter, which the test below starts",
-)
+@needs_kernels
 @pytest.mark.parametrize(
     ("count", "height", "width", "channels"), [(2, 3, 14, 16), (1, 14, 14, 64), (3, 5, 32, 20), (1, 9, 64, 80)]
 )
 def test_the_kernels_agree_with_the_formula(count: int, height: int, width: int, channels: int) -> None:
     from FewShotSegLib.sam.attention_triton import TritonAttention
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = torch.Generator().manual_seed(0)
-    tokens, scale = height * width, channels**-0.5
+    generator, scale = torch.Generator().manual_seed(0), channels**-0.5
     widths = (channels, channels, channels, height, width)
-    results = []
-    for attend, dtype in ((TritonAttention.apply, torch.float32), (written_out, torch.float64)):
-        generator.manual_seed(0)
-        given = [torch.randn(count, tokens, n, generator=generator).to(device, dtype).requires_grad_() for n in widths]
-        out = attend(*given, scale)
-        weights = torch.linspace(-1, 2, out.numel(), device=device, dtype=dtype).view_as(out)
-        results.append([out, *torch.autograd.grad((weights * out).sum(), given)])
-    for ours, reference in zip(*results, strict=True):
-        assert (ours - reference).abs().max() <= 1e-4 * reference.abs().max()
+    given = [torch.randn(count, height * width, n, generator=generator) for n in widths]
+    reference = with_gradients(lambda *values: written_out(*values, scale), [value.double() for value in given])
+    assert_agree(with_gradients(lambda *values: TritonAttention.apply(*values, scale), given), reference)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels themselves ran")
+@without_gpu
 def test_the_interpreter_runs_the_kernels() -> None:
-    """In a process of its own: Triton decides when it is imported whether it interprets."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", BY_INTERPRETER, __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout
+    run_by_interpreter(__file__, passed=4)
