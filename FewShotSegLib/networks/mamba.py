@@ -11,13 +11,15 @@ full resolution is added before the last layer: tokens of 16 to 64 voxels cannot
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from FewShotSegLib.networks.scan import selective_scan
+from FewShotSegLib.networks.scan import directional_scans
 from FewShotSegLib.networks.shape import Shape, padded, product, strides_of
 
 EMBEDDING = 2  # downsampling steps in the patch embedding
@@ -35,9 +37,6 @@ class MambaSize:
 
 # "paper": dim 96, two blocks per stage, 16 states and expand 2 as in Mamba-UNet.
 SIZES = {"small": MambaSize(32, (1, 1, 1, 1), 8, 1), "paper": MambaSize(96, (2, 2, 2, 2), 16, 2)}
-
-# How tokens (B, D, H, W, E) become sequences: the axis order, and how many leading axes index the sequences.
-ORDERS = {"row": ((0, 1, 2, 3, 4), 2), "column": ((0, 1, 3, 2, 4), 2), "axial": ((0, 2, 3, 1, 4), 3)}
 
 
 class MambaUNet(nn.Module):
@@ -107,7 +106,7 @@ class StateSpaceBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         u, gate = self.enter(self.norm(x)).chunk(2, -1)
         u = F.silu(_channels_last(self.mix(_channels_first(u))))
-        y = sum((scan(u) for scan in self.scans), start=torch.zeros_like(u))
+        y = scanned(u, cast(Sequence[DirectionalScan], self.scans))
         return x + self.leave(self.scans_norm(y) * F.silu(gate))
 
 
@@ -116,7 +115,7 @@ class DirectionalScan(nn.Module):
 
     def __init__(self, width: int, states: int, order: str, backwards: bool) -> None:
         super().__init__()
-        self.order, self.backwards = order, backwards
+        self.direction = order, backwards
         rank = math.ceil(width / 16)
         self.parts = [rank, states, states]
         self.project = nn.Linear(width, sum(self.parts), bias=False)
@@ -130,16 +129,22 @@ class DirectionalScan(nn.Module):
             self.step.bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus
 
     def forward(self, x: Tensor) -> Tensor:
-        axes, numbering = ORDERS[self.order]
-        tokens = x.permute(axes)
-        u = tokens.flatten(0, numbering - 1).flatten(1, -2)  # S L E
-        y = self.scan(u.flip(1)).flip(1) if self.backwards else self.scan(u)
-        return y.reshape(tokens.shape).permute(*(axes.index(axis) for axis in range(5)))
+        return scanned(x, [self])
 
-    def scan(self, u: Tensor) -> Tensor:
-        """The scan of sequences (S, L, E), each from a zero initial state."""
-        step, write, read = self.project(u).split(self.parts, dim=-1)
-        return selective_scan(u, F.softplus(self.step(step)), -torch.exp(self.log_decay), write, read, self.skip)
+
+def scanned(x: Tensor, scans: Sequence[DirectionalScan]) -> Tensor:
+    """The sum of the scans of tokens x (B, D, H, W, E). Their projections are made together: one by one they would be
+    hundreds of small operators, which a GPU waits for.
+    """
+    weights = torch.cat([scan.project.weight for scan in scans])
+    projected = F.linear(x, weights).reshape(-1, len(scans), sum(scans[0].parts)).transpose(0, 1)
+    step, write, read = projected.split(scans[0].parts, dim=-1)
+    widening = torch.stack([scan.step.weight for scan in scans]).transpose(1, 2)
+    bias = torch.stack([scan.step.bias for scan in scans])
+    delta = F.softplus(torch.baddbmm(bias[:, None], step, widening))
+    decay = -torch.exp(torch.stack([scan.log_decay for scan in scans]))
+    skip = torch.stack([scan.skip for scan in scans])
+    return directional_scans(x, delta, decay, write, read, skip, [scan.direction for scan in scans])
 
 
 class Merge(nn.Module):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,56 @@ from FewShotSegLib.devices import Kernel, working_kernel
 
 # Elements per state tensor processed at once: what fits in a CPU's cache, what keeps a GPU busy.
 _STATES_CPU, _STATES_GPU = 2**20, 2**25
+# The axes of tokens (B, D, H, W, E) in the order of a direction, and how many leading ones number the sequences.
+_ORDERS = {"row": ((0, 1, 2, 3, 4), 2), "column": ((0, 1, 3, 2, 4), 2), "axial": ((0, 2, 3, 1, 4), 3)}
+ORDERS = tuple(_ORDERS)
 _SHORT = 32  # steps that are not worth chunking; such sequences, across slices, come in thousands
+
+
+Direction = tuple[str, bool]
+"""How tokens (B, D, H, W, E) become sequences: "row" after row or "column" after column of a slice, or "axial", across
+the slices at each place; and whether they are read backwards.
+"""
+
+
+def directional_scans(
+    u: Tensor,
+    delta: Tensor,
+    decay: Tensor,
+    write: Tensor,
+    read: Tensor,
+    skip: Tensor,
+    directions: Sequence[Direction],
+) -> Tensor:
+    """Return the sum (B, D, H, W, E) of the selective scans of tokens u (B, D, H, W, E) in G directions.
+
+    delta (G, T, E), decay (G, E, N), write and read (G, T, N) and skip (G, E) belong to the directions, for the tokens,
+    T = BDHW, in their order in memory; otherwise as in `selective_scan`.
+    """
+    with torch.autocast(u.device.type, enabled=False):
+        wide = _at_least_float32(u)
+        given = [x.to(wide) for x in (u, delta, write, read, decay)]
+        if wide is torch.float32 and (triton_scans := _triton_scans(u.device.type)) is not None:
+            y = triton_scans(*given, tuple(directions))
+        else:
+            y = torch.zeros_like(given[0])
+            for way, *of_way in zip(directions, *given[1:], strict=True):
+                y = y + _scanned(way, given[0], *of_way)
+        return (y + skip.to(wide).sum(0) * given[0]).to(u.dtype)
+
+
+def _scanned(direction: Direction, u: Tensor, delta: Tensor, write: Tensor, read: Tensor, decay: Tensor) -> Tensor:
+    """One direction in plain torch, without the skip connection."""
+    order, backwards = direction
+    axes, numbering = _ORDERS[order]
+
+    def sequences(x: Tensor) -> Tensor:
+        x = x.reshape(*u.shape[:4], -1).permute(axes).flatten(0, numbering - 1).flatten(1, -2)
+        return x.flip(1) if backwards else x
+
+    y = _scan(sequences(u), sequences(delta), sequences(write), sequences(read), decay)
+    y = (y.flip(1) if backwards else y).reshape([u.shape[axis] for axis in axes])
+    return y.permute([axes.index(axis) for axis in range(5)])
 
 
 def selective_scan(u: Tensor, delta: Tensor, decay: Tensor, write: Tensor, read: Tensor, skip: Tensor) -> Tensor:
@@ -35,33 +84,40 @@ def selective_scan(u: Tensor, delta: Tensor, decay: Tensor, write: Tensor, read:
     skip (E,) is D. Computed in at least float32, also under autocast: an 8-bit mantissa is not enough for a thousand
     factors.
     """
-    length = u.shape[1]
-    chunk = length if length <= _SHORT else math.isqrt(length - 1) + 1
-    padding = -length % chunk  # steps of length 0 leave the state unchanged
     with torch.autocast(u.device.type, enabled=False):
-        wide = torch.float64 if u.dtype == torch.float64 else torch.float32
-        if wide is torch.float32 and (triton_scan := _triton_scan(u.device.type)) is not None:
-            y = triton_scan(*(x.float() for x in (u, delta, write, read, decay)))
-            return (y + skip.float() * u.float()).to(u.dtype)
-        sequences = [F.pad(x.to(wide), (0, 0, 0, padding)) for x in (u, delta, write, read)]
-        y = _Scan.apply(*sequences, decay.to(wide), chunk)[:, :length]
+        wide = _at_least_float32(u)
+        y = _scan(u.to(wide), delta.to(wide), write.to(wide), read.to(wide), decay.to(wide))
         return (y + skip.to(wide) * u.to(wide)).to(u.dtype)
 
 
+def _at_least_float32(u: Tensor) -> torch.dtype:
+    return torch.float64 if u.dtype == torch.float64 else torch.float32
+
+
+def _scan(u: Tensor, delta: Tensor, write: Tensor, read: Tensor, decay: Tensor) -> Tensor:
+    """y_t = C_t h_t of sequences (B, L, E)."""
+    length = u.shape[1]
+    chunk = length if length <= _SHORT else math.isqrt(length - 1) + 1
+    padding = -length % chunk  # steps of length 0 leave the state unchanged
+    sequences = [F.pad(x, (0, 0, 0, padding)) for x in (u, delta, write, read)]
+    return _Scan.apply(*sequences, decay, chunk)[:, :length]
+
+
 @functools.cache
-def _triton_scan(device: str) -> Kernel | None:
-    """The GPU scan, where Triton is available; its interpreter runs on the CPU, for tests."""
+def _triton_scans(device: str) -> Kernel | None:
+    """The scans on a GPU, where Triton is available; its interpreter runs on the CPU, for tests."""
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return None
 
     def load() -> Kernel:
-        from FewShotSegLib.networks.scan_triton import TritonScan
+        from FewShotSegLib.networks.scan_triton import TritonScans
 
-        return TritonScan.apply
+        return TritonScans.apply
 
-    def attempt(scan: Kernel) -> None:
-        tiny = [torch.ones(shape, device=device, requires_grad=True) for shape in ((1, 2, 1),) * 4 + ((1, 1),)]
-        scan(*tiny).sum().backward()
+    def attempt(scans: Kernel) -> None:
+        shapes = (1, 1, 1, 2, 1), (1, 2, 1), (1, 2, 1), (1, 2, 1), (1, 1, 1)
+        tiny = [torch.ones(shape, device=device, requires_grad=True) for shape in shapes]
+        scans(*tiny, (("row", False),)).sum().backward()
 
     return working_kernel(load, attempt, "Mamba's scan")
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
@@ -26,7 +25,8 @@ from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.methods import gmiseg, lora
 from FewShotSegLib.methods.asap import method as asap
 from FewShotSegLib.methods.uda.translation import train_translator
-from FewShotSegLib.networks.scan import _Scan, selective_scan
+from FewShotSegLib.networks import scan
+from FewShotSegLib.networks.scan import directional_scans
 from FewShotSegLib.progress import silent
 from FewShotSegLib.sam.cuda_graphs import graphed_training
 from FewShotSegLib.sam.loading import load_base
@@ -40,7 +40,7 @@ from FewShotSegLib.worker.client import WorkerClient
 from Testing.conftest import QUICK
 from Testing.Library.kernels import assert_agree, with_gradients
 from Testing.Library.methods.uda.toys import TINY, noise
-from Testing.Library.networks.sequences import arguments
+from Testing.Library.networks.sequences import DIRECTIONS, directional_arguments
 from Testing.Library.worker.conftest import a_click, answer_to, ask
 
 pytestmark = [
@@ -249,9 +249,8 @@ def a_short_gpu() -> Iterator[Callable[[int], None]]:
     torch.cuda.empty_cache()
 
 
-def test_the_scan_on_the_gpu_is_the_scan_in_torch() -> None:
-    def in_torch(u: Tensor, delta: Tensor, decay: Tensor, write: Tensor, read: Tensor, skip: Tensor) -> Tensor:
-        return _Scan.apply(u, delta, write, read, decay, 70) + skip * u
-
-    values = [value.detach().float() for value in arguments(3, 70, 24, 8)]
-    assert_agree(with_gradients(selective_scan, values), with_gradients(in_torch, values))
+def test_the_scan_on_the_gpu_is_the_scan_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = directional_arguments((2, 3, 8, 9), 24, 8)
+    found = with_gradients(lambda *values: directional_scans(*values, DIRECTIONS), given)
+    monkeypatch.setattr(scan, "_triton_scans", lambda device: None)
+    assert_agree(found, with_gradients(lambda *values: directional_scans(*values, DIRECTIONS), given))

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from FewShotSegLib.networks import build
-from FewShotSegLib.networks.mamba import ORDERS, DirectionalScan, Merge, Spread
+from FewShotSegLib.networks.mamba import DirectionalScan, Merge, Spread, scanned
+from FewShotSegLib.networks.scan import ORDERS
 from FewShotSegLib.networks.swin import PatchMerging
 from Testing.Library.networks.ball import a_ball
 from Testing.Library.networks.sequences import arguments
@@ -34,7 +35,9 @@ def test_a_direction_of_the_network_computes_what_a_block_of_mambapy_does_with_t
     direction.log_decay, direction.skip = block.A_log, block.D
     u = arguments(2, 23, 32, 1)[0]
     theirs = block.ssm(u, torch.zeros_like(u))  # without the gate
-    torch.testing.assert_close(direction.scan(u), theirs, rtol=1e-6, atol=1e-7)  # mambapy computes A in float32
+    torch.testing.assert_close(
+        direction(u[:, None, None])[:, 0, 0], theirs, rtol=1e-6, atol=1e-7
+    )  # mambapy computes A in float32
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -68,6 +71,27 @@ def test_backwards_is_forwards_on_what_was_turned_around(order: str) -> None:
     axes = (1,) if order == "axial" else (2, 3)
     with torch.inference_mode():
         torch.testing.assert_close(turned(x), direction(x.flip(axes)).flip(axes))
+
+
+def test_all_directions_together_are_the_sum_of_each() -> None:
+    ways = [(order, backwards) for order in ORDERS for backwards in (False, True)]
+    scans = [DirectionalScan(18, 3, *way).double() for way in ways]
+    x = torch.randn(2, 3, 4, 5, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(scanned(x, scans), torch.stack([scan(x) for scan in scans]).sum(0))
+
+
+def test_more_directions_take_no_more_matrix_products() -> None:
+    x = torch.randn(1, 2, 4, 4, 18, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def products(ways: list[tuple[str, bool]]) -> int:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            y = scanned(x, [DirectionalScan(18, 3, *way) for way in ways])
+        names = ("aten::linear", "aten::addmm", "aten::baddbmm")
+        assert y.isfinite().all()
+        return sum(event.count for event in profiler.key_averages() if event.key in names)
+
+    assert products([(order, False) for order in ORDERS]) == products([("row", False)]) > 0
 
 
 @pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2), (1, 1, 1)])

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import pytest
 
-from FewShotSegLib.networks.scan import _Scan
+from FewShotSegLib.networks import scan
+from FewShotSegLib.networks.scan import directional_scans
 from Testing.Library.kernels import assert_agree, needs_kernels, run_by_interpreter, with_gradients, without_gpu
-from Testing.Library.networks.sequences import arguments
+from Testing.Library.networks.sequences import DIRECTIONS, directional_arguments
 
 pytest.importorskip("triton")
 
 
 @needs_kernels
-@pytest.mark.parametrize(("batch", "length", "width", "states"), [(1, 1, 3, 2), (3, 37, 20, 8), (2, 64, 33, 5)])
+@pytest.mark.parametrize(
+    ("shape", "width", "states"), [((1, 1, 1, 1), 3, 2), ((2, 3, 4, 5), 20, 8), ((1, 2, 7, 3), 33, 5)]
+)
 def test_the_kernels_agree_with_the_scan_in_torch(
-    batch: int, length: int, width: int, states: int, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int, int, int], width: int, states: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from FewShotSegLib.networks import scan_triton
 
-    monkeypatch.setattr(scan_triton, "_STATES", length * width * states)  # one sequence at a time
-    u, delta, decay, write, read, _ = (x.detach().float() for x in arguments(batch, length, width, states))
-    given = u, delta, write, read, decay
-    reference = with_gradients(lambda *values: _Scan.apply(*values, length), given)
-    assert_agree(with_gradients(scan_triton.TritonScan.apply, given), reference)
+    monkeypatch.setattr(scan_triton, "_STATES", 2 * shape[1] * width * states)  # a few sequences at a time
+    given = directional_arguments(shape, width, states)
+    kernels = with_gradients(lambda *values: directional_scans(*values, DIRECTIONS), given)
+    monkeypatch.setattr(scan, "_triton_scans", lambda device: None)
+    assert_agree(kernels, with_gradients(lambda *values: directional_scans(*values, DIRECTIONS), given))
 
 
 @without_gpu
