@@ -129,11 +129,18 @@ MUTANTS = (
         ASAP + "test_bandit.py::test_exp3_sums_rewards_over_the_probability_they_were_drawn_with",
     ),
     Mutant(
-        "the bandit of the start is forgotten",
+        "the start is trained on whatever arm is first",
         ASAP + "networks.py",
-        "before = scheduler.go_on(start.scheduler) if start.scheduler is not None else 0",
-        "before = 0",
-        ASAP + "test_method.py::test_every_way_of_choosing_plays_and_measures_what_it_says",
+        "alone = OneArm(self.pool.names, best,",
+        "alone = OneArm(self.pool.names, 0,",
+        ASAP + "test_method.py::test_asap_starts_from_fresh_weights_trained_on_the_best_arm_alone",
+    ),
+    Mutant(
+        "arms that oppose the target are pulled",
+        ASAP + "bandit.py",
+        "return not self.recipe.abstain or arm.cosine is None or",
+        "return True or",
+        ASAP + "test_bandit.py::test_an_arm_that_opposes_the_target_is_left_out_and_without_others_none_is_pulled",
     ),
     Mutant(
         "arms show the exemplars' own scans",

@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 class BanditRecipe:
     """How ASAP scores an arm. The defaults are ours; `READINGS` has the variants of the paper and its authors' code.
 
-    Three departures, each measured on synthetic arms (Testing/Library/test_bandit.py has the first two):
+    Four departures; the first three were measured on synthetic arms (the tests have two of them), the last on real
+    cases (Testing/BENCHMARKS.md):
     - The published bonus (exploration 1) outweighs all differences between rewards: over 400 turns, 30 arms are pulled
       evenly, at 0.83 of the regret of random selection. With 0.1, as in the authors' own run, and our averages: 0.18.
     - Eq. 4 averages rewards mixed with the alpha of their turn, so an arm seen once while alpha was 1 is judged by its
@@ -37,6 +38,8 @@ class BanditRecipe:
       arms in every turn, as in the authors' run, 0.93.
     - The averages start as plain means and only later become exponential, with weight 0.1 on the newest observation:
       one noisy observation of a small batch should not decide.
+    - Arms whose gradients oppose the target's, so that average cosine and bonus are together below 0, are not pulled;
+      none at all is in a turn in which all of them do. Eq. 5 pulls the least bad one.
     """
 
     exploration: float = option(0.1, "Weight of the exploration bonus (ASAP eq. 5: 1)", min=0.0, max=100.0)
@@ -72,6 +75,11 @@ class BanditRecipe:
     )
     loss_scale: float = option(1.0, "Factor on the loss before it is mixed", min=0.0, max=1000.0, advanced=True)
     loss_limit: float | None = option(2.0, "Upper limit of the losses; none: no limit", min=0.0, advanced=True)
+    abstain: bool = option(
+        True,
+        "Leave out arms whose gradients oppose the target's; if all do, train on the target alone",
+        advanced=True,
+    )
     tie_break: str = option("first", "Tie-breaking between equal arms", choices=("first", "random"), advanced=True)
 
     def __post_init__(self) -> None:
@@ -86,7 +94,9 @@ class BanditRecipe:
         return self.alpha_start * math.exp(-self.alpha_decay * (turn - 1)) if turn > 0 else 0.5
 
 
-_LITERAL = BanditRecipe(exploration=1.0, smoothing=0.9, memory="mixed", first_estimate="probe", loss_limit=None)
+_LITERAL = BanditRecipe(
+    exploration=1.0, smoothing=0.9, memory="mixed", first_estimate="probe", loss_limit=None, abstain=False
+)
 READINGS: dict[str, BanditRecipe] = {
     "default": BanditRecipe(),
     # Algorithm 1 and eqs. 1-5 verbatim. The paper gives neither alpha nor beta: those are from the authors' code and
@@ -132,6 +142,9 @@ class Policy(Protocol):
     def scores(self, arms: Sequence[Arm], turn: int) -> list[float]:
         """The value of each arm for this turn."""
 
+    def may_help(self, arm: Arm, turn: int, count: int) -> bool:
+        """Whether an arm, one of `count`, is worth pulling in this turn."""
+
     def pick(self, scores: Sequence[float], rng: np.random.Generator) -> int:
         """The index of the arm to play."""
 
@@ -168,6 +181,10 @@ class Ucb:
     def scores(self, arms: Sequence[Arm], turn: int) -> list[float]:
         return [self.value(arm, turn) + self.bonus(arm.n, turn, len(arms)) for arm in arms]
 
+    def may_help(self, arm: Arm, turn: int, count: int) -> bool:
+        """Whether its gradient is not known to oppose the target's."""
+        return not self.recipe.abstain or arm.cosine is None or arm.cosine + self.bonus(arm.n, turn, count) > 0
+
     def pick(self, scores: Sequence[float], rng: np.random.Generator) -> int:
         highest = max(scores)
         best = [index for index, score in enumerate(scores) if score == highest]
@@ -194,7 +211,14 @@ class Ucb:
         return (1 - weight) * before + weight * new
 
 
-class Exp3:
+class _Always:
+    """A policy that pulls an arm in every turn."""
+
+    def may_help(self, arm: Arm, turn: int, count: int) -> bool:
+        return True
+
+
+class Exp3(_Always):
     """FLAD's EXP3: arms are drawn with probabilities exponential in their cumulative reward.
 
     p_a = (1 - K e_t) exp(e_(t-1) R_a) / sum + e_t, with e_t = min(1/K, sqrt(ln K / (K t))), e_0 = 1/K; R_a sums the
@@ -224,7 +248,7 @@ class Exp3:
         arm.reward = (arm.reward or 0.0) + cosine / (arm.score or 1.0)
 
 
-class Greedy:
+class Greedy(_Always):
     """Always the arm with the best score before training, while it is available."""
 
     first_look = True
@@ -241,7 +265,7 @@ class Greedy:
             arm.loss, arm.cosine = loss, cosine
 
 
-class Uniform:
+class Uniform(_Always):
     """Uniform random selection."""
 
     first_look = False
@@ -271,14 +295,20 @@ class Bandit:
         self.turn = 0
         self.chosen: int | None = None
         self.history: list[dict[str, Any]] = []
+        self._kept_to: int | None = None
 
     @property
     def live(self) -> tuple[int, ...]:
-        """Arms that are not quarantined."""
-        return tuple(index for index, arm in enumerate(self.arms) if not arm.quarantined)
+        """Arms that can be pulled: not quarantined, and the one to keep to if there is one."""
+        kept = range(len(self.arms)) if self._kept_to is None else (self._kept_to,)
+        return tuple(index for index in kept if not self.arms[index].quarantined)
+
+    def keep_to(self, index: int) -> None:
+        """Pull this arm or none."""
+        self._kept_to = index
 
     def pick(self, turn: int) -> int | None:
-        """The arm to pull in a turn, idempotent within the turn; None when no arm is left.
+        """The arm to pull in a turn, idempotent within the turn; None if no arm is left, or none worth pulling.
 
         The bonus uses n before this pull, as in Algorithm 1 (line 6 before line 8).
         """
@@ -291,12 +321,20 @@ class Bandit:
         if live:
             arms = [self.arms[index] for index in live]
             scores = self.policy.scores(arms, turn)
-            at = self.policy.pick(scores, self.rng)
+            helpful = [at for at, arm in enumerate(arms) if self.policy.may_help(arm, turn, len(arms))]
+            if not helpful:
+                return None
+            at = helpful[self.policy.pick([scores[at] for at in helpful], self.rng)]
             arms[at].score = scores[at]
             arms[at].n += 1
             self.chosen = live[at]
             self._note(turn, live[at])
         return self.chosen
+
+    def best(self) -> int | None:
+        """The arm with the highest average cosine; None if none was measured."""
+        cosines = {index: cosine for index in self.live if (cosine := self.arms[index].cosine) is not None}
+        return max(cosines, key=lambda index: cosines[index], default=None)
 
     def probes(self, turn: int) -> tuple[int, ...]:
         """Arms whose loss and cosine are to be measured now, with the network in its state before further training.
@@ -387,14 +425,6 @@ class Bandit:
         self.turn, self.chosen = state["turn"], state["chosen"]
         self.history = [dict(row) for row in state["history"]]
         self.rng.bit_generator.state = state["rng"]
-
-    def go_on(self, state: Mapping[str, Any]) -> int:
-        """Continue from the state of an earlier run, with its statistics but a new history; return the index of its
-        last turn.
-        """
-        self.load_state(state)
-        self.history = []
-        return self.turn
 
 
 def _finite(number: float | None) -> float | None:

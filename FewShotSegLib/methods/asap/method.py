@@ -8,8 +8,9 @@ right data set helps more than any regularizer, the wrong one hurts; this finds 
 The model is a 3-D network (UNet, SwinUNet, MambaUNet, as in the paper; one per structure), or the promptable model with
 LoRA, whose arms are clicked structures. The baselines of the paper are other `scheduler`s of the same run. Departures:
 our variant of the bandit (see `BanditRecipe`) and of the gradients that it compares (see `turns`); a turn is a few
-steps, not an epoch, as there are only three cases; networks without given weights are pre-trained on auxiliary data,
-selected by the same bandit. `preset=paper` is the paper as far as it is specified.
+steps, not an epoch, as there are only three cases; networks without given weights are first trained on auxiliary data:
+the bandit compares the arms, and the best one alone is the start, with which the exemplars go on. `preset=paper` is the
+paper as far as it is specified.
 
 When to use it: a few annotated cases, and a folder of other labelled data sets. Cost: as training with one fixed
 auxiliary data set, regardless of their number.
@@ -216,7 +217,11 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     grid = Grid.of(inputs.exemplars[0].volume, recipe.patch, recipe.spacing_mm)
     pool = _pool(inputs, grid, intensity, recipe)
     _prepare(pool, recipe, run.report)
-    lesson = NetworkLesson(inputs.exemplars, structures, grid, intensity, pool, lambda s: _scheduler(recipe, pool, s))
+
+    def scheduler_for(seed: int, *, explores: bool = False) -> Scheduler:
+        return _scheduler(recipe, pool, seed, explores)
+
+    lesson = NetworkLesson(inputs.exemplars, structures, grid, intensity, pool, scheduler_for)
     trained = adapt_networks(lesson, _network_recipe(recipe), run)
     return Adapter(
         tensors=trained.tensors,
@@ -269,11 +274,14 @@ def _prepare(pool: Pool | None, recipe: Recipe, report: Report) -> None:
         pool.prepare(report)
 
 
-def _scheduler(recipe: Recipe, pool: Pool | None, seed: int) -> Scheduler:
+def _scheduler(recipe: Recipe, pool: Pool | None, seed: int, explores: bool = False) -> Scheduler:
+    """The scheduler of the recipe; one that explores pulls an arm in every turn."""
     rng = np.random.default_rng([seed, 3])
     if pool is None:
         return Direct(rng)
     options = recipe.bandit if recipe.reading == "default" else READINGS[recipe.reading]
+    if explores:
+        options = replace(options, abstain=False)
     scheduler = scheduler_of(recipe.scheduler, pool.names, options, rng)
     for arm, reason in pool.quarantined.items():
         scheduler.quarantine(arm, reason)

@@ -7,10 +7,10 @@ number of steps is chosen by leave-one-out cross-validation over the exemplars; 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
 from FewShotSegLib.training.patches import Case, Patch, PatchRecipe, PatchSource, case_of, patch_loss
 
 from .pool import Pool
-from .schedulers import Direct, RandomArm, Scheduler
+from .schedulers import Asap, Direct, OneArm, RandomArm, Scheduler
 from .turns import TurnRecipe, Turns
 
 _PRETRAINING = "pretraining on auxiliary data"
@@ -67,11 +67,17 @@ class NetworkRecipe:
     turns: TurnRecipe = field(default_factory=TurnRecipe)
 
 
+class SchedulerMaker(Protocol):
+    """Makes a scheduler from a seed."""
+
+    def __call__(self, seed: int, *, explores: bool = False) -> Scheduler: ...
+
+
 @dataclass(frozen=True, eq=False)
 class NetworkLesson:
     """The training task: the structures of the exemplars on a grid, with the arms of a pool.
 
-    `scheduler_for` makes a scheduler from a seed.
+    `scheduler_for` makes a scheduler from a seed; one that `explores` pulls an arm in every turn.
     """
 
     exemplars: Sequence[Exemplar]
@@ -79,7 +85,7 @@ class NetworkLesson:
     grid: Grid
     intensity: IntensitySpec
     pool: Pool | None
-    scheduler_for: Callable[[int], Scheduler]
+    scheduler_for: SchedulerMaker
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,11 +155,10 @@ def adapt_networks(lesson: NetworkLesson, recipe: NetworkRecipe, run: RunContext
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """The initialization of a network: its weights, the selections in pre-training, and the scheduler's state."""
+    """The initialization of a network: its weights, and the selections in pre-training."""
 
     weights: dict[str, Any]
     chosen: dict[str, Any] | None = None
-    scheduler: dict[str, Any] | None = None
 
 
 @dataclass(eq=False)
@@ -206,7 +211,7 @@ class _Learner:
         start = self._start(cases, run.report)
         network, fitted, turns = self._run(cases, start, schedule, final, "adapting", can_stop=True)
         training = {"steps": fitted.steps, "stopped_by": fitted.stopped_by, "best_step": best_step}
-        how = estimate.described(folds) if folds else "not estimable with one annotated slice"
+        how = estimate.described(folds) if folds else "not estimable: annotated on too few slices"
         return network, {
             "training": training,
             "estimated_dice": estimated,
@@ -265,10 +270,7 @@ class _Learner:
         network.train()
         source = PatchSource(cases, self.grid, self.recipe.patches, [self.name], self.device)
         parameters = dict(network.named_parameters())
-        scheduler = self.lesson.scheduler_for(self.seed)
-        before = scheduler.go_on(start.scheduler) if start.scheduler is not None else 0
-        recipe = replace(self.recipe.turns, turns_before=before)
-        turns = self._turns(network, source, scheduler, self.seed + 1, recipe)
+        turns = self._turns(network, source, self._scheduler_after(start), self.seed + 1, self.recipe.turns)
         amp = patch_precision(self.device, self.grid.patch)
         with turns:
             fitted = fit(
@@ -286,6 +288,16 @@ class _Learner:
             )
         # The normalization layers have no running statistics, so the parameters are the complete state.
         return network.eval(), fitted, turns
+
+    def _scheduler_after(self, start: _Start) -> Scheduler:
+        """The scheduler of the run. After a start from the best arm it pulls that one or none: by the cosines of their
+        gradients others seem to help the half-trained network, but the result is worse.
+        """
+        scheduler = self.lesson.scheduler_for(self.seed)
+        best = (start.chosen or {}).get("best")
+        if best is not None and self.pool is not None and isinstance(scheduler, Asap):
+            scheduler.keep_to(self.pool.names.index(best))
+        return scheduler
 
     def _turns(
         self, network: nn.Module, source: PatchSource, scheduler: Scheduler, seed: int, recipe: TurnRecipe
@@ -343,7 +355,7 @@ class _Learner:
         if pool is None or not recipe.pretraining_steps or len(pool.quarantined) == len(pool.arms):
             return None
         if recipe.pretraining == "chosen":
-            scheduler = self.lesson.scheduler_for(self.seed)
+            scheduler = self.lesson.scheduler_for(self.seed, explores=True)
             return None if isinstance(scheduler, Direct) else scheduler
         if recipe.pretraining == "none":
             return None
@@ -356,7 +368,9 @@ class _Learner:
         """Pre-train on auxiliary data alone; the result is cached.
 
         A scheduler that measures sees the target's gradient, which is not applied. The initial probing comes after a
-        quarter of the steps with random arms: with random weights all gradients are alike.
+        quarter of the steps with random arms: with random weights all gradients are alike. ASAP spends another quarter
+        on comparing the arms, and then trains fresh weights on the best one alone: what several arms teach in turns
+        contradicts each other, since the same image shows the structures of many.
         """
         path = cache_folder() / "networks" / f"{self._pretraining_key(scheduler, cases)}.safetensors"
         assert self.pool is not None  # there are arms
@@ -364,9 +378,30 @@ class _Learner:
             return _read_start(network, path)
         source = PatchSource(cases, self.grid, self.recipe.patches, [self.name], self.device)
         steps = self.recipe.pretraining_steps
+        if isinstance(scheduler, Asap):
+            chosen = self._pretrain(self._network(), scheduler, source, steps // 2, report)
+            best = scheduler.best()
+            chosen["best"] = None if best is None else self.pool.names[best]
+            if best is not None:
+                alone = OneArm(self.pool.names, best, np.random.default_rng([self.seed, 4]))
+                self._pretrain(network, alone, source, steps, report)
+        else:
+            chosen = self._pretrain(network, scheduler, source, steps, report)
+        from safetensors.numpy import save
+
+        start = _Start(dict(weights_of(network)), chosen)
+        if data_parallel.is_first():
+            with sealed(path, self.pool.digest()) as part:
+                part.write_bytes(save(start.weights, metadata={_CHOSEN: json.dumps(chosen)}))
+        return start
+
+    def _pretrain(
+        self, network: nn.Module, scheduler: Scheduler, source: PatchSource, steps: int, report: Report
+    ) -> dict[str, Any]:
+        """Train a network on auxiliary data alone; return the selections."""
         recipe = replace(self.recipe.turns, alone_from=None, follow_target=False)
         if scheduler.needs_probe:
-            recipe = replace(recipe, lots_until=steps // _LOTS)
+            recipe = replace(recipe, lots_until=self.recipe.pretraining_steps // _LOTS)
         turns = self._turns(network, source, scheduler, self.seed + 2, recipe)
         schedule = Schedule(steps, _PRETRAINING_RATE, self.recipe.weight_decay, min(self.recipe.warmup_steps, steps))
         with turns:
@@ -381,15 +416,7 @@ class _Learner:
             )
         if fitted.stopped_by == "user":
             raise StopAndKeepBest
-        from safetensors.numpy import save
-
-        state = scheduler.state() if self.recipe.pretraining == "chosen" else None
-        start = _Start(dict(weights_of(network)), turns.summary(), state)
-        header = json.dumps({"chosen": start.chosen, "scheduler": start.scheduler})
-        if data_parallel.is_first():
-            with sealed(path, self.pool.digest()) as part:
-                part.write_bytes(save(start.weights, metadata={_CHOSEN: header}))
-        return start
+        return turns.summary()
 
     def _pretraining_key(self, scheduler: Scheduler, cases: Sequence[Case]) -> str:
         assert self.pool is not None  # there are arms
@@ -416,8 +443,8 @@ def _read_start(network: nn.Module, path: Path) -> _Start:
 
     load_weights(network, path)
     with safe_open(path, "numpy") as file:
-        header = json.loads(file.metadata()[_CHOSEN])
-    return _Start(dict(weights_of(network)), header["chosen"], header["scheduler"])
+        chosen = json.loads(file.metadata()[_CHOSEN])
+    return _Start(dict(weights_of(network)), chosen)
 
 
 def _digest(case: Case) -> str:

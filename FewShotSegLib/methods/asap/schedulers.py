@@ -67,9 +67,6 @@ class Scheduler(Protocol):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore this state."""
 
-    def go_on(self, state: Mapping[str, Any]) -> int:
-        """Continue from the state of an earlier run, with a new history; return the index of its last turn."""
-
 
 class _BanditScheduler(Bandit):
     """Follows a bandit: one arm per turn, none if there are no arms."""
@@ -90,7 +87,7 @@ class _BanditScheduler(Bandit):
 
 
 class Asap(_BanditScheduler):
-    """Active and sequential: the arm with the highest upper confidence bound."""
+    """Active and sequential: the arm with the highest upper confidence bound, or none if none promises to help."""
 
     def __init__(self, names: Sequence[str], recipe: BanditRecipe, rng: np.random.Generator) -> None:
         super().__init__(names, Ucb(recipe), rng)
@@ -144,6 +141,20 @@ class RandomArm(_BanditScheduler):
 
     def __init__(self, names: Sequence[str], rng: np.random.Generator) -> None:
         super().__init__(names, Uniform(), rng)
+
+
+class OneArm(_BanditScheduler):
+    """One arm in every turn, without measurements."""
+
+    def __init__(self, names: Sequence[str], arm: int, rng: np.random.Generator) -> None:
+        super().__init__(names, Uniform(), rng)
+        self.arm = arm
+
+    def described(self) -> str:
+        return f"{type(self).__name__} {self.arm}"
+
+    def choose(self, turn: int) -> tuple[int, ...]:
+        return (self.arm,) if self.arm in self.live else ()
 
 
 def scheduler_of(name: str, arms: Sequence[str], options: BanditRecipe | None, rng: np.random.Generator) -> Scheduler:

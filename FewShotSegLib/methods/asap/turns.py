@@ -52,7 +52,6 @@ def _nothing() -> Tensor:
 class TurnRecipe:
     """The length of a turn, and what is measured in it.
 
-    `turns_before`: turns already completed by the scheduler, so that it needs no initial probing.
     `lots_until`: before this step arms are random, and only then the scheduler does its initial probing. From step
     `alone_from` on, only the target is trained. Without `follow_target` the target's gradient is measured where needed
     but not applied: training on auxiliary data alone.
@@ -66,7 +65,6 @@ class TurnRecipe:
     gradients: Gradients = "running mean"
     decay: float = 0.9
     reward_batches: int = 4
-    turns_before: int = 0
     lots_until: int = 0
     follow_target: bool = True
 
@@ -141,7 +139,6 @@ class Turns:
         if step < self.recipe.lots_until:
             return self._by_lot(step, part)
         turn, within = divmod(step - self.recipe.lots_until, self.recipe.steps_per_turn)
-        turn += self.recipe.turns_before
         if not part:
             return self._of_target(step, turn + 1, within), {}
         return self._of_arms(step, turn + 1, within, part)
@@ -227,7 +224,7 @@ class Turns:
         """Record the reward of the previous turn, and probe the arms that the scheduler requests before selecting, or
         before training on the selected ones.
         """
-        if turn > 1 + self.recipe.turns_before and self.recipe.gradients != "batches":
+        if turn > 1 and self.recipe.gradients != "batches":
             arms = self.scheduler.choose(turn - 1)
             if len(arms) == 1 and arms[0] in self.scheduler.probes(turn - 1) and self._losses:
                 measured = getattr(self.alignment.take(), self.scheduler.similarity)

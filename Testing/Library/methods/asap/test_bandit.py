@@ -413,15 +413,34 @@ def test_a_resumed_run_makes_the_same_next_50_choices(name: str, inside_a_turn: 
     assert resumed.history == going_on.history
 
 
-def test_a_bandit_goes_on_in_another_run_with_what_it_knows_and_a_history_of_its_own() -> None:
-    first = bandit_of(Ucb(READINGS["default"]), 3)
-    play(first, range(0, 21), noise_of)
-    second = bandit_of(Ucb(READINGS["default"]), 3, seed=9)
-    assert second.go_on(first.state()) == 20
-    assert second.history == []
-    assert second.probes(0) == ()  # all were looked at
-    assert [arm.n for arm in second.arms] == [arm.n for arm in first.arms]
-    assert play(second, range(21, 40), noise_of) == play(first, range(21, 40), noise_of)
+def opposed_from(turn: int, arms: set[int]) -> Payment:
+    """Arms whose gradients oppose the target's from a turn on."""
+    return lambda now, arm: (0.5, -0.3 if now >= turn and arm in arms else 0.4)
+
+
+def test_an_arm_that_opposes_the_target_is_left_out_and_without_others_none_is_pulled() -> None:
+    bandit = bandit_of(Ucb(READINGS["default"]), 3)
+    assert play(bandit, range(20), opposed_from(0, {1, 2})) == [0] * 19  # first they were looked at
+    assert None not in play(bandit, range(20, 30), opposed_from(20, {0}))  # one observation is not enough
+    picks = play(bandit, range(30, 100), opposed_from(20, {0, 1, 2}))
+    assert None in picks
+    assert picks.count(None) > 0.8 * len(picks)
+
+
+def test_the_paper_pulls_the_least_bad_arm() -> None:
+    bandit = bandit_of(Ucb(READINGS["paper"]), 3)
+    assert None not in play(bandit, range(50), opposed_from(0, {0, 1, 2}))
+
+
+def test_the_best_arm_is_that_of_the_highest_mean_cosine_among_those_left() -> None:
+    bandit = bandit_of(Ucb(READINGS["default"]), 4)
+    for arm, cosine in enumerate((0.1, 0.6, 0.9, -0.2)):
+        bandit.observe(0, arm, 1.0, cosine)
+    for arm, reason in ((2, "file lost"), (1, "also"), (0, "that, too")):
+        assert bandit.best() == arm
+        bandit.quarantine(arm, reason)
+    assert bandit.best() == 3  # the least bad one, since signs say little before the target was trained on
+    assert bandit_of(Ucb(READINGS["default"]), 2).best() is None  # nothing is known
 
 
 def test_a_quarantine_outlives_a_restart() -> None:

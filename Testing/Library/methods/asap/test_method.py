@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.job import AdaptJob, ExemplarFiles, SegmentJob
@@ -22,9 +23,14 @@ from FewShotSegLib.io.volumes import load_labelmap, load_volume, save_volume
 from FewShotSegLib.jobs.run import run
 from FewShotSegLib.methods import lora
 from FewShotSegLib.methods.asap import method as asap
+from FewShotSegLib.methods.asap import networks
+from FewShotSegLib.methods.asap.networks import _Start
 from FewShotSegLib.methods.asap.schedulers import SCHEDULERS
+from FewShotSegLib.networks import build
+from FewShotSegLib.networks.weights import weights_of
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.training.context import AdaptInputs, RunContext
+from FewShotSegLib.training.patches import PatchSource
 from Testing.conftest import DISC, QUICK, SQUARE, Listener, write_discs
 from Testing.Library.examples import an_adapter
 
@@ -101,19 +107,18 @@ PLAYED = {"asap": 3, "direct": 0, "gms": 3, "mtl": 0, "dal_ucb1": 3, "dal_exp3":
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_way_of_choosing_plays_and_measures_what_it_says(a_job: AdaptJob, scheduler: str) -> None:
-    record = run(replace(a_job, recipe={**NETWORK, "scheduler": scheduler, "finish": 0.0}))
+    options = {"scheduler": scheduler, "finish": 0.0, "pretraining": "none", "bandit": {"abstain": False}}
+    record = run(replace(a_job, recipe={**NETWORK, **options}))
     rows = record["metrics"].get("auxiliary", {"turns": []})["turns"]
-    before = record["metrics"].get("pretraining_of", {"disc": {"turns": []}})["disc"]["turns"]
+    looks, rows = [row for row in rows if row["turn"] == 0], [row for row in rows if row["turn"] > 0]
     assert len(rows) == PLAYED[scheduler]  # all arms at once are no choice
-    assert all(row["turn"] > 0 for row in rows)  # the bandit goes on with what it knows
-    looked_at = {row["arm"] for row in before if row["turn"] == 0}
-    assert looked_at == ({0, 1, 2, 3} if scheduler in ("asap", "gms", "dal_ucb1") else set())
+    assert {row["arm"] for row in looks} == ({0, 1, 2, 3} if scheduler in ("asap", "gms", "dal_ucb1") else set())
     measured = [row for row in rows[:-1] if row["cosine"] is not None]  # the last is not over
     assert len(measured) == (2 if scheduler in ("asap", "dal_ucb1", "dal_exp3") else 0)
     assert all(abs(row["cosine"]) > 0 for row in measured)
     if scheduler == "gms":
         (arm,) = {row["arm"] for row in rows}
-        similarity = {row["arm"]: row["cosine"] for row in before if row["turn"] == 0}
+        similarity = {row["arm"]: row["cosine"] for row in looks}
         assert similarity[arm] == max(similarity.values())
 
 
@@ -152,12 +157,50 @@ def test_what_a_network_starts_from_is_chosen_as_the_recipe_says(
     rows = found["disc"]["turns"]
     looks = [row for row in rows if row["turn"] == 0]
     assert len(looks) == (4 if chooser == "bandit" else 0)
-    # A quarter of the steps is drawn by lot before the bandit looks.
-    assert len(rows) - len(looks) == (6 if chooser == "bandit" else 8)
-    if scheduler == "asap":
-        turns = [row["turn"] for row in record["metrics"]["auxiliary"]["turns"]]
-        assert (0 in turns) == (chooser == "lots")  # who did not choose the start has to look
-        assert max(turns) > 6 or chooser == "lots"
+    # A quarter of the steps is by lot before the bandit looks, and another one its own; then it has decided.
+    assert len(rows) - len(looks) == (2 if chooser == "bandit" else 8)
+    assert ("best" in found["disc"]) == (chooser == "bandit")
+
+
+@pytest.mark.parametrize("best", [2, None])
+def test_asap_starts_from_fresh_weights_trained_on_the_best_arm_alone(
+    a_job: AdaptJob, best: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    class Watched(networks._Learner):
+        def _arm_loss(self, network: nn.Module, source: PatchSource, arm: int, rng: np.random.Generator) -> Tensor:
+            drawn.append(arm)
+            return super()._arm_loss(network, source, arm, rng)
+
+    monkeypatch.setattr(networks, "_Learner", Watched)
+    monkeypatch.setattr(networks.Asap, "best", lambda self: best)
+    fresh = []
+    monkeypatch.setattr(
+        networks, "_Start", lambda weights, chosen=None: (fresh.append(weights), _Start(weights, chosen))[1]
+    )
+    options = {**NETWORK, "pretraining_steps": 8, "steps_per_turn": 1, "finish": 1.0}
+    record = run(replace(a_job, recipe=options))
+    assert record["metrics"]["auxiliary"]["left_out"] == {}
+    found = record["metrics"]["pretraining_of"]["disc"]
+    assert found["best"] == (None if best is None else "south: disc")
+    looks = 4
+    assert len(drawn) == 4 + looks + (8 if best is not None else 0)
+    assert set(drawn[4 + looks :]) == ({best} if best is not None else set())
+    (start,) = fresh
+    network = build(**load_adapter(a_job.out).architecture["network"], seed=load_adapter(a_job.out).seed % 2**31)
+    random = weights_of(network)
+    assert all(np.array_equal(start[name], random[name]) for name in random) == (best is None)
+
+
+def test_after_a_start_from_the_best_arm_no_other_is_measured_or_pulled(
+    a_job: AdaptJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks.Asap, "best", lambda self: 2)
+    options = {"steps_per_turn": 1, "pretraining_steps": 4, "finish": 0.0, "bandit": {"abstain": False}}
+    record = run(replace(a_job, recipe={**NETWORK, **options}))
+    rows = record["metrics"]["auxiliary"]["turns"]
+    assert [(row["turn"], row["name"]) for row in rows] == [(turn, "south: disc") for turn in range(7)]
 
 
 def test_pretraining_follows_the_auxiliary_data_alone(a_job: AdaptJob, tmp_path: Path) -> None:

@@ -55,7 +55,11 @@ def a_lesson(structures: dict[int, str] = STRUCTURES, *seeds: int) -> NetworkLes
         for volume, labels in [discs(np.random.default_rng(seed))]
     ]
     grid, window = Grid.of(exemplars[0].volume, (4, 32, 32)), IntensitySpec("window", -200, 200)
-    return NetworkLesson(exemplars, structures, grid, window, None, lambda seed: Direct(np.random.default_rng(seed)))
+
+    def direct(seed: int, *, explores: bool = False) -> Direct:
+        return Direct(np.random.default_rng(seed))
+
+    return NetworkLesson(exemplars, structures, grid, window, None, direct)
 
 
 def adapted(lesson: NetworkLesson, report: Any = None, **options: Any):

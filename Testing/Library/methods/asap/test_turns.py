@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from FewShotSegLib.errors import Cancelled, InputError
-from FewShotSegLib.methods.asap.bandit import READINGS
+from FewShotSegLib.methods.asap.bandit import READINGS, BanditRecipe
 from FewShotSegLib.methods.asap.pool import UnusableArm
 from FewShotSegLib.methods.asap.schedulers import SCHEDULERS, scheduler_of
 from FewShotSegLib.methods.asap.turns import TurnRecipe, Turns
@@ -47,7 +47,7 @@ class Point(nn.Module):
 
 
 def turns_of(point: Point, scheduler: str = "asap", arms: Sequence[str] = tuple(AIMS), **recipe: Any) -> Turns:
-    options = READINGS["log"] if recipe.pop("all_arms", False) else None
+    options = READINGS["log"] if recipe.pop("all_arms", False) else BanditRecipe(abstain=recipe.pop("abstain", True))
     chosen = scheduler_of(scheduler, arms, options, np.random.default_rng(1))
     return Turns(
         chosen,
@@ -236,21 +236,9 @@ def test_before_the_first_look_arms_are_drawn_by_lot_and_after_it_the_scheduler_
     assert [row["turn"] for row in turns.summary()["turns"]] == [0, 0, 0, *range(1, SCHEDULE.steps - 9)]
 
 
-def test_turns_go_on_from_those_of_a_run_before_without_another_look() -> None:
-    point = Point()
-    first = turns_of(point, steps_per_turn=1)
-    trained(point, first, replace(SCHEDULE, steps=10))
-    passes, second = point.passes, turns_of(point, steps_per_turn=1, turns_before=10)
-    assert second.scheduler.go_on(first.scheduler.state()) == 10
-    trained(point, second, replace(SCHEDULE, steps=6))
-    assert point.passes == passes + 2 * 6
-    assert [row["turn"] for row in second.summary()["turns"]] == list(range(11, 17))
-    assert all(row["cosine"] is not None for row in second.summary()["turns"][:-1])
-
-
 def test_a_target_that_is_not_followed_moves_nothing_and_still_decides() -> None:
     point = Point()
-    turns = turns_of(point, "asap", ["far"], follow_target=False)
+    turns = turns_of(point, "asap", ["far"], abstain=False, follow_target=False)
     turns.auxiliary = lambda arm, rng: point.auxiliary(2, rng)
     end = trained(point, turns, replace(SCHEDULE, steps=200))
     assert end == pytest.approx([-1] * 4, abs=0.1)  # where the arm pulls
