@@ -31,7 +31,8 @@ class UdaPreset:
 
 
 UDA_PRESETS = {
-    "cpu": UdaPreset(1500, (16, 96, 96), 128, "small", "small", "cpu"),
+    # A patch is a whole slice: seen in part, a kidney may be the left or the right one.
+    "cpu": UdaPreset(1500, (16, 96, 96), 96, "small", "small", "cpu"),
     "gpu": UdaPreset(3000, (32, 160, 160), 192, "paper", "large", "gpu"),
     "paper": UdaPreset(250_000, (40, 224, 192), 0, "paper", "large", "paper"),
 }
@@ -42,6 +43,7 @@ UDA_PRESETS = {
 PAPER: dict[str, Any] = {
     "space": "anatomy",
     "rounds": 3,
+    "inherit_weights": False,
     "spacing_mm": (0.81, 0.81, 2.5),
     "optimizer": "sgd",
     "learning_rate": 0.01,
@@ -79,6 +81,9 @@ class Recipe:
         "Number of successive teachers, each also trained on the pseudo-labels of the previous one (self-training)",
         min=1,
         max=10,
+    )
+    inherit_weights: bool = option(
+        True, "Start every later network with the weights of the one before it, if it has the same size", advanced=True
     )
     match: bool = option(True, "After the first round uncertain targets borrow labels by registration (MDM)")
     filter: bool = option(True, "Then leave out targets whose labels change between rounds (PLF)")

@@ -325,8 +325,10 @@ class Stages:
         self, cases: Sequence[Case], taught: Sequence[Case], name: str, seed: int, training: ClassRecipe
     ) -> Weights:
         """Weights of a network trained on sources and labelled targets; cached."""
+        start = self._start_of(training)
         digests = [sha256_of_array(case.image) + sha256_of_array(case.mask) for case in [*cases, *taught]]
-        key = _digest(digests, repr(training), self.recipe.target_share, seed)
+        begun = [sha256_of_array(tensor) for tensor in start.values()] if start else None
+        key = _digest(digests, repr(training), self.recipe.target_share, seed, begun)
         path = self.folder / f"network-{key}.npz"
         if is_sealed(path, self._places()):
             with np.load(path) as kept:
@@ -343,6 +345,7 @@ class Stages:
             self.structures.values(),
             training,
             seed=seed,
+            start=start,
             device=self.device,
             report=self.report,
             message=name,
@@ -358,6 +361,15 @@ class Stages:
             np.savez(stream, **trained)  # type: ignore[arg-type]
         checkpoint.unlink(missing_ok=True)
         return trained
+
+    def _start_of(self, training: ClassRecipe) -> Weights | None:
+        """The weights of the network trained before, if this one has the same size and the recipe wants it; otherwise
+        None, for random ones.
+        """
+        if not self.recipe.inherit_weights or self._last_trained is None:
+            return None
+        weights, before = self._last_trained
+        return weights if before.size == training.size else None
 
     def _predicted(self, weights: Weights, image: NDArray[np.float32], name: str, number: int) -> Prediction:
         return predicted(

@@ -161,7 +161,7 @@ def test_sources_and_targets_are_seen_in_one_space_on_one_grid(stages: Any) -> N
 
 
 def test_the_plane_is_made_coarser_where_the_preset_says_so(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert stages().grid.spacing_mm == (1.0, 1.0, 4.0)  # 64 voxels are no more than the preset's 128
+    assert stages().grid.spacing_mm == (1.0, 1.0, 4.0)  # 64 voxels are no more than the preset's 96
     small = replace(UDA_PRESETS["cpu"], in_plane=16)
     monkeypatch.setitem(UDA_PRESETS, "cpu", small)
     assert stages().grid.spacing_mm == (4.0, 4.0, 4.0)
@@ -216,6 +216,7 @@ class Taught:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.of: dict[str, dict[str, Any]] = {}
         self.sizes: dict[str, str] = {}
+        self.start: dict[str, int | None] = {}
         monkeypatch.setattr(module, "train_classes", self._train)
         monkeypatch.setattr(Stages, "_predicted", self._predict)
 
@@ -224,6 +225,8 @@ class Taught:
     ) -> Any:
         self.of[message] = {case.name: case for case in cases}
         self.sizes[message] = training.size
+        start = more["start"]
+        self.start[message] = None if start is None else int(start["number"][0])
         number = int(message.split()[-1]) if message.startswith("teacher") else 0
         return {"number": np.full(1, number, np.float32)}, FitResult({}, None, -1, training.steps, 0.0, "steps")
 
@@ -317,6 +320,23 @@ def test_teachers_are_larger_than_the_network_that_is_kept_where_the_recipe_says
     _, training = stages(translate=False, rounds=2, match=False, filter=False, teacher_size="large").result()
     assert taught.sizes == {"teacher 1": "large", "teacher 2": "large", "small network": "small"}
     assert training.size == "small"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"teacher 1": None, "teacher 2": 1, "teacher 3": 2, "small network": 3}),
+        ({"teacher_size": "large"}, {"teacher 1": None, "teacher 2": 1, "teacher 3": 2, "small network": None}),
+        ({"inherit_weights": False}, dict.fromkeys(("teacher 1", "teacher 2", "teacher 3", "small network"))),
+    ],
+)
+def test_a_network_inherits_the_weights_of_the_one_before_if_they_fit(
+    stages: Any, taught: Taught, options: dict[str, Any], expected: dict[str, int | None]
+) -> None:
+    stages(translate=False, **options).result()
+    assert taught.start == expected
+    stages(translate=False, **options).result()  # what is kept is inherited as well
+    assert taught.start == expected
 
 
 def test_edges_and_intensities_are_translated_by_one_kind_of_generator(stages: Any) -> None:
