@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -54,6 +53,8 @@ def predict(
         report(Progress(next(step), total, message))
         with torch.autocast(windows.device.type, amp, enabled=amp is not None):
             return network(windows).float()
+
+    from monai.inferers import sliding_window_inference  # takes seconds, and not every predictor needs it
 
     training = network.training
     network.eval()

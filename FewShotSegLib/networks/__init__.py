@@ -15,18 +15,14 @@ paper.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.networks.mamba import MambaUNet
 from FewShotSegLib.networks.shape import Shape, kernels_of, strides_of
-from FewShotSegLib.networks.small import DynUNet, supervised
-from FewShotSegLib.networks.swin import SwinUNet
-from FewShotSegLib.networks.unet import UNet
 from FewShotSegLib.networks.weights import load_weights, weights_of
 
 __all__ = [
@@ -37,11 +33,18 @@ __all__ = [
     "load_weights",
     "parameter_count",
     "strides_of",
-    "supervised",
     "weights_of",
 ]
 
-NETWORKS: dict[str, Any] = {"unet": UNet, "swinunet": SwinUNet, "mambaunet": MambaUNet, "dynunet": DynUNet}
+# Name -> module below this folder, and its class. Imported when built: MONAI takes seconds to import, and everything
+# that loads a promptable model imports this package.
+_CLASSES = {
+    "unet": ("unet", "UNet"),
+    "swinunet": ("swin", "SwinUNet"),
+    "mambaunet": ("mamba", "MambaUNet"),
+    "dynunet": ("small", "DynUNet"),
+}
+NETWORKS = tuple(_CLASSES)
 SIZES = ("small", "paper")
 TEACHER = "large"  # of dynunet alone
 SMALLEST_PATCH = 4
@@ -63,7 +66,8 @@ def build(
     both determine the strides. Other input sizes are accepted too. The same arguments give the same weights, and
     torch's global random state is left alone. All arguments but `seed` are JSON: an `Adapter.architecture`.
 
-    In training mode `dynunet` has outputs at several resolutions, (B, S, out_channels, D, H, W): see `supervised`.
+    In training mode `dynunet` has outputs at several resolutions, (B, S, out_channels, D, H, W): see
+    `networks.small.supervised`.
     """
     if name not in NETWORKS:
         raise InputError(f'There is no network "{name}"; choose {", ".join(NETWORKS)}.')
@@ -71,9 +75,12 @@ def build(
         raise InputError(f'The size of a network is one of {", ".join(SIZES)}, got "{size}".')
     _check_channels(in_channels, out_channels)
     shape, lengths = _checked_patch(patch), _checked_spacing(spacing)
+    module, class_name = _CLASSES[name]
+    made = getattr(importlib.import_module(f"{__name__}.{module}"), class_name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return NETWORKS[name](in_channels, out_channels, shape, lengths, size)
+        network: nn.Module = made(in_channels, out_channels, shape, lengths, size)
+    return network
 
 
 def parameter_count(network: nn.Module) -> int:

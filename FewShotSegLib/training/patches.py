@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.networks.layers import GaussianFilter
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -368,6 +367,8 @@ def _shaded(image: Tensor, change: Change) -> Tensor:
     if (change.gamma, change.gain, change.bias) != (1.0, 1.0, 0.0):
         image = image.clamp(0, 1) ** change.gamma * change.gain + change.bias
     if change.blur_sigma_px > 0:
+        from monai.networks.layers import GaussianFilter  # takes seconds; 3-D networks import it anyway
+
         image = GaussianFilter(2, change.blur_sigma_px).to(image.device)(image[:, None])[:, 0]
     if change.noise_sd > 0:
         noise = np.random.default_rng(change.noise_seed).standard_normal(tuple(image.shape), dtype=np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -40,6 +41,11 @@ SLICER_SIDE = {"slicer", "qt", "vtk", "ctk", "PythonQt", "SlicerFewShotSeg", "Fe
 # Below this room no torch and no MONAI at any depth of the code: it must work while torch is not installed yet.
 FIRST_WITH_TORCH = "devices"
 TORCH_INSIDE = {"FewShotSegLib.imaging.anatomy_space"}  # when it is called; nothing that runs before needs it
+# These alone import MONAI when they are imported, which takes seconds; everything else that a worker, a command or a
+# form of options imports does so when it is called.
+WITH_MONAI = {
+    f"FewShotSegLib.{name}" for name in ("networks.unet", "networks.swin", "networks.small", "benchmarks.unet")
+}
 WITHOUT_TORCH = {
     "FewShotSegLib.worker.client",
     "FewShotSegLib.worker.scratch",
@@ -92,8 +98,15 @@ def key_of(path: Path) -> str:
     return room_of(name_of(path))
 
 
-def imports_of(path: Path) -> list[Import]:
-    return list(_imports(ast.parse(path.read_text(encoding="utf-8")), path, at_import=True))
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def imports_of(path: Path, *, types: bool = False) -> list[Import]:
+    """What a file imports; with `types`, for type checking only too."""
+    return list(_imports(tree_of(path), path, at_import=True, types=types))
 
 
 def _imports(node: ast.AST, path: Path, *, at_import: bool, types: bool = False) -> Iterator[Import]:
@@ -157,7 +170,7 @@ def test_the_library_knows_nothing_of_slicer(path: Path) -> None:
 
 def own_imports(path: Path) -> list[tuple[str, int]]:
     """Modules of this library that a file imports, those for type checking only among them, with the line."""
-    found = _imports(ast.parse(path.read_text(encoding="utf-8")), path, at_import=True, types=True)
+    found = imports_of(path, types=True)
     return [
         (item.module, item.line) for item in found if item.top == "FewShotSegLib" and item.module != "FewShotSegLib"
     ]
@@ -222,6 +235,14 @@ def test_what_slicer_needs_before_torch_is_installed_does_without_it(path: Path)
     assert [f"{where(path, item.line)} {item.module}" for item in heavy] == []
 
 
+@EVERY_FILE
+def test_what_does_not_need_monai_does_not_wait_for_it(path: Path) -> None:
+    at_import = [item for item in imports_of(path) if item.at_import and key_of(path) != "benchmarks"]
+    monai = [item for item in at_import if item.top == "monai" and name_of(path) not in WITH_MONAI]
+    through = [item for item in at_import if item.module in WITH_MONAI]
+    assert [f"{where(path, item.line)} {item.module}" for item in monai + through] == []
+
+
 def method_of(module: str) -> str:
     """The method that a module below `methods` belongs to; "" for what they share."""
     parts = module.removeprefix("FewShotSegLib.methods").lstrip(".").split(".")
@@ -257,9 +278,9 @@ def test_files_are_never_unpickled(path: Path) -> None:
             assert arguments.get("allow_pickle", "False") == "False", where(path, call.lineno)
 
 
+@functools.cache
 def calls(path: Path) -> list[ast.Call]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
 
 
 def test_no_module_is_called_utils() -> None:
@@ -296,7 +317,7 @@ def place_of_tests(path: Path) -> str | None:
 
 
 def has_code(path: Path) -> bool:
-    body = ast.parse(path.read_text(encoding="utf-8")).body
+    body = tree_of(path).body
     return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
 
 

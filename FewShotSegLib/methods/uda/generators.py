@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
 MULTIPLE = 4  # two downsampling steps
@@ -75,6 +74,8 @@ class Discriminator(nn.Module):
 
     def __init__(self, slices: int, channels: int, layers: int) -> None:
         super().__init__()
+        from monai.networks.nets import PatchDiscriminator  # takes seconds; the options are shown without it
+
         self.body = PatchDiscriminator(2, channels, slices, num_layers_d=layers, norm="INSTANCE")
 
     def forward(self, images: Tensor) -> Tensor:

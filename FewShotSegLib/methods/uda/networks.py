@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from monai.losses import DiceCELoss
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -23,7 +22,6 @@ from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.inference.sliding_window import decided, predict
 from FewShotSegLib.inference.volume_network import network_arguments
 from FewShotSegLib.networks import build
-from FewShotSegLib.networks.small import supervised
 from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.progress import Report, silent
 from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
@@ -64,6 +62,10 @@ def train_classes(
 
     `weights`: sampling weights of the cases. `start`: initial weights.
     """
+    from monai.losses import DiceCELoss  # takes seconds; the options of this method are shown without it
+
+    from FewShotSegLib.networks.small import supervised
+
     names = list(names)
     network = class_network(grid, len(names) + 1, recipe, seed).to(device)
     if start is not None:
