@@ -142,6 +142,16 @@ def messages(_messages: Messages) -> Messages:
     return _messages
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _workersOfEqualRank() -> Iterator[None]:
+    """Workers that do not give way: beside other busy processes, as of pytest-xdist, their tests would wait minutes."""
+    from FewShotSegSlicer.Workers import Workers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workers, "_NICENESS", dict.fromkeys(Workers._NICENESS, 0))
+        yield
+
+
 # ------------------------------------------------------------------ application and scene
 
 
