@@ -86,12 +86,13 @@ def adapter(_a_trained_folder: Path) -> str:
 
 
 def waitUntil(logic: Logic, condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    started = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, "it never happened"
+        waited = time.monotonic() - started
+        assert waited < PATIENCE_S, "it never happened"
         logic.poll()
         slicer.app.processEvents()
-        time.sleep(0.005)
+        time.sleep(0.005 if waited < 1 else 0.02)
 
 
 def ended(logic: Logic, run: Run) -> Run:

@@ -30,13 +30,13 @@ POINT_PIXELS = 8  # of the volume; a click closer than this to another may take 
 class Scale:
     """How much work the story is; by default as little as shows that everything works."""
 
-    patient: dict[str, Any] = field(default_factory=lambda: {"shape": (26, 128, 128), "spacing_mm": (2.5, 2.5, 7.7)})
-    slices: tuple[int, ...] = (8, 7)  # to annotate
-    other_slice: int = 15  # to segment from these
+    patient: dict[str, Any] = field(default_factory=lambda: {"shape": (13, 128, 128), "spacing_mm": (2.5, 2.5, 15.4)})
+    slices: tuple[int, ...] = (4, 3)  # to annotate
+    other_slice: int = 7  # to segment from these
     corrections: int = 0  # clicks at most on an annotated slice after the first
     model: tuple[str | None, str | None] = (None, "bundled-small")
     recipe: dict[str, Any] = field(
-        default_factory=lambda: {"steps": 45, "validate_every": 15, "estimate_folds": 0}  # shows curves
+        default_factory=lambda: {"steps": 18, "validate_every": 6, "estimate_folds": 0}  # shows curves
     )
 
 

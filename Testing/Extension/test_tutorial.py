@@ -1,4 +1,4 @@
-"""The tutorial's examples for Slicer's Python console, run as written, with less time to train."""
+"""The tutorial's examples for Slicer's Python console, run as written, with less time to train a smaller model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def examples() -> list[str]:
 
 @pytest.fixture
 def coarsePatients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sample patients with the anatomy of the real ones on a third of the slices."""
+    """Sample patients with the anatomy of the real ones on a sixth of the slices."""
     from FewShotSegLib.demo import phantom
 
-    coarse = partial(phantom.patient, shape=(13, 80, 80), spacing_mm=(4.0, 4.0, 15.0))
+    coarse = partial(phantom.patient, shape=(7, 80, 80), spacing_mm=(4.0, 4.0, 28.0))
     monkeypatch.setattr(phantom, "patient", coarse)
 
 
@@ -42,7 +42,7 @@ def twoVolumes(coarsePatients: None, scene: Any, tmp_path: Path, monkeypatch: py
 
 def test_the_console_examples_run_as_written(panel: Any, twoVolumes: Path) -> None:
     adapting, batch = examples()
-    adapting, count = re.subn(r"maxSeconds=\d+", "maxSeconds=1", adapting)
+    adapting, count = re.subn(r"maxSeconds=\d+", 'maxSeconds=1, base="bundled-small"', adapting)
     assert count == 1
     names: dict[str, Any] = {"outputDir": str(twoVolumes / "out")}
     exec(adapting, names)
