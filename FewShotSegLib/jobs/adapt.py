@@ -150,9 +150,11 @@ def family_of(job: AdaptJob, recipe: Any) -> str:
 
 def _picture(adapter: Adapter, out: Path, notes: Notes, outputs: Outputs) -> dict[str, str]:
     """A chart of the training, saved next to the adapter, for its record; none for methods without one."""
-    auxiliary = adapter.metrics.get("auxiliary") or {"turns": []}
-    if any(row["turn"] for row in auxiliary["turns"]):
-        chart = choices_chart(auxiliary)
+    # Where auxiliary data are pulled in pre-training only, its choices are the ones to show.
+    auxiliary = [adapter.metrics.get("auxiliary"), *(adapter.metrics.get("pretraining_of") or {}).values()]
+    chosen = [part for part in auxiliary if part and any(row["turn"] for row in part["turns"])]
+    if chosen:
+        chart = choices_chart(chosen[0])
     elif notes.pictures:
         chart = gallery_chart(notes.pictures)
     else:

@@ -30,7 +30,7 @@ from FewShotSegLib.io.files import sha256_of_file
 from FewShotSegLib.io.places import cache_folder
 from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import load_weights, weights_of
-from FewShotSegLib.progress import Progress, Report, silent, warning, with_share_done
+from FewShotSegLib.progress import Progress, Report, note, silent, warning, with_share_done
 from FewShotSegLib.training import data_parallel, estimate
 from FewShotSegLib.training.context import RunContext
 from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
@@ -383,6 +383,7 @@ class _Learner:
             best = scheduler.best()
             chosen["best"] = None if best is None else self.pool.names[best]
             if best is not None:
+                report(note(f"{self.name} starts from {self.pool.names[best]}, the most similar auxiliary data."))
                 alone = OneArm(self.pool.names, best, np.random.default_rng([self.seed, 4]))
                 self._pretrain(network, alone, source, steps, report)
         else:

@@ -272,8 +272,13 @@ def test_exemplars_left_out_in_turn_say_how_long_to_train(a_job: AdaptJob, tmp_p
     assert "left-out exemplars" in record["metrics"]["estimate"]
 
 
-def test_the_choices_are_drawn_beside_the_adapter(a_job: AdaptJob) -> None:
-    record = run(a_job)
+@pytest.mark.parametrize("finish", [0.0, 1.0])
+def test_the_choices_are_drawn_beside_the_adapter(a_job: AdaptJob, finish: float) -> None:
+    """Also if they were all made before the target."""
+    listener = Listener()
+    record = run(replace(a_job, recipe={**NETWORK, "pretraining_steps": 4, "finish": finish}), listener)
+    best = record["metrics"]["pretraining_of"]["disc"]["best"]
+    assert f"disc starts from {best}, the most similar auxiliary data." in listener.messages
     picture = Path(a_job.out).with_name(record["report"])
     assert picture.name == "disc.report.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
