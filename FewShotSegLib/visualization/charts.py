@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +22,19 @@ DOTS_PER_INCH = 160
 MOST_CURVES = 8
 
 
-@dataclass(frozen=True)
 class Chart:
-    """One chart as two PNG files, on white and on near-black."""
+    """One chart as two PNG files, on white and on near-black; each is drawn when it is first read."""
 
-    light: bytes
-    dark: bytes
+    def __init__(self, drawn: Callable[[_Theme], bytes]) -> None:
+        self._drawn = drawn
+
+    @cached_property
+    def light(self) -> bytes:
+        return self._drawn(_LIGHT)
+
+    @cached_property
+    def dark(self) -> bytes:
+        return self._drawn(_DARK)
 
 
 @dataclass(frozen=True)
@@ -411,7 +419,7 @@ def _legend(
 
 
 def _drawn(size_inches: tuple[float, float], draw: Callable[[Any, _Theme], None]) -> Chart:
-    return Chart(*(_png(size_inches, draw, theme) for theme in (_LIGHT, _DARK)))
+    return Chart(lambda theme: _png(size_inches, draw, theme))
 
 
 def _png(size_inches: tuple[float, float], draw: Callable[[Any, _Theme], None], theme: _Theme) -> bytes:
