@@ -255,11 +255,14 @@ def test_no_socket_is_opened(
     masks_of(a_tiny_sam, adapt(), a_volume)
 
 
-@BY_NAME
+@pytest.mark.parametrize("a_method", ["lora"], indirect=True)
 def test_a_held_out_disc_is_found_with_one_click(adapt: Adapt, a_tiny_sam: PromptableNetwork) -> None:
-    """The smoke test of the method as a whole: an untrained network learns what a click on a disc means."""
+    """The smoke test of the method as a whole: an untrained network learns what a click on a disc means.
+
+    Of `asap`, asap/test_method.py shows that it is the same to the bit without auxiliary data.
+    """
     volume, labels = discs(np.random.default_rng(99))
-    adapter = adapt(steps=150, learning_rate=3e-3, batch_size=2, click_prompts=2, token_prompts=1, full_decoder=True)
+    adapter = adapt(steps=100, learning_rate=3e-3, batch_size=2, click_prompts=2, token_prompts=1, full_decoder=True)
     dice = []
     for index in range(volume.shape[0]):
         truth = labels[index] == DISC
