@@ -132,7 +132,8 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
     def _nodes(self) -> list[Any]:
         if not self._scene:
             return []
-        every = self._scene.GetNodes()
+        # Of one class the scene has a list, in the same order; most choosers are for one.
+        every = self._scene.GetNodesByClass(*self._nodeTypes) if len(self._nodeTypes) == 1 else self._scene.GetNodes()
         return [
             node for node in (every.GetItemAsObject(i) for i in range(every.GetNumberOfItems())) if self._accepts(node)
         ]

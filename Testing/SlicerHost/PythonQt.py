@@ -85,9 +85,9 @@ def _properties(instance: QObject) -> dict[str, bool]:
 
 
 def _getAttribute(self: QObject, name: str) -> Any:
-    if name.startswith("_"):
+    if name[:1] == "_":  # millions of times in a run of the tests
         return _getRaw(self, name)
-    if name in _properties(self):
+    if name in (_known.get(type(self)) or _properties(self)):
         value = _rawProperty(self, name)
         return tuple(value) if isinstance(value, list) else value
     if name in _OWN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import xml.etree.ElementTree as ET
 from typing import Any
 
@@ -21,22 +22,30 @@ def uiLoaderClass(customWidgets: tuple[type, ...]) -> type:
                 self.registerCustomWidget(widget)
 
         def load(self, file: QtCore.QFile, parentWidget: QtWidgets.QWidget | None = None) -> QtWidgets.QWidget:
-            root = ET.fromstring(bytes(QtCore.QFile.readAll(file).data()))
-            connections = root.find("connections")
-            if connections is not None:
-                root.remove(connections)
+            root, connections, content = _parsed(bytes(QtCore.QFile.readAll(file).data()))
             buffer = QtCore.QBuffer()
-            buffer.setData(ET.tostring(root))
+            buffer.setData(content)
             buffer.open(QtCore.QIODevice.ReadOnly)
             widget = super().load(buffer, parentWidget)
             if widget is None:
                 raise RuntimeError(f"{QtCore.QFile.fileName(file)}: {self.errorString()}")
             _checkWidgets(root, widget)
-            for element in connections if connections is not None else ():
+            for element in connections:
                 _connect(widget, element)
             return widget
 
     return QUiLoader
+
+
+@functools.cache
+def _parsed(text: bytes) -> tuple[ET.Element, tuple[ET.Element, ...], bytes]:
+    """The form without its connections, these, and the form as a file again; every panel loads the same file."""
+    root = ET.fromstring(text)
+    connections = root.find("connections")
+    if connections is None:
+        return root, (), ET.tostring(root)
+    root.remove(connections)
+    return root, tuple(connections), ET.tostring(root)
 
 
 def _find(root: QtWidgets.QWidget, name: str) -> QtCore.QObject:
