@@ -379,7 +379,7 @@ class _Learner:
         source = PatchSource(cases, self.grid, self.recipe.patches, [self.name], self.device)
         steps = self.recipe.pretraining_steps
         if isinstance(scheduler, Asap):
-            chosen = self._pretrain(self._network(), scheduler, source, steps // 2, report)
+            chosen = self._pretrain(self._network(), scheduler, source, max(steps // 2, 1), report)
             best = scheduler.best()
             chosen["best"] = None if best is None else self.pool.names[best]
             if best is not None:
