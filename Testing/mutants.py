@@ -131,8 +131,8 @@ MUTANTS = (
     Mutant(
         "the start is trained on whatever arm is first",
         ASAP + "networks.py",
-        "alone = OneArm(self.pool.names, best,",
-        "alone = OneArm(self.pool.names, 0,",
+        "alone.keep_to(best)",
+        "alone.keep_to(0)",
         ASAP + "test_method.py::test_asap_starts_from_fresh_weights_trained_on_the_best_arm_alone",
     ),
     Mutant(

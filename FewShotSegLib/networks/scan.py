@@ -53,18 +53,21 @@ def directional_scans(
     """
     with torch.autocast(u.device.type, enabled=False):
         wide = _at_least_float32(u)
-        given = [x.to(wide) for x in (u, delta, write, read, decay)]
+        tokens = u.to(wide)
+        delta, decay, write, read, skip = (x.to(wide) for x in (delta, decay, write, read, skip))
         if wide is torch.float32 and (triton_scans := _triton_scans(u.device.type)) is not None:
-            y = triton_scans(*given, tuple(directions))
+            y = triton_scans(tokens, delta, write, read, decay, tuple(directions)) + skip.sum(0) * tokens
         else:
-            y = torch.zeros_like(given[0])
-            for way, *of_way in zip(directions, *given[1:], strict=True):
-                y = y + _scanned(way, given[0], *of_way)
-        return (y + skip.to(wide).sum(0) * given[0]).to(u.dtype)
+            y = torch.zeros_like(tokens)
+            for way, *of_way in zip(directions, delta, decay, write, read, skip, strict=True):
+                y = y + _scanned(way, tokens, *of_way)
+        return y.to(u.dtype)
 
 
-def _scanned(direction: Direction, u: Tensor, delta: Tensor, write: Tensor, read: Tensor, decay: Tensor) -> Tensor:
-    """One direction in plain torch, without the skip connection."""
+def _scanned(
+    direction: Direction, u: Tensor, delta: Tensor, decay: Tensor, write: Tensor, read: Tensor, skip: Tensor
+) -> Tensor:
+    """One direction in plain torch."""
     order, backwards = direction
     axes, numbering = _ORDERS[order]
 
@@ -72,7 +75,7 @@ def _scanned(direction: Direction, u: Tensor, delta: Tensor, write: Tensor, read
         x = x.reshape(*u.shape[:4], -1).permute(axes).flatten(0, numbering - 1).flatten(1, -2)
         return x.flip(1) if backwards else x
 
-    y = _scan(sequences(u), sequences(delta), sequences(write), sequences(read), decay)
+    y = selective_scan(sequences(u), sequences(delta), decay, sequences(write), sequences(read), skip)
     y = (y.flip(1) if backwards else y).reshape([u.shape[axis] for axis in axes])
     return y.permute([axes.index(axis) for axis in range(5)])
 
@@ -84,23 +87,18 @@ def selective_scan(u: Tensor, delta: Tensor, decay: Tensor, write: Tensor, read:
     skip (E,) is D. Computed in at least float32, also under autocast: an 8-bit mantissa is not enough for a thousand
     factors.
     """
+    length = u.shape[1]
+    chunk = length if length <= _SHORT else math.isqrt(length - 1) + 1
+    padding = -length % chunk  # steps of length 0 leave the state unchanged
     with torch.autocast(u.device.type, enabled=False):
         wide = _at_least_float32(u)
-        y = _scan(u.to(wide), delta.to(wide), write.to(wide), read.to(wide), decay.to(wide))
+        sequences = [F.pad(x.to(wide), (0, 0, 0, padding)) for x in (u, delta, write, read)]
+        y = _Scan.apply(*sequences, decay.to(wide), chunk)[:, :length]
         return (y + skip.to(wide) * u.to(wide)).to(u.dtype)
 
 
 def _at_least_float32(u: Tensor) -> torch.dtype:
     return torch.float64 if u.dtype == torch.float64 else torch.float32
-
-
-def _scan(u: Tensor, delta: Tensor, write: Tensor, read: Tensor, decay: Tensor) -> Tensor:
-    """y_t = C_t h_t of sequences (B, L, E)."""
-    length = u.shape[1]
-    chunk = length if length <= _SHORT else math.isqrt(length - 1) + 1
-    padding = -length % chunk  # steps of length 0 leave the state unchanged
-    sequences = [F.pad(x, (0, 0, 0, padding)) for x in (u, delta, write, read)]
-    return _Scan.apply(*sequences, decay, chunk)[:, :length]
 
 
 @functools.cache

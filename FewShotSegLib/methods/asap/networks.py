@@ -37,7 +37,7 @@ from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
 from FewShotSegLib.training.patches import Case, Patch, PatchRecipe, PatchSource, case_of, patch_loss
 
 from .pool import Pool
-from .schedulers import Asap, Direct, OneArm, RandomArm, Scheduler
+from .schedulers import Asap, Direct, RandomArm, Scheduler
 from .turns import TurnRecipe, Turns
 
 _PRETRAINING = "pretraining on auxiliary data"
@@ -384,7 +384,8 @@ class _Learner:
             chosen["best"] = None if best is None else self.pool.names[best]
             if best is not None:
                 report(note(f"{self.name} starts from {self.pool.names[best]}, the most similar auxiliary data."))
-                alone = OneArm(self.pool.names, best, np.random.default_rng([self.seed, 4]))
+                alone = RandomArm(self.pool.names, np.random.default_rng([self.seed, 4]))
+                alone.keep_to(best)
                 self._pretrain(network, alone, source, steps, report)
         else:
             chosen = self._pretrain(network, scheduler, source, steps, report)

@@ -143,20 +143,6 @@ class RandomArm(_BanditScheduler):
         super().__init__(names, Uniform(), rng)
 
 
-class OneArm(_BanditScheduler):
-    """One arm in every turn, without measurements."""
-
-    def __init__(self, names: Sequence[str], arm: int, rng: np.random.Generator) -> None:
-        super().__init__(names, Uniform(), rng)
-        self.arm = arm
-
-    def described(self) -> str:
-        return f"{type(self).__name__} {self.arm}"
-
-    def choose(self, turn: int) -> tuple[int, ...]:
-        return (self.arm,) if self.arm in self.live else ()
-
-
 def scheduler_of(name: str, arms: Sequence[str], options: BanditRecipe | None, rng: np.random.Generator) -> Scheduler:
     """Return the scheduler called `name` (one of `SCHEDULERS`) for arms with these names.
 
