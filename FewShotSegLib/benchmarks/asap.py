@@ -5,8 +5,9 @@ the target's own data set, on patients that are neither exemplars nor test cases
 the same number of steps on them; before these, all but "Direct" are pre-trained on auxiliary data. "Direct, pretrained"
 does so with random arms, the others with their own selection. "Oracle" trains with one arm that we named for the
 target, the same structure in other images if there is one: the result of a perfect selection. With `--folds` the
-exemplars are other cases in each fold, as in the paper's cross-validation. Every run is stored as one line of JSON, so
-an interrupted benchmark resumes where it stopped.
+exemplars are other cases in each fold, as in the paper's cross-validation. `--networks sam` adapts the promptable base
+model, which segments without prompts then; it is never pretrained on auxiliary data, so two rows may be the same. Every
+run is stored as one line of JSON, so an interrupted benchmark resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from FewShotSegLib.benchmarks.asap_cost import costs
 from FewShotSegLib.benchmarks.datasets import DATASETS
@@ -35,10 +37,15 @@ from FewShotSegLib.data.recipe import with_overrides
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.devices import choose_device
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.inference.load import predictor_of
+from FewShotSegLib.inference.segment import SegmentOptions, segment
 from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.io.datasets import CaseFiles, DataSet
 from FewShotSegLib.io.files import write_text_whole, written_whole
 from FewShotSegLib.methods.asap import method as asap
+from FewShotSegLib.sam.loading import load_base
+from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.registry import DEFAULT as DEFAULT_BASE
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.visualization.charts import MOST_CURVES, curves_chart
 
@@ -66,6 +73,8 @@ CPU = torch.device("cpu")
 MOST_SLICES = 48  # of a case, evenly spread
 MOST_CASES = 6  # of an auxiliary data set
 PATCH = (12, 80, 80)
+
+Segmenter = Callable[[Volume], NDArray[Any]]  # a volume -> labels (K, J, I)
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,7 @@ class Setting:
     recipe: tuple[str, ...]
     shots: int = SHOTS
     device: torch.device = CPU
+    base: str = DEFAULT_BASE  # of network "sam"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -144,7 +154,7 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.data is None or not chosen.data.is_dir():
         raise InputError(f"There is no data folder {chosen.data}; give one with --data, or measure time with --cost.")
     device = choose_device(chosen.device, logger.info)
-    setting = Setting(chosen.data, chosen.steps, chosen.cases, tuple(chosen.recipe), chosen.shots, device)
+    setting = Setting(chosen.data, chosen.steps, chosen.cases, tuple(chosen.recipe), chosen.shots, device, chosen.base)
     record = Path(f"{chosen.out}.jsonl")
     done = {_key(run) for run in results_in(record)}
     for target in chosen.targets:
@@ -175,7 +185,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="asap", help="prefix of the result files")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS), metavar="NAME")
     parser.add_argument("--methods", nargs="+", default=DEFAULT, choices=list(METHODS), metavar="NAME")
-    parser.add_argument("--networks", nargs="+", default=["unet"], choices=("unet", "swinunet", "mambaunet"))
+    parser.add_argument("--networks", nargs="+", default=["unet"], choices=("unet", "swinunet", "mambaunet", "sam"))
+    parser.add_argument("--base", default=DEFAULT_BASE, help="base model of network sam")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
     parser.add_argument("--folds", type=int, default=1, help="how often other cases are the exemplars (the paper: 5)")
     parser.add_argument("--shots", type=int, default=SHOTS, help="annotated cases (the paper: 5, 3, 2)")
@@ -206,19 +217,23 @@ def _run(target: Target, method: str, network: str, seed: int, fold: int, settin
         steps=setting.steps,
         estimate_folds=0,
         validate_every=0,
+        guard="off",
         spacing_mm=target.spacing_mm,
         patch=PATCH,
     )
     recipe = with_overrides(recipe, setting.recipe)
+    base = load_base(setting.base, device=str(setting.device)) if asap.needs_base(recipe) else None
     started = time.monotonic()
     inputs = AdaptInputs(
+        base,
         exemplars=[_exemplar(known, image, target) for image in shots],
         auxiliary=auxiliary,
         intensity=known.intensity,
     )
     adapter = asap.adapt(inputs, recipe, RunContext(np.random.default_rng(seed), device=setting.device))
     seconds = time.monotonic() - started
-    found = [_score(adapter, known, image, target, setting.device) for image in tests]
+    segmenter = _segmenter(adapter, base, setting.device)
+    found = [_score(segmenter, known, image, target) for image in tests]
     scores = [score for score in found if score is not None]
     chosen = adapter.metrics.get("auxiliary") or {"arms": [], "turns": []}
     return {
@@ -277,17 +292,23 @@ def _thinned(volume: Volume, labels: np.ndarray) -> tuple[Volume, np.ndarray]:
     return Volume(volume.array[::every], affine), labels[::every]
 
 
-def _score(
-    adapter: Adapter, known: Known, image: Path, target: Target, device: torch.device
-) -> tuple[float, float] | None:
+def _segmenter(adapter: Adapter, base: PromptableNetwork | None, device: torch.device) -> Segmenter:
+    """Segmentation of a volume by the adapter, without prompts."""
+    if base is None:
+        network = VolumePredictor(adapter, device)
+        return lambda volume: network.segment(volume).labelmap.volume.array
+    predictor, options = predictor_of(base, adapter), SegmentOptions(axis=0)
+    return lambda volume: segment(volume, predictor, options=options).labelmap.volume.array
+
+
+def _score(segmenter: Segmenter, known: Known, image: Path, target: Target) -> tuple[float, float] | None:
     """Dice and IoU of a case; None if the structure is absent."""
     volume, labelmap = known.load(image)
     volume, labels = _thinned(volume, labelmap.volume.array)
     truth = np.isin(labels, target.labels)
     if not truth.any():
         return None
-    predictor = VolumePredictor(adapter, device)
-    found = predictor.segment(volume).labelmap.volume.array > 0
+    found = segmenter(volume) > 0
     both, either = np.count_nonzero(found & truth), np.count_nonzero(found | truth)
     return 2 * both / (both + either), both / either
 
@@ -349,7 +370,9 @@ def _rows(runs: Sequence[dict[str, Any]], network: str, targets: Sequence[str]) 
 def _published(target: str, method: str, network: str) -> str:
     """The paper's numbers for the closest target."""
     found = PUBLISHED.get(target, {}).get(method)
-    return " [{:.1f} / {:.1f}]".format(*found[PAPER_NETWORKS.index(network)]) if found else ""
+    if not found or network not in PAPER_NETWORKS:
+        return ""
+    return " [{:.1f} / {:.1f}]".format(*found[PAPER_NETWORKS.index(network)])
 
 
 def _curves(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
