@@ -85,6 +85,13 @@ class Recipe:
     inherit_weights: bool = option(
         True, "Start every later network with the weights of the one before it, if it has the same size", advanced=True
     )
+    inherited_steps: float = option(
+        0.4,
+        "Training steps of a network with inherited weights, as a fraction of steps",
+        min=0.01,
+        max=1.0,
+        advanced=True,
+    )
     match: bool = option(True, "After the first round uncertain targets borrow labels by registration (MDM)")
     filter: bool = option(True, "Then leave out targets whose labels change between rounds (PLF)")
     steps: int | None = option(None, "Training steps of each network; default: set by the preset", min=1, advanced=True)

@@ -109,6 +109,7 @@ class Stages:
         self.teaching = replace(self.training, size=cast(Any, recipe.teacher_size))
         self.metrics: dict[str, Any] = {"stages": {}}
         self._last_trained: tuple[Weights, ClassRecipe] | None = None
+        self._networks = 0
         self.source_intensity = _foreground_window(sources) if recipe.foreground_percentiles else None
         self.target_images = {name: self._image(volume, self.target_intensity) for name, volume in targets.items()}
         self.folder = cache_folder() / "uda" / self._data_key()
@@ -319,13 +320,18 @@ class Stages:
         ]
 
     def _teacher(self, cases: Sequence[Case], taught: Sequence[Case], number: int) -> Weights:
-        return self._trained(cases, taught, f"teacher {number}", self.seed + number, self.teaching)
+        return self._trained(cases, taught, f"teacher {number}", self.teaching)
 
-    def _trained(
-        self, cases: Sequence[Case], taught: Sequence[Case], name: str, seed: int, training: ClassRecipe
-    ) -> Weights:
-        """Weights of a network trained on sources and labelled targets; cached."""
+    def _trained(self, cases: Sequence[Case], taught: Sequence[Case], name: str, training: ClassRecipe) -> Weights:
+        """Weights of a network trained on sources and labelled targets; cached.
+
+        Seeds are by the order of the networks, so that a run of one network is the beginning of those of several.
+        """
+        self._networks += 1
+        seed = self.seed + self._networks
         start = self._start_of(training)
+        if start is not None:
+            training = replace(training, steps=max(1, round(self.recipe.inherited_steps * training.steps)))
         digests = [sha256_of_array(case.image) + sha256_of_array(case.mask) for case in [*cases, *taught]]
         begun = [sha256_of_array(tensor) for tensor in start.values()] if start else None
         key = _digest(digests, repr(training), self.recipe.target_share, seed, begun)
@@ -460,7 +466,7 @@ class Stages:
         return kept
 
     def _student(self, cases: Sequence[Case], labels: Mapping[str, NDArray[np.uint8]]) -> Weights:
-        return self._trained(cases, self._taught(labels), "small network", self.seed + 100, self.training)
+        return self._trained(cases, self._taught(labels), "small network", self.training)
 
 
 def _foreground_window(sources: Sources) -> IntensitySpec:

@@ -193,7 +193,7 @@ def test_one_stopped_early_gives_way_to_the_network_before_and_a_half_trained_on
 
     monkeypatch.setattr(module, "train_classes", train)
     monkeypatch.setattr(Stages, "_predicted", lambda self, weights, image, *given: Prediction(ones_like(image), 0.1))
-    made = stages(translate=False, steps=3, teacher_size="paper")
+    made = stages(translate=False, steps=3, teacher_size="paper", inherited_steps=1.0)
     weights, training = made.result()
     assert weights["weights"].tolist() == [3]  # of 3 steps of the second one was done
     assert (training.size, made.training.size) == ("paper", "small")  # what is kept is a teacher
@@ -217,6 +217,8 @@ class Taught:
         self.of: dict[str, dict[str, Any]] = {}
         self.sizes: dict[str, str] = {}
         self.start: dict[str, int | None] = {}
+        self.steps: dict[str, int] = {}
+        self.seeds: dict[str, int] = {}
         monkeypatch.setattr(module, "train_classes", self._train)
         monkeypatch.setattr(Stages, "_predicted", self._predict)
 
@@ -225,6 +227,7 @@ class Taught:
     ) -> Any:
         self.of[message] = {case.name: case for case in cases}
         self.sizes[message] = training.size
+        self.steps[message], self.seeds[message] = training.steps, more["seed"]
         start = more["start"]
         self.start[message] = None if start is None else int(start["number"][0])
         number = int(message.split()[-1]) if message.startswith("teacher") else 0
@@ -337,6 +340,25 @@ def test_a_network_inherits_the_weights_of_the_one_before_if_they_fit(
     assert taught.start == expected
     stages(translate=False, **options).result()  # what is kept is inherited as well
     assert taught.start == expected
+
+
+def test_a_network_with_inherited_weights_is_trained_for_a_fraction_of_the_steps(stages: Any, taught: Taught) -> None:
+    stages(translate=False, steps=10, inherited_steps=0.3).result()
+    assert taught.steps == {"teacher 1": 10, "teacher 2": 3, "teacher 3": 3, "small network": 3}
+    stages(translate=False, steps=10, inherited_steps=0.3, teacher_size="large").result()
+    assert taught.steps == {"teacher 1": 10, "teacher 2": 3, "teacher 3": 3, "small network": 10}
+    stages(translate=False, steps=1, inherited_steps=0.3).result()
+    assert taught.steps["teacher 2"] == 1
+
+
+def test_the_one_network_of_a_short_run_is_the_first_of_a_long_one(stages: Any, taught: Taught) -> None:
+    stages(translate=False).result()
+    assert len(set(taught.seeds.values())) == 4
+    alone = stages(translate=False, rounds=1, match=False, filter=False)
+    taught.of.clear()
+    weights, _ = alone.result()
+    assert not taught.of  # found where the first teacher was kept
+    assert int(weights["number"][0]) == 1
 
 
 def test_edges_and_intensities_are_translated_by_one_kind_of_generator(stages: Any) -> None:
