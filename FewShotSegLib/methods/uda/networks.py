@@ -113,7 +113,9 @@ def class_network(grid: Grid, channels: int, recipe: ClassRecipe, seed: int = 0)
 
 
 class Prediction(NamedTuple):
-    """Labels (D, H, W), and the mean of 1 - p(label) over the labelled voxels; 0 if there are none."""
+    """Labels (D, H, W), and the doubt about them: the mean of 1 - p(label) over the voxels of each structure, averaged
+    over structures. A structure that was not found has doubt 1.
+    """
 
     labels: NDArray[np.uint8]
     doubt: float
@@ -145,6 +147,15 @@ def predicted(
         message=message,
     )
     labels = decided(logits)
-    found = logits[:, labels > 0].astype(np.float64)  # (C, N)
-    shares = np.exp(found - found.max(axis=0)) if found.size else np.ones((1, 1))
-    return Prediction(labels, float(np.mean(1 - shares.max(axis=0) / shares.sum(axis=0))))
+    return Prediction(labels, float(np.mean([_doubt(logits[:, labels == label]) for label in range(1, channels)])))
+
+
+def _doubt(logits: NDArray[np.float32]) -> float:
+    """The mean of 1 - p of the highest of the logits (C, N); 1 without voxels.
+
+    Averaged by structure, since among all voxels those of the largest one would outvote the others.
+    """
+    if not logits.size:
+        return 1.0
+    odds = np.exp(logits.astype(np.float64) - logits.max(axis=0))
+    return float(np.mean(1 - 1 / odds.sum(axis=0)))

@@ -87,4 +87,21 @@ def test_labels_are_those_of_the_highest_logit_and_doubt_is_what_others_share(
     assert found.labels.dtype == np.uint8
     doubts = 1 - torch.softmax(logits, 0).max(0).values
     assert 0 < float((expected > 0).float().mean()) < 1
-    assert found.doubt == pytest.approx(float(doubts[expected > 0].mean()), abs=1e-5)
+    of_each = [float(doubts[expected == label].mean()) for label in (1, 2)]
+    assert found.doubt == pytest.approx(np.mean(of_each), abs=1e-5)
+
+
+def test_a_structure_that_is_not_found_is_doubted_entirely_and_none_outvotes_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits = np.zeros((4, 2, 8, 8), np.float32)
+    logits[1, :, :, :7] = 9.0  # large and certain
+    logits[2, :, 0, 7] = 0.5  # small and doubtful; of the third structure there is nothing
+    monkeypatch.setattr(module, "predict", lambda *given, **more: logits)
+    weights = weights_of(class_network(GRID, 4, FEW))
+    found = predicted(weights, np.zeros((2, 8, 8), np.float32), GRID, 4, FEW)
+    small = 1 - np.exp(0.5) / (np.exp(0.5) + 3)
+    large = 1 - np.exp(9) / (np.exp(9) + 3)
+    assert found.doubt == pytest.approx((large + small + 1) / 3, abs=1e-6)
+    logits[:] = 0
+    assert predicted(weights, np.zeros((2, 8, 8), np.float32), GRID, 4, FEW).doubt == 1
