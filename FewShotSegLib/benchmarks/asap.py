@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import math
 import sys
 import time
 from collections import Counter
@@ -259,11 +260,12 @@ def _known(target: Target) -> Known:
 
 def _split(known: Known, setting: Setting, fold: int) -> tuple[list[Path], list[Path], list[Path]]:
     """Exemplars, test cases, and the cases for arms of the same data set: all others. Each fold begins where the
-    exemplars of the previous one end.
+    exemplars of the previous one end, or one case later where that would repeat an earlier fold.
     """
     images = sorted(setting.data.glob(known.images))
     shots = min(setting.shots, len(images) - 1)
-    first = fold * shots % len(images)
+    rounds = fold * shots // math.lcm(shots, len(images))
+    first = (fold * shots + rounds) % len(images)
     images = [*images[first:], *images[:first]]
     tests = images[shots : shots + setting.cases]
     return images[:shots], tests, images[shots + len(tests) :]

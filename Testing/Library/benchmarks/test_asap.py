@@ -73,6 +73,9 @@ def test_every_fold_has_other_exemplars(a_data_folder: Path) -> None:
     folds = [asap._split(asap._known(SPLEEN), setting(a_data_folder), fold)[0] for fold in range(5)]
     numbers = [[int(path.name[0]) for path in shots] for shots in folds]
     assert numbers == [[0, 1, 2], [3, 4, 5], [6, 7, 0], [1, 2, 3], [4, 5, 6]]
+    nine = [asap._split(asap._known(TARGETS["btcv liver"]), setting(a_data_folder), fold)[0] for fold in range(5)]
+    first = [[int(path.name[0]) for path in shots] for shots in nine]
+    assert first == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [1, 2, 3], [4, 5, 6]]
     two = Setting(a_data_folder, 10, 4, (), shots=2)
     assert len(asap._split(asap._known(SPLEEN), two, 0)[0]) == 2
 
