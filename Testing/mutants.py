@@ -193,6 +193,22 @@ MUTANTS = (
         UDA + "test_stages.py::test_networks_learn_from_the_translated_images",
     ),
     Mutant(
+        "a structure that was not found raises no doubt",
+        UDA + "networks.py",
+        "return 1.0\n    odds",
+        "return 0.0\n    odds",
+        UDA
+        + "test_networks.py::"
+        + "test_a_structure_that_is_not_found_is_doubted_entirely_and_none_outvotes_the_others",
+    ),
+    Mutant(
+        "networks with inherited weights are trained in full",
+        UDA + "stages.py",
+        "round(self.recipe.inherited_steps * training.steps)",
+        "training.steps",
+        UDA + "test_stages.py::test_a_network_with_inherited_weights_is_trained_for_a_fraction_of_the_steps",
+    ),
+    Mutant(
         "a borrower is judged by what it borrowed",
         UDA + "stages.py",
         "given = [] if self.recipe.match and self.recipe.rounds > 2 else [current]",
