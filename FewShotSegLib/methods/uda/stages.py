@@ -109,7 +109,7 @@ class Stages:
         self.teaching = replace(self.training, size=cast(Any, recipe.teacher_size))
         self.metrics: dict[str, Any] = {"stages": {}}
         self._last_trained: tuple[Weights, ClassRecipe] | None = None
-        self._networks = 0
+        self._network_count = 0
         self.source_intensity = _foreground_window(sources) if recipe.foreground_percentiles else None
         self.target_images = {name: self._image(volume, self.target_intensity) for name, volume in targets.items()}
         self.folder = cache_folder() / "uda" / self._data_key()
@@ -327,8 +327,8 @@ class Stages:
 
         Seeds are by the order of the networks, so that a run of one network is the beginning of those of several.
         """
-        self._networks += 1
-        seed = self.seed + self._networks
+        self._network_count += 1
+        seed = self.seed + self._network_count
         start = self._start_of(training)
         if start is not None:
             training = replace(training, steps=max(1, round(self.recipe.inherited_steps * training.steps)))
