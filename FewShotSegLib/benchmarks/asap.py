@@ -6,8 +6,8 @@ the same number of steps on them; before these, all but "Direct" are pre-trained
 does so with random arms, the others with their own selection. "Oracle" trains with one arm that we named for the
 target, the same structure in other images if there is one: the result of a perfect selection. With `--folds` the
 exemplars are other cases in each fold, as in the paper's cross-validation. `--networks sam` adapts the promptable base
-model and scores it without prompts; it needs no pretraining, so rows that differ only in that are the same. Every run is
-stored as one line of JSON, so an interrupted benchmark resumes where it stopped.
+model and scores it without prompts; it needs no pretraining, so rows that differ only in that are the same. Every run
+is stored as one line of JSON, so an interrupted benchmark resumes where it stopped.
 """
 
 from __future__ import annotations
