@@ -204,7 +204,7 @@ MUTANTS = (
     Mutant(
         "networks with inherited weights are trained in full",
         UDA + "stages.py",
-        "round(self.recipe.inherited_steps * training.steps)",
+        "round(self.recipe.inherited_fraction * training.steps)",
         "training.steps",
         UDA + "test_stages.py::test_a_network_with_inherited_weights_is_trained_for_a_fraction_of_the_steps",
     ),

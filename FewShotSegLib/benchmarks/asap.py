@@ -19,33 +19,34 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from FewShotSegLib.benchmarks.asap_cost import costs
 from FewShotSegLib.benchmarks.datasets import DATASETS
 from FewShotSegLib.benchmarks.datasets import PublicDataSet as Known
 from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
-from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.recipe import with_overrides
 from FewShotSegLib.data.volume import Volume
 from FewShotSegLib.devices import choose_device
 from FewShotSegLib.errors import InputError
-from FewShotSegLib.inference.load import predictor_of
-from FewShotSegLib.inference.segment import SegmentOptions, segment
+from FewShotSegLib.inference.load import predictor_for
+from FewShotSegLib.inference.predictor import Predictor
+from FewShotSegLib.inference.segment import SegmentOptions
 from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.io.datasets import CaseFiles, DataSet
 from FewShotSegLib.io.files import write_text_whole, written_whole
+from FewShotSegLib.jobs.notes import Notes
+from FewShotSegLib.jobs.segment import segmentation_of
 from FewShotSegLib.methods.asap import method as asap
+from FewShotSegLib.progress import silent
 from FewShotSegLib.sam.loading import load_base
-from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.sam.registry import DEFAULT as DEFAULT_BASE
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.visualization.charts import MOST_CURVES, curves_chart
@@ -74,8 +75,6 @@ CPU = torch.device("cpu")
 MOST_SLICES = 48  # of a case, evenly spread
 MOST_CASES = 6  # of an auxiliary data set
 PATCH = (12, 80, 80)
-
-Segmenter = Callable[[Volume], NDArray[Any]]  # a volume -> labels (K, J, I)
 
 
 @dataclass(frozen=True)
@@ -233,8 +232,8 @@ def _run(target: Target, method: str, network: str, seed: int, fold: int, settin
     )
     adapter = asap.adapt(inputs, recipe, RunContext(np.random.default_rng(seed), device=setting.device))
     seconds = time.monotonic() - started
-    segmenter = _segmenter(adapter, base, setting.device)
-    found = [_score(segmenter, known, image, target) for image in tests]
+    predictor = predictor_for(adapter, setting.base, setting.device)
+    found = [_score(predictor, known, image, target) for image in tests]
     scores = [score for score in found if score is not None]
     chosen = adapter.metrics.get("auxiliary") or {"arms": [], "turns": []}
     return {
@@ -294,23 +293,16 @@ def _thinned(volume: Volume, labels: np.ndarray) -> tuple[Volume, np.ndarray]:
     return Volume(volume.array[::every], affine), labels[::every]
 
 
-def _segmenter(adapter: Adapter, base: PromptableNetwork | None, device: torch.device) -> Segmenter:
-    """Segmentation of a volume by the adapter, without prompts."""
-    if base is None:
-        network = VolumePredictor(adapter, device)
-        return lambda volume: network.segment(volume).labelmap.volume.array
-    predictor, options = predictor_of(base, adapter), SegmentOptions(axis=0)
-    return lambda volume: segment(volume, predictor, options=options).labelmap.volume.array
-
-
-def _score(segmenter: Segmenter, known: Known, image: Path, target: Target) -> tuple[float, float] | None:
-    """Dice and IoU of a case; None if the structure is absent."""
+def _score(
+    predictor: Predictor | VolumePredictor, known: Known, image: Path, target: Target
+) -> tuple[float, float] | None:
+    """Dice and IoU of a case, segmented without prompts; None if the structure is absent."""
     volume, labelmap = known.load(image)
     volume, labels = _thinned(volume, labelmap.volume.array)
     truth = np.isin(labels, target.labels)
     if not truth.any():
         return None
-    found = segmenter(volume) > 0
+    found = segmentation_of(volume, [], predictor, SegmentOptions(axis=0), Notes(silent)).labelmap.volume.array > 0
     both, either = np.count_nonzero(found & truth), np.count_nonzero(found | truth)
     return 2 * both / (both + either), both / either
 

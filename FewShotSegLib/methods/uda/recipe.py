@@ -85,7 +85,7 @@ class Recipe:
     inherit_weights: bool = option(
         True, "Start every later network with the weights of the one before it, if it has the same size", advanced=True
     )
-    inherited_steps: float = option(
+    inherited_fraction: float = option(
         0.4,
         "Training steps of a network with inherited weights, as a fraction of steps",
         min=0.01,

@@ -331,7 +331,7 @@ class Stages:
         seed = self.seed + self._network_count
         start = self._start_of(training)
         if start is not None:
-            training = replace(training, steps=max(1, round(self.recipe.inherited_steps * training.steps)))
+            training = replace(training, steps=max(1, round(self.recipe.inherited_fraction * training.steps)))
         digests = [sha256_of_array(case.image) + sha256_of_array(case.mask) for case in [*cases, *taught]]
         begun = [sha256_of_array(tensor) for tensor in start.values()] if start else None
         key = _digest(digests, repr(training), self.recipe.target_share, seed, begun)

@@ -193,7 +193,7 @@ def test_one_stopped_early_gives_way_to_the_network_before_and_a_half_trained_on
 
     monkeypatch.setattr(module, "train_classes", train)
     monkeypatch.setattr(Stages, "_predicted", lambda self, weights, image, *given: Prediction(ones_like(image), 0.1))
-    made = stages(translate=False, steps=3, teacher_size="paper", inherited_steps=1.0)
+    made = stages(translate=False, steps=3, teacher_size="paper", inherited_fraction=1.0)
     weights, training = made.result()
     assert weights["weights"].tolist() == [3]  # of 3 steps of the second one was done
     assert (training.size, made.training.size) == ("paper", "small")  # what is kept is a teacher
@@ -343,11 +343,11 @@ def test_a_network_inherits_the_weights_of_the_one_before_if_they_fit(
 
 
 def test_a_network_with_inherited_weights_is_trained_for_a_fraction_of_the_steps(stages: Any, taught: Taught) -> None:
-    stages(translate=False, steps=10, inherited_steps=0.3).result()
+    stages(translate=False, steps=10, inherited_fraction=0.3).result()
     assert taught.steps == {"teacher 1": 10, "teacher 2": 3, "teacher 3": 3, "small network": 3}
-    stages(translate=False, steps=10, inherited_steps=0.3, teacher_size="large").result()
+    stages(translate=False, steps=10, inherited_fraction=0.3, teacher_size="large").result()
     assert taught.steps == {"teacher 1": 10, "teacher 2": 3, "teacher 3": 3, "small network": 10}
-    stages(translate=False, steps=1, inherited_steps=0.3).result()
+    stages(translate=False, steps=1, inherited_fraction=0.3).result()
     assert taught.steps["teacher 2"] == 1
 
 
