@@ -225,7 +225,7 @@ def readable_card(values: Mapping[str, Any], parameters: int, size_bytes: int) -
         ("weights", f"{parameters:,} numbers, {size_bytes / 1e6:.1f} MB"),
         *(("exemplar", text) for text in exemplars),
         *(("task", text) for text in tasks),
-        *((name.replace("_", " "), _value(metrics[name])) for name in sorted(metrics) if _is_told(name, metrics[name])),
+        *((name.replace("_", " "), _value(metrics[name])) for name in sorted(metrics) if metrics[name] is not None),
         ("recipe", ", ".join(f"{k}={_value(v)}" for k, v in values["recipe"].items() if not isinstance(v, Mapping))),
         ("digest", values["digest"]),
     ]
@@ -234,11 +234,6 @@ def readable_card(values: Mapping[str, Any], parameters: int, size_bytes: int) -
 
 def _channel_of(exemplar: Mapping[str, Any]) -> str:
     return f"channel {exemplar['channel']}, " if "channel" in exemplar else ""
-
-
-def _is_told(name: str, value: Any) -> bool:
-    """Whether a metric has a value: no estimate, or no validation to choose a best step by, is not worth a line."""
-    return value is not None and not (name == "best_step" and value < 0)
 
 
 def _value(value: Any) -> str:

@@ -173,7 +173,7 @@ def _learning(page: HtmlPage, demo: DemoReport) -> None:
     losses = [progress.metrics["loss"] for progress in demo.history]
     held_out = [(p.step, p.metrics["score"]) for p in demo.history if "score" in p.metrics]
     best = demo.record["metrics"].get("best_step")
-    chart = learning_chart(steps, losses, held_out, best if best and best > 0 and held_out else None)
+    chart = learning_chart(steps, losses, held_out, best if held_out else None)
     page.figure(chart, "Training loss, and Dice on held-out training images" if held_out else "Training loss")
 
 

@@ -82,7 +82,7 @@ class FitResult:
 
     best: dict[str, Tensor]
     best_score: float | None
-    best_step: int
+    best_step: int | None  # None without validation
     steps: int
     seconds: float
     stopped_by: str  # "steps", "time", "plateau", "user"
@@ -250,7 +250,7 @@ class _TrainingState:
         self.ema = {k: p.detach().clone() for k, p in parameters.items()} if schedule.ema_decay else {}
         self.best: dict[str, Tensor] = {}
         self.best_score: float | None = None
-        self.best_step = -1
+        self.best_step: int | None = None
         self.stale = 0
         self.spoiled = 0  # consecutive steps with non-finite gradients
         self.left_out = 0  # total of such steps

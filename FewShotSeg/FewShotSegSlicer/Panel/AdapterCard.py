@@ -65,8 +65,8 @@ def _training(card: Card, metrics: Mapping[str, Any]) -> str:
     if "steps" not in metrics:
         return card["method"]
     steps = metrics["steps"]
-    best = metrics.get("best_step", steps)
-    if best < 0:  # nothing was validated: the last step counts
+    best = metrics.get("best_step")
+    if best is None:  # nothing was validated: the last step counts
         return _("{method}, {steps} steps").format(method=card["method"], steps=steps)
     return _("{method}, {steps} steps, best after {best}").format(method=card["method"], steps=steps, best=best)
 

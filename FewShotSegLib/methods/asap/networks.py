@@ -383,7 +383,12 @@ class _Learner:
             best = scheduler.best()
             chosen["best"] = None if best is None else self.pool.names[best]
             if best is not None:
-                report(note(f"{self.name} starts from {self.pool.names[best]}, the most similar auxiliary data."))
+                report(
+                    note(
+                        f"{self.name}: pretrained on {self.pool.names[best]}, the auxiliary data whose training agrees "
+                        "best with the exemplars' (the anatomy may differ)."
+                    )
+                )
                 alone = RandomArm(self.pool.names, np.random.default_rng([self.seed, 4]))
                 alone.keep_to(best)
                 self._pretrain(network, alone, source, steps, report)

@@ -224,7 +224,7 @@ def test_an_adapter_without_structures_says_what_to_give_instead() -> None:
 
 
 def test_a_card_says_nothing_of_what_was_not_measured() -> None:
-    metrics = {"best_step": -1, "estimated_dice": None, "estimate": "not asked for", "steps": 4}
+    metrics = {"best_step": None, "estimated_dice": None, "estimate": "not asked for", "steps": 4}
     text = readable_card(card(an_adapter(metrics=metrics, provenance={})), 1, 1)
     assert "best step" not in text
     assert "None" not in text.split("recipe")[0]
