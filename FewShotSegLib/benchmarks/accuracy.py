@@ -41,7 +41,14 @@ from FewShotSegLib.benchmarks.cheap_lunch import (
     UNET,
     shown,
 )
-from FewShotSegLib.benchmarks.datasets import DATASETS, PublicDataSet, exemplars, random_exemplars, unseen_cases
+from FewShotSegLib.benchmarks.datasets import (
+    DATASETS,
+    PublicDataSet,
+    exemplars,
+    random_exemplars,
+    unseen_cases,
+    with_empty_slices,
+)
 from FewShotSegLib.benchmarks.records import add_result, markdown, results_in
 from FewShotSegLib.benchmarks.samed import train_samed
 from FewShotSegLib.benchmarks.unet import segment_unet, train_unet
@@ -73,6 +80,8 @@ CLICKS = 5
 COLUMNS = (
     (BASE, CLICK, "oracle_slices"),
     (ADAPTED, CLICK, "oracle_slices"),
+    (BASE, BOX, "oracle_slices"),
+    (ADAPTED, BOX, "oracle_slices"),
     (PLAIN, CLICK, "oracle_slices"),
     (ADAPTED, FREE, "all_slices"),
     (PLAIN, FREE, "all_slices"),
@@ -80,7 +89,7 @@ COLUMNS = (
     (UNET, FREE, "oracle_slices"),
 )
 WAYS: dict[str, tuple[str, ...]] = {
-    ADAPTED: (CLICK, RANDOM, FREE, CORRECTED),
+    ADAPTED: (CLICK, RANDOM, BOX, FREE, CORRECTED),
     PLAIN: (CLICK, FREE),
     PAPER: (CLICK, RANDOM),
     PAPER_PLAIN: (CLICK, RANDOM),
@@ -228,13 +237,15 @@ def _scorers(
     """Scoring functions of the model per prompting mode, and training metadata."""
     if model in (UNET, ATTENTION, SAMED):
         if model == SAMED:
+            chosen = with_empty_slices(chosen)
             segmenter, facts = _samed(network, chosen, dataset, setting)
         else:
             segmenter, facts = _unet(chosen, dataset, setting, attention=model == ATTENTION)
         return {FREE: lambda: _scored(segmenter, dataset, setting)}, facts
     adapter, facts = None, {}
     if model != BASE:
-        adapter, facts = _adapted(network, chosen, dataset, setting, model)
+        given = with_empty_slices(chosen) if model == PAPER else chosen
+        adapter, facts = _adapted(network, given, dataset, setting, model)
     predictor = predictor_of(network, adapter, cache=EmbeddingCache(2**30))
     intensity = _intensity(model, dataset)
 

@@ -171,6 +171,14 @@ def exemplars(dataset: PublicDataSet, data: Path, count: int) -> list[Exemplar]:
     return _with_shown(dataset, chosen)
 
 
+def with_empty_slices(chosen: Sequence[Exemplar]) -> list[Exemplar]:
+    """The exemplars with the slices of their volumes without any label declared empty, as backgrounds to paste on."""
+    return [
+        replace(exemplar, empty_slices=tuple(k for k, labels in enumerate(exemplar.labelmap) if not labels.any()))
+        for exemplar in chosen
+    ]
+
+
 def _with_shown(dataset: PublicDataSet, chosen: Sequence[Exemplar]) -> list[Exemplar]:
     """The exemplars restricted to the structures they contain."""
     shown = set().union(*(exemplar.annotated_structures() for exemplar in chosen))

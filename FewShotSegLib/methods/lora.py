@@ -5,8 +5,11 @@ exemplars' structures, transformed, onto backgrounds; train low-rank updates of 
 result with point prompts. Departures, each an option that `preset=paper` (several organs) and `preset=paper tumour`
 undo: structure tokens, so that the adapter also works without clicks; whole transformed exemplar slices and rims in
 addition to pasting; boxes, central and corrective clicks among the prompts; Dice without the background; the error of
-the predicted IoU in the loss; an unlimited number of samples. One remains: where no slice is known to be empty,
-structures are pasted on their own slice, inpainted. The paper's exponential decay is, in SAMed's code, (1 - done)^0.9.
+the predicted IoU in the loss; an unlimited number of samples. `paper tumour` also scales every slice by its own
+minimum and maximum, as the paper does on BraTS, unless an intensity is given. These remain: blur is applied once, to
+the whole sample; placements that hide more than half of a structure (`min_visible`) are drawn again; and where no slice
+is declared empty (the paper uses slices of the training volumes without organs) structures are pasted on their own
+slice, inpainted. The paper's exponential decay is, in SAMed's code, (1 - done)^0.9.
 
 When to use it: from one annotated slice on. Cost: a minute on a laptop with a bundled model, minutes on a GPU with
 SAM.
@@ -22,6 +25,7 @@ import torch
 
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import preflight
+from FewShotSegLib.data.intensity import IntensitySpec, Scale
 from FewShotSegLib.data.recipe import option, with_preset
 from FewShotSegLib.sam.presets import ALL_BLOCKS, smaller_preset
 from FewShotSegLib.synthesis.plan import Sample, SynthesisRecipe
@@ -105,9 +109,18 @@ def adapt(inputs: AdaptInputs, recipe: Recipe, run: RunContext) -> Adapter:
     """
     base = inputs.promptable_base
     resolved = resolve(recipe, base.family, base.device)
+    inputs = _scaled_as_in_the_paper(inputs, resolved, base.scale)
     return (adapt_with_maps if resolved.structure_maps else adapt_prompted)(inputs, resolved, run, method="lora")
 
 
 def training_samples(inputs: AdaptInputs, recipe: Recipe, rng: np.random.Generator, count: int) -> list[Sample]:
     """`count` training samples for this resolved recipe."""
+    inputs = _scaled_as_in_the_paper(inputs, recipe)
     return (map_samples if recipe.structure_maps else synthesized_samples)(inputs, recipe, rng, count)
+
+
+def _scaled_as_in_the_paper(inputs: AdaptInputs, recipe: Recipe, scale: Scale = "sam") -> AdaptInputs:
+    """The inputs with the paper's min-max range of each slice for tumours, unless the user chose an intensity."""
+    if recipe.preset != "paper tumour" or inputs.intensity is not None:
+        return inputs
+    return replace(inputs, intensity=IntensitySpec("minmax", 0.0, 1.0, scale))

@@ -14,6 +14,7 @@ from FewShotSegLib.benchmarks.datasets import (
     random_exemplars,
     thinned,
     unseen_cases,
+    with_empty_slices,
 )
 from FewShotSegLib.data.volume import Volume, ras_from_ijk
 from FewShotSegLib.io.volumes import save_volume
@@ -79,3 +80,11 @@ def test_slices_by_lot_show_something_and_differ_from_draw_to_draw(a_data_folder
         assert all(exemplar.labels_on(index).any() for index in exemplar.annotated_slices)
         chosen.add(exemplar.annotated_slices)
     assert len(chosen) > 2
+
+
+def test_slices_without_a_label_are_backgrounds(a_data_folder: Path) -> None:
+    (before,) = exemplars(TOY, a_data_folder, 1)
+    (after,) = with_empty_slices([before])
+    empty = [k for k, labels in enumerate(before.labelmap) if not labels.any()]
+    assert list(after.empty_slices) == empty != []
+    assert after.annotated_slices == before.annotated_slices

@@ -109,6 +109,24 @@ def test_the_paper_s_presets_are_the_paper_and_leave_what_was_set(name: str, cou
     assert lora.smaller_preset(name) is None
 
 
+def test_the_paper_s_tumour_is_scaled_by_the_range_of_each_slice_unless_chosen(
+    a_tiny_sam: PromptableNetwork, an_exemplar: Exemplar
+) -> None:
+    small = lora.Recipe(preset="paper tumour", steps=1, image_size=64, batch_size=1, guard="off", pool_size=2)
+    scaled = adapt(a_tiny_sam, an_exemplar, small).intensity
+    assert (scaled.kind, scaled.scale) == ("minmax", a_tiny_sam.scale)
+    chosen = IntensitySpec("window", -50, 150, a_tiny_sam.scale)
+    assert adapt(a_tiny_sam, an_exemplar, small, intensity=chosen).intensity == chosen
+    assert adapt(a_tiny_sam, an_exemplar, replace(small, preset="paper")).intensity.kind == "window"
+    resolved = lora.resolve(small, "compact", torch.device("cpu"))
+    brighter = replace(an_exemplar, volume=an_exemplar.volume.like(3 * an_exemplar.volume.array + 700))
+    samples = [
+        lora.training_samples(AdaptInputs(exemplars=[one]), resolved, np.random.default_rng(0), 1)[0].image
+        for one in (an_exemplar, brighter)
+    ]
+    assert np.allclose(*samples, atol=1e-5)  # the range of a slice is all that counts
+
+
 def test_an_adapter_of_the_paper_learns_from_points_alone(
     a_tiny_sam: PromptableNetwork, an_exemplar: Exemplar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
