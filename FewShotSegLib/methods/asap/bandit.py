@@ -219,7 +219,7 @@ class _Always:
 
 
 class Exp3(_Always):
-    """FLAD's EXP3: arms are drawn with probabilities exponential in their cumulative reward.
+    """EXP3 by FLAD's equations: arms are drawn with probabilities exponential in their cumulative reward.
 
     p_a = (1 - K e_t) exp(e_(t-1) R_a) / sum + e_t, with e_t = min(1/K, sqrt(ln K / (K t))), e_0 = 1/K; R_a sums the
     cosines of arm a, each divided by the probability it was drawn with. Scores are the probabilities.

@@ -33,6 +33,8 @@ def test_the_paper_s_preset_is_the_paper_and_leaves_what_was_set() -> None:
     assert paper.foreground_percentiles
     assert paper.patches.elastic_mm > 0
     assert paper.pseudo_labels.drop_fraction == 0.038
+    assert (paper.registration.metric, paper.target_share) == ("l2", 0.75)
+    assert (paper.patches.foreground, paper.patches.scale) == (0.33, (0.7, 1.4))
     own = resolve(Recipe(preset="paper", learning_rate=0.02, space="anatomy", steps=9), "", CPU)
     assert (own.learning_rate, own.steps, own.optimizer) == (0.02, 9, "sgd")
 
