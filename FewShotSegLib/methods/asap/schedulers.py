@@ -129,7 +129,8 @@ class Dal(_BanditScheduler):
     """Dynamic auxiliary learning as in FLAD, with the cosine as reward: its UCB1, or EXP3 by its equations.
 
     FLAD's code departs from its equations for EXP3 (its time index is 10 t + 1, and it smooths the similarity); `Exp3`
-    follows the equations.
+    follows the equations. FLAD takes the target's gradient over all target data, of part of the parameters; here it is
+    the running mean over batches, of all parameters, as for ASAP.
     """
 
     def __init__(self, names: Sequence[str], kind: Literal["ucb1", "exp3"], rng: np.random.Generator) -> None:

@@ -10,10 +10,10 @@ small fast network is trained on the rest.
 Departures, each explained where it is made: see `anatomy_space`, `translation`, `registration` and `pseudo_labels`.
 Translated volumes whose edges have drifted are not used for training. Lenders are chosen by domain, if names tell it,
 or by the confidence of the first teacher. Intensities are the default, because they were better on real cases than the
-paper's edges (Testing/BENCHMARKS.md). `preset=paper` is the paper as far as it is specified.
+paper's edges (Testing/BENCHMARKS.md). `preset=paper` is the paper as far as it is specified (`recipe`).
 
-When to use it: labelled CT (or any other kind) and a stack of unlabelled MR. Cost: one to two hours on one CPU core,
-depending on the preset; every stage is cached.
+When to use it: labelled CT (or any other kind) and a stack of unlabelled MR. Cost: about forty minutes on one CPU core
+with the preset for it; every stage is cached.
 """
 
 from __future__ import annotations
