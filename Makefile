@@ -3,6 +3,7 @@
 # make lint                style, types and spelling
 # make docs                the documentation site, in build/site; its notebooks are executed and its links checked
 # make mutants          whether the tests notice when essentials of the methods are cut out; before a release, minutes
+# make kernels          the Triton kernels without a GPU, in Triton's interpreter (fetches 290 MB); no part of make test
 # make campaign [SHARE=0.1] [ONLY=files]   kills, full disks and damaged files, for hours; no part of make test
 # make bench [DATA=folder] [QUICK=1]   speed, and accuracy on your own data
 #
@@ -15,7 +16,7 @@
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint mutants docs bench campaign graphics
+.PHONY: help demo test lint mutants kernels docs bench campaign graphics
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -55,6 +56,10 @@ docs: $(DOCS_STAMP)
 
 mutants: $(STAMP)
 	@$(PY) Testing/mutants.py
+
+kernels: $(STAMP)
+	@$(PY) -m pip install -q -c constraints.txt triton
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q Testing/Library/networks/test_scan_triton.py Testing/Library/sam/test_attention_triton.py
 
 bench: $(STAMP)
 	@$(PY) -m FewShotSegLib benchmark speed $(if $(QUICK),--quick)
