@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -103,6 +104,7 @@ class Segmenter:
         self._intensity = _intensity(window, predictor.adapter, self.volume)
         self._reader = SliceReader(self.volume, self._intensity, predictor.image_size, self.axis)
         self._states = [_State()]
+        self._advised = False
 
     @property
     def mask(self) -> Mask:
@@ -198,6 +200,9 @@ class Segmenter:
         prompt.check_inside(self.volume)
         frame = self._reader.frame(prompt.index)
         embedding = self._predictor.encode([self._reader.square(prompt.index)])[0]
+        if self._predictor.advice and not self._advised:
+            self._advised = True
+            warnings.warn(self._predictor.advice, stacklevel=4)  # of the click
         learned = self._predictor.adapter.structures if self._predictor.adapter else {}
         values = [value for value, name in learned.items() if name == self.structure]
         masks = self._predictor.answer(embedding, prompt, frame, values)

@@ -39,7 +39,7 @@ from FewShotSegLib.inference.structure_maps import (
     derived_prompts,
 )
 from FewShotSegLib.lora.adaptation import Adaptation
-from FewShotSegLib.progress import Report, with_share_done
+from FewShotSegLib.progress import Report, note, with_share_done
 from FewShotSegLib.sam.cuda_graphs import graphed_training
 from FewShotSegLib.sam.network import PADDING, Embedding, PromptableNetwork, PromptBatch, mask_prompts
 from FewShotSegLib.sam.presets import best_preset, preset_of
@@ -127,6 +127,8 @@ def adapt_with_maps(inputs: AdaptInputs, recipe: MapRecipe, run: RunContext, *, 
     structures, intensity = structures_and_intensity(inputs)
     seed = run.new_seed()
     lesson = _Lesson.of(base, exemplars, recipe, intensity, seed, with_share_done(run.report, 0.0, 0.4))
+    if lesson.predictor.advice:
+        run.report(note(lesson.predictor.advice))
     hurried = run.max_seconds is not None and time.monotonic() - started > run.max_seconds / 3
     folds = [] if hurried else estimate.leave_out(exemplars, recipe.estimate_folds)
     scores = [lesson.held_out_dice(exemplar) for _, exemplar in folds]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,17 @@ def answer_of_the_predictor(segmenter: Segmenter, base: str, prompt: Prompt) -> 
     frame = reader.frame(prompt.index)
     masks = predictor.answer(predictor.encode([reader.square(prompt.index)])[0], prompt, frame)
     return predictor.on_voxels(masks, frame)[0] > 0
+
+
+def test_a_slow_computer_is_offered_the_small_base_model_once(
+    a_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("FewShotSegLib.inference.predictor.SLOW_SLICE", 0.0)
+    with pytest.warns(UserWarning, match="s for a slice with the base model .*bundled-small"):
+        a_segmenter.click(CENTRE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        a_segmenter.click((21.0, 22.0, 2.0))
 
 
 @pytest.mark.parametrize(("axis", "letter"), [(0, "k"), (1, "j"), (2, "i")])

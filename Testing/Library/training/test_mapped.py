@@ -133,6 +133,16 @@ def test_left_out_exemplars_are_estimated_and_a_hurried_run_says_that_it_did_not
     assert hurried.metrics["estimate"] == "left out: the time was too short"
 
 
+def test_a_slow_computer_is_offered_the_small_base_model(
+    a_tiny_sam: PromptableNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit, times in ((0.0, 1), (1e6, 0)):
+        monkeypatch.setattr("FewShotSegLib.inference.predictor.SLOW_SLICE", limit)
+        listener = Listener()
+        adapted(a_tiny_sam, cases(), listener, steps=1)
+        assert sum("for a slice with the base model" in message for message in listener.messages) == times
+
+
 def test_the_guard_compares_clicks_with_the_base(a_tiny_sam: PromptableNetwork) -> None:
     guard = adapted(a_tiny_sam, cases(), guard="warn").metrics["guard"]
     assert {"base_dice", "adapted_dice", "click_sensitivity", "warnings"} == set(guard)
