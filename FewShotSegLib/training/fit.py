@@ -125,7 +125,7 @@ class JointTraining(Companion, Protocol):
     def schedule(self, schedule: Schedule) -> Schedule:
         """The schedule, with as many micro-batches per step as sources."""
 
-    def loss_at(self, number: int) -> tuple[Tensor, dict[str, float]]:
+    def loss_at(self, number: int) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         """Loss and metrics of one micro-batch."""
 
     def summary(self) -> dict[str, Any]:
@@ -280,7 +280,7 @@ class _TrainingState:
         data_parallel.average_gradients(self.parameters.values())
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), schedule.clip_norm or math.inf)
-        read = _read({"norm": norm, **metrics})
+        read = read_metrics({"norm": norm, **metrics})
         if math.isfinite(read.pop("norm")):
             self.scaler.step(self.optimizer)
             self.spoiled = 0
@@ -389,7 +389,7 @@ class _TrainingState:
             self.companion.load_tensors(state["companion_tensors"])
 
 
-def _read(values: Mapping[str, float | Tensor]) -> dict[str, float]:
+def read_metrics(values: Mapping[str, float | Tensor]) -> dict[str, float]:
     """The values as Python numbers; tensors are copied from the device in one transfer."""
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     device = next((value.device for value in tensors.values() if value.is_cuda), None)

@@ -82,19 +82,19 @@ def probe(
     Needs memory for one gradient, however many batches: it is accumulated in `.grad`, which is saved and restored. With
     half precision `scale` keeps small gradients from underflowing, as a gradient scaler does; the result is unscaled.
     """
-    total, count = 0.0, 0
+    total, count = torch.zeros((), dtype=torch.float64), 0
     with _undisturbed(network), _grads_put_aside(parameters):
         for loss_of in losses:
             loss = loss_of()
             (loss * scale).backward(inputs=list(parameters.values()))
-            total += float(loss.detach())
+            total = total.to(loss.device) + loss.detach()  # read at the end: it waits for the device
             count += 1
             del loss  # and its autograd graph, before the next one is built
         if not count:
             raise ValueError("a gradient needs at least one batch")
         gradient = {name: p.grad.div_(count * scale) for name, p in parameters.items() if p.grad is not None}
         average_(gradient.values())
-    return Probe(total / count, gradient)
+    return Probe(float(total) / count, gradient)
 
 
 @contextlib.contextmanager
@@ -218,7 +218,11 @@ class Alignment:
         self._finish_step()
         self._phase = "nothing"
         pooled, self._pooled = self._pooled, []
-        return _similarity([products for products in pooled if products.isfinite().all()] or pooled)
+        if not pooled:
+            return Similarity(0.0, 0.0)
+        rows = torch.stack(pooled).cpu()  # one transfer
+        finite = rows[rows.isfinite().all(1)]
+        return _similarity(finite if len(finite) else rows)
 
     def state(self) -> dict[str, Any]:
         """The steps since the last `take`, as JSON types, for a checkpoint between two steps."""

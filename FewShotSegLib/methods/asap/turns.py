@@ -110,8 +110,9 @@ class Turns:
         self.alignment = Alignment(self.compared, decay)
         self.has_arms = bool(self.arms) and not isinstance(scheduler, Direct)
         self.parts = 1 + (len(self.arms) if scheduler.all_at_once else 1)
-        self._losses: list[float] = []
-        self._target_loss = math.nan
+        # Losses stay on the device until the turn ends: reading one waits for all that was launched.
+        self._losses: list[Tensor] = []
+        self._target_loss: float | Tensor = math.nan
         self._target_probe: tuple[int, Probe] | None = None
 
     def __enter__(self) -> Turns:
@@ -129,7 +130,7 @@ class Turns:
             raise InputError(f"With auxiliary data a step has one batch of each, got accumulate={schedule.accumulate}.")
         return replace(schedule, accumulate=self.parts, summed=True)
 
-    def loss_at(self, number: int) -> tuple[Tensor, dict[str, float]]:
+    def loss_at(self, number: int) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         """Loss of a micro-batch: the first of a step is the target's, the others are auxiliary."""
         if not self.has_arms:
             return self.target(number), {}
@@ -149,36 +150,36 @@ class Turns:
         if not self.recipe.follow_target:
             if self.scheduler.needs_probe and self.recipe.gradients != "batches":
                 loss = self.target(step)
-                self._target_loss = float(loss.detach())
+                self._target_loss = loss.detach()
                 self.alignment.look_at_target(loss, self.probe_scale)
             return _nothing()
         loss = self.target(step)
-        self._target_loss = float(loss.detach())
+        self._target_loss = loss.detach()
         self._expect("target", within)
         return loss
 
-    def _of_arms(self, step: int, turn: int, within: int, part: int) -> tuple[Tensor, dict[str, float]]:
+    def _of_arms(self, step: int, turn: int, within: int, part: int) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         arm, loss = self._auxiliary_loss(turn, step_rng(self.seed, step * (self.parts - 1) + part - 1), part)
         if arm is None:
             self._expect("nothing", within)
             return loss, {"loss": self._target_loss}
         self._expect("auxiliary", within)
-        value = float(loss.detach())
+        value = loss.detach()
         if within < self.recipe.measured_steps:
             self._losses.append(value)
-        shown = self._target_loss if math.isfinite(self._target_loss) else value
+        shown = self._target_loss if isinstance(self._target_loss, Tensor) else value
         return loss, {"loss": shown, "auxiliary_loss": value, "turn": float(turn), "arm": float(arm)}
 
-    def _alone(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+    def _alone(self, step: int, part: int) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         """A step with the target alone, without an auxiliary gradient."""
         self.alignment.expect("nothing")
         if part:
             return _nothing(), {"loss": self._target_loss}
         loss = self.target(step)
-        self._target_loss = float(loss.detach())
+        self._target_loss = loss.detach()
         return loss, {}
 
-    def _by_lot(self, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+    def _by_lot(self, step: int, part: int) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         """A step before the initial probing: a random arm, regardless of the scheduler."""
         self.alignment.expect("nothing")
         if not part:
@@ -187,7 +188,7 @@ class Turns:
         while live := self.scheduler.live:
             try:
                 loss = self.auxiliary(live[int(rng.integers(len(live)))], rng) / (self.parts - 1)
-                return loss, {"loss": float(loss.detach())}
+                return loss, {"loss": loss.detach()}
             except UnusableArm as error:
                 self._leave_out(error)
         return _nothing(), {}
@@ -228,7 +229,7 @@ class Turns:
             arms = self.scheduler.choose(turn - 1)
             if len(arms) == 1 and arms[0] in self.scheduler.probes(turn - 1) and self._losses:
                 measured = getattr(self.alignment.take(), self.scheduler.similarity)
-                self.scheduler.observe(turn - 1, arms[0], float(np.mean(self._losses)), measured)
+                self.scheduler.observe(turn - 1, arms[0], float(torch.stack(self._losses).double().mean()), measured)
         self._losses.clear()
         before = 0 if turn == 1 else turn
         for arm in self.scheduler.probes(before):
@@ -261,13 +262,15 @@ class Turns:
 
     def state(self) -> dict[str, Any]:
         """All that further steps depend on, as JSON types."""
-        return {"scheduler": self.scheduler.state(), "alignment": self.alignment.state(), "losses": self._losses}
+        losses = [float(loss) for loss in self._losses]
+        return {"scheduler": self.scheduler.state(), "alignment": self.alignment.state(), "losses": losses}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore this state."""
         self.scheduler.load_state(state["scheduler"])
         self.alignment.load_state(state["alignment"])
-        self._losses = list(state["losses"])
+        device = next(iter(self.compared.values())).device
+        self._losses = [torch.tensor(loss, device=device) for loss in state["losses"]]
 
     def tensors(self) -> dict[str, Tensor]:
         """The running mean of the target's gradients."""

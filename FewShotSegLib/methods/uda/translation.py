@@ -26,7 +26,7 @@ from FewShotSegLib.io.files import written_whole
 from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.progress import Progress, Report, silent
 from FewShotSegLib.training.checkpoint import read_checkpoint, write_checkpoint
-from FewShotSegLib.training.fit import step_rng
+from FewShotSegLib.training.fit import read_metrics, step_rng
 
 from .cycle_gan import CycleGan, Fakes, ImagePool, TranslationRecipe, generator_of
 from .generators import Generator
@@ -244,8 +244,8 @@ class _AdversarialGame:
         self._descend(1, judged)
         self.scaler.update()
         self.step += 1
-        terms = {name: float(term.detach()) for name, term in objective._asdict().items()}
-        metrics = {"loss": float(total.detach()), **terms, "discriminators": float(judged.detach())}
+        terms = {name: term.detach() for name, term in objective._asdict().items()}
+        metrics = read_metrics({"loss": total.detach(), **terms, "discriminators": judged.detach()})
         if not all(math.isfinite(value) for value in metrics.values()):
             raise InputError(f"The translation diverged at step {self.step}; choose a lower learning rate.")
         self.history.append({"step": self.step, **metrics})

@@ -97,6 +97,24 @@ def test_direct_fine_tuning_leaves_the_arms_alone() -> None:
     assert trained(point, turns_of(point, "direct")) == plain.x.tolist()
 
 
+def test_within_a_turn_no_number_is_read_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would wait for all that was launched."""
+
+    def read(self: Tensor, *given: object) -> float:
+        raise AssertionError("a number was read")
+
+    point = Point()
+    turns = turns_of(point, "asap", steps_per_turn=3, measured_steps=3)
+    with turns:
+        for number in range(6):
+            if number == 2:  # the turn has begun
+                for name in ("__float__", "__bool__", "item", "tolist"):
+                    monkeypatch.setattr(Tensor, name, read)
+            loss, told = turns.loss_at(number)
+            loss.backward()
+        assert all(isinstance(told[name], Tensor) for name in ("loss", "auxiliary_loss"))
+
+
 @pytest.mark.parametrize("count", [2, 5, 15])
 def test_after_the_first_look_a_step_takes_two_passes_however_many_arms_there_are(count: int) -> None:
     point = Point()
