@@ -283,7 +283,11 @@ def cut(
     One interpolation for all spatial transforms, linear for the image, nearest for mask and known. Beyond the case the
     padding is black background, as in prediction.
     """
-    change = change or Change()
+    with torch.autocast(torch.device(device).type, enabled=False):  # whoever draws: images keep their precision
+        return _cut(case, centre, patch, change or Change(), device)
+
+
+def _cut(case: Case, centre: Array, patch: Sequence[int], change: Change, device: torch.device | str) -> Patch:
     box, centre = _box(case, np.asarray(centre, dtype=np.float64), patch, change)
     # Resample the complement of `known`: beyond the case 0 then means black, background and known.
     unknown = np.zeros(case.image[box].shape, bool) if case.known is None else ~case.known[box]

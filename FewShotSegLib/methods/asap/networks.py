@@ -6,8 +6,9 @@ number of steps is chosen by leave-one-out cross-validation over the exemplars; 
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,13 +33,14 @@ from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.progress import Progress, Report, note, silent, warning, with_share_done
 from FewShotSegLib.training import data_parallel, estimate
+from FewShotSegLib.training.ahead import DrawnByThreads
 from FewShotSegLib.training.context import RunContext
 from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
 from FewShotSegLib.training.patches import Case, Patch, PatchRecipe, PatchSource, case_of, patch_loss
 
 from .pool import Pool
 from .schedulers import Asap, Direct, RandomArm, Scheduler
-from .turns import TurnRecipe, Turns
+from .turns import FIRST_PROBE, TurnRecipe, Turns
 
 _PRETRAINING = "pretraining on auxiliary data"
 _PRETRAINING_RATE = 2e-3
@@ -270,22 +272,27 @@ class _Learner:
         network.train()
         source = PatchSource(cases, self.grid, self.recipe.patches, [self.name], self.device)
         parameters = dict(network.named_parameters())
-        turns = self._turns(network, source, self._scheduler_after(start), self.seed + 1, self.recipe.turns)
         amp = patch_precision(self.device, self.grid.patch)
-        with turns:
-            fitted = fit(
-                parameters,
-                turns.loss_at,
-                turns.schedule(schedule),
-                report=run.report,
-                message=stage,
-                can_stop=can_stop,
-                amp=amp,
-                validate=(lambda: _dice(network, validation, self.grid, self.device, amp)) if validation else None,
-                checkpoint=run.checkpoint,
-                identity=self._identity(cases),
-                companion=turns,
-            )
+        with DrawnByThreads(functools.partial(self._batch, source), self.device) as ahead:
+
+            def batch(step: int) -> list[Patch]:
+                return ahead(step) if step < FIRST_PROBE else self._batch(source, step)
+
+            scheduler, seed = self._scheduler_after(start), self.seed + 1
+            with self._turns(network, source, batch, scheduler, seed, self.recipe.turns) as turns:
+                fitted = fit(
+                    parameters,
+                    turns.loss_at,
+                    turns.schedule(schedule),
+                    report=run.report,
+                    message=stage,
+                    can_stop=can_stop,
+                    amp=amp,
+                    validate=(lambda: _dice(network, validation, self.grid, self.device, amp)) if validation else None,
+                    checkpoint=run.checkpoint,
+                    identity=self._identity(cases),
+                    companion=turns,
+                )
         # The normalization layers have no running statistics, so the parameters are the complete state.
         return network.eval(), fitted, turns
 
@@ -300,12 +307,18 @@ class _Learner:
         return scheduler
 
     def _turns(
-        self, network: nn.Module, source: PatchSource, scheduler: Scheduler, seed: int, recipe: TurnRecipe
+        self,
+        network: nn.Module,
+        source: PatchSource,
+        batch: Callable[[int], list[Patch]],
+        scheduler: Scheduler,
+        seed: int,
+        recipe: TurnRecipe,
     ) -> Turns:
         return Turns(
             scheduler,
             self.pool.names if self.pool else (),
-            lambda step: self._target_loss(network, source, step),
+            lambda step: _loss_of(network, batch(step), self.device),
             lambda arm, rng: self._arm_loss(network, source, arm, rng),
             network,
             dict(network.named_parameters()),
@@ -318,9 +331,8 @@ class _Learner:
         arguments = network_arguments(self.grid, self.recipe.network, self.recipe.size)
         return build(**arguments, seed=self.seed % 2**31).to(self.device)
 
-    def _target_loss(self, network: nn.Module, source: PatchSource, step: int) -> Tensor:
-        rng = step_rng(self.seed, step)
-        return _loss_of(network, source.draw_batch(rng, self.recipe.batch_size), self.device)
+    def _batch(self, source: PatchSource, step: int) -> list[Patch]:
+        return source.draw_batch(step_rng(self.seed, step), self.recipe.batch_size)
 
     def _arm_loss(self, network: nn.Module, source: PatchSource, arm: int, rng: np.random.Generator) -> Tensor:
         assert self.pool is not None  # there are arms
@@ -409,7 +421,8 @@ class _Learner:
         recipe = replace(self.recipe.turns, alone_from=None, follow_target=False)
         if scheduler.needs_probe:
             recipe = replace(recipe, lots_until=self.recipe.pretraining_steps // _LOTS)
-        turns = self._turns(network, source, scheduler, self.seed + 2, recipe)
+        batch = functools.partial(self._batch, source)
+        turns = self._turns(network, source, batch, scheduler, self.seed + 2, recipe)
         schedule = Schedule(steps, _PRETRAINING_RATE, self.recipe.weight_decay, min(self.recipe.warmup_steps, steps))
         with turns:
             fitted = fit(

@@ -40,7 +40,7 @@ Gradients = Literal["running mean", "batches", "step"]
 ArmLoss = Callable[[int, np.random.Generator], Tensor]
 """(arm, rng) -> loss of a batch drawn from it."""
 
-_PROBE = 1 << 30  # step indices from here on are for probes, so that these do not consume training batches
+FIRST_PROBE = 1 << 30  # step indices from here on are for probes, so that these do not consume training batches
 
 
 def _nothing() -> Tensor:
@@ -242,14 +242,14 @@ class Turns:
 
     def _look(self, turn: int, arm: int, batches: int) -> None:
         """Measure an arm with the current network, over several batches."""
-        rngs = [np.random.default_rng([self.seed, _PROBE, turn, arm, batch]) for batch in range(batches)]
+        rngs = [np.random.default_rng([self.seed, FIRST_PROBE, turn, arm, batch]) for batch in range(batches)]
         try:
             seen = self._probed([functools.partial(self.auxiliary, arm, rng) for rng in rngs])
         except UnusableArm as error:
             self._leave_out(error)
             return
         if self._target_probe is None or self._target_probe[0] != turn:
-            steps = range(_PROBE + turn * batches, _PROBE + (turn + 1) * batches)
+            steps = range(FIRST_PROBE + turn * batches, FIRST_PROBE + (turn + 1) * batches)
             self._target_probe = turn, self._probed([functools.partial(self.target, step) for step in steps])
         alike = similarity(self._target_probe[1].gradient, seen.gradient)
         self.scheduler.observe(turn, arm, seen.loss, getattr(alike, self.scheduler.similarity))

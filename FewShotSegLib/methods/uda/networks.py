@@ -24,6 +24,7 @@ from FewShotSegLib.inference.volume_network import network_arguments
 from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import load_weights, weights_of
 from FewShotSegLib.progress import Report, silent
+from FewShotSegLib.training.ahead import DrawnByThreads
 from FewShotSegLib.training.fit import FitResult, Schedule, fit, step_rng
 from FewShotSegLib.training.patches import Case, PatchRecipe, PatchSource
 
@@ -75,13 +76,15 @@ def train_classes(
     sources = [PatchSource([case], grid, recipe.patches, names, device) for case in cases]
     loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
 
-    def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        """Images and labels (B, 1, D, H, W)."""
         rng = step_rng(seed, step)
-        drawn = [sources[int(at)].draw(rng) for at in rng.choice(len(sources), recipe.batch_size, p=share)]
-        images, labels = (torch.stack([getattr(patch, name) for patch in drawn]) for name in ("image", "mask"))
-        logits = network(images[:, None].to(device))
-        truth = labels[:, None].to(device)
-        parts = [weight * loss(part.float(), truth) for weight, part in supervised(logits)]
+        patches = [sources[int(at)].draw(rng) for at in rng.choice(len(sources), recipe.batch_size, p=share)]
+        return torch.stack([p.image for p in patches])[:, None], torch.stack([p.mask for p in patches])[:, None]
+
+    def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
+        images, truth = drawn(step)
+        parts = [weight * loss(part.float(), truth) for weight, part in supervised(network(images))]
         return torch.stack(parts).sum(), {}
 
     schedule = Schedule(
@@ -93,17 +96,18 @@ def train_classes(
         clip_norm=12.0 if recipe.optimizer == "sgd" else 1.0,
         checkpoint_seconds=20.0,
     )
-    fitted = fit(
-        dict(network.named_parameters()),
-        loss_at,
-        schedule,
-        report=report,
-        message=message,
-        can_stop=True,
-        amp=patch_precision(device),
-        checkpoint=checkpoint,
-        identity=identity,
-    )
+    with DrawnByThreads(draw, torch.device(device)) as drawn:
+        fitted = fit(
+            dict(network.named_parameters()),
+            loss_at,
+            schedule,
+            report=report,
+            message=message,
+            can_stop=True,
+            amp=patch_precision(device),
+            checkpoint=checkpoint,
+            identity=identity,
+        )
     return weights_of(network), fitted
 
 

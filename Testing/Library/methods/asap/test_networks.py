@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from FewShotSegLib.errors import StopAndKeepBest
 from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.methods.asap import method as asap
+from FewShotSegLib.methods.asap import networks as module
 from FewShotSegLib.methods.asap.networks import NetworkLesson, NetworkRecipe, _best, _dice, adapt_networks
 from FewShotSegLib.methods.asap.schedulers import Direct
 from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import weights_of
 from FewShotSegLib.progress import Progress
+from FewShotSegLib.training.ahead import DrawnByThreads
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.training.patches import Case
 from Testing.conftest import DISC, SQUARE, Listener, discs
@@ -89,6 +92,21 @@ def test_networks_start_from_the_weights_of_a_file_and_keep_their_own_last_layer
     for name, value in weights_of(network).items():
         ours = loaded[f"{DISC}/{name}"]
         assert np.allclose(ours, fresh[f"{DISC}/{name}"] if name.startswith(head) else value, atol=1e-6), name
+
+
+def test_batches_drawn_ahead_by_threads_as_on_a_gpu_teach_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    lesson = a_lesson({DISC: "disc"})
+    at_once = adapted(lesson, steps=5).tensors
+    threads: set[int] = set()
+    draw = module._Learner._batch
+    monkeypatch.setattr(
+        module._Learner, "_batch", lambda self, *given: threads.add(threading.get_ident()) or draw(self, *given)
+    )
+    monkeypatch.setattr(module, "DrawnByThreads", lambda draw, device: DrawnByThreads(draw, torch.device("cuda")))
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    ahead = adapted(lesson, steps=5).tensors
+    assert threading.get_ident() not in threads != set()
+    assert all(np.array_equal(ahead[name], value) for name, value in at_once.items())
 
 
 def test_the_run_can_be_stopped_once_a_network_is_there_and_names_what_has_none() -> None:

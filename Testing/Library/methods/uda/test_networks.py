@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from FewShotSegLib.inference.volume_network import on_grid
 from FewShotSegLib.methods.uda import networks as module
 from FewShotSegLib.methods.uda.networks import ClassRecipe, class_network, predicted, train_classes
 from FewShotSegLib.networks.weights import weights_of
-from FewShotSegLib.training.patches import Case, PatchRecipe
+from FewShotSegLib.training.ahead import DrawnByThreads
+from FewShotSegLib.training.patches import Case, PatchRecipe, PatchSource
 from Testing.conftest import DISC, SQUARE, Listener, discs
 
 GRID = Grid((1.0, 1.0, 4.0), (4, 32, 32), "LPS")  # that of the discs
@@ -75,6 +77,18 @@ def test_the_same_seed_gives_the_same_weights_and_every_step_is_reported(a_liste
         (1, 2, "teacher 1", True),
         (2, 2, "teacher 1", True),
     ]
+
+
+def test_patches_drawn_ahead_by_threads_as_on_a_gpu_teach_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = trained(cases(0.2, 0.8), [1, 1])
+    threads: set[int] = set()
+    draw = PatchSource.draw
+    monkeypatch.setattr(PatchSource, "draw", lambda self, rng: threads.add(threading.get_ident()) or draw(self, rng))
+    monkeypatch.setattr(module, "DrawnByThreads", lambda draw, device: DrawnByThreads(draw, torch.device("cuda")))
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    ahead = trained(cases(0.2, 0.8), [1, 1])
+    assert threading.get_ident() not in threads != set()
+    assert all(np.array_equal(ahead[name], value) for name, value in at_once.items())
 
 
 def test_cases_are_drawn_as_often_as_their_weights_say() -> None:
