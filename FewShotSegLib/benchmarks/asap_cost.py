@@ -40,12 +40,17 @@ def costs(network: str, steps: int, repeats: int, device: torch.device = CPU) ->
     )
     rows = []
     for count in COUNTS:
-        step = _ratio(network, count, steps, repeats, device=device, look=False)
+        step = step_ratio(network, count, steps, repeats, device)
         run = _ratio(network, count, steps, repeats, device=device, look=True)
         more = (_peak(network, "asap", count, device) - _peak(network, "random", 1, device)) / 1e6
         rows.append([str(count), _text(step), _text(run), f"{more:.1f}"])
     columns = ["arms", "time per step", "time of a run with initial probing", "peak memory over the fixed one, MB"]
     return head + markdown(columns, rows)
+
+
+def step_ratio(network: str, count: int, steps: int, repeats: int, device: torch.device = CPU) -> Spread:
+    """Time of a step that chooses among `count` arms relative to one with a fixed arm."""
+    return _ratio(network, count, steps, repeats, device=device, look=False)
 
 
 def _text(value: Spread) -> str:

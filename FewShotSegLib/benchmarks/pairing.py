@@ -27,12 +27,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One line of the table. `wanted` is the smallest acceptable median, None if not set."""
+    """One line of the table. `wanted` is the smallest acceptable median, `most` the largest; None if not set."""
 
     name: str
     value: Spread
     wanted: float | None = None
     note: str = ""
+    most: float | None = None
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -69,7 +70,8 @@ def measurement_table(rows: Sequence[Measurement]) -> str:
     """Markdown table; numbers with three digits."""
     lines = []
     for row in rows:
-        wanted = "" if row.wanted is None else f">= {row.wanted:g}"
+        limits = (f"{sign} {limit:g}" for sign, limit in ((">=", row.wanted), ("<=", row.most)) if limit is not None)
+        wanted = ", ".join(limits)
         value = row.value
         spread_text = f"{_digits(value.low)} to {_digits(value.high)}"
         lines.append([row.name, _digits(value.median), spread_text, wanted, row.note])

@@ -31,9 +31,11 @@ from FewShotSegLib.benchmarks.workload import (
     Size,
     a_patient,
     a_square,
+    as_if_replayed,
     encoded,
     intensity_of,
     lesson_of,
+    lora_gradient,
     lora_step,
     operators,
     source_of,
@@ -351,11 +353,18 @@ def _operators(size: Size) -> Iterator[Measurement]:
         }
         preset = presets.COMPACT if network.family == "compact" else presets.PRESETS["8GB"]
         lesson = lesson_of(source_of(size, network.image_size), preset.batch_size)
-        with lora_step(network, preset, lesson, training_precision(torch.device("cpu"))) as step:
-            counts[f"a step of LoRA, batch {preset.batch_size}"] = operators(step)
+        amp = training_precision(torch.device("cpu"))
+        with lora_gradient(network, preset, lesson, amp) as gradient:
+            counts[f"loss and gradients of LoRA, batch {preset.batch_size}"] = operators(gradient)
+            with as_if_replayed(network):
+                left = operators(gradient)
         for what, count in counts.items():
-            note = "" if what.startswith("a step") else "on a GPU one graph, from the second call"
-            yield Measurement(f"{name}, {what}: operators", spread([count]), None, note)
+            note = "" if what.startswith("loss") else "on a GPU one graph, once recorded"
+            yield Measurement(f"{name}, {what}: operators", spread([count]), note=note)
+        what = f"{name}, the same on a GPU beside six graphs: launches"
+        yield Measurement(
+            what, spread([left]), most=counts[f"loss and gradients of LoRA, batch {preset.batch_size}"] / 4
+        )
 
 
 def _segment(size: Size) -> Iterator[Measurement]:

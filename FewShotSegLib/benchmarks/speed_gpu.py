@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from FewShotSegLib.benchmarks import workload
+from FewShotSegLib.benchmarks import asap_cost, workload
 from FewShotSegLib.benchmarks.pairing import Measurement, milliseconds, ratios, spread
 from FewShotSegLib.benchmarks.plain import plain_copy, random_vit_b
 from FewShotSegLib.demo import phantom
@@ -26,7 +26,7 @@ from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.methods import lora
 from FewShotSegLib.networks import build
-from FewShotSegLib.progress import Progress
+from FewShotSegLib.progress import Progress, silent
 from FewShotSegLib.sam import presets
 from FewShotSegLib.sam.cuda_graphs import GraphedInference, graphed_training
 from FewShotSegLib.sam.loading import load_base
@@ -154,9 +154,12 @@ def _encode_both(predictor: Predictor, squares: list[np.ndarray]) -> None:
 def adapting(size: workload.Size) -> Iterator[Measurement]:
     """Steps of an adaptation, including sample synthesis, eagerly and with CUDA graphs and prefetched samples."""
     for name, wanted in (("bundled-small", 25.0), ("bundled", 12.0)):
-        rates = {kind: _step_seconds(name, size, graphs=kind == "graphs") for kind in ("eager", "graphs")}
-        note = f"{milliseconds(rates['eager'])} / {milliseconds(rates['graphs'])}"
-        yield Measurement(f"{name}, adapting, steps per second", spread([1 / s for s in rates["graphs"]]), wanted, note)
+        runs = {kind: _steps(name, size, graphs=kind == "graphs") for kind in ("eager", "graphs")}
+        eager, graphs = runs["eager"], runs["graphs"]
+        note = f"{milliseconds(eager.seconds)} / {milliseconds(graphs.seconds)}; "
+        note += f"{_gb(eager.peak_bytes)} / {_gb(graphs.peak_bytes)}; launches {eager.launches} / {graphs.launches}"
+        rates = [1 / seconds for seconds in graphs.seconds]
+        yield Measurement(f"{name}, adapting, steps per second: eager / graphs", spread(rates), wanted, note)
         seconds = _default_step_seconds(name, size)
         what = f"{name}, adapting by default, steps per second"
         yield Measurement(what, spread([1 / s for s in seconds]), wanted, milliseconds(seconds))
@@ -176,8 +179,18 @@ def _default_step_seconds(name: str, size: workload.Size) -> list[float]:
     return list(np.diff(ended[-TIMED_STEPS:]))
 
 
-def _step_seconds(name: str, size: workload.Size, *, graphs: bool) -> list[float]:
+@dataclass(frozen=True)
+class _Steps:
+    """Seconds of each step, peak memory, and launches of one."""
+
+    seconds: list[float]
+    peak_bytes: int
+    launches: int
+
+
+def _steps(name: str, size: workload.Size, *, graphs: bool) -> _Steps:
     network = load_base(name, device="cuda")
+    torch.cuda.reset_peak_memory_stats()
     recipe = replace(lora.Recipe(), structure_maps=False, encoder_blocks=presets.ALL_BLOCKS, batch_size=4)
     recipe = prompted_recipe.resolve(recipe, network.family, network.device)
     structures = phantom.STRUCTURES
@@ -195,9 +208,10 @@ def _step_seconds(name: str, size: workload.Size, *, graphs: bool) -> list[float
         DrawnByThreads(lesson.draw, network.device if graphs else torch.device("cpu")) as drawn,
     ):
         lesson.begin, lesson.drawn = begin, drawn
-        amp = training_precision(network.device)
-        fit(parameters, lesson.loss_at, Schedule(WARM_STEPS + TIMED_STEPS), report=report, amp=amp)
-    return list(np.diff(ended[WARM_STEPS:]))
+        learn = functools.partial(fit, parameters, lesson.loss_at, amp=training_precision(network.device))
+        learn(Schedule(WARM_STEPS + TIMED_STEPS), report=report)
+        one = launches(lambda: learn(Schedule(2), report=silent)) - launches(lambda: learn(Schedule(1), report=silent))
+    return _Steps(list(np.diff(ended[WARM_STEPS:])), torch.cuda.max_memory_allocated(), one)
 
 
 def patch_networks(size: workload.Size) -> Iterator[Measurement]:
@@ -209,7 +223,14 @@ def patch_networks(size: workload.Size) -> Iterator[Measurement]:
     seconds = in_turns(steps, size.repeats)
     for name in ("swinunet", "mambaunet"):
         note = f"{milliseconds(seconds[name])} / {milliseconds(seconds['unet'])}"
-        yield Measurement(f"a step of {name} / of unet", ratios(seconds[name], seconds["unet"]), None, note)
+        most = 3.0 if name == "mambaunet" else None
+        yield Measurement(f"a step of {name} / of unet", ratios(seconds[name], seconds["unet"]), note=note, most=most)
+
+
+def choosing(size: workload.Size) -> Iterator[Measurement]:
+    """A step that chooses its auxiliary data among 15 against one with fixed auxiliary data."""
+    ratio = asap_cost.step_ratio("unet", 15, 10, size.repeats, device=torch.device("cuda"))
+    yield Measurement("a step of asap with unet, 15 auxiliary data sets / a fixed one", ratio, most=1.05)
 
 
 def _patch_step(name: str, patch: tuple[int, int, int], image: Tensor, mask: Tensor) -> Callable[[], None]:
@@ -269,4 +290,5 @@ MEASUREMENTS: dict[str, Callable[[workload.Size], Iterator[Measurement]]] = {
     "encoding": encoding,
     "training": training,
     "networks": patch_networks,
+    "choosing": choosing,
 }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
@@ -23,11 +23,12 @@ from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.methods import lora
 from FewShotSegLib.progress import silent
 from FewShotSegLib.sam import presets
-from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.cuda_graphs import Decoding, Encoding, Form
+from FewShotSegLib.sam.network import Embedding, PromptableNetwork, PromptBatch
 from FewShotSegLib.synthesis.plan import Sample
 from FewShotSegLib.synthesis.synthesizer import Synthesizer
 from FewShotSegLib.training import prompted_recipe
-from FewShotSegLib.training.fit import FitResult, Schedule, fit
+from FewShotSegLib.training.fit import FitResult, LossAt, Schedule, fit
 from FewShotSegLib.training.lesson import checkpointing, weights_of
 from FewShotSegLib.training.prompted import synthesizer_of
 from FewShotSegLib.training.queries import Query, click_query, images_of, on_device, query_loss, token_query
@@ -136,6 +137,31 @@ def lora_step(
     network: PromptableNetwork, preset: presets.Preset, lesson: Lesson, amp: torch.dtype | None
 ) -> Iterator[Callable[[], FitResult]]:
     """A training step: encode, decode the queries, backward pass, update. Samples are precomputed."""
+    with _lora_loss(network, preset, lesson) as (parameters, loss_at):
+        yield lambda: fit(parameters, loss_at, Schedule(1), report=silent, amp=amp)
+
+
+@contextlib.contextmanager
+def lora_gradient(
+    network: PromptableNetwork, preset: presets.Preset, lesson: Lesson, amp: torch.dtype | None
+) -> Iterator[Callable[[], None]]:
+    """The forward and backward pass of a training step, without the update."""
+    with _lora_loss(network, preset, lesson) as (parameters, loss_at):
+
+        def gradient() -> None:
+            with torch.autocast(network.device.type, amp, enabled=amp is not None):
+                loss, _ = loss_at(0)
+            loss.backward()
+            for parameter in parameters.values():
+                parameter.grad = None
+
+        yield gradient
+
+
+@contextlib.contextmanager
+def _lora_loss(
+    network: PromptableNetwork, preset: presets.Preset, lesson: Lesson
+) -> Iterator[tuple[Mapping[str, Tensor], LossAt]]:
     recipe = lora.Recipe(encoder_blocks=preset.encoder_blocks)
     samples, queries = lesson[0], [on_device(query, network.device) for query in lesson[1]]
     images = images_of(samples, network, "sam")
@@ -144,10 +170,61 @@ def lora_step(
     spec = prompted_recipe.adaptation_spec(recipe, network)
     adaptation = Adaptation(network, spec, sorted(phantom.STRUCTURES), generator=generator)
 
-    def loss_at(_: int) -> tuple[Tensor, dict[str, float]]:
+    def loss_at(_: int) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         embedding = network.encode(images)
         losses = [query_loss(network, adaptation, embedding, query, weights) for query in queries]
         return torch.stack(losses).mean(), {}
 
     with adaptation.applied(network) as parameters, checkpointing(network, preset.checkpointing):
-        yield lambda: fit(parameters, loss_at, Schedule(1), report=silent, amp=amp)
+        yield parameters, loss_at
+
+
+@contextlib.contextmanager
+def as_if_replayed(network: PromptableNetwork) -> Iterator[None]:
+    """`encode` and `decode` of training do what replaying a CUDA graph does, apart from the launch itself: inputs and
+    gradients are copied, outputs are those of the first call. To count what is left to launch, on any computer.
+    """
+    plain = network.encode, network.decode
+    outputs: dict[Hashable, tuple[Tensor, ...]] = {}
+
+    def replay(module: nn.Module, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        key = tuple(argument.shape for argument in arguments)
+        if key not in outputs:
+            outputs[key] = tuple(output.detach() for output in module(*arguments))
+        learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        return _Replayed.apply(outputs[key], *arguments, *learned)
+
+    def encode(images: Tensor) -> Embedding:
+        features, *skips = replay(Encoding(network.image_encoder, plain[0]), [images])
+        return Embedding(features, tuple(skips))
+
+    def decode(embedding: Embedding, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
+        form = Form.of(embedding, prompts)
+        parts = nn.ModuleList([network.prompt_encoder, network.mask_decoder])
+        logits, iou = replay(Decoding(parts, plain[1], form), form.flat(embedding, prompts))
+        return logits, iou
+
+    network.encode, network.decode = encode, decode  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del network.encode, network.decode
+
+
+class _Replayed(torch.autograd.Function):
+    """One copy for each input, and in the backward pass one for the gradient of each output."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: tuple[Tensor, ...], *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.shapes = [(value.shape, value.dtype) for value in inputs]
+        for value in inputs:
+            if not isinstance(value, nn.Parameter):
+                torch.empty_like(value).copy_(value)
+        return tuple(output.detach() for output in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        for gradient in gradients:
+            torch.empty_like(gradient).copy_(gradient)
+        wanted = zip(ctx.shapes, ctx.needs_input_grad[1:], strict=True)
+        return None, *(torch.empty(shape, dtype=dtype) if needed else None for (shape, dtype), needed in wanted)

@@ -153,7 +153,7 @@ class TrainingGraphs:
     def encode(self, images: Tensor) -> Embedding:
         if not torch.is_grad_enabled() or not any(p.requires_grad for p in self.network.image_encoder.parameters()):
             return self._plain[0](images)
-        features, *skips = self._run(_Encoding(self.network.image_encoder, self._plain[0]), [images])
+        features, *skips = self._run(Encoding(self.network.image_encoder, self._plain[0]), [images])
         return Embedding(features, tuple(skips))
 
     def decode(self, embedding: Embedding, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
@@ -161,7 +161,7 @@ class TrainingGraphs:
             return self._plain[1](embedding, prompts)
         form = Form.of(embedding, prompts)
         parts = nn.ModuleList([self.network.prompt_encoder, self.network.mask_decoder])
-        logits, iou = self._run(_Decoding(parts, self._plain[1], form), form.flat(embedding, prompts))
+        logits, iou = self._run(Decoding(parts, self._plain[1], form), form.flat(embedding, prompts))
         return logits, iou
 
     def _run(self, module: nn.Module, arguments: list[Tensor]) -> tuple[Tensor, ...]:
@@ -219,7 +219,7 @@ def _optional(prompts: PromptBatch) -> tuple[Tensor | None, ...]:
     return prompts.masks, prompts.has_mask, prompts.tokens
 
 
-class _Encoding(nn.Module):
+class Encoding(nn.Module):
     """`PromptableNetwork.encode` as a module with the encoder's parameters, taking and returning tensors."""
 
     def __init__(self, encoder: nn.Module, encode: Callable[[Tensor], Embedding]) -> None:
@@ -232,7 +232,7 @@ class _Encoding(nn.Module):
         return embedding.features, *embedding.skips
 
 
-class _Decoding(nn.Module):
+class Decoding(nn.Module):
     """`PromptableNetwork.decode` as a module with the parameters of prompt encoder and decoder."""
 
     def __init__(self, parts: nn.ModuleList, decode: Callable[..., tuple[Tensor, Tensor]], form: Form) -> None:

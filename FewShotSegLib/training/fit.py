@@ -341,7 +341,7 @@ class _TrainingState:
             raise InputError(f"Training has learned nothing: no step of {self.step} had a finite gradient. {_CALM}")
         best = self.best or {n: v.clone() for n, v in (self.ema or self.parameters).items()}
         best = {name: value.detach() for name, value in best.items()}
-        if not all(bool(torch.isfinite(value).all()) for value in best.values()):
+        if best and not bool(torch.stack([torch.isfinite(value).all() for value in best.values()]).all()):
             raise InputError(f"Training broke down: its weights are not finite numbers any more. {_CALM}")
         return FitResult(
             best,

@@ -52,8 +52,10 @@ def test_the_table_has_a_line_per_row_with_what_was_wanted() -> None:
     rows = [
         Measurement("stock / ours", Spread(2.0, 1.875, 2.25), 1.5, "4 ms / 2 ms"),
         Measurement("a click", Spread(321.4, 300, 400)),
+        Measurement("launches", Spread(7.0, 7.0, 7.0), most=8.0),
     ]
     lines = measurement_table(rows).splitlines()
     assert lines[2] == "| stock / ours | 2.00 | 1.88 to 2.25 | >= 1.5 | 4 ms / 2 ms |"
     assert lines[3] == "| a click | 321 | 300 to 400 |  |  |"
+    assert lines[4] == "| launches | 7.00 | 7.00 to 7.00 | <= 8 |  |"
     assert len({line.count("|") for line in lines}) == 1

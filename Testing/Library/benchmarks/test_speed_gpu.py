@@ -19,5 +19,5 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_every_question_of_the_processor_s_table_has_one_for_the_gpu() -> None:
-    assert set(speed_gpu.MEASUREMENTS) == {"predicting", "adapting", "encoding", "training", "networks"}
+    assert set(speed_gpu.MEASUREMENTS) == {"predicting", "adapting", "encoding", "training", "networks", "choosing"}
     assert "cudaGraphLaunch" in speed_gpu.LAUNCHES

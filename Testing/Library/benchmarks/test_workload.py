@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 
@@ -11,13 +13,17 @@ from FewShotSegLib.benchmarks.workload import (
     Size,
     a_square,
     an_exemplar,
+    as_if_replayed,
     encoded,
     lesson_of,
+    lora_gradient,
     operators,
     source_of,
 )
+from FewShotSegLib.inference.predictor import Predictor
+from FewShotSegLib.sam import presets
 from FewShotSegLib.sam.loading import load_base
-from FewShotSegLib.sam.network import PromptableNetwork
+from FewShotSegLib.sam.network import PADDING, POSITIVE, PromptableNetwork, PromptBatch
 
 SMALL = Size(1, (64,), 64, 6)
 
@@ -52,8 +58,23 @@ def test_operators_that_compute_or_copy_are_counted_and_views_are_not() -> None:
         assert 1 <= operators(lambda: layer(x)) <= 2  # a copy of the bias, and the product
 
 
-def test_encoding_takes_no_more_operators_than_it_did() -> None:
-    for name, most in (("bundled-small", 280), ("bundled", 560)):
+def test_encoding_and_answering_take_no_more_operators_than_they_did() -> None:
+    for name, most, most_of_click in (("bundled-small", 280, 280), ("bundled", 560, 195)):
         network = load_base(name)
         images = network.normalize(torch.rand(1, network.image_size, network.image_size), network.scale)
         assert operators(lambda: encoded(network, images, False)) <= most  # noqa: B023 - called at once
+        predictor = Predictor(network)
+        embedding = predictor.encode([images[0, 0].clamp(0, 1).numpy()])[0]
+        coords, labels = torch.full((1, 2, 2), network.image_size / 2), torch.tensor([[POSITIVE, PADDING]])
+        click = functools.partial(predictor.decode, embedding, PromptBatch(coords, labels))
+        assert operators(click) <= most_of_click
+
+
+def test_with_graphs_at_most_a_quarter_of_a_training_step_is_left_to_launch() -> None:
+    network = load_base("bundled-small")
+    lesson = lesson_of(source_of(SMALL, network.image_size), 2)
+    with lora_gradient(network, presets.COMPACT, lesson, None) as gradient:
+        eager = operators(gradient)
+        with as_if_replayed(network):
+            assert operators(gradient) < eager / 4
+        assert operators(gradient) == eager  # the network is as before
