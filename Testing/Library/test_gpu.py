@@ -15,11 +15,16 @@ import torch
 
 from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
+from FewShotSegLib.data.job import AdaptJob, ExemplarFiles
 from FewShotSegLib.inference.load import predictor_of
 from FewShotSegLib.inference.predictor import Predictor
 from FewShotSegLib.inference.segment import SegmentOptions, segment
+from FewShotSegLib.inference.support import SupportPredictor, SupportRecipe, support_adapter
 from FewShotSegLib.inference.volume_network import VolumePredictor
+from FewShotSegLib.io.adapters import load_adapter
+from FewShotSegLib.io.volumes import save_volume
 from FewShotSegLib.jobs.notes import Notes
+from FewShotSegLib.jobs.run import run
 from FewShotSegLib.jobs.segment import segmentation_of
 from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.methods import gmiseg, lora
@@ -28,6 +33,7 @@ from FewShotSegLib.methods.uda.translation import train_translator
 from FewShotSegLib.networks import scan
 from FewShotSegLib.networks.scan import directional_scans
 from FewShotSegLib.progress import silent
+from FewShotSegLib.sam import presets, registry
 from FewShotSegLib.sam.cuda_graphs import graphed_training
 from FewShotSegLib.sam.loading import load_base
 from FewShotSegLib.sam.network import PADDING, POSITIVE, PromptableNetwork, PromptBatch
@@ -37,8 +43,9 @@ from FewShotSegLib.training.fit import Schedule, fit
 from FewShotSegLib.training.lesson import Lesson
 from FewShotSegLib.training.prompted import synthesizer_of
 from FewShotSegLib.worker.client import WorkerClient
-from Testing.conftest import QUICK
+from Testing.conftest import DISC, QUICK, write_discs
 from Testing.Library.kernels import assert_agree, with_gradients
+from Testing.Library.methods.uda.conftest import other_kind
 from Testing.Library.methods.uda.toys import TINY, noise
 from Testing.Library.networks.sequences import DIRECTIONS, directional_arguments
 from Testing.Library.worker.conftest import a_click, answer_to, ask
@@ -48,6 +55,15 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that PyTorch can use"),
 ]
 CUDA = torch.device("cuda")
+UDA: dict[str, Any] = {
+    "steps": 3,
+    "translation_steps": 2,
+    "patch": [4, 32, 32],
+    "rounds": 3,
+    "drift_limit": -1.0,
+    "pseudo_labels": {"keep_empty": True, "drop_fraction": 0.0, "uncertainty_limit": None, "vote": "union"},
+}
+MEMORY = {"24GB": presets.Preset(presets.ALL_BLOCKS, 160, 24, False), "12GB": presets.Preset(0, 160, 1, False)}
 
 
 @pytest.fixture(params=["bundled-small", "bundled"])
@@ -187,6 +203,85 @@ def test_a_3d_network_learns_and_both_devices_find_the_same(network: str, an_exe
     for value in an_exemplar.structures:
         assert (found[0] == value).any() == (found[1] == value).any()
     assert (found[0] != found[1]).mean() < 0.01
+
+
+def test_a_support_set_answers_on_the_gpu_as_on_the_processor(base: PromptableNetwork, an_exemplar: Exemplar) -> None:
+    support = support_adapter([an_exemplar], base, recipe=SupportRecipe(pictures=4, pixels=4000))
+    found = [
+        segment(an_exemplar.volume, SupportPredictor(network, support)).labelmap.volume.array
+        for network in (base, load_base(base.name))
+    ]
+    for value in an_exemplar.structures:
+        assert overlap(*(labels == value for labels in found)) > 0.95, value
+    assert found[0].any()
+
+
+def a_lesson_in_files(folder: Path) -> dict[str, Any]:
+    """A patient, and two auxiliary data sets: what a job of `asap` needs."""
+    pytest.importorskip("SimpleITK", reason="jobs read files")
+    image, labelmap = write_discs(folder, "patient", 5)
+    for number, name in enumerate(("north", "south")):
+        write_discs(folder / "auxiliary" / name, "case", 10 * number)
+    exemplar = ExemplarFiles(str(image), str(labelmap), axis="k", slices="all", structures={DISC: "disc"})
+    return {"exemplars": (exemplar,), "auxiliary_folder": str(folder / "auxiliary"), "device": CUDA.type}
+
+
+@pytest.mark.parametrize("network", ["unet", "sam"])
+def test_asap_chooses_auxiliary_data_and_one_seed_gives_one_run(
+    network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = a_lesson_in_files(tmp_path)
+    recipe: dict[str, Any] = {"network": network, "steps": 6, "batch_size": 1, "estimate_folds": 0, "validate_every": 0}
+    recipe |= {"steps_per_turn": 2, "measured_steps": 1, "probe_batches": 1}
+    recipe |= {} if network == "sam" else {"patch": [4, 32, 32], "pretraining_steps": 2}
+    tensors = []
+    for attempt in ("first", "again"):
+        monkeypatch.setenv("FEWSHOTSEG_CACHE", str(tmp_path / attempt))
+        out = str(tmp_path / f"{attempt}.safetensors")
+        record = run(AdaptJob(out, method="asap", base="bundled-small", recipe=recipe, **given))
+        assert record["metrics"]["auxiliary"]["turns"] or record["metrics"]["pretraining_of"]
+        tensors.append(load_adapter(out).tensors)
+    for name, value in tensors[0].items():
+        np.testing.assert_allclose(value, tensors[1][name], atol=2e-3, err_msg=name)
+
+
+def test_uda_goes_its_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("SimpleITK", reason="jobs read files")
+    monkeypatch.setenv("FEWSHOTSEG_CACHE", str(tmp_path / "cache"))
+    for case in range(2):
+        write_discs(tmp_path / "ct", f"case {case}", case)
+    for case in range(3):
+        save_volume(other_kind(20 + case)[0], tmp_path / "mr" / f"patient {case}.nrrd")
+    folders = {"source_folder": str(tmp_path / "ct"), "target_folder": str(tmp_path / "mr")}
+    out = str(tmp_path / "discs.safetensors")
+    record = run(AdaptJob(out, method="uda", recipe=UDA, device=CUDA.type, **folders))
+    assert {"matching", "filter"} <= set(record["metrics"]["stages"])
+    volume, _ = other_kind(9)
+    found = [VolumePredictor(load_adapter(out), device).segment(volume) for device in (CUDA, torch.device("cpu"))]
+    labels = [part.labelmap.volume.array for part in found]
+    assert (labels[0] != labels[1]).mean() < 0.01
+
+
+def test_training_steps_down_to_the_preset_that_fits(
+    tmp_path: Path, a_short_gpu: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = a_lesson_in_files(tmp_path)
+    del given["auxiliary_folder"]
+    registered = registry.find("bundled-small")[0]
+    monkeypatch.setattr(prompted_recipe, "preset_of", lambda family, name, device: MEMORY[name])
+    needs = {}
+    for preset in MEMORY:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        recipe = {**QUICK, "image_size": None, "batch_size": None, "preset": preset}
+        job = AdaptJob(str(tmp_path / f"{preset}.safetensors"), base=registered.name, recipe=recipe, **given)
+        run(job)
+        needs[preset] = torch.cuda.max_memory_reserved()
+    torch.cuda.empty_cache()
+    assert needs["24GB"] > 1.2 * needs["12GB"]
+    a_short_gpu((needs["24GB"] + needs["12GB"]) // 2)
+    record = run(replace(job, out=str(tmp_path / "short.safetensors"), recipe={**recipe, "preset": "24GB"}))
+    assert any("starting again with the preset 12GB" in warning for warning in record["warnings"])
 
 
 @pytest.mark.parametrize("amp", [None, torch.bfloat16])
