@@ -15,6 +15,7 @@ import argparse
 import copy
 import functools
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -223,7 +224,8 @@ def main() -> None:
     parser.add_argument("--first-part", type=int, default=0, help="to begin with, where START was taught those before")
     parser.add_argument("--parts", type=int, default=len(PARTS), help="to end before")
     parser.add_argument("--seconds", type=float, help="of each part at most")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
+    spare = max((os.cpu_count() or 1) - 1, 1) if torch.cuda.is_available() else 1  # a GPU would wait for one
+    parser.add_argument("--workers", type=int, default=spare, help="processes that draw scenes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
