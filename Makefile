@@ -57,9 +57,10 @@ docs: $(DOCS_STAMP)
 mutants: $(STAMP)
 	@$(PY) Testing/mutants.py
 
+# The version that the pinned PyTorch brings along with CUDA; beside .venv, whose tests stay as they are.
 kernels: $(STAMP)
-	@$(PY) -m pip install -q -c constraints.txt triton
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q Testing/Library/networks/test_scan_triton.py Testing/Library/sam/test_attention_triton.py
+	@test -d build/triton || $(PY) -m pip install -q --no-deps --target build/triton triton==3.7.1
+	@PYTHONPATH=build/triton OMP_NUM_THREADS=1 $(PY) -m pytest -q Testing/Library/networks/test_scan_triton.py Testing/Library/sam/test_attention_triton.py
 
 bench: $(STAMP)
 	@$(PY) -m FewShotSegLib benchmark speed $(if $(QUICK),--quick)

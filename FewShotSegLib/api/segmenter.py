@@ -141,8 +141,8 @@ class Segmenter:
         index = self._slice_of(corners[0])
         before = self._states[-1].prompts.get(index)
         if before is None:
-            return self._ask(Prompt(self.axis, index, box_ijk=corners, structure=self.structure))
-        return self._ask(replace(before, box_ijk=corners))
+            return self._ask(Prompt(self.axis, index, box_ijk=corners, structure=self.structure), level=3)
+        return self._ask(replace(before, box_ijk=corners), level=3)
 
     def propagate(self, slices: int = 40, *, direction: int = 0, progress: bool | Report | None = None) -> Mask:
         """Propagate the mask to up to `slices` neighbouring slices of every prompted slice.
@@ -196,13 +196,14 @@ class Segmenter:
             raise InputError(f"The point is on slice {letter}={where:g}; the volume has {letter}=0 to {count - 1}.")
         return index
 
-    def _ask(self, prompt: Prompt) -> Mask:
+    def _ask(self, prompt: Prompt, level: int = 4) -> Mask:
+        """`level`: how many calls up the user's is, to attribute a warning to it."""
         prompt.check_inside(self.volume)
         frame = self._reader.frame(prompt.index)
         embedding = self._predictor.encode([self._reader.square(prompt.index)])[0]
         if self._predictor.advice and not self._advised:
             self._advised = True
-            warnings.warn(self._predictor.advice, stacklevel=4)  # of the click
+            warnings.warn(self._predictor.advice, stacklevel=level)
         learned = self._predictor.adapter.structures if self._predictor.adapter else {}
         values = [value for value, name in learned.items() if name == self.structure]
         masks = self._predictor.answer(embedding, prompt, frame, values)

@@ -172,11 +172,13 @@ def exemplars(dataset: PublicDataSet, data: Path, count: int) -> list[Exemplar]:
 
 
 def with_empty_slices(chosen: Sequence[Exemplar]) -> list[Exemplar]:
-    """The exemplars with the slices of their volumes without any label declared empty, as backgrounds to paste on."""
-    return [
-        replace(exemplar, empty_slices=tuple(k for k, labels in enumerate(exemplar.labelmap) if not labels.any()))
-        for exemplar in chosen
-    ]
+    """The exemplars with the other slices of their volumes without any label declared empty, to paste on."""
+    return [replace(exemplar, empty_slices=_empty_slices(exemplar)) for exemplar in chosen]
+
+
+def _empty_slices(exemplar: Exemplar) -> tuple[int, ...]:
+    empty = (k for k, labels in enumerate(exemplar.labelmap) if not labels.any())
+    return tuple(k for k in empty if k not in exemplar.annotated_slices)
 
 
 def _with_shown(dataset: PublicDataSet, chosen: Sequence[Exemplar]) -> list[Exemplar]:

@@ -335,7 +335,9 @@ def _decoded_by_sam(network: PromptableNetwork, features: Tensor, prompts: Promp
 
 
 def _operators(size: Size) -> Iterator[Measurement]:
-    """Number of operators of encoding a slice, decoding a click and a LoRA step: launches of a GPU without graphs."""
+    """Number of operators of encoding a slice, decoding a click, and loss and gradients of a LoRA step: launches of a
+    GPU without graphs.
+    """
     networks = {name: functools.partial(load_base, name) for name in ("bundled-small", "bundled")}
     networks["ViT-B"] = functools.partial(random_vit_b, size.encode_px[0])
     for name, made in networks.items():
@@ -351,7 +353,7 @@ def _operators(size: Size) -> Iterator[Measurement]:
             "encoding a slice": operators(lambda: predictor.encode([next(squares)])),  # noqa: B023 - called at once
             "answering a click": operators(lambda: predictor.decode(embedding, PromptBatch(coords, labels))),  # noqa: B023
         }
-        preset = presets.COMPACT if network.family == "compact" else presets.PRESETS["8GB"]
+        preset = presets.COMPACT if network.family == "compact" else presets.PRESETS["12GB"]  # no checkpointing: graphs
         lesson = lesson_of(source_of(size, network.image_size), preset.batch_size)
         amp = training_precision(torch.device("cpu"))
         with lora_gradient(network, preset, lesson, amp) as gradient:

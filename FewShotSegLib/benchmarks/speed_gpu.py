@@ -156,10 +156,10 @@ def adapting(size: workload.Size) -> Iterator[Measurement]:
     for name, wanted in (("bundled-small", 25.0), ("bundled", 12.0)):
         runs = {kind: _steps(name, size, graphs=kind == "graphs") for kind in ("eager", "graphs")}
         eager, graphs = runs["eager"], runs["graphs"]
-        note = f"{milliseconds(eager.seconds)} / {milliseconds(graphs.seconds)}; "
+        note = f"eager / graphs: {milliseconds(eager.seconds)} / {milliseconds(graphs.seconds)}; "
         note += f"{_gb(eager.peak_bytes)} / {_gb(graphs.peak_bytes)}; launches {eager.launches} / {graphs.launches}"
         rates = [1 / seconds for seconds in graphs.seconds]
-        yield Measurement(f"{name}, adapting, steps per second: eager / graphs", spread(rates), wanted, note)
+        yield Measurement(f"{name}, adapting with graphs, steps per second", spread(rates), wanted, note)
         seconds = _default_step_seconds(name, size)
         what = f"{name}, adapting by default, steps per second"
         yield Measurement(what, spread([1 / s for s in seconds]), wanted, milliseconds(seconds))
@@ -189,8 +189,9 @@ class _Steps:
 
 
 def _steps(name: str, size: workload.Size, *, graphs: bool) -> _Steps:
-    network = load_base(name, device="cuda")
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
+    network = load_base(name, device="cuda")
     recipe = replace(lora.Recipe(), structure_maps=False, encoder_blocks=presets.ALL_BLOCKS, batch_size=4)
     recipe = prompted_recipe.resolve(recipe, network.family, network.device)
     structures = phantom.STRUCTURES
@@ -210,8 +211,9 @@ def _steps(name: str, size: workload.Size, *, graphs: bool) -> _Steps:
         lesson.begin, lesson.drawn = begin, drawn
         learn = functools.partial(fit, parameters, lesson.loss_at, amp=training_precision(network.device))
         learn(Schedule(WARM_STEPS + TIMED_STEPS), report=report)
+        peak = torch.cuda.max_memory_reserved()  # allocated bytes leave out what graphs keep between replays
         one = launches(lambda: learn(Schedule(2), report=silent)) - launches(lambda: learn(Schedule(1), report=silent))
-    return _Steps(list(np.diff(ended[WARM_STEPS:])), torch.cuda.max_memory_allocated(), one)
+    return _Steps(list(np.diff(ended[WARM_STEPS:])), peak, one)
 
 
 def patch_networks(size: workload.Size) -> Iterator[Measurement]:

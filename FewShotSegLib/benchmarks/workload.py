@@ -188,13 +188,15 @@ def as_if_replayed(network: PromptableNetwork) -> Iterator[None]:
     outputs: dict[Hashable, tuple[Tensor, ...]] = {}
 
     def replay(module: nn.Module, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        key = tuple(argument.shape for argument in arguments)
+        key = type(module), getattr(module, "form", None), *(argument.shape for argument in arguments)
         if key not in outputs:
             outputs[key] = tuple(output.detach() for output in module(*arguments))
         learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
         return _Replayed.apply(outputs[key], *arguments, *learned)
 
     def encode(images: Tensor) -> Embedding:
+        if not any(parameter.requires_grad for parameter in network.image_encoder.parameters()):
+            return plain[0](images)
         features, *skips = replay(Encoding(network.image_encoder, plain[0]), [images])
         return Embedding(features, tuple(skips))
 

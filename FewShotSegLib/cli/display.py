@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
+from FewShotSegLib.data.adapter import best_step_of
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.visualization.charts import SCOPES
 from FewShotSegLib.visualization.progress_bar import ProgressBar, is_counted, shown_metrics
@@ -205,7 +206,7 @@ def _missed(count: int) -> str:
 
 def readable_card(values: Mapping[str, Any], parameters: int, size_bytes: int) -> str:
     """An adapter's card in readable form."""
-    metrics = values["metrics"]
+    metrics = {**values["metrics"], "best_step": best_step_of(values["metrics"])}
     exemplars = [
         f"{e['name']}: {_channel_of(e)}slices {'kji'[e['axis']]}={','.join(map(str, e['annotated_slices']))}"
         for e in values["provenance"].get("exemplars", [])

@@ -94,6 +94,12 @@ def current_name(base_model: str, base_sha256: str) -> str:
     return _RENAMED.get((base_model, base_sha256), base_model)
 
 
+def best_step_of(metrics: Mapping[str, Any]) -> int | None:
+    """The step with the best validation, from the metrics of a card; None without validation (in version 0.1.0: -1)."""
+    best = metrics.get("best_step")
+    return best if isinstance(best, int) and best >= 0 else None
+
+
 def check_base(adapter: Adapter, base_name: str, base_sha256: str) -> None:
     """Raise `InputError` naming both base models if the adapter was made for a different one."""
     if adapter.architecture is not None and not adapter.base_model:

@@ -64,5 +64,5 @@ class MemoryCurve:
 
 
 def gpu_memory_of(device: torch.device) -> Callable[[], int]:
-    """Bytes reserved by PyTorch on a GPU. Other programs see the CUDA context on top, some hundred MB."""
+    """Bytes reserved by PyTorch on a GPU. Other programs see the CUDA context on top, a few hundred MB more."""
     return lambda: int(torch.cuda.memory_reserved(device))

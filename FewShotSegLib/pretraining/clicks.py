@@ -224,15 +224,18 @@ def main() -> None:
     parser.add_argument("--first-part", type=int, default=0, help="to begin with, where START was taught those before")
     parser.add_argument("--parts", type=int, default=len(PARTS), help="to end before")
     parser.add_argument("--seconds", type=float, help="of each part at most")
-    spare = max((os.cpu_count() or 1) - 1, 1) if torch.cuda.is_available() else 1  # a GPU would wait for one
-    parser.add_argument("--workers", type=int, default=spare, help="processes that draw scenes")
+    parser.add_argument(
+        "--workers", type=int, help="processes that draw scenes; default: on a GPU all cores but one, else 1"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
     parts = [replace(part, seconds=arguments.seconds) for part in PARTS[: arguments.parts]]
-    running = Running(arguments.seed, arguments.device, arguments.workers, arguments.first_part)
+    # One process cannot keep a GPU busy.
+    workers = arguments.workers or (max((os.cpu_count() or 1) - 1, 1) if arguments.device.startswith("cuda") else 1)
+    running = Running(arguments.seed, arguments.device, workers, arguments.first_part)
     try:
         teach(load_base(arguments.start), parts, arguments.out, running)
     except InputError as error:

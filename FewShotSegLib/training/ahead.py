@@ -72,7 +72,7 @@ class DrawnByThreads(Generic[T]):
             self._threads.shutdown(cancel_futures=True)
 
     def __call__(self, step: int) -> T:
-        """The batch of a step; each may be requested once."""
+        """The batch of a step; a second request draws it again."""
         if self._threads is None:
             return self._draw(step)
         for number in range(step, step + AHEAD + 1):

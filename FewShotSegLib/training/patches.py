@@ -283,7 +283,10 @@ def cut(
     One interpolation for all spatial transforms, linear for the image, nearest for mask and known. Beyond the case the
     padding is black background, as in prediction.
     """
-    with torch.autocast(torch.device(device).type, enabled=False):  # whoever draws: images keep their precision
+    kind = torch.device(device).type
+    if not torch.is_autocast_enabled(kind):
+        return _cut(case, centre, patch, change or Change(), device)
+    with torch.autocast(kind, enabled=False):  # also inside `fit`'s autocast, augmentation stays in float32
         return _cut(case, centre, patch, change or Change(), device)
 
 

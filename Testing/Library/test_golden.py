@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from FewShotSegLib.cli.display import readable_card
+from FewShotSegLib.data.adapter import card
 from FewShotSegLib.data.job import AdaptJob, EvaluateJob, SegmentJob
 from FewShotSegLib.io.adapters import load_adapter
 from FewShotSegLib.io.jobs import load_job
@@ -43,6 +45,7 @@ def test_adapters_open(golden: Path, name: str, structures: dict[int, str]) -> N
     adapter = load_adapter(golden / f"{name}.safetensors")
     assert adapter.method == ("asap" if name == "unet" else name)
     assert dict(adapter.structures) == structures
+    assert "best step" not in readable_card(card(adapter), 1, 1)  # -1 meant that nothing was validated
 
 
 def test_jobs_mean_the_same(golden: Path) -> None:

@@ -234,13 +234,17 @@ def test_asap_chooses_auxiliary_data_and_one_seed_gives_one_run(
     recipe: dict[str, Any] = {"network": network, "steps": 6, "batch_size": 1, "estimate_folds": 0, "validate_every": 0}
     recipe |= {"steps_per_turn": 2, "measured_steps": 1, "probe_batches": 1}
     recipe |= {} if network == "sam" else {"patch": [4, 32, 32], "pretraining_steps": 2}
-    tensors = []
+    tensors, chosen = [], []
     for attempt in ("first", "again"):
         monkeypatch.setenv("FEWSHOTSEG_CACHE", str(tmp_path / attempt))
         out = str(tmp_path / f"{attempt}.safetensors")
         record = run(AdaptJob(out, method="asap", base="bundled-small", recipe=recipe, **given))
-        assert record["metrics"]["auxiliary"]["turns"] or record["metrics"]["pretraining_of"]
+        metrics = record["metrics"]
+        summaries = [metrics["auxiliary"], *(metrics.get("pretraining_of") or {}).values()]
+        chosen.append([[row["arm"] for row in summary["turns"]] for summary in summaries])
         tensors.append(load_adapter(out).tensors)
+    assert any(chosen[0])
+    assert chosen[0] == chosen[1]
     for name, value in tensors[0].items():
         np.testing.assert_allclose(value, tensors[1][name], atol=2e-3, err_msg=name)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
+from FewShotSegLib.data.adapter import best_step_of
+
 from .Status import WARNING
 
 Card = Mapping[str, Any]
@@ -65,7 +67,7 @@ def _training(card: Card, metrics: Mapping[str, Any]) -> str:
     if "steps" not in metrics:
         return card["method"]
     steps = metrics["steps"]
-    best = metrics.get("best_step")
+    best = best_step_of(metrics)
     if best is None:  # nothing was validated: the last step counts
         return _("{method}, {steps} steps").format(method=card["method"], steps=steps)
     return _("{method}, {steps} steps, best after {best}").format(method=card["method"], steps=steps, best=best)

@@ -13,7 +13,7 @@ or by the confidence of the first teacher. Intensities are the default, because 
 paper's edges (Testing/BENCHMARKS.md). `preset=paper` is the paper as far as it is specified (`recipe`).
 
 When to use it: labelled CT (or any other kind) and a stack of unlabelled MR. Cost: about forty minutes on one CPU core
-with the preset for it; every stage is cached.
+with the preset `cpu`; every stage is cached.
 """
 
 from __future__ import annotations

@@ -39,9 +39,9 @@ UDA_PRESETS = {
 
 # As specified in the paper, besides the sizes. Its z-scores are omitted: instance normalization makes a network nearly
 # invariant to them, except at the borders. Unlabelled targets have no foreground, so their statistics are over all
-# voxels. It trains on 300 MR and 100 CT, and augments like nnU-Net, whose ranges these are; the strength of elastic
-# deformation is ours. In anatomy space brightness and gamma stay as they are, since edges would move. Nothing is
-# flipped left-right where a structure is named after its side. The paper specifies no drift check.
+# voxels. It trains on 300 MR and 100 CT, and augments like nnU-Net: foreground, rotation, scale, gain and gamma have
+# its ranges (of isotropic patches), the rest is ours. In anatomy space gain and gamma stay 1, since edges would move.
+# Nothing is flipped left-right where a structure is named after its side. The paper specifies no drift check.
 PAPER: dict[str, Any] = {
     "space": "anatomy",
     "rounds": 3,

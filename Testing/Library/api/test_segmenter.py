@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +38,22 @@ def answer_of_the_predictor(segmenter: Segmenter, base: str, prompt: Prompt) -> 
     return predictor.on_voxels(masks, frame)[0] > 0
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda segmenter: segmenter.click(CENTRE),
+        lambda segmenter: segmenter.scribble([CENTRE, (21.0, 22.0, 2.0)]),
+        lambda segmenter: segmenter.box((10, 10, 2), (30, 30, 2)),
+    ],
+    ids=["click", "scribble", "box"],
+)
 def test_a_slow_computer_is_offered_the_small_base_model_once(
-    a_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+    ask: Callable[[Segmenter], object], a_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("FewShotSegLib.inference.predictor.SLOW_SLICE", 0.0)
-    with pytest.warns(UserWarning, match="s for a slice with the base model .*bundled-small"):
-        a_segmenter.click(CENTRE)
+    with pytest.warns(UserWarning, match="s for a slice with the base model .*bundled-small") as told:
+        ask(a_segmenter)
+    assert told[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         a_segmenter.click((21.0, 22.0, 2.0))

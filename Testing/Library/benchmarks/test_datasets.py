@@ -88,3 +88,6 @@ def test_slices_without_a_label_are_backgrounds(a_data_folder: Path) -> None:
     empty = [k for k, labels in enumerate(before.labelmap) if not labels.any()]
     assert list(after.empty_slices) == empty != []
     assert after.annotated_slices == before.annotated_slices
+    (every,) = exemplars(TOY, a_data_folder, len(before.labelmap))
+    assert set(empty) <= set(every.annotated_slices)  # they are annotated as empty
+    assert with_empty_slices([every])[0].empty_slices == ()

@@ -120,6 +120,14 @@ def test_intensities_change_as_written_and_stay_between_0_and_1(an_rng: np.rando
 # ---------------------------------------------------------------------------------------------------------------- draw
 
 
+def test_augmentation_keeps_its_precision_under_autocast(an_rng: np.random.Generator) -> None:
+    case = Case(an_rng.random((4, 20, 20), np.float32), np.zeros((4, 20, 20), bool), None, (1.0, 1.0, 1.0), "")
+    change = Change(angles_deg=(7.0, 2.0, 0.0), gamma=1.2, blur_sigma_px=0.7)
+    plain = cut(case, np.array([1.5, 9.5, 9.5]), (2, 12, 12), change).image
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cut(case, np.array([1.5, 9.5, 9.5]), (2, 12, 12), change).image, plain)
+
+
 def test_patches_lie_within_the_case_and_most_show_the_structure(an_rng: np.random.Generator) -> None:
     mask = np.zeros((12, 40, 40), bool)
     mask[0, 1, 2] = mask[11, 20, 39] = True

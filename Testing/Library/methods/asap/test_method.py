@@ -278,7 +278,7 @@ def test_the_choices_are_drawn_beside_the_adapter(a_job: AdaptJob, finish: float
     listener = Listener()
     record = run(replace(a_job, recipe={**NETWORK, "pretraining_steps": 4, "finish": finish}), listener)
     best = record["metrics"]["pretraining_of"]["disc"]["best"]
-    assert any(message.startswith(f"disc: pretrained on {best}, ") for message in listener.messages)
+    assert any(message.startswith(f"disc: pretraining on {best}, ") for message in listener.messages)
     picture = Path(a_job.out).with_name(record["report"])
     assert picture.name == "disc.report.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
