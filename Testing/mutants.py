@@ -395,7 +395,7 @@ MUTANTS = (
     Mutant(
         "a click is answered by what was learned alone",
         "inference/structure_maps.py",
-        "return 0.5 * (plain + sum(learned) / len(learned))",
+        "return (1 - share) * plain + share * (sum(learned) / len(learned))",
         "return sum(learned) / len(learned)",
         TRAINING + "test_mapped.py::test_half_of_an_answer_to_a_click_is_the_base_models",
     ),

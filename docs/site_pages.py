@@ -23,7 +23,7 @@ PAGES = {"benchmarks.md": "Testing/BENCHMARKS.md", "changes.md": "CHANGELOG.md"}
 PICTURES = {
     f"images/{path.name}": f"Resources/Screenshots/{path.name}" for path in ROOT.glob("Resources/Screenshots/*.png")
 }
-PICTURES["images/support.png"] = "Testing/support.png"
+PICTURES |= {f"images/{path.name}": f"Testing/{path.name}" for path in ROOT.glob("Testing/*.png")}
 SITE_OF = {source: name for name, source in (PAGES | PICTURES).items()}
 
 

@@ -25,6 +25,7 @@ from FewShotSegLib.sam.network import (
     BOX_CORNER_HIGH,
     BOX_CORNER_LOW,
     MOST_LOGIT,
+    NEGATIVE,
     PADDING,
     POSITIVE,
     Embedding,
@@ -38,6 +39,7 @@ from .pixel_classifier import ContextClassifier, PixelClassifier, PixelMaps, pix
 from .predictor import MAPS, Masks, Predictor, restored_adaptation
 
 MAP, CLICK, BOX = "map", "click", "box"
+IN_BOX = 0.125  # most that is learned of an answer to a box
 WAYS = (CLICK, BOX, MAP)  # of decoding a map: the decoder with a click or a box, or the map alone
 
 
@@ -173,14 +175,13 @@ class MapPredictor(Predictor):
             torch.from_numpy(masks.logits).to(device).clamp(-MOST_LOGIT, MOST_LOGIT) for masks in decoded
         )
         answers = F.interpolate(maps[:, None], plain.shape[-2:], mode="bilinear")[:, 0]
-        answers[rows] = _half_of_each(plain, [answers[rows], *learned])
+        answers[rows] = _mixed(plain, [answers[rows], *learned], 0.5)
         return answers
 
     def decode_known(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
-        """The mean of the base model's own output and of the learned ones: the output with the structure's map as a
-        mask prompt, and that of a trained decoder if there is one. Half the weight is the base model's, so that a poor
-        map or decoder does little harm. A prompt with its own mask, such as the previous output that it corrects, keeps
-        it.
+        """The weighted mean (`learned_shares`) of the base model's own output and of the learned ones: the output with
+        the structure's map as a mask prompt, and that of a trained decoder if there is one. A prompt with its own mask,
+        such as the previous output that it corrects, keeps it.
         """
         plain = self.decode(embedding, prompts)
         if not structures:
@@ -193,9 +194,10 @@ class MapPredictor(Predictor):
             learned.append(self._decode_trained(embedding, prompts, structures))
         if not learned:
             return plain
+        shares = learned_shares(prompts.labels.cpu().numpy())
         return Masks(
-            _half_of_each(plain.logits, [masks.logits for masks in learned]),
-            _half_of_each(plain.iou, [masks.iou for masks in learned]),
+            _mixed(plain.logits, [masks.logits for masks in learned], shares[:, None, None]),
+            _mixed(plain.iou, [masks.iou for masks in learned], shares),
         )
 
     def _decode_trained(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
@@ -208,9 +210,21 @@ class MapPredictor(Predictor):
         return mask_prompts(maps, self.network.mask_input_size)
 
 
-def _half_of_each(plain: Any, learned: Sequence[Any]) -> Any:
-    """Half the base model's output, arrays or tensors, plus half the mean of the learned ones."""
-    return 0.5 * (plain + sum(learned) / len(learned))
+def learned_shares(labels: NDArray[Any]) -> NDArray[np.float32]:
+    """Weights (N,) of the learned outputs in answers to prompts with these labels (N, P); the rest is the base model's.
+
+    Half beside one click, so that a poor map or decoder does little harm. The more a user says, the less is left to
+    guess: 1/n beside n clicks, at most an eighth in a box (measured, see BENCHMARKS.md).
+    """
+    clicks = ((labels == POSITIVE) | (labels == NEGATIVE)).sum(1)
+    in_box = (labels == BOX_CORNER_LOW).any(1)
+    shares = 1 / np.maximum(clicks, 2)
+    return np.where(in_box, np.minimum(shares, IN_BOX), shares).astype(np.float32)
+
+
+def _mixed(plain: Any, learned: Sequence[Any], share: Any) -> Any:
+    """The base model's output, arrays or tensors, with this share of the mean of the learned ones."""
+    return (1 - share) * plain + share * (sum(learned) / len(learned))
 
 
 def maps_of(embedding: Embedding) -> PixelMaps:

@@ -13,12 +13,22 @@ from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.errors import Cancelled, InputError, StopAndKeepBest
 from FewShotSegLib.inference.load import predictor_of
+from FewShotSegLib.inference.predictor import Masks
 from FewShotSegLib.inference.segment import segment
 from FewShotSegLib.inference.structure_maps import BOX, MapPredictor, maps_of
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.methods import lora
 from FewShotSegLib.progress import Progress
-from FewShotSegLib.sam.network import POSITIVE, PromptableNetwork, PromptBatch, mask_prompts
+from FewShotSegLib.sam.network import (
+    BOX_CORNER_HIGH,
+    BOX_CORNER_LOW,
+    NEGATIVE,
+    PADDING,
+    POSITIVE,
+    PromptableNetwork,
+    PromptBatch,
+    mask_prompts,
+)
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.training.mapped import map_samples
 from FewShotSegLib.visualization.contact_sheet import contact_sheet
@@ -117,6 +127,31 @@ def test_half_of_an_answer_to_a_click_is_the_base_models(a_tiny_sam: PromptableN
         np.testing.assert_allclose(getattr(answer, kind), expected, rtol=1e-5, atol=1e-5)
     corrected = predictor.decode_known(embedding, with_map, [DISC])  # the mask it corrects takes the map's place
     np.testing.assert_allclose(corrected.logits, 0.5 * (mapped.logits + trained.logits), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "share"),
+    [
+        ([POSITIVE, PADDING], 1 / 2),
+        ([POSITIVE, NEGATIVE], 1 / 2),
+        ([POSITIVE, NEGATIVE, POSITIVE, PADDING], 1 / 3),
+        ([POSITIVE, NEGATIVE, POSITIVE, POSITIVE, NEGATIVE], 1 / 5),
+        ([BOX_CORNER_LOW, BOX_CORNER_HIGH], 1 / 8),
+        ([BOX_CORNER_LOW, BOX_CORNER_HIGH, POSITIVE], 1 / 8),
+    ],
+)
+def test_the_more_a_user_says_the_less_of_an_answer_is_learned(
+    labels: list[int], share: float, a_tiny_sam: PromptableNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = predictor_of(a_tiny_sam, adapted(a_tiny_sam, cases(), steps=1))
+    answers = iter([0.0, 1.0, 1.0])  # of the base model, with the map, of the trained decoder
+    monkeypatch.setattr(
+        predictor, "decode", lambda *given: Masks(np.full((1, 4, 4), found := next(answers)), np.full(1, found))
+    )
+    embedding = predictor.encode([np.zeros((a_tiny_sam.image_size,) * 2, np.float32)])[0]
+    prompts = PromptBatch(torch.full((1, len(labels), 2), 9.0), torch.tensor([labels]))
+    answer = predictor.decode_known(embedding, prompts, [DISC])
+    np.testing.assert_allclose([answer.logits[0, 0, 0], answer.iou[0]], share, rtol=1e-6)
 
 
 def test_left_out_exemplars_are_estimated_and_a_hurried_run_says_that_it_did_not(

@@ -1,0 +1,62 @@
+"""Draw the pictures of BENCHMARKS.md from its tables: `python Testing/benchmarks/draw.py`."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+from FewShotSegLib.visualization.charts import boxes_chart, curves_chart
+
+HERE = Path(__file__).parent
+CLICKS = range(1, 6)
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with (HERE / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def clicks() -> bytes:
+    """DSC by number of clicks: both base models, and `bundled` adapted on the fewest slices of each data set."""
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    adapted = {row["data_set"]: row for row in reversed(rows_of("adapted_bundled.csv")) if row["clicks5_dsc"]}
+    for name, row in reversed(adapted.items()):
+        curves[f"{name}, {row['exemplar_slices']} slices"] = {
+            **{base: _of_base(name, base, size) for base, size in (("bundled-small", "160"), ("bundled", "256"))},
+            "bundled, adapted": [(turn, float(row[f"clicks{turn}_dsc"])) for turn in CLICKS],
+        }
+    return curves_chart(curves, "clicks").light
+
+
+def _of_base(data_set: str, base: str, image_size_px: str) -> list[tuple[float, float]]:
+    wanted = {"base": base, "image_size_px": image_size_px, "data_set": data_set}
+    (row,) = (row for row in rows_of("base_models.csv") if wanted.items() <= row.items())
+    return [(turn, float(row["one_click_dsc" if turn == 1 else f"clicks{turn}_dsc"])) for turn in CLICKS]
+
+
+def support_sizes() -> bytes:
+    """DSC of support sets of `bundled` by their number of slices (GMISeg, Fig. 6)."""
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows_of("support_sizes_bundled.csv"):
+        curves[row["data_set"]][row["base"]].append((float(row["slices"]), float(row["dsc"])))
+    return curves_chart(curves, "slices").light
+
+
+def support_sets() -> bytes:
+    """Distribution over random support sets of four slices (GMISeg, Fig. 7)."""
+    columns = ("least", "lower_quartile", "median", "upper_quartile", "most")
+    boxes = {row["base"]: [float(row[column]) for column in columns] for row in rows_of("support_sets.csv")}
+    return boxes_chart({"acdc, four slices": boxes}, "random sets").light
+
+
+PICTURES = {"clicks.png": clicks, "support_sizes.png": support_sizes, "support_sets.png": support_sets}
+
+
+def main() -> None:
+    for name, draw in PICTURES.items():
+        (HERE.parent / name).write_bytes(draw())
+
+
+if __name__ == "__main__":
+    main()
