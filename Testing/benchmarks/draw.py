@@ -18,14 +18,16 @@ def rows_of(name: str) -> list[dict[str, str]]:
 
 
 def clicks() -> bytes:
-    """DSC by number of clicks: both base models, and `bundled` adapted on the fewest slices of each data set."""
+    """DSC by number of clicks: both base models, and `bundled` adapted."""
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    adapted = {row["data_set"]: row for row in reversed(rows_of("adapted_bundled.csv")) if row["clicks5_dsc"]}
-    for name, row in reversed(adapted.items()):
-        curves[f"{name}, {row['exemplar_slices']} slices"] = {
-            **{base: _of_base(name, base, size) for base, size in (("bundled-small", "160"), ("bundled", "256"))},
-            "bundled, adapted": [(turn, float(row[f"clicks{turn}_dsc"])) for turn in CLICKS],
-        }
+    for row in rows_of("adapted_bundled.csv"):
+        if row["share_of_what_was_learned"] == "shipped" and row["clicks5_dsc"]:
+            name = row["data_set"]
+            curves[f"{name}, {row['exemplar_slices']} slices"] = {
+                "bundled": _of_base(name, "bundled", "256"),
+                "bundled-small": _of_base(name, "bundled-small", "160"),
+                "bundled, adapted": [(turn, float(row[f"clicks{turn}_dsc"])) for turn in CLICKS],
+            }
     return curves_chart(curves, "clicks").light
 
 

@@ -137,7 +137,7 @@ class Recipe(PromptedRecipe):
 
 
 # 400 epochs of at most 30 cases in batches of 4 are 400 turns of 8 steps. The paper's source model is not published:
-# provide one as `weights`, or the network is pre-trained with random arms. Its five folds are over the shots: three
+# provide one as `weights`, or the network is pre-trained with random arms. The five folds are over the shots: three
 # shots give three.
 PAPER: dict[str, Any] = {
     "steps": 400 * 8,

@@ -40,8 +40,9 @@ UDA_PRESETS = {
 # As specified in the paper, besides the sizes. Its z-scores are omitted: instance normalization makes a network nearly
 # invariant to them, except at the borders. Unlabelled targets have no foreground, so their statistics are over all
 # voxels. It trains on 300 MR and 100 CT, and augments like nnU-Net: foreground, rotation, scale, gain and gamma have
-# its ranges (of isotropic patches), the rest is ours. In anatomy space gain and gamma stay 1, since edges would move.
-# Nothing is flipped left-right where a structure is named after its side. The paper specifies no drift check.
+# its ranges (of isotropic patches), the rest is ours. In anatomy space intensities are not augmented, since an offset
+# would brighten the edges. Nothing is flipped left-right where a structure is named after its side. The paper specifies
+# no drift check.
 PAPER: dict[str, Any] = {
     "space": "anatomy",
     "rounds": 3,

@@ -239,5 +239,8 @@ def test_an_adapter_without_tokens_lends_its_eyes(a_tiny_sam: PromptableNetwork)
     support = support_adapter([case], a_tiny_sam, recipe=FEW)
     plain, with_eyes = SupportPredictor(a_tiny_sam, support), SupportPredictor(a_tiny_sam, support, trained=trained)
     image = a_query(plain, an_annotated_case(9))
+    seen = with_eyes.encode([image])[0].features
+    assert torch.equal(seen, Predictor(a_tiny_sam, trained).encode([image])[0].features)
+    assert not torch.equal(seen, plain.encode([image])[0].features)
     assert not np.array_equal(logits_of(plain, image), logits_of(with_eyes, image))
     assert plain.identity != with_eyes.identity

@@ -9,7 +9,7 @@ from FewShotSegLib.errors import InputError
 from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.sam.compact import CompactArchitecture, build_compact
 from FewShotSegLib.sam.network import PromptableNetwork
-from FewShotSegLib.sam.presets import ALL_BLOCKS, PRESETS
+from FewShotSegLib.sam.presets import ALL_BLOCKS
 from FewShotSegLib.training.prompted_recipe import PromptedRecipe as Recipe
 from FewShotSegLib.training.prompted_recipe import adaptation_spec, resolve
 
@@ -24,13 +24,16 @@ def free_memory(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
 # --- presets --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_decides_everything_the_user_left_open(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "blocks", "batch", "checkpointing", "pool"),
+    [("24GB", -1, 8, False, 0), ("12GB", 6, 4, False, 0), ("8GB", 3, 2, True, 0), ("cpu", 0, 2, False, 64)],
+)
+def test_a_preset_decides_everything_the_user_left_open(
+    name: str, blocks: int, batch: int, checkpointing: bool, pool: int
+) -> None:
     recipe = resolve(Recipe(preset=name), "vit_b", CPU)
-    preset = PRESETS[name]
-    assert {field: getattr(recipe, field) for field in UNDECIDED} == {
-        field: getattr(preset, field) for field in UNDECIDED
-    }
+    assert (recipe.encoder_blocks, recipe.batch_size, recipe.checkpointing) == (blocks, batch, checkpointing)
+    assert (recipe.image_size, recipe.pool_size) == (512, pool)
 
 
 def test_what_the_user_set_stays() -> None:
