@@ -22,14 +22,18 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 
 
-@pytest.fixture(scope="module")
-def site_pages() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("site_pages", DOCS / "site_pages.py")
+def loaded(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def site_pages() -> ModuleType:
+    return loaded(DOCS / "site_pages.py")
 
 
 def test_every_option_of_every_recipe_is_in_the_reference(site_pages: ModuleType) -> None:
@@ -50,6 +54,14 @@ def test_every_command_and_option_is_in_the_reference(site_pages: ModuleType) ->
     for words in ("adapt", "segment", "table", "evaluate", "models remove", "export-nnunet", "info", "demo"):
         assert f"## fewshotseg {words}\n" in page
     assert "--part i/n" in page
+
+
+def test_the_pictures_of_the_benchmarks_are_drawn_from_the_tables_and_shown() -> None:
+    text = (ROOT / "Testing" / "BENCHMARKS.md").read_text(encoding="utf-8")
+    for name, draw in loaded(ROOT / "Testing" / "benchmarks" / "draw.py").PICTURES.items():
+        assert draw().startswith(b"\x89PNG")
+        assert (ROOT / "Testing" / name).read_bytes().startswith(b"\x89PNG")
+        assert f"]({name})" in text
 
 
 def test_links_of_the_benchmarks_lead_to_files_that_exist(site_pages: ModuleType) -> None:
