@@ -235,17 +235,17 @@ def _scorers(
     setting: Setting,
 ) -> tuple[dict[str, Scorer], dict[str, Any]]:
     """Scoring functions of the model per prompting mode, and training metadata."""
+    if model in (PAPER, SAMED):
+        chosen = with_empty_slices(chosen)
     if model in (UNET, ATTENTION, SAMED):
         if model == SAMED:
-            chosen = with_empty_slices(chosen)
             segmenter, facts = _samed(network, chosen, dataset, setting)
         else:
             segmenter, facts = _unet(chosen, dataset, setting, attention=model == ATTENTION)
         return {FREE: lambda: _scored(segmenter, dataset, setting)}, facts
     adapter, facts = None, {}
     if model != BASE:
-        given = with_empty_slices(chosen) if model == PAPER else chosen
-        adapter, facts = _adapted(network, given, dataset, setting, model)
+        adapter, facts = _adapted(network, chosen, dataset, setting, model)
     predictor = predictor_of(network, adapter, cache=EmbeddingCache(2**30))
     intensity = _intensity(model, dataset)
 

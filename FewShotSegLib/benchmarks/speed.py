@@ -349,7 +349,7 @@ def _operators(size: Size) -> Iterator[Measurement]:
         points = 1 + network.padding_points
         coords, labels = torch.zeros(1, points, 2), torch.full((1, points), PADDING)
         coords[:, 0], labels[:, 0] = network.image_size / 2, POSITIVE
-        counts = {
+        single = {
             "encoding a slice": operators(lambda: predictor.encode([next(squares)])),  # noqa: B023 - called at once
             "answering a click": operators(lambda: predictor.decode(embedding, PromptBatch(coords, labels))),  # noqa: B023
         }
@@ -357,16 +357,15 @@ def _operators(size: Size) -> Iterator[Measurement]:
         lesson = lesson_of(source_of(size, network.image_size), preset.batch_size)
         amp = training_precision(torch.device("cpu"))
         with lora_gradient(network, preset, lesson, amp) as gradient:
-            counts[f"loss and gradients of LoRA, batch {preset.batch_size}"] = operators(gradient)
+            eager = operators(gradient)
             with as_if_replayed(network):
                 left = operators(gradient)
-        for what, count in counts.items():
-            note = "" if what.startswith("loss") else "on a GPU one graph, once recorded"
+        for what, count in single.items():
+            note = "on a GPU one graph, once recorded"
             yield Measurement(f"{name}, {what}: operators", spread([count]), note=note)
-        what = f"{name}, the same on a GPU beside six graphs: launches"
-        yield Measurement(
-            what, spread([left]), most=counts[f"loss and gradients of LoRA, batch {preset.batch_size}"] / 4
-        )
+        what = f"loss and gradients of LoRA, batch {preset.batch_size}"
+        yield Measurement(f"{name}, {what}: operators", spread([eager]))
+        yield Measurement(f"{name}, the same on a GPU beside six graphs: launches", spread([left]), most=eager / 4)
 
 
 def _segment(size: Size) -> Iterator[Measurement]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,8 @@ from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.methods import lora
 from FewShotSegLib.progress import silent
 from FewShotSegLib.sam import presets
-from FewShotSegLib.sam.cuda_graphs import Decoding, Encoding, Form
-from FewShotSegLib.sam.network import Embedding, PromptableNetwork, PromptBatch
+from FewShotSegLib.sam.cuda_graphs import TrainingGraphs
+from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.synthesis.plan import Sample
 from FewShotSegLib.synthesis.synthesizer import Synthesizer
 from FewShotSegLib.training import prompted_recipe
@@ -184,33 +184,21 @@ def as_if_replayed(network: PromptableNetwork) -> Iterator[None]:
     """`encode` and `decode` of training do what replaying a CUDA graph does, apart from the launch itself: inputs and
     gradients are copied, outputs are those of the first call. To count what is left to launch, on any computer.
     """
-    plain = network.encode, network.decode
-    outputs: dict[Hashable, tuple[Tensor, ...]] = {}
-
-    def replay(module: nn.Module, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        key = type(module), getattr(module, "form", None), *(argument.shape for argument in arguments)
-        if key not in outputs:
-            outputs[key] = tuple(output.detach() for output in module(*arguments))
-        learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        return _Replayed.apply(outputs[key], *arguments, *learned)
-
-    def encode(images: Tensor) -> Embedding:
-        if not any(parameter.requires_grad for parameter in network.image_encoder.parameters()):
-            return plain[0](images)
-        features, *skips = replay(Encoding(network.image_encoder, plain[0]), [images])
-        return Embedding(features, tuple(skips))
-
-    def decode(embedding: Embedding, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
-        form = Form.of(embedding, prompts)
-        parts = nn.ModuleList([network.prompt_encoder, network.mask_decoder])
-        logits, iou = replay(Decoding(parts, plain[1], form), form.flat(embedding, prompts))
-        return logits, iou
-
-    network.encode, network.decode = encode, decode  # type: ignore[method-assign]
-    try:
+    with _SimulatedGraphs(network).in_place():
         yield
-    finally:
-        del network.encode, network.decode
+
+
+class _SimulatedGraphs(TrainingGraphs):
+    def __init__(self, network: PromptableNetwork) -> None:
+        super().__init__(network)
+        self._outputs: dict[Hashable, tuple[Tensor, ...]] = {}
+
+    def run(self, module: nn.Module, arguments: list[Tensor]) -> tuple[Tensor, ...]:
+        key = type(module), getattr(module, "form", None), *(argument.shape for argument in arguments)
+        if key not in self._outputs:
+            self._outputs[key] = tuple(output.detach() for output in module(*arguments))
+        learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        return _Replayed.apply(self._outputs[key], *arguments, *learned)
 
 
 class _Replayed(torch.autograd.Function):

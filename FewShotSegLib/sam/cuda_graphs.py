@@ -104,12 +104,8 @@ def graphed_training(network: PromptableNetwork, wanted: bool = True) -> Iterato
         yield lambda: None
         return
     graphs = TrainingGraphs(network)
-    network.encode, network.decode = graphs.encode, graphs.decode  # type: ignore[method-assign]
-    try:
+    with graphs.in_place():
         yield graphs.begin
-    finally:
-        del network.encode, network.decode
-        graphs.clear()
 
 
 class TrainingGraphs:
@@ -125,6 +121,16 @@ class TrainingGraphs:
         self._used: Counter[Hashable] = Counter()
         self._graphs: dict[Hashable, Callable[..., tuple[Tensor, ...]]] = {}
         self._broken = False
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within the block the network's `encode` and `decode` are these."""
+        self.network.encode, self.network.decode = self.encode, self.decode  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self.network.encode, self.network.decode
+            self.clear()
 
     def __len__(self) -> int:
         """How many kinds of calls are captured."""
@@ -153,7 +159,7 @@ class TrainingGraphs:
     def encode(self, images: Tensor) -> Embedding:
         if not torch.is_grad_enabled() or not any(p.requires_grad for p in self.network.image_encoder.parameters()):
             return self._plain[0](images)
-        features, *skips = self._run(Encoding(self.network.image_encoder, self._plain[0]), [images])
+        features, *skips = self.run(_Encoding(self.network.image_encoder, self._plain[0]), [images])
         return Embedding(features, tuple(skips))
 
     def decode(self, embedding: Embedding, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
@@ -161,10 +167,11 @@ class TrainingGraphs:
             return self._plain[1](embedding, prompts)
         form = Form.of(embedding, prompts)
         parts = nn.ModuleList([self.network.prompt_encoder, self.network.mask_decoder])
-        logits, iou = self._run(Decoding(parts, self._plain[1], form), form.flat(embedding, prompts))
+        logits, iou = self.run(_Decoding(parts, self._plain[1], form), form.flat(embedding, prompts))
         return logits, iou
 
-    def _run(self, module: nn.Module, arguments: list[Tensor]) -> tuple[Tensor, ...]:
+    def run(self, module: nn.Module, arguments: list[Tensor]) -> tuple[Tensor, ...]:
+        """The outputs of a call: by its graph, or as it is while there is none."""
         kind = type(module).__name__, getattr(module, "form", None), _signature(arguments)
         key = *kind, self._used[kind]
         self._used[kind] += 1
@@ -219,7 +226,7 @@ def _optional(prompts: PromptBatch) -> tuple[Tensor | None, ...]:
     return prompts.masks, prompts.has_mask, prompts.tokens
 
 
-class Encoding(nn.Module):
+class _Encoding(nn.Module):
     """`PromptableNetwork.encode` as a module with the encoder's parameters, taking and returning tensors."""
 
     def __init__(self, encoder: nn.Module, encode: Callable[[Tensor], Embedding]) -> None:
@@ -232,7 +239,7 @@ class Encoding(nn.Module):
         return embedding.features, *embedding.skips
 
 
-class Decoding(nn.Module):
+class _Decoding(nn.Module):
     """`PromptableNetwork.decode` as a module with the parameters of prompt encoder and decoder."""
 
     def __init__(self, parts: nn.ModuleList, decode: Callable[..., tuple[Tensor, Tensor]], form: Form) -> None:

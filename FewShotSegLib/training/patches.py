@@ -10,6 +10,7 @@ the loss, and patches are drawn around them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -284,9 +285,10 @@ def cut(
     padding is black background, as in prediction.
     """
     kind = torch.device(device).type
-    if not torch.is_autocast_enabled(kind):
-        return _cut(case, centre, patch, change or Change(), device)
-    with torch.autocast(kind, enabled=False):  # also inside `fit`'s autocast, augmentation stays in float32
+    # Inside `fit`'s autocast, too, augmentation stays in float32. Elsewhere, as in threads that draw ahead, leaving a
+    # block of autocast would clear the cache of casts that the training thread shares.
+    enabled = torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, enabled=False) if enabled else contextlib.nullcontext():
         return _cut(case, centre, patch, change or Change(), device)
 
 

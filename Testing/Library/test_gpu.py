@@ -22,7 +22,6 @@ from FewShotSegLib.inference.segment import SegmentOptions, segment
 from FewShotSegLib.inference.support import SupportPredictor, SupportRecipe, support_adapter
 from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.io.adapters import load_adapter
-from FewShotSegLib.io.volumes import save_volume
 from FewShotSegLib.jobs.notes import Notes
 from FewShotSegLib.jobs.run import run
 from FewShotSegLib.jobs.segment import segmentation_of
@@ -45,7 +44,7 @@ from FewShotSegLib.training.prompted import synthesizer_of
 from FewShotSegLib.worker.client import WorkerClient
 from Testing.conftest import DISC, QUICK, write_discs
 from Testing.Library.kernels import assert_agree, with_gradients
-from Testing.Library.methods.uda.conftest import other_kind
+from Testing.Library.methods.uda.conftest import job_in, other_kind
 from Testing.Library.methods.uda.toys import TINY, noise
 from Testing.Library.networks.sequences import DIRECTIONS, directional_arguments
 from Testing.Library.worker.conftest import a_click, answer_to, ask
@@ -55,14 +54,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that PyTorch can use"),
 ]
 CUDA = torch.device("cuda")
-UDA: dict[str, Any] = {
-    "steps": 3,
-    "translation_steps": 2,
-    "patch": [4, 32, 32],
-    "rounds": 3,
-    "drift_limit": -1.0,
-    "pseudo_labels": {"keep_empty": True, "drop_fraction": 0.0, "uncertainty_limit": None, "vote": "union"},
-}
 MEMORY = {"24GB": presets.Preset(presets.ALL_BLOCKS, 160, 24, False), "12GB": presets.Preset(0, 160, 1, False)}
 
 
@@ -252,16 +243,11 @@ def test_asap_chooses_auxiliary_data_and_one_seed_gives_one_run(
 def test_uda_goes_its_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("SimpleITK", reason="jobs read files")
     monkeypatch.setenv("FEWSHOTSEG_CACHE", str(tmp_path / "cache"))
-    for case in range(2):
-        write_discs(tmp_path / "ct", f"case {case}", case)
-    for case in range(3):
-        save_volume(other_kind(20 + case)[0], tmp_path / "mr" / f"patient {case}.nrrd")
-    folders = {"source_folder": str(tmp_path / "ct"), "target_folder": str(tmp_path / "mr")}
-    out = str(tmp_path / "discs.safetensors")
-    record = run(AdaptJob(out, method="uda", recipe=UDA, device=CUDA.type, **folders))
+    job = job_in(tmp_path)
+    record = run(replace(job, recipe={**job.recipe, "space": "intensity"}, device=CUDA.type))
     assert {"matching", "filter"} <= set(record["metrics"]["stages"])
     volume, _ = other_kind(9)
-    found = [VolumePredictor(load_adapter(out), device).segment(volume) for device in (CUDA, torch.device("cpu"))]
+    found = [VolumePredictor(load_adapter(job.out), device).segment(volume) for device in (CUDA, torch.device("cpu"))]
     labels = [part.labelmap.volume.array for part in found]
     assert (labels[0] != labels[1]).mean() < 0.01
 

@@ -82,19 +82,18 @@ def probe(
     Needs memory for one gradient, however many batches: it is accumulated in `.grad`, which is saved and restored. With
     half precision `scale` keeps small gradients from underflowing, as a gradient scaler does; the result is unscaled.
     """
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    values: list[Tensor] = []  # read at the end: reading waits for the device
     with _undisturbed(network), _grads_put_aside(parameters):
         for loss_of in losses:
             loss = loss_of()
             (loss * scale).backward(inputs=list(parameters.values()))
-            total = total.to(loss.device) + loss.detach()  # read at the end: it waits for the device
-            count += 1
+            values.append(loss.detach())
             del loss  # and its autograd graph, before the next one is built
-        if not count:
+        if not values:
             raise ValueError("a gradient needs at least one batch")
-        gradient = {name: p.grad.div_(count * scale) for name, p in parameters.items() if p.grad is not None}
+        gradient = {name: p.grad.div_(len(values) * scale) for name, p in parameters.items() if p.grad is not None}
         average_(gradient.values())
-    return Probe(float(total) / count, gradient)
+    return Probe(float(torch.stack(values).double().mean()), gradient)
 
 
 @contextlib.contextmanager

@@ -172,7 +172,7 @@ def test_what_is_new_in_a_step_is_captured_before_the_next_one_when_no_graph_of_
 
     parameters = {name: p for name, p in network.named_parameters() if "pe_layer" not in name}
     fit(parameters, loss_at, Schedule(4, 1e-5, accumulate=accumulate), report=silent)
-    assert captured[:3] == [[], ["Encoding", "Decoding", "Decoding"], ["Encoding", "Decoding", "Decoding"]]
+    assert captured[:3] == [[], ["_Encoding", "_Decoding", "_Decoding"], ["_Encoding", "_Decoding", "_Decoding"]]
     assert graphs.old == 0
     assert len(graphs) == 3
 
@@ -217,4 +217,4 @@ def test_a_graph_of_one_precision_is_not_captured_in_another(a_tiny_sam: Prompta
         assert graphs.captured == []
         graphs.encode(images)
     graphs.begin()
-    assert graphs.captured == ["Encoding"]
+    assert graphs.captured == ["_Encoding"]

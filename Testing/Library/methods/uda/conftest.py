@@ -37,21 +37,26 @@ def other_kind(seed: int) -> tuple[Volume, np.ndarray]:
     return Volume(image, volume.affine), labels
 
 
-@pytest.fixture
-def a_job(tmp_path: Path, a_home: Path) -> AdaptJob:
+def job_in(folder: Path) -> AdaptJob:
+    """A job whose files are written to the folder."""
     for case in range(2):
-        write_discs(tmp_path / "ct", f"case {case}", case)
-    (tmp_path / "mr").mkdir()
+        write_discs(folder / "ct", f"case {case}", case)
+    (folder / "mr").mkdir()
     for case in range(3):
-        save_volume(other_kind(20 + case)[0], tmp_path / "mr" / f"patient {case}.nrrd")
+        save_volume(other_kind(20 + case)[0], folder / "mr" / f"patient {case}.nrrd")
     return AdaptJob(
-        str(tmp_path / "discs.safetensors"),
+        str(folder / "discs.safetensors"),
         method="uda",
-        source_folder=str(tmp_path / "ct"),
-        target_folder=str(tmp_path / "mr"),
+        source_folder=str(folder / "ct"),
+        target_folder=str(folder / "mr"),
         recipe=QUICK,
         device="cpu",
     )
+
+
+@pytest.fixture
+def a_job(tmp_path: Path, a_home: Path) -> AdaptJob:
+    return job_in(tmp_path)
 
 
 def messages_of(listener: Listener) -> set[str]:
