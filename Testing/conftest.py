@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,26 @@ def discs(rng: np.random.Generator, shape: tuple[int, int, int] = (6, 64, 64)) -
     image = np.array([0, 120, -90])[labels] + rng.normal(0, 12, shape)
     image[:, 0, 0] = -1000  # air, so that the numbers look like Hounsfield units
     return Volume(image.astype(np.int16), np.diag([-1.0, -1.0, 4.0, 1.0])), labels
+
+
+def dice(found: np.ndarray, truth: np.ndarray) -> float:
+    """The Dice coefficient of two masks."""
+    return 2 * float((found & truth).sum()) / float(found.sum() + truth.sum())
+
+
+def drawing_by_threads(monkeypatch: pytest.MonkeyPatch, module: ModuleType, source: type, draw: str) -> set[int]:
+    """Let `module` draw by threads as on a GPU; the set that is returned gets the threads that call `source.draw`."""
+    threads: set[int] = set()
+    plain, ahead = getattr(source, draw), module.DrawnByThreads
+
+    def noted(*given: Any) -> Any:
+        threads.add(threading.get_ident())
+        return plain(*given)
+
+    monkeypatch.setattr(source, draw, noted)
+    monkeypatch.setattr(module, "DrawnByThreads", lambda draw, device: ahead(draw, torch.device("cuda")))
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    return threads
 
 
 def placed(shape: tuple[int, int, int], affine: np.ndarray, seed: int = 0) -> tuple[Volume, np.ndarray]:

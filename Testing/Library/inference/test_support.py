@@ -25,7 +25,7 @@ from FewShotSegLib.inference.support import SupportPredictor, SupportRecipe, sup
 from FewShotSegLib.io.adapters import load_adapter, save_adapter
 from FewShotSegLib.sam.network import POSITIVE, PromptableNetwork
 from FewShotSegLib.training.context import AdaptInputs, RunContext
-from Testing.conftest import DISC, SQUARE, discs
+from Testing.conftest import DISC, SQUARE, dice, discs
 
 FEW = SupportRecipe(pictures=4, pixels=4000)
 
@@ -48,10 +48,6 @@ def a_query(predictor: Predictor, exemplar: Exemplar) -> np.ndarray:
 
 def logits_of(predictor: SupportPredictor, image: np.ndarray) -> np.ndarray:
     return predictor.decode_structures(predictor.encode([image])[0], [DISC, SQUARE]).logits
-
-
-def dice(found: np.ndarray, truth: np.ndarray) -> float:
-    return 2 * float((found & truth).sum()) / float(found.sum() + truth.sum())
 
 
 def test_the_order_of_the_supports_does_not_matter(a_tiny_sam: PromptableNetwork) -> None:

@@ -32,7 +32,7 @@ from FewShotSegLib.sam.network import (
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.training.mapped import map_samples
 from FewShotSegLib.visualization.contact_sheet import contact_sheet
-from Testing.conftest import DISC, QUICK, SQUARE, Listener, discs
+from Testing.conftest import DISC, QUICK, SQUARE, Listener, dice, discs
 
 RECIPE = lora.Recipe(
     **{**QUICK, "steps": 3, "structure_maps": True, "pictures": 4, "guard": "off", "estimate_folds": 0}
@@ -52,10 +52,6 @@ def cases(count: int = 2) -> list[Exemplar]:
 def adapted(network: PromptableNetwork, exemplars: list[Exemplar], report=None, start=None, **options) -> Adapter:
     run = RunContext(np.random.default_rng(0), report or Listener())
     return lora.adapt(AdaptInputs(network, exemplars, start=start), replace(RECIPE, **options), run)
-
-
-def dice(found: np.ndarray, truth: np.ndarray) -> float:
-    return 2 * float((found & truth).sum()) / float(found.sum() + truth.sum())
 
 
 def test_an_unseen_case_is_segmented_without_clicks_and_the_base_is_untouched(a_tiny_sam: PromptableNetwork) -> None:

@@ -23,10 +23,9 @@ from FewShotSegLib.methods.asap.schedulers import Direct
 from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import weights_of
 from FewShotSegLib.progress import Progress
-from FewShotSegLib.training.ahead import DrawnByThreads
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.training.patches import Case
-from Testing.conftest import DISC, SQUARE, Listener, discs
+from Testing.conftest import DISC, SQUARE, Listener, discs, drawing_by_threads
 
 CPU = torch.device("cpu")
 STRUCTURES = {DISC: "disc", SQUARE: "square"}
@@ -97,13 +96,7 @@ def test_networks_start_from_the_weights_of_a_file_and_keep_their_own_last_layer
 def test_batches_drawn_ahead_by_threads_as_on_a_gpu_teach_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     lesson = a_lesson({DISC: "disc"})
     at_once = adapted(lesson, steps=5).tensors
-    threads: set[int] = set()
-    draw = module._Learner._batch
-    monkeypatch.setattr(
-        module._Learner, "_batch", lambda self, *given: threads.add(threading.get_ident()) or draw(self, *given)
-    )
-    monkeypatch.setattr(module, "DrawnByThreads", lambda draw, device: DrawnByThreads(draw, torch.device("cuda")))
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    threads = drawing_by_threads(monkeypatch, module, module._Learner, "_batch")
     ahead = adapted(lesson, steps=5).tensors
     assert threading.get_ident() not in threads != set()
     assert all(np.array_equal(ahead[name], value) for name, value in at_once.items())

@@ -17,9 +17,8 @@ from FewShotSegLib.inference.volume_network import on_grid
 from FewShotSegLib.methods.uda import networks as module
 from FewShotSegLib.methods.uda.networks import ClassRecipe, class_network, predicted, train_classes
 from FewShotSegLib.networks.weights import weights_of
-from FewShotSegLib.training.ahead import DrawnByThreads
 from FewShotSegLib.training.patches import Case, PatchRecipe, PatchSource
-from Testing.conftest import DISC, SQUARE, Listener, discs
+from Testing.conftest import DISC, SQUARE, Listener, dice, discs, drawing_by_threads
 
 GRID = Grid((1.0, 1.0, 4.0), (4, 32, 32), "LPS")  # that of the discs
 FEW = ClassRecipe(steps=2, batch_size=2)
@@ -48,13 +47,8 @@ def test_edges_of_one_kind_teach_about_the_other() -> None:
     found, of_bright = (predicted(weights, edges(image), grid, 3, recipe).labels for image in (dark, volume))
     truth = labels_onto_grid(labels, volume.affine, grid)
     for value in (DISC, SQUARE):
-        assert overlap(found == value, truth == value) > 0.3
-        assert overlap(found == value, of_bright == value) > 0.95
-
-
-def overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """The Dice coefficient."""
-    return 2 * np.count_nonzero(first & second) / (np.count_nonzero(first) + np.count_nonzero(second))
+        assert dice(found == value, truth == value) > 0.3
+        assert dice(found == value, of_bright == value) > 0.95
 
 
 def cases(*levels: float) -> list[Case]:
@@ -81,11 +75,7 @@ def test_the_same_seed_gives_the_same_weights_and_every_step_is_reported(a_liste
 
 def test_patches_drawn_ahead_by_threads_as_on_a_gpu_teach_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = trained(cases(0.2, 0.8), [1, 1])
-    threads: set[int] = set()
-    draw = PatchSource.draw
-    monkeypatch.setattr(PatchSource, "draw", lambda self, rng: threads.add(threading.get_ident()) or draw(self, rng))
-    monkeypatch.setattr(module, "DrawnByThreads", lambda draw, device: DrawnByThreads(draw, torch.device("cuda")))
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    threads = drawing_by_threads(monkeypatch, module, PatchSource, "draw")
     ahead = trained(cases(0.2, 0.8), [1, 1])
     assert threading.get_ident() not in threads != set()
     assert all(np.array_equal(ahead[name], value) for name, value in at_once.items())
