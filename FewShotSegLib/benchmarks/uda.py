@@ -15,7 +15,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from FewShotSegLib.inference.volume_network import VolumePredictor
 from FewShotSegLib.io.datasets import CaseFiles, DataSet
 from FewShotSegLib.io.files import write_text_whole
 from FewShotSegLib.io.volumes import load_labelmap, load_volume
-from FewShotSegLib.jobs.memory_curve import MemoryCurve, gpu_memory_of
+from FewShotSegLib.jobs.memory_curve import MemoryCurve, memory_of
 from FewShotSegLib.methods.uda import method as uda
 from FewShotSegLib.methods.uda.recipe import Recipe
 from FewShotSegLib.progress import Progress
@@ -218,7 +218,7 @@ def _run(row: str, seed: int, setting: Setting) -> dict[str, Any]:
     scores: dict[str, dict[str, list[float] | None]] = {}
     costs = []
     for case, volume in volumes.items():
-        with MemoryCurve(_memory_of(setting.device)) as curve:
+        with MemoryCurve(memory_of(setting.device) or (lambda: 0)) as curve:
             labels = predictor.segment(volume).labelmap
         costs.append(curve.summary())
         found = {name: value for value, name in labels.structures.items()}
@@ -236,11 +236,6 @@ def _run(row: str, seed: int, setting: Setting) -> dict[str, Any]:
         "segmenting": {key: round(float(np.mean([cost[key] for cost in costs])), 3) for key in costs[0]},
         "stages": adapter.metrics["stages"],
     }
-
-
-def _memory_of(device: torch.device) -> Callable[[], int]:
-    """Memory of a GPU; on a CPU only time is measured."""
-    return gpu_memory_of(device) if device.type == "cuda" else lambda: 0
 
 
 def _source(data: Path, organs: Sequence[str]) -> DataSet:
@@ -290,7 +285,7 @@ def _part(runs: Sequence[dict[str, Any]], title: str, held_out: bool) -> str:
         cost = [f"{times[0]:.0f}", f"{times[1]:.1f}", f"{area:.0f}" if area else ""]
         published = " / ".join(f"{value:.1f}" for value in PUBLISHED.get(row, ()))
         rows.append([row, published, *cells, f"{low:.1f} to {high:.1f}", *cost])
-    ends = ["mean", "quartiles", "seconds", "seconds per case", "GPU memory x time, MB s"]
+    ends = ["mean", "quartiles", "seconds", "seconds per case", "memory x time, MB s"]
     return head + markdown(["", "paper", *organs, *ends], rows)
 
 

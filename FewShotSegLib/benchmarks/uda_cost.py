@@ -7,7 +7,6 @@ Weights are random: time and memory do not depend on them. The resampled maps ar
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from FewShotSegLib.imaging.grid import Grid, onto_grid
 from FewShotSegLib.inference.sliding_window import decided, labels_onto_volume
 from FewShotSegLib.inference.volume_network import VolumePredictor, grid_to_dict, network_arguments
 from FewShotSegLib.io.volumes import load_labelmap, load_volume
-from FewShotSegLib.jobs.measure import used_bytes
+from FewShotSegLib.jobs.memory_curve import MemoryCurve, memory_of
 from FewShotSegLib.networks import build
 from FewShotSegLib.networks.weights import weights_of
 from FewShotSegLib.progress import silent
@@ -50,8 +49,7 @@ def costs(data: Path, repeats: int) -> str:
     image = data / WHOLE[0]
     if not image.is_file():
         raise InputError(f"There is no {image}; the time of a whole case is measured on it.")
-    whole = _whole_case(load_volume(image))  # first: the peak memory never decreases
-    return f"{whole}\n{_resampling(data, repeats)}"
+    return f"{_whole_case(load_volume(image))}\n{_resampling(data, repeats)}"
 
 
 # ---------------------------------------------------------------------------------------------------------- resampling
@@ -125,18 +123,20 @@ def _sizes(shape: tuple[int, ...]) -> str:
 def _whole_case(volume: Volume) -> str:
     head = (
         f"A whole CT, {_sizes(volume.shape)} voxels, {ORGANS} organs, {torch.get_num_threads()} CPU threads; memory is "
-        "the peak of the process up to then.\n\n"
+        "that of the whole process, and the area is under its curve over time.\n\n"
     )
     rows = []
     for size, spacing, patch in reversed(GRIDS.values()):  # small ones first
         predictor = VolumePredictor(_adapter(volume, size, Grid.of(volume, patch, spacing)), torch.device("cpu"))
-        started = time.perf_counter()
-        predictor.segment(volume, report=silent)
-        seconds = time.perf_counter() - started
-        peak = used_bytes(torch.device("cpu"))
-        memory = "unknown" if peak is None else f"{peak / 1e6:.0f}"
-        rows.append([f"dynunet {size}", str(spacing), _sizes(patch), f"{seconds:.1f}", memory])
-    return head + markdown(["network", "voxels, mm", "patch", "seconds", "peak memory, MB"], rows)
+        used = memory_of(torch.device("cpu"))
+        with MemoryCurve(used or (lambda: 0)) as curve:
+            predictor.segment(volume, report=silent)
+        cost = curve.summary()
+        memory = [f"{cost[key]:.0f}" if used else "unknown" for key in ("peak_mb", "area_mb_s")]
+        rows.append([f"dynunet {size}", str(spacing), _sizes(patch), f"{cost['seconds']:.1f}", *memory])
+    return head + markdown(
+        ["network", "voxels, mm", "patch", "seconds", "peak memory, MB", "memory x time, MB s"], rows
+    )
 
 
 def _adapter(volume: Volume, size: str, grid: Grid) -> Adapter:

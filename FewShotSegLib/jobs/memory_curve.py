@@ -1,24 +1,27 @@
-"""GPU memory over time: the efficiency measure of the FLARE challenges, together with peak and mean.
+"""Memory over time: with a GPU's, the efficiency measure of the FLARE challenges; together with peak and mean.
 
 The area under the curve alone is ambiguous: a slow run with little memory and a fast one with much have the same.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 import torch
 
 _MB = 1e6
+_STATM = Path("/proc/self/statm")  # Linux: sizes of this process in pages, the second one resident
 
 
 class MemoryCurve:
     """Samples memory while a `with` block runs.
 
-        with MemoryCurve(gpu_memory_of(device)) as curve:
+        with MemoryCurve(memory_of(device)) as curve:
             ...
         curve.summary()         # seconds, peak_mb, mean_mb, area_mb_s
 
@@ -63,6 +66,14 @@ class MemoryCurve:
         return {"seconds": seconds, "peak_mb": max(used) / _MB, "mean_mb": mean, "area_mb_s": area}
 
 
-def gpu_memory_of(device: torch.device) -> Callable[[], int]:
-    """Bytes reserved by PyTorch on a GPU. Other programs see the CUDA context on top, a few hundred MB more."""
-    return lambda: int(torch.cuda.memory_reserved(device))
+def memory_of(device: torch.device) -> Callable[[], int] | None:
+    """A function that returns the bytes in use now: reserved by PyTorch on a GPU, where other programs see the CUDA
+    context on top, a few hundred MB more; with the CPU resident in RAM, of the whole process. None where the operating
+    system does not tell the latter.
+    """
+    if device.type == "cuda":
+        return lambda: int(torch.cuda.memory_reserved(device))
+    if not _STATM.is_file():
+        return None
+    page = os.sysconf("SC_PAGE_SIZE")
+    return lambda: int(_STATM.read_text().split()[1]) * page

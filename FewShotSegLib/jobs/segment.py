@@ -42,7 +42,7 @@ from FewShotSegLib.version import __version__
 
 from .inputs import exemplar_of, files_read, output_names
 from .kept import KeptPredictor
-from .memory_curve import MemoryCurve, gpu_memory_of
+from .memory_curve import MemoryCurve, memory_of
 from .notes import Notes, timed
 from .outputs import Outputs
 from .record import is_complete, own_part, read_record, record_of, result_path
@@ -163,7 +163,8 @@ def _segment_image(
     if predictor.adapter is not None and not job.intensity and not job.support:
         notes.warn_if(_unlike(predictor.adapter, volume, name))
         notes.warn_if(_other_channel(predictor.adapter, job.channel, name))
-    curve = MemoryCurve(gpu_memory_of(predictor.device)) if predictor.device.type == "cuda" else None
+    used = memory_of(predictor.device) if predictor.device.type == "cuda" else None
+    curve = MemoryCurve(used) if used else None
     with timed(timings, "segment"), curve or contextlib.nullcontext():
         found = segmentation_of(volume, prompts, predictor, _options(job), notes, _intensity(job))
     with timed(timings, "save"):

@@ -56,15 +56,26 @@ def test_an_adapter_with_fresh_weights_segments_the_whole_case() -> None:
 
 def test_both_tables_are_made_of_the_cases_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uda_cost, "GRIDS", {"cpu": ("small", (8.0, 8.0, 10.0), (4, 16, 16))})
+    monkeypatch.setattr(uda_cost, "memory_of", lambda device: lambda: 500_000_000)
     folder = tmp_path / "chaos_ct_liver_1"
     image = np.random.default_rng(0).normal(0, 80, (12, 40, 40)).astype(np.float32)
     save_volume(Volume(image, AFFINE), folder / "img.nii.gz")
     save_labelmap(Labelmap(Volume(bodies(1), AFFINE), {1: "liver"}), folder / "lab.nii.gz")
     whole, resampling = costs(tmp_path, repeats=1).split("\n\n", 1)[1].split("\n\n")
-    assert whole.splitlines()[2].startswith("| dynunet small | (8.0, 8.0, 10.0) | 16 x 16 x 4 | ")
+    (row,) = whole.splitlines()[2:]
+    assert row.startswith("| dynunet small | (8.0, 8.0, 10.0) | 16 x 16 x 4 | ")
+    seconds, peak, area = (float(cell) for cell in row.strip("| ").split("|")[3:])
+    assert peak == 500
+    assert area == pytest.approx(500 * seconds, abs=26)  # seconds are rounded to tenths
     (row,) = resampling.splitlines()[2:]
     assert row.startswith("| CT, liver, 2 classes | 20 x 20 x 6 (cpu) | 40 x 40 x 12 | ")
     assert float(row.strip("| ").split("|")[-1]) > 0.75  # the two ways agree, but for edges
+
+
+def test_memory_that_the_system_does_not_tell_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uda_cost, "GRIDS", {"cpu": ("small", (8.0, 8.0, 10.0), (4, 16, 16))})
+    monkeypatch.setattr(uda_cost, "memory_of", lambda device: None)
+    assert uda_cost._whole_case(Volume(np.zeros((4, 16, 16), np.float32), AFFINE)).endswith("| unknown | unknown |\n")
 
 
 def test_a_missing_case_is_named(tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from FewShotSegLib.jobs.memory_curve import MemoryCurve
+from FewShotSegLib.jobs import memory_curve
+from FewShotSegLib.jobs.memory_curve import MemoryCurve, memory_of
 
 
 def sampled(points: list[tuple[float, float]]) -> MemoryCurve:
@@ -46,3 +51,21 @@ def test_an_error_in_the_block_ends_the_watching_and_passes() -> None:
     with pytest.raises(ZeroDivisionError), MemoryCurve(lambda: 1) as curve:
         1 / 0  # noqa: B018
     assert not curve._thread.is_alive()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells the memory of a process in /proc")
+def test_memory_with_the_cpu_is_that_of_the_process_and_falls_again() -> None:
+    used = memory_of(torch.device("cpu"))
+    assert used is not None
+    before = used()
+    block = np.ones(25_000_000)  # 200 MB
+    held = used()
+    del block
+    assert before > 20e6
+    assert 150e6 < held - before < 250e6
+    assert used() - before < 50e6
+
+
+def test_memory_is_unknown_where_the_system_does_not_tell_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory_curve, "_STATM", tmp_path / "statm")
+    assert memory_of(torch.device("cpu")) is None
