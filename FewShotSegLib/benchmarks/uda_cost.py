@@ -160,6 +160,7 @@ def _adapter(volume: Volume, size: str, grid: Grid) -> Adapter:
             "head": "classes",
             "grid": grid_to_dict(grid),
             "anatomy": AnatomySpace().settled([volume]).to_dict(),
+            "edges": "grid",
             "resample": "labels",
         },
     )

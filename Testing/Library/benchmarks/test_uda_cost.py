@@ -15,6 +15,7 @@ from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.grid import Grid
 from FewShotSegLib.io.volumes import save_labelmap, save_volume
+from FewShotSegLib.methods.uda.recipe import Recipe
 
 AFFINE = np.diag([-4.0, -4.0, 5.0, 1.0])
 
@@ -52,6 +53,7 @@ def test_an_adapter_with_fresh_weights_segments_the_whole_case() -> None:
     assert len(adapter.structures) == uda_cost.ORGANS
     assert adapter.architecture is not None
     assert (adapter.architecture["resample"], adapter.architecture["network"]["out_channels"]) == ("labels", 14)
+    assert adapter.architecture["edges"] == Recipe().edges  # what is measured is what new adapters do
 
 
 def test_both_tables_are_made_of_the_cases_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
