@@ -397,8 +397,8 @@ class _Learner:
             if best is not None:
                 report(
                     note(
-                        f"{self.name}: pretraining on {self.pool.names[best]}, the auxiliary data whose gradients "
-                        "agree best with those of the exemplars (the anatomy may differ)."
+                        f"{self.name}: pretraining on {self.pool.names[best]}, the auxiliary data most likely to help "
+                        "(their anatomy may differ)."
                     )
                 )
                 alone = RandomArm(self.pool.names, np.random.default_rng([self.seed, 4]))
