@@ -80,6 +80,20 @@ MUTANTS = (
         ASAP + "test_gradients.py::test_a_joint_step_goes_along_both_gradients_and_tells_their_cosine",
     ),
     Mutant(
+        "the steps of a turn run into one another",
+        ASAP + "gradients.py",
+        'if phase == "target" and self._phase != "target":',
+        "if False:",
+        ASAP + "test_gradients.py::test_steps_are_pooled_until_they_are_taken",
+    ),
+    Mutant(
+        "the paper's bandit keeps to the arm that the network starts from",
+        ASAP + "method.py",
+        'keep_to_best=recipe.reading == "default",',
+        "keep_to_best=True,",
+        ASAP + "test_method.py::test_in_the_readings_of_the_paper_other_arms_compete_with_the_best_one",
+    ),
+    Mutant(
         "means of several batches are of one batch",
         ASAP + "turns.py",
         "self._look(turn, arm, self.recipe.reward_batches)",

@@ -64,7 +64,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ASAP": {"scheduler": "asap"},
     "ASAP, start by lot": {"scheduler": "asap", "pretraining": "by lot"},
     "ASAP, single batches compared": {"scheduler": "asap", "gradients": "step"},
-    "ASAP, paper's reading": {"scheduler": "asap", "reading": "paper"},
+    "ASAP, paper's reading": {"scheduler": "asap", "reading": "paper", "pretraining": "by lot", "finish": 0.0},
     "ASAP, the target alone after the start": {"scheduler": "asap", "finish": 1.0},
     "Oracle": {"scheduler": "random"},
     "Oracle, the target alone after the start": {"scheduler": "random", "finish": 1.0},

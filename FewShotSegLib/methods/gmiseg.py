@@ -5,8 +5,9 @@ simulated points and boxes, so that the model generalizes, with prompts or a sup
 trained on. Every data set is a task of its own, and tasks are sampled uniformly; of a volume the middle slices along
 the three planes are used. Loss: focal + Dice, and the error of the predicted IoU, by which masks are ranked.
 
-Trainable are Loose LoRA in the attention of the image encoder's last blocks (`encoder_blocks`: all of a small model,
-none of SAM on a CPU), and in full the prompt encoder, which has few parameters, and the mask decoder.
+Trainable are Loose LoRA in the attention of the image encoder's last blocks (`encoder_blocks`), and in full the prompt
+encoder, which has few parameters, and the mask decoder. The compact base models train all blocks. On a CPU SAM and
+`bundled` train none, for time, so that Loose LoRA is in the decoder's attention; `encoder_blocks=-1` trains all.
 
 Unspecified in the paper: its eq. 2 and Fig. 3 (see `lora.layers.LooseLowRank`); optimizer and steps (ours are those of
 our other methods); "augmentation segmentation tasks" (our random transforms, see `SynthesisRecipe`). Its scores cannot

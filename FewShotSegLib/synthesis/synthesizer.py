@@ -406,7 +406,9 @@ class AnnotatedSlices(Synthesizer):
     def __init__(
         self, slices: Sequence[LabelledSlice], recipe: SynthesisRecipe, structures: Mapping[int, str] | None = None
     ) -> None:
-        super().__init__(slices, (), (), dataclasses.replace(recipe, flip="never", background="inpaint"), structures)
+        # With the settings of pasting that refuse nothing: structures that are black may not be pasted, but are shown.
+        shown = dataclasses.replace(recipe, flip="never", background="inpaint", composite="mask")
+        super().__init__(slices, (), (), shown, structures)
         self.notes.clear()  # nothing is pasted, so the remarks do not apply
 
     def sample(self, rng: np.random.Generator) -> Plan:

@@ -136,9 +136,9 @@ class Recipe(PromptedRecipe):
     patches: PatchRecipe = field(default_factory=PatchRecipe, metadata={"help": "How patches are drawn"})
 
 
-# 400 epochs of at most 30 cases in batches of 4 are 400 turns of 8 steps. The paper's source model is not published:
-# provide one as `weights`, or the network is pre-trained with random arms. The five folds are over the shots: three
-# shots give three.
+# 400 epochs of at most 30 cases in batches of 4 are 400 turns of 8 steps. Algorithm 1 takes gradients of whole data
+# sets, here 8 batches. The paper's source model is not published: provide one as `weights`, or the network is
+# pre-trained with random arms. The five folds are over the shots: three shots give three.
 PAPER: dict[str, Any] = {
     "steps": 400 * 8,
     "steps_per_turn": 8,
@@ -151,6 +151,8 @@ PAPER: dict[str, Any] = {
     "reading": "paper",
     "finish": 0.0,
     "pretraining": "by lot",
+    "probe_batches": 8,
+    "reward_batches": 8,
     "estimate_folds": 5,
 }
 
@@ -303,6 +305,7 @@ def _network_recipe(recipe: Recipe) -> NetworkRecipe:
         weights=recipe.weights,
         pretraining=recipe.pretraining,
         pretraining_steps=recipe.pretraining_steps,
+        keep_to_best=recipe.reading == "default",
         checkpoint_seconds=recipe.checkpoint_seconds,
         patches=recipe.patches,
         turns=_turn_recipe(recipe),

@@ -64,6 +64,7 @@ class NetworkRecipe:
     weights: str | None = None
     pretraining: str = "chosen"
     pretraining_steps: int = 200
+    keep_to_best: bool = True
     checkpoint_seconds: float = 20.0
     patches: PatchRecipe = field(default_factory=PatchRecipe)
     turns: TurnRecipe = field(default_factory=TurnRecipe)
@@ -297,11 +298,12 @@ class _Learner:
         return network.eval(), fitted, turns
 
     def _scheduler_after(self, start: _Start) -> Scheduler:
-        """The scheduler of the run. After a start from the best arm it pulls that one or none: by the cosines of their
-        gradients others seem to help the half-trained network, but the result is worse.
+        """The scheduler of the run. After a start from the best arm it pulls that one or none, unless the recipe has
+        all arms compete, as in the paper: by the cosines of their gradients others seem to help the half-trained
+        network, but the result is worse.
         """
         scheduler = self.lesson.scheduler_for(self.seed)
-        best = (start.chosen or {}).get("best")
+        best = (start.chosen or {}).get("best") if self.recipe.keep_to_best else None
         if best is not None and self.pool is not None and isinstance(scheduler, Asap):
             scheduler.keep_to(self.pool.names.index(best))
         return scheduler

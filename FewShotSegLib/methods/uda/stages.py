@@ -295,12 +295,11 @@ class Stages:
     ) -> dict[str, list[NDArray[np.uint8]]]:
         """Labels of each target (D, H, W) from round to round, oldest first.
 
-        The given labels train round 2, whose predictions train the next. They count as a round themselves only if
-        nothing was borrowed: borrowed labels must not be held against the borrower.
+        The given labels train round 2, whose predictions train the next. They count as a round themselves only without
+        matching: borrowed labels must not be held against the borrower.
         """
         current = dict(labels)
-        # Labels from before matching are compared only if there are just two rounds, as in version 0.1.
-        given = [] if self.recipe.match and self.recipe.rounds > 2 else [current]
+        given = [] if self.recipe.match else [current]
         found = {name: [own[name] for own in given] for name in current}
         for number in range(2, self.recipe.rounds + 1):
             weights = self._teacher(cases, self._taught(current), number)

@@ -165,6 +165,21 @@ def test_what_trains_is_lora_in_the_encoder_and_prompt_encoder_and_decoder_in_fu
     assert not any(name.startswith("locator.") for name in names)
 
 
+def test_with_a_frozen_encoder_the_low_rank_update_is_in_the_decoders_attention(
+    a_tiny_sam: PromptableNetwork, an_exemplar: Exemplar
+) -> None:
+    names = set(adapt(a_tiny_sam, an_exemplar, encoder_blocks=0).tensors)
+    assert not any(name.startswith("image_encoder.") for name in names)
+    updates = {name for name in names if "lora" in name}
+    assert updates
+    assert all(name.startswith("mask_decoder.transformer.") for name in updates)
+
+
+@pytest.mark.parametrize(("family", "encoder_blocks"), [("compact", -1), ("tiny_vit", 0), ("sam", 0)])
+def test_on_a_cpu_large_encoders_stay_frozen(family: str, encoder_blocks: int) -> None:
+    assert gmiseg.resolve(gmiseg.Recipe(), family, torch.device("cpu")).encoder_blocks == encoder_blocks
+
+
 def test_the_loss_is_focal_as_the_recipe_says(
     a_tiny_sam: PromptableNetwork, an_exemplar: Exemplar, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
+from FewShotSegLib.data.volume import Volume
+from FewShotSegLib.errors import InputError
 from FewShotSegLib.imaging.slices import labelled_slices
 from FewShotSegLib.methods import lora
 from FewShotSegLib.sam.network import PromptableNetwork
@@ -57,6 +59,17 @@ def test_without_synthesis_the_exemplar_slices_are_shown_as_they_are(
     assert all(sample.known is None for sample in samples)
     with pytest.raises(TypeError, match="not resolved"):
         training_samples(AdaptInputs(exemplars=[an_exemplar]), PromptedRecipe(), np.random.default_rng(0), 1)
+
+
+def test_structures_that_cannot_be_pasted_are_shown_without_synthesis(an_exemplar: Exemplar) -> None:
+    black = Volume(np.minimum(an_exemplar.volume.array, -1000), an_exemplar.volume.affine)
+    exemplar = replace(an_exemplar, volume=black)
+    recipe = PromptedRecipe(image_size=64, synthesizer=SynthesisRecipe(composite="paper"))
+    names = dict(exemplar.structures)
+    with pytest.raises(InputError, match="structures are all black"):
+        synthesizer_of([exemplar], WINDOW, 64, recipe, names)
+    shown = synthesizer_of([exemplar], WINDOW, 64, replace(recipe, synthesis=False), names)
+    assert len(shown.slices) == 2
 
 
 @pytest.mark.parametrize("synthesis", [True, False])

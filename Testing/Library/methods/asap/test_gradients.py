@@ -323,18 +323,14 @@ def test_steps_are_pooled_until_they_are_taken(a_network: nn.Module) -> None:
     network = a_network.double().eval()
     parameters = dict(network.named_parameters())
     targets, auxiliaries = losses_of(network, 1, 3), losses_of(network, 2, 3)
-    sums = np.zeros((2, 2))
+    steps = zip(flat_gradients(network, targets), flat_gradients(network, auxiliaries), strict=True)
+    sums = sum(np.stack(pair) @ np.stack(pair).T for pair in steps)
     with Alignment(parameters) as alignment:
         for target, auxiliary in zip(targets, auxiliaries, strict=True):
-            flat = [
-                np.concatenate([g.numpy().ravel() for g in probe(network, parameters, [loss_of]).gradient.values()])
-                for loss_of in (target, auxiliary)
-            ]
-            sums += np.stack(flat) @ np.stack(flat).T
             step_of(network, target, auxiliary, alignment)
-            state = json.loads(json.dumps(alignment.state()))
         alignment.expect("nothing")
         targets[0]().backward()  # somebody else's
+        state = json.loads(json.dumps(alignment.state()))
         assert alignment.take().cosine == pytest.approx(sums[0, 1] / math.sqrt(sums[0, 0] * sums[1, 1]), rel=1e-9)
         assert alignment.take() == Similarity(0.0, 0.0)
         alignment.load_state(state)

@@ -203,6 +203,17 @@ def test_after_a_start_from_the_best_arm_no_other_is_measured_or_pulled(
     assert [(row["turn"], row["name"]) for row in rows] == [(turn, "south: disc") for turn in range(7)]
 
 
+@pytest.mark.parametrize("reading", ["paper", "log", "released"])
+def test_in_the_readings_of_the_paper_other_arms_compete_with_the_best_one(
+    a_job: AdaptJob, reading: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks.Asap, "best", lambda self: 2)
+    options = {"steps_per_turn": 1, "pretraining_steps": 4, "finish": 0.0, "steps": 8, "reading": reading}
+    record = run(replace(a_job, recipe={**NETWORK, **options}))
+    assert record["metrics"]["pretraining_of"]["disc"]["best"] == "south: disc"
+    assert {row["name"] for row in record["metrics"]["auxiliary"]["turns"] if row["turn"] > 0} > {"south: disc"}
+
+
 def test_pretraining_follows_the_auxiliary_data_alone(a_job: AdaptJob, tmp_path: Path) -> None:
     """Without a measurement the target's images have no influence on what the network starts from."""
     options = {**NETWORK, "steps": 1, "learning_rate": 1e-6, "scheduler": "direct", "pretraining": "by lot"}
@@ -230,6 +241,8 @@ def test_the_paper_s_preset_is_the_paper_and_leaves_what_was_set() -> None:
     assert recipe.steps // recipe.steps_per_turn == 400  # epochs are turns
     assert (recipe.estimate_folds, recipe.preset) == (5, "paper")
     assert asap._turn_recipe(recipe).gradients == "batches"
+    whole = -(-recipe.max_cases // recipe.batch_size)  # batches of a whole data set, as in Algorithm 1
+    assert (recipe.probe_batches, recipe.reward_batches) == (whole, whole)
     own = asap.resolve(asap.Recipe(preset="paper", network="unet", steps=7), "compact", torch.device("cpu"))
     assert (own.steps, own.learning_rate) == (7, 3e-4)
     with pytest.raises(InputError, match="choose network=unet"):
