@@ -56,6 +56,7 @@ from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
+from FewShotSegLib.data.recipe import with_overrides
 from FewShotSegLib.data.volume import Labelmap, Volume
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.evaluation.scoring import evaluate_case
@@ -96,6 +97,7 @@ class Setting:
     plane: int = 0
     drawn: bool = False
     tasks: int | None = None
+    recipe: tuple[str, ...] = ()
 
     def known(self, name: str) -> PublicDataSet:
         """A data set in the selected plane; photographs have only one."""
@@ -119,6 +121,7 @@ def main(arguments: Sequence[str]) -> int:
         chosen.plane,
         chosen.random,
         chosen.tasks,
+        tuple(chosen.recipe),
     )
     record = Path(f"{chosen.out}.jsonl")
     runs = _forgetting(chosen, setting, record) if chosen.forgetting else _sizes(chosen, setting, record)
@@ -156,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plane", type=int, default=0, choices=(0, 1, 2), help="axis of the arrays (K, J, I)")
     parser.add_argument("--random", action="store_true", help="supports by lot, another set for each seed")
     parser.add_argument("--tasks", type=int, help="on how many other data sets GMISeg is trained; default: on all")
+    parser.add_argument("--recipe", nargs="*", default=[], metavar="KEY=VALUE", help="recipe of GMISeg's training")
     parser.add_argument("--base", default="bundled-small")
     return parser
 
@@ -209,7 +213,7 @@ class _TrainedElsewhere:
         if name not in self._gmiseg:
             given = [e for other in self.others(name) for e in exemplars(other, self.setting.data, TASK_SLICES)]
             run = RunContext(np.random.default_rng(0), max_seconds=self.setting.seconds)
-            recipe = gmiseg.Recipe(slices_per_plane=TASK_SLICES)
+            recipe = with_overrides(gmiseg.Recipe(slices_per_plane=TASK_SLICES), self.setting.recipe)
             self._gmiseg[name] = gmiseg.adapt(AdaptInputs(self.network, given), recipe, run)
         return self._gmiseg[name]
 

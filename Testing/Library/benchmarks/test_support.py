@@ -11,9 +11,11 @@ import pytest
 
 from FewShotSegLib.benchmarks import support, support_tables
 from FewShotSegLib.benchmarks.datasets import PublicDataSet
+from FewShotSegLib.data.adapter import Adapter
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.errors import InputError
 from FewShotSegLib.io.volumes import save_volume
+from FewShotSegLib.methods import gmiseg
 from Testing.conftest import discs
 
 TOY = PublicDataSet(
@@ -113,6 +115,28 @@ def test_gmiseg_and_the_peer_never_see_the_data_set_they_are_tested_on(tmp_path:
         assert len(others) == 2
     every = support._TrainedElsewhere(None, replace(setting, tasks=None))  # type: ignore[arg-type]
     assert len(every.others("acdc")) == len(support.DATASETS) - 1
+
+
+def test_gmiseg_trains_as_the_recipe_of_the_benchmark_says(
+    a_data_folder: Path, tmp_path: Path, a_tiny_base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(support.KNOWN, "toy", TOY)
+    monkeypatch.setattr(support, "DATASETS", {"other": replace(TOY, name="other")})
+    monkeypatch.setitem(support.KNOWN, "other", TOY)
+    asked = []
+
+    def adapt(inputs: object, recipe: gmiseg.Recipe, run: object) -> Adapter:
+        asked.append((recipe.encoder_blocks, recipe.rank, recipe.slices_per_plane))
+        raise InputError("enough")
+
+    monkeypatch.setattr(support.gmiseg, "adapt", adapt)
+    words = ["--data", str(a_data_folder), "--datasets", "toy", "--sizes", "2", "--seeds", "1", "--trained", "--base"]
+    words += [a_tiny_base, "--models", support.GMISEG, "--out", str(tmp_path / "out")]
+    for recipe in ([], ["--recipe", "encoder_blocks=-1", "rank=2"]):
+        with pytest.raises(InputError, match="enough"):
+            support.main([*words, *recipe])
+    default = gmiseg.Recipe()
+    assert asked == [(None, default.rank, support.TASK_SLICES), (-1, 2, support.TASK_SLICES)]
 
 
 def test_a_missing_data_folder_is_named(tmp_path: Path) -> None:
