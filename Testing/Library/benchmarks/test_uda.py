@@ -33,7 +33,7 @@ def test_organs_have_the_labels_of_their_data_sets() -> None:
             name: value for name, value in known.items() if name in names
         }
         assert len(set(names.values())) == len(names)
-    assert set(MR["amos"].labels) == set(CT)
+    assert set(MR["amos"].labels) == set(CT) == set(uda.TOLERANCE_MM)
 
 
 def a_setting(folder: Path, targets: str = "chaos", organs: str = "shared") -> uda.Setting:
@@ -92,11 +92,21 @@ def test_every_target_is_scored_by_its_own_labels_and_only_for_what_it_shows(
     monkeypatch.setattr(uda, "CT", {"liver": 6, "spleen": 1, "aorta": 8})
     monkeypatch.setitem(uda.MR, "amos", replace(uda.MR["amos"], labels={"liver": 6, "spleen": 1}))
     monkeypatch.setattr(uda, "VolumePredictor", lambda adapter, device: SimpleNamespace(segment=Found))
+    tolerances = []
+    plain = uda.compare
+
+    def compare(found: Any, truth: Any, spacing_mm: Any, tolerance_mm: float) -> Any:
+        tolerances.append(tolerance_mm)
+        return plain(found, truth, spacing_mm, tolerance_mm)
+
+    monkeypatch.setattr(uda, "compare", compare)
     run = uda._run("CT only", 0, a_setting(tmp_path, "amos", "all"))
     assert seen == {"targets": ["0_img", "1_img", "2_img"], "organs": ["liver", "spleen", "aorta"]}
     assert run["held_out"] == ["3_img"]
     assert run["scores"]["0_img"] == {"liver": [1.0, 1.0], "spleen": None}
     assert run["scores"]["3_img"] == {"liver": [1.0, 1.0], "spleen": [0.0, 0.0]}
+    assert set(tolerances[::2]) == {uda.TOLERANCE_MM["liver"]}
+    assert set(tolerances[1::2]) == {uda.TOLERANCE_MM["spleen"]} != set(tolerances[::2])
 
 
 def a_run(row: str, seed: int, dsc: float, seconds: float) -> dict[str, Any]:
@@ -114,7 +124,9 @@ def test_the_tables_have_means_over_seeds_and_organs_in_the_order_of_the_paper()
     runs = [a_run("CycleGAN", 1, 0.60, 30.0), a_run("CT only", 0, 0.20, 5.0), a_run("CycleGAN", 0, 0.40, 10.0)]
     held_out, targets = uda._table(runs).split("\n\nDSC")[0], uda._table(runs).split("\nDSC")[1]
     lines = held_out.splitlines()
-    assert lines[0].startswith("DSC / NSD (%, 2 mm), mean over all held back volumes and seeds; quartiles of DSC. ")
+    assert lines[0].startswith(
+        "DSC / NSD (%, at the tolerance of each organ), mean over all held back volumes and seeds; "
+    )
     assert lines[2].startswith(
         "|  | paper, 13 organs | paper, these | liver | right kidney | spleen | left kidney | mean | quartiles | sec"
     )
