@@ -296,10 +296,10 @@ class Stages:
         """Labels of each target (D, H, W) from round to round, oldest first.
 
         The given labels train round 2, whose predictions train the next. They count as a round themselves only without
-        matching: borrowed labels must not be held against the borrower.
+        matching, as borrowed labels must not be held against the borrower, or if there is no other.
         """
         current = dict(labels)
-        given = [] if self.recipe.match else [current]
+        given = [] if self.recipe.match and self.recipe.rounds > 1 else [current]
         found = {name: [own[name] for own in given] for name in current}
         for number in range(2, self.recipe.rounds + 1):
             weights = self._teacher(cases, self._taught(current), number)
