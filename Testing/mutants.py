@@ -181,8 +181,8 @@ MUTANTS = (
     Mutant(
         "borrowed labels are dropped",
         UDA + "stages.py",
-        "labels |= self._borrowed(first)",
-        "self._borrowed(first)",
+        "matched = own | self._borrowed(first) if recipe.match else own",
+        "matched = own",
         UDA + "test_stages.py::test_matching_comes_before_self_training_which_goes_on_from_the_updated_labels",
     ),
     Mutant(
@@ -225,8 +225,8 @@ MUTANTS = (
     Mutant(
         "a borrower is judged by what it borrowed",
         UDA + "stages.py",
-        "given = [] if self.recipe.match and self.recipe.rounds > 2 else [current]",
-        "given = [current]",
+        "first = [] if self.recipe.match and self.recipe.rounds > 2 else [own]",
+        "first = [matched]",
         UDA + "test_stages.py::test_matching_comes_before_self_training_which_goes_on_from_the_updated_labels",
     ),
     Mutant(

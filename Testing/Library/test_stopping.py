@@ -28,7 +28,7 @@ NETWORK: dict[str, Any] = {
     "pretraining_steps": 1,
     "validate_every": 0,
 }
-UDA: dict[str, Any] = {"steps": 12, "translation_steps": 1, "patch": [4, 32, 32], "drift_limit": -1.0}
+UDA: dict[str, Any] = {"steps": 12, "translation_steps": 1, "patch": [4, 32, 32], "rounds": 2, "drift_limit": -1.0}
 # Method and network -> options of a short run.
 RUNS = {
     "lora": {**QUICK, "steps": 12},

@@ -174,12 +174,9 @@ class Recipe:
         check(self)
         for name in ("domain_of", "patient_of"):
             found_in((), getattr(self, name), name)
-        least = 3 if self.match else 2  # the first teacher's labels are from before matching
-        if self.filter and self.rounds < least:
+        if self.filter and self.rounds < 2:
             raise InputError(
-                f"Filtering compares the labels of successive teachers, which takes at least {least} rounds "
-                f"{'with' if self.match else 'without'} matching, got rounds={self.rounds}; choose more rounds or set "
-                "filter off."
+                f"Filtering compares at least 2 rounds, got rounds={self.rounds}; choose more rounds or set filter off."
             )
 
 

@@ -134,12 +134,11 @@ class Stages:
         if recipe.rounds > 1 or recipe.match:
             self._stage(1, "teaching")
             first = self._first_round(cases)
-            labels = {name: found.labels for name, found in first.items()}
+            own = {name: found.labels for name, found in first.items()}
             self._stage(2, "matching")
-            if recipe.match:
-                labels |= self._borrowed(first)
+            matched = own | self._borrowed(first) if recipe.match else own
             self._stage(3, "self-training")
-            labels = self._trusted(self._self_trained(cases, labels))
+            labels = self._trusted(self._self_trained(cases, own, matched))
         self._stage(4, "learning the small network")
         return self._student(cases, labels)
 
@@ -291,16 +290,19 @@ class Stages:
         return {name: self._predicted(weights, image, name, 1) for name, image in self.target_images.items()}
 
     def _self_trained(
-        self, cases: Sequence[Case], labels: Mapping[str, NDArray[np.uint8]]
+        self, cases: Sequence[Case], own: Mapping[str, NDArray[np.uint8]], matched: Mapping[str, NDArray[np.uint8]]
     ) -> dict[str, list[NDArray[np.uint8]]]:
         """Labels of each target (D, H, W) from round to round, oldest first.
 
-        The given labels train round 2, whose predictions train the next. They count as a round themselves only without
-        matching, as borrowed labels must not be held against the borrower, or if there is no other.
+        Those after matching train round 2, whose predictions train the next. As borrowed labels must not be held
+        against the borrower, rounds count from the second on where there are two such; else the first teacher's `own`
+        labels are the first round. Without self-training the labels after matching are all that there is.
         """
-        current = dict(labels)
-        given = [] if self.recipe.match and self.recipe.rounds > 1 else [current]
-        found = {name: [own[name] for own in given] for name in current}
+        current = dict(matched)
+        if self.recipe.rounds == 1:
+            return {name: [labels] for name, labels in current.items()}
+        first = [] if self.recipe.match and self.recipe.rounds > 2 else [own]
+        found = {name: [labels[name] for labels in first] for name in current}
         for number in range(2, self.recipe.rounds + 1):
             weights = self._teacher(cases, self._taught(current), number)
             for name, image in self.target_images.items():

@@ -275,6 +275,14 @@ def test_matching_comes_before_self_training_which_goes_on_from_the_updated_labe
     assert made.metrics["stages"]["matching"]["lenders"] == ["patient 0", "patient 1"]
 
 
+def test_of_two_rounds_the_first_is_from_before_matching(stages: Any, taught: Taught) -> None:
+    made = stages(translate=False, rounds=2)
+    made.result()
+    assert [taught.rows("teacher 2", f"patient {at}") for at in range(3)] == [1, 1, 20]
+    changes = {row["name"]: row["uncertainty"] for row in made.metrics["stages"]["filter"]}
+    assert changes == pytest.approx(dict.fromkeys(TARGETS, 1 / 2))
+
+
 @pytest.mark.parametrize(
     ("options", "networks", "rows"),
     [
