@@ -53,7 +53,7 @@ def support_sets() -> bytes:
 
 
 def asap_lengths() -> bytes:
-    """DSC by the number of training steps: direct fine-tuning and ASAP, fold 0, but for lesions, which nothing learns."""
+    """DSC by number of training steps: direct fine-tuning and ASAP, fold 0, without lesions, which no row learns."""
     curves: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows_of("asap_lengths.csv"):
         if row["fold"] == "0" and row["method"] != "Oracle" and row["target"] != "MS lesions":
