@@ -225,8 +225,15 @@ MUTANTS = (
     Mutant(
         "a borrower is judged by what it borrowed",
         UDA + "stages.py",
-        "first = [] if self.recipe.match and self.recipe.rounds > 2 else [own]",
-        "first = [matched]",
+        "first = own if rounds > 1 else matched",
+        "first = matched",
+        UDA + "test_stages.py::test_of_two_rounds_the_first_is_from_before_matching",
+    ),
+    Mutant(
+        "labels from before matching are compared with later ones",
+        UDA + "stages.py",
+        "counted = [] if self.recipe.match and rounds > 2 else [first]",
+        "counted = [first]",
         UDA + "test_stages.py::test_matching_comes_before_self_training_which_goes_on_from_the_updated_labels",
     ),
     Mutant(

@@ -180,7 +180,9 @@ class Setting:
 
     @property
     def kind(self) -> dict[str, str]:
-        """Key that distinguishes results of different settings in one file."""
+        """Key that distinguishes results of different settings in one file. Those of earlier versions, whose NSD had
+        one tolerance for all organs, lack the last part.
+        """
         return {"targets": self.targets, "organs": self.organs, "tolerance": "by organ"}
 
 
@@ -250,7 +252,7 @@ def _run(row: str, seed: int, setting: Setting) -> dict[str, Any]:
     scores: dict[str, dict[str, list[float] | None]] = {}
     costs = []
     for case, volume in volumes.items():
-        with MemoryCurve(memory_of(setting.device) or (lambda: 0)) as curve:
+        with MemoryCurve(memory_of(setting.device)) as curve:
             labels = predictor.segment(volume).labelmap
         costs.append(curve.summary())
         found = {name: value for value, name in labels.structures.items()}

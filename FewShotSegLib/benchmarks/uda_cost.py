@@ -129,7 +129,7 @@ def _whole_case(volume: Volume) -> str:
     for size, spacing, patch in reversed(GRIDS.values()):  # small ones first
         predictor = VolumePredictor(_adapter(volume, size, Grid.of(volume, patch, spacing)), torch.device("cpu"))
         used = memory_of(torch.device("cpu"))
-        with MemoryCurve(used or (lambda: 0)) as curve:
+        with MemoryCurve(used) as curve:
             predictor.segment(volume, report=silent)
         cost = curve.summary()
         memory = [f"{cost[key]:.0f}" if used else "unknown" for key in ("peak_mb", "area_mb_s")]

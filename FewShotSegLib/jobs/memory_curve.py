@@ -25,13 +25,14 @@ class MemoryCurve:
             ...
         curve.summary()         # seconds, peak_mb, mean_mb, area_mb_s
 
-    `used` returns bytes; it is called every `interval_s` seconds, and at the beginning and the end.
+    `used` returns bytes; it is called every `interval_s` seconds, and at the beginning and the end. Without it, where
+    memory is unknown, the curve has seconds and is zero.
     """
 
     def __init__(
-        self, used: Callable[[], int], interval_s: float = 0.1, clock: Callable[[], float] = time.monotonic
+        self, used: Callable[[], int] | None, interval_s: float = 0.1, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._used, self._interval, self._clock = used, interval_s, clock
+        self._used, self._interval, self._clock = used or (lambda: 0), interval_s, clock
         self._samples: list[tuple[float, int]] = []
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="memory curve")

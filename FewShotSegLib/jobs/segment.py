@@ -163,8 +163,7 @@ def _segment_image(
     if predictor.adapter is not None and not job.intensity and not job.support:
         notes.warn_if(_unlike(predictor.adapter, volume, name))
         notes.warn_if(_other_channel(predictor.adapter, job.channel, name))
-    used = memory_of(predictor.device) if predictor.device.type == "cuda" else None
-    curve = MemoryCurve(used) if used else None
+    curve = MemoryCurve(memory_of(predictor.device)) if predictor.device.type == "cuda" else None
     with timed(timings, "segment"), curve or contextlib.nullcontext():
         found = segmentation_of(volume, prompts, predictor, _options(job), notes, _intensity(job))
     with timed(timings, "save"):

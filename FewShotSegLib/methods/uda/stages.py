@@ -294,16 +294,15 @@ class Stages:
     ) -> dict[str, list[NDArray[np.uint8]]]:
         """Labels of each target (D, H, W) from round to round, oldest first.
 
-        Those after matching train round 2, whose predictions train the next. As borrowed labels must not be held
-        against the borrower, rounds count from the second on where there are two such; else the first teacher's `own`
-        labels are the first round. Without self-training the labels after matching are all that there is.
+        The matched labels train round 2, whose predictions train the next. The first round has the first teacher's
+        `own` labels, since borrowed ones must not be held against the borrower; after matching it does not count where
+        two later ones can be compared. Without self-training the matched labels are the only round.
         """
-        current = dict(matched)
-        if self.recipe.rounds == 1:
-            return {name: [labels] for name, labels in current.items()}
-        first = [] if self.recipe.match and self.recipe.rounds > 2 else [own]
-        found = {name: [labels[name] for labels in first] for name in current}
-        for number in range(2, self.recipe.rounds + 1):
+        rounds, current = self.recipe.rounds, dict(matched)
+        first = own if rounds > 1 else matched
+        counted = [] if self.recipe.match and rounds > 2 else [first]
+        found = {name: [labels[name] for labels in counted] for name in current}
+        for number in range(2, rounds + 1):
             weights = self._teacher(cases, self._taught(current), number)
             for name, image in self.target_images.items():
                 current[name] = self._predicted(weights, image, name, number).labels

@@ -68,4 +68,10 @@ def test_memory_with_the_cpu_is_that_of_the_process_and_falls_again() -> None:
 
 def test_memory_is_unknown_where_the_system_does_not_tell_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory_curve, "_STATM", tmp_path / "statm")
-    assert memory_of(torch.device("cpu")) is None
+    used = memory_of(torch.device("cpu"))
+    assert used is None
+    with MemoryCurve(used) as curve:
+        time.sleep(0.001)
+    summary = curve.summary()
+    assert summary["seconds"] > 0
+    assert (summary["peak_mb"], summary["mean_mb"], summary["area_mb_s"]) == (0, 0, 0)
