@@ -74,7 +74,7 @@ class AnatomySpace:
 
         The foreground is where the gradient exceeds the mean of the nonzero gradients. Unlike an intensity mask it is
         invariant to contrast inversion, and unlike using all voxels it does not depend on the amount of air in the
-        image. About four float32 copies of the volume are held at a time.
+        image. Between five and six float32 copies of the volume are held at a time.
         """
         spec = self.intensity or IntensitySpec.auto(volume)
         image = np.stack([spec.apply(plane) for plane in volume.array]) if spec.kind == "minmax" else None

@@ -6,11 +6,11 @@ result with point prompts. Departures, each an option that `preset=paper` (sever
 undo: structure tokens, so that the adapter also works without clicks; whole transformed exemplar slices and rims in
 addition to pasting; boxes, central and corrective clicks among the prompts; Dice without the background; the error of
 the predicted IoU in the loss; an unlimited number of samples. `paper tumour` also scales every slice by its own minimum
-and maximum, as the paper does on BraTS, unless an intensity is given. These remain: blur is applied once, to the whole
-sample; placements that hide more than half of a structure (`min_visible`) are drawn again; and where no slice is
-declared empty (the paper uses slices of the training volumes without organs) structures are pasted on their own slice,
-inpainted; of each volume at most 16 empty slices are backgrounds; organs are never mirrored. The paper's exponential
-decay is, in SAMed's code, (1 - done)^0.9.
+and maximum, as the paper does on BraTS, unless an intensity is given. These remain: organs are never mirrored; blur is
+applied once, to the whole sample; placements that hide more than half of a structure (`min_visible`) are drawn again;
+of each volume at most 16 empty slices are backgrounds; and where no slice is declared empty (the paper uses slices of
+the training volumes without organs) structures are pasted on their own slice, inpainted. The paper's exponential decay
+is, in SAMed's code, (1 - done)^0.9.
 
 When to use it: from one annotated slice on. Cost: a minute on a laptop with a bundled model, minutes on a GPU with
 SAM.
