@@ -29,7 +29,7 @@ from FewShotSegSlicer.Prompting.Prompts import SlicePrompt
 from FewShotSegSlicer.Scene import Geometry, Segmentations
 from FewShotSegSlicer.Workers.Run import Run
 from FewShotSegSlicer.Workers.Workers import Workers
-from Testing.conftest import QUICK, discs
+from Testing.conftest import QUICK, dice, discs
 from Testing.Extension.cases import addCase, labelsOf
 from Testing.Extension.launched import pidBehind
 
@@ -600,7 +600,7 @@ def test_exemplars_segment_another_volume_without_training(logic: Logic) -> None
     assert list(Segmentations.segmentsByName(node)) == ["disc", "square"]
     found = labelsOf(node, other)
     for value in (1, 2):
-        assert 2 * ((found == value) & (truth == value)).sum() / ((found == value).sum() + (truth == value).sum()) > 0.5
+        assert dice(found == value, truth == value) > 0.5
     assert any("exemplar picture" in line for line in lines)
     assert logic.adapters() == []
     given = logic.segment(other, base="tiny", support=[(volumeNode, segmentationNode)], device="cpu")

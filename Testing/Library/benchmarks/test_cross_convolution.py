@@ -19,6 +19,7 @@ from FewShotSegLib.benchmarks.cross_convolution import (
     unsquared,
 )
 from FewShotSegLib.progress import silent
+from Testing.conftest import dice
 
 
 @pytest.fixture
@@ -66,8 +67,7 @@ def test_a_slice_goes_into_the_square_and_its_answer_comes_back_in_its_place(
     square = squared(mask, 0)
     assert square.shape == (32, 32)
     back = unsquared(square.astype(np.float32), shape) > 0.5
-    overlap = 2 * (back & (mask > 0)).sum() / (back.sum() + mask.sum())
-    assert overlap > 0.85
+    assert dice(back, mask > 0) > 0.85
 
 
 def test_a_task_has_the_slices_that_show_the_structure(small: None) -> None:

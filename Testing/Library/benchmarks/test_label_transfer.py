@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from FewShotSegLib.benchmarks.label_transfer import body_box, transferred
+from Testing.conftest import dice
 
 
 def a_slice(top: int, left: int, size: int, organ: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
@@ -20,8 +21,7 @@ def test_labels_follow_the_body_to_its_place_and_size() -> None:
     image, truth = a_slice(20, 10, 32)
     support = a_slice(4, 14, 48)
     found = transferred(image, [support])
-    overlap = 2 * ((found == 3) & (truth == 3)).sum() / ((found == 3).sum() + (truth == 3).sum())
-    assert overlap > 0.9
+    assert dice(found == 3, truth == 3) > 0.9
 
 
 def test_the_support_that_looks_most_alike_lends_its_labels() -> None:

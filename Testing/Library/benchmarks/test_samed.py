@@ -12,7 +12,7 @@ from FewShotSegLib.data.exemplar import Exemplar
 from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.methods import lora
 from FewShotSegLib.sam.network import PromptableNetwork
-from Testing.conftest import Listener, sha256_of_network
+from Testing.conftest import Listener, dice, sha256_of_network
 from Testing.Library.lora.miniatures import compact
 
 WINDOW = IntensitySpec("window", -200, 200)
@@ -98,4 +98,4 @@ def test_it_learns_from_exemplars_to_answer_all_structures_and_leaves_the_base_a
     assert found.volume.same_geometry(an_exemplar.volume)
     truth = an_exemplar.labels_on(1) > 0
     shown = found.volume.array[1] > 0
-    assert 2 * (truth & shown).sum() / (truth.sum() + shown.sum()) > 0.5
+    assert dice(truth, shown) > 0.5

@@ -14,7 +14,7 @@ from FewShotSegLib.inference.load import load_predictor
 from FewShotSegLib.inference.next_slice import doubt, suggest_slice
 from FewShotSegLib.inference.predictor import Masks, Predictor
 from FewShotSegLib.sam.network import PromptableNetwork
-from Testing.conftest import Listener
+from Testing.conftest import Listener, dice
 
 
 @pytest.fixture
@@ -40,8 +40,7 @@ def test_doubt_is_one_minus_the_dice_of_two_draws() -> None:
     logits = np.full((1, n, n), np.log(p / (1 - p)), np.float32)
     rng = np.random.default_rng(0)
     first, second = rng.random((2, n, n)) < p
-    dice = 2 * (first & second).sum() / (first.sum() + second.sum())
-    assert doubt(logits) == pytest.approx(1 - dice, abs=0.02)
+    assert doubt(logits) == pytest.approx(1 - dice(first, second), abs=0.02)
 
 
 def test_the_slice_with_the_most_doubt_is_suggested(a_predictor: Predictor, a_volume: Volume) -> None:

@@ -13,6 +13,7 @@ from FewShotSegLib.errors import Cancelled, InputError
 from FewShotSegLib.imaging.grid import Grid, onto_grid
 from FewShotSegLib.inference.sliding_window import decided, labels_onto_volume, onto_volume, predict
 from FewShotSegLib.progress import Progress
+from Testing.conftest import dice
 
 
 class PerVoxel(nn.Module):
@@ -104,7 +105,7 @@ def test_labels_brought_back_are_nearly_those_of_logits_brought_back() -> None:
     assert one.shape == other.shape == volume.shape
     for value in range(1, 5):
         found, wanted = one == value, other == value
-        assert 2 * np.count_nonzero(found & wanted) / (found.sum() + wanted.sum()) > 0.96
+        assert dice(found, wanted) > 0.96
         assert found.sum() == pytest.approx(wanted.sum(), rel=0.02)
 
 

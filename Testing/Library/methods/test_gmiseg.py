@@ -26,7 +26,7 @@ from FewShotSegLib.methods import gmiseg
 from FewShotSegLib.sam.clicks import centre_click
 from FewShotSegLib.sam.network import PromptableNetwork
 from FewShotSegLib.training.context import AdaptInputs, RunContext
-from Testing.conftest import DISC, SQUARE, Listener, discs, sha256_of_network, write_discs
+from Testing.conftest import DISC, SQUARE, Listener, dice, discs, sha256_of_network, write_discs
 
 WINDOW = IntensitySpec("window", -100.0, 200.0)
 
@@ -91,7 +91,7 @@ def test_the_loss_falls_and_a_click_on_an_unseen_case_finds_its_disc(a_tiny_sam:
         found = segment(
             volume, Predictor(a_tiny_sam, adapter), prompts=[prompt], options=SegmentOptions(propagate=False)
         ).labelmap.volume.array[index]
-        scores.append(2 * ((found == 1) & truth).sum() / ((found == 1).sum() + truth.sum()))
+        scores.append(dice(found == 1, truth))
     assert np.mean(scores) > 0.7
 
 

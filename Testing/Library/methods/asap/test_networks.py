@@ -25,7 +25,7 @@ from FewShotSegLib.networks.weights import weights_of
 from FewShotSegLib.progress import Progress
 from FewShotSegLib.training.context import AdaptInputs, RunContext
 from FewShotSegLib.training.patches import Case
-from Testing.conftest import DISC, SQUARE, Listener, discs, drawing_by_threads
+from Testing.conftest import DISC, SQUARE, Listener, dice, discs, drawing_by_threads
 
 CPU = torch.device("cpu")
 STRUCTURES = {DISC: "disc", SQUARE: "square"}
@@ -44,10 +44,7 @@ def test_enough_training_finds_the_disc_in_another_patient(an_rng: np.random.Gen
     adapter = asap.adapt(AdaptInputs(exemplars=exemplars), recipe, RunContext(an_rng))
     volume, labels = cases[2]
     found = VolumePredictor(adapter, "cpu").segment(volume).labelmap.volume.array > 0  # type: ignore[arg-type]
-    overlap = (
-        2 * np.count_nonzero(found & (labels == DISC)) / (np.count_nonzero(found) + np.count_nonzero(labels == DISC))
-    )
-    assert overlap > 0.8
+    assert dice(found, labels == DISC) > 0.8
 
 
 def a_lesson(structures: dict[int, str] = STRUCTURES, *seeds: int) -> NetworkLesson:
@@ -146,11 +143,10 @@ def test_dice_is_that_of_the_known_voxels() -> None:
     mask, known = rng.random(shape) < 0.4, rng.random(shape) < 0.7
     grid = Grid((1.0, 1.0, 1.0), (4, 16, 16))
 
-    def dice(mask: np.ndarray, known: np.ndarray | None) -> float:
+    def validated(mask: np.ndarray, known: np.ndarray | None) -> float:
         return _dice(Bright(), Case(image, mask, known), grid, CPU, None)
 
     found = image > 0.5
-    assert dice(mask, None) == pytest.approx(2 * (found & mask).sum() / (found.sum() + mask.sum()))
-    inside = found[known], mask[known]
-    assert dice(mask, known) == pytest.approx(2 * (inside[0] & inside[1]).sum() / (inside[0].sum() + inside[1].sum()))
-    assert dice(np.zeros_like(mask), ~found) == 1  # nothing there, nothing found where it is known
+    assert validated(mask, None) == pytest.approx(dice(found, mask))
+    assert validated(mask, known) == pytest.approx(dice(found[known], mask[known]))
+    assert validated(np.zeros_like(mask), ~found) == 1  # nothing there, nothing found where it is known
