@@ -2,7 +2,7 @@
 
 For each data set and number of support slices: Dice, Jaccard and mean surface distance of every structure of every test
 case, from the support set at once, with and without ensembles of random subsets; from the same support set with a model
-trained by GMISeg on the other data sets (`--tasks`: on how many of them); from two baselines, a network of
+trained by GMISeg on the other data sets (`--tasks`: on how many of them, by lot); from two baselines, a network of
 cross-convolutions trained on the other data sets and the labels of the most similar slice; and at some of the sizes, on
 the same slices, the same model adapted with LoRA and a U-Net from scratch. With --random the supports are random, one
 set per seed; `--plane` selects the plane of the slices. With --forgetting instead: LoRA and Loose LoRA on two tasks in
@@ -80,7 +80,7 @@ DEFAULT = ("acdc", "la2018", "btcv", "brats", "stare")
 TASK_SLICES = 9  # per training data set of GMISeg or the baseline
 SUBSETS = 5
 SMALLEST_CLICKED = 3  # pixels
-SLICES = "slices in the support set"
+SLICES, TASKS = "slices in the support set", "data sets trained on"
 
 Segmenter = Callable[[Volume], Labelmap]
 
@@ -96,7 +96,6 @@ class Setting:
     seconds: float
     plane: int = 0
     drawn: bool = False
-    tasks: int | None = None
     recipe: tuple[str, ...] = ()
 
     def known(self, name: str) -> PublicDataSet:
@@ -106,7 +105,7 @@ class Setting:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; tables are written to stdout and to `<out>.md`, curves to `<out>.png`, the spread over random
-    sets to `<out>-sets.png`.
+    support sets to `<out>-sets.png`, over random subsets of the training data to `<out>-tasks.png`.
     """
     chosen = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
@@ -120,7 +119,6 @@ def main(arguments: Sequence[str]) -> int:
         chosen.seconds,
         chosen.plane,
         chosen.random,
-        chosen.tasks,
         tuple(chosen.recipe),
     )
     record = Path(f"{chosen.out}.jsonl")
@@ -135,10 +133,11 @@ def main(arguments: Sequence[str]) -> int:
     if curves:
         with written_whole(Path(f"{chosen.out}.png")) as part:
             part.write_bytes(curves_chart(curves, SLICES).light)
-    spreads = support_tables.spreads(found)
-    if spreads:
-        with written_whole(Path(f"{chosen.out}-sets.png")) as part:
-            part.write_bytes(boxes_chart(spreads, SLICES).light)
+    boxes = {"sets": (support_tables.spreads(found), SLICES), "tasks": (support_tables.task_spreads(found), TASKS)}
+    for name, (groups, label) in boxes.items():
+        if groups:
+            with written_whole(Path(f"{chosen.out}-{name}.png")) as part:
+                part.write_bytes(boxes_chart(groups, label).light)
     sys.stdout.write(text)
     return 0
 
@@ -158,7 +157,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", default=[SUPPORT, ENSEMBLE, LORA, UNET], choices=MODELS, metavar="NAME")
     parser.add_argument("--plane", type=int, default=0, choices=(0, 1, 2), help="axis of the arrays (K, J, I)")
     parser.add_argument("--random", action="store_true", help="supports by lot, another set for each seed")
-    parser.add_argument("--tasks", type=int, help="on how many other data sets GMISeg is trained; default: on all")
+    parser.add_argument(
+        "--tasks",
+        type=int,
+        nargs="+",
+        default=[None],
+        help="on how many other data sets GMISeg is trained, by lot for each seed; default: on all",
+    )
     parser.add_argument("--recipe", nargs="*", default=[], metavar="KEY=VALUE", help="recipe of GMISeg's training")
     parser.add_argument("--base", default="bundled-small")
     return parser
@@ -172,9 +177,9 @@ def _sizes(chosen: argparse.Namespace, setting: Setting, record: Path) -> Iterat
     done = {_key(run) for run in results_in(record) if run["kind"] == "size"}
     network = load_base(setting.base)
     made = _TrainedElsewhere(network, setting)
-    for name, size, model, seed in _cells(chosen):
+    for name, size, model, seed, tasks in _cells(chosen):
         cell = {"dataset": name, "size": size, "model": model, "seed": seed, "plane": setting.plane}
-        cell |= {"drawn": setting.drawn, "tasks": setting.tasks if model == GMISEG else None}
+        cell |= {"drawn": setting.drawn, "tasks": tasks}
         if _key(cell) in done:
             continue
         dataset = setting.known(name)
@@ -184,7 +189,7 @@ def _sizes(chosen: argparse.Namespace, setting: Setting, record: Path) -> Iterat
             given = exemplars(dataset, setting.data, size)
         if sum(len(one.annotated_slices) for one in given) < size:
             continue  # no more slices available
-        segmenter, facts = _made(model, network, given, dataset, setting, seed, made)
+        segmenter, facts = _made(cell, network, given, dataset, setting, made)
         started = time.perf_counter()
         scores, slices = _scored(segmenter, dataset, setting, given[0].structures)
         facts["slice_s"] = round((time.perf_counter() - started) / slices, 3)
@@ -200,27 +205,23 @@ class _TrainedElsewhere:
 
     def __init__(self, network: PromptableNetwork, setting: Setting) -> None:
         self.network, self.setting = network, setting
-        self._gmiseg: dict[str, Adapter] = {}
+        self._gmiseg: dict[tuple[str, ...], Adapter] = {}
         self._cross: dict[str, CrossNetwork] = {}
 
-    def others(self, name: str) -> list[PublicDataSet]:
-        """The other volume data sets, as many as set."""
-        found = [self.setting.known(other) for other in DATASETS if other != name]
-        return found[: self.setting.tasks]
-
-    def gmiseg(self, name: str) -> Adapter:
-        """An adapter of GMISeg for testing on this data set."""
-        if name not in self._gmiseg:
-            given = [e for other in self.others(name) for e in exemplars(other, self.setting.data, TASK_SLICES)]
+    def gmiseg(self, others: Sequence[str]) -> Adapter:
+        """An adapter of GMISeg trained on these data sets."""
+        key = tuple(others)
+        if key not in self._gmiseg:
+            given = [e for o in others for e in exemplars(self.setting.known(o), self.setting.data, TASK_SLICES)]
             run = RunContext(np.random.default_rng(0), max_seconds=self.setting.seconds)
             recipe = with_overrides(gmiseg.Recipe(slices_per_plane=TASK_SLICES), self.setting.recipe)
-            self._gmiseg[name] = gmiseg.adapt(AdaptInputs(self.network, given), recipe, run)
-        return self._gmiseg[name]
+            self._gmiseg[key] = gmiseg.adapt(AdaptInputs(self.network, given), recipe, run)
+        return self._gmiseg[key]
 
     def cross(self, name: str) -> CrossNetwork:
         """A network of cross-convolutions not trained on this data set."""
         if name not in self._cross:
-            tasks = [task for other in self.others(name) for task in self._tasks(other)]
+            tasks = [task for other in others(name) for task in self._tasks(self.setting.known(other))]
             self._cross[name] = cross_convolution.train(tasks, seed=0, seconds=self.setting.seconds, report=silent)
         return self._cross[name]
 
@@ -234,6 +235,19 @@ class _TrainedElsewhere:
         return [task for task in made if task is not None]
 
 
+def others(name: str, count: int | None = None, seed: int = 0) -> list[str]:
+    """The volume data sets other than this one: all of them, or `count` drawn with the seed."""
+    found = [other for other in DATASETS if other != name]
+    if count is None:
+        return found
+    if not 1 <= count <= len(found):
+        raise InputError(
+            f"There are {len(found)} data sets besides {name}, not {count}; give --tasks 1 to {len(found)}."
+        )
+    drawn = np.random.default_rng([seed, count]).permutation(len(found))[:count]
+    return [found[index] for index in sorted(drawn)]
+
+
 def _slices(exemplar: Exemplar, intensity: IntensitySpec) -> list[tuple[NDArray[Any], NDArray[Any]]]:
     """Annotated slices (H, W), scaled to [0, 1], and their labels."""
     array = exemplar.volume.array
@@ -241,34 +255,36 @@ def _slices(exemplar: Exemplar, intensity: IntensitySpec) -> list[tuple[NDArray[
     return [(intensity.apply(array[index], given), exemplar.labels_on(index)) for index in exemplar.annotated_slices]
 
 
-def _cells(chosen: argparse.Namespace) -> Iterator[tuple[str, int, str, int]]:
+def _cells(chosen: argparse.Namespace) -> Iterator[tuple[str, int, str, int, int | None]]:
+    """Data set, size, model, seed, and for GMISeg the number of data sets it is trained on if given."""
     for seed in range(chosen.seeds):
         for name in chosen.datasets:
             for size in chosen.sizes:
                 for model in (SUPPORT, ENSEMBLE, GMISEG, CROSS, NEAREST):
                     if model in chosen.models and (model != ENSEMBLE or size > SUBSET):
-                        yield name, size, model, seed
+                        for tasks in chosen.tasks if model == GMISEG else [None]:
+                            yield name, size, model, seed, tasks
     for size in chosen.trained:
         for name in chosen.datasets:
             for model in (LORA, UNET):
                 if model in chosen.models:
-                    yield name, size, model, 0
+                    yield name, size, model, 0, None
 
 
 def _made(
-    model: str,
+    cell: Run,
     network: PromptableNetwork,
     given: list[Exemplar],
     dataset: PublicDataSet,
     setting: Setting,
-    seed: int,
     elsewhere: _TrainedElsewhere,
 ) -> tuple[Segmenter, Run]:
-    """The model made from the exemplars, and its cost."""
+    """The cell's model made from the exemplars, and its cost."""
+    model, seed = cell["model"], cell["seed"]
     if model in (CROSS, NEAREST):
         cross = elsewhere.cross(dataset.name) if model == CROSS else None
         return _from_slices(given, dataset, cross), {}
-    trained = elsewhere.gmiseg(dataset.name) if model == GMISEG else None
+    trained = elsewhere.gmiseg(others(dataset.name, cell["tasks"], seed)) if model == GMISEG else None
     started, used = time.perf_counter(), time.process_time()
     if model == UNET:
         steps = [0]

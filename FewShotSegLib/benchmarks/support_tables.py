@@ -103,21 +103,39 @@ def spreads(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
     }
 
 
-def _task_table(runs: Sequence[Run]) -> str:
-    """Dice by the number of GMISeg's training data sets (the paper's Fig. 5), in percent; empty if no run specifies
+def _by_tasks(runs: Sequence[Run]) -> dict[tuple[str, int], dict[str, list[float]]]:
+    """{(data set, size): {number of GMISeg's training data sets: mean Dice of each subset}}; empty if no run specifies
     one.
     """
     if all(run["tasks"] is None for run in runs):
-        return ""
+        return {}
     trained = _chosen(runs, model=GMISEG)
-    rows = []
-    for name in _data_sets(trained):
-        for size in sorted({run["size"] for run in _chosen(trained, dataset=name)}):
-            own = _chosen(trained, dataset=name, size=size)
-            for tasks in sorted({run["tasks"] for run in own}, key=lambda count: count or len(KNOWN)):
-                dice = [mean_of(run["scores"], "dsc") for run in _chosen(own, tasks=tasks)]
-                rows.append([name, str(size), "all" if tasks is None else str(tasks), f"{100 * np.mean(dice):.1f}"])
-    return markdown(["data set", "slices", "data sets trained on", "Dice"], rows)
+    trained.sort(key=lambda run: (run["tasks"] or len(KNOWN), run["seed"]))
+    found: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for run in trained:
+        counts = found.setdefault((run["dataset"], run["size"]), {})
+        counts.setdefault(str(run["tasks"] or "all"), []).append(mean_of(run["scores"], "dsc"))
+    return found
+
+
+def _task_table(runs: Sequence[Run]) -> str:
+    """Mean, smallest and largest Dice by the number of GMISeg's training data sets (the paper's Fig. 5), in percent;
+    empty if no run specifies one.
+    """
+    rows = [
+        [name, str(size), tasks, str(len(dice)), *(f"{100 * f(dice):.1f}" for f in (np.mean, np.min, np.max))]
+        for (name, size), counts in _by_tasks(runs).items()
+        for tasks, dice in counts.items()
+    ]
+    head = ["data set", "slices", "data sets trained on", "subsets", "Dice", "smallest", "largest"]
+    return markdown(head, rows) if rows else ""
+
+
+def task_spreads(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
+    """{data set and support set size: {number of GMISeg's training data sets: Dice of each subset}}, as in the paper's
+    Fig. 5.
+    """
+    return {f"{name}, {size} slices": counts for (name, size), counts in _by_tasks(_of_sizes(runs)).items()}
 
 
 def _paper_table(runs: Sequence[Run]) -> str:

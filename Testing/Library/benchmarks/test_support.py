@@ -60,7 +60,7 @@ def test_every_size_is_scored_once_and_goes_on_where_it_stopped(
 
 def test_ensembles_begin_where_subsets_do(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = support._parser().parse_args(["--data", ".", "--sizes", "6", "7", "--datasets", "acdc", "--seeds", "1"])
-    cells = [(size, model) for _, size, model, _ in support._cells(chosen)][:3]
+    cells = [(size, model) for _, size, model, *_ in support._cells(chosen)][:3]
     assert cells == [(6, support.SUPPORT), (7, support.SUPPORT), (7, support.ENSEMBLE)]
 
 
@@ -106,15 +106,44 @@ def test_what_is_trained_on_other_data_sets_answers_from_the_support_set(
         assert support_tables.mean_of(run["scores"], "dsc") > 0.1
 
 
-def test_gmiseg_and_the_peer_never_see_the_data_set_they_are_tested_on(tmp_path: Path) -> None:
-    setting = support.Setting(tmp_path, "bundled-small", 1, 3, 1.0, tasks=2)
-    elsewhere = support._TrainedElsewhere(None, setting)  # type: ignore[arg-type]
+def test_gmiseg_and_the_peer_never_see_the_data_set_they_are_tested_on() -> None:
     for name in support.DATASETS:
-        others = [dataset.name for dataset in elsewhere.others(name)]
-        assert name not in others
-        assert len(others) == 2
-    every = support._TrainedElsewhere(None, replace(setting, tasks=None))  # type: ignore[arg-type]
-    assert len(every.others("acdc")) == len(support.DATASETS) - 1
+        everything = support.others(name)
+        assert sorted([*everything, name]) == sorted(support.DATASETS)
+        for count in range(1, len(everything) + 1):
+            subsets = {tuple(support.others(name, count, seed)) for seed in range(8)}
+            assert all(len(set(subset)) == count and set(subset) <= set(everything) for subset in subsets)
+            assert (len(subsets) > 1) == (count < len(everything))  # each seed draws its own
+
+
+@pytest.mark.parametrize("count", ["0", "7"])
+def test_gmiseg_is_not_trained_on_none_or_more_data_sets_than_there_are(
+    a_tiny_base: str, a_data_folder: Path, monkeypatch: pytest.MonkeyPatch, count: str
+) -> None:
+    monkeypatch.setitem(support.KNOWN, "toy", TOY)
+    words = ["--data", str(a_data_folder), "--datasets", "toy", "--sizes", "2", "--seeds", "1", "--trained"]
+    words += ["--out", str(a_data_folder / "result"), "--base", a_tiny_base, "--models", support.GMISEG]
+    monkeypatch.setattr(support, "DATASETS", dict(list(support.DATASETS.items())[:6]))
+    with pytest.raises(InputError, match=rf"6 data sets besides toy, not {count}; give --tasks 1 to 6"):
+        support.main([*words, "--tasks", count])
+
+
+def test_subsets_of_the_training_data_are_drawn_as_boxes_by_their_size(
+    a_tiny_base: str, a_data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(support.KNOWN, "toy", TOY)
+    trained: list[list[str]] = []
+
+    def gmiseg_of(self: object, others: list[str]) -> None:
+        trained.append(others)
+
+    monkeypatch.setattr(support._TrainedElsewhere, "gmiseg", gmiseg_of)
+    out = a_data_folder / "result"
+    words = ["--data", str(a_data_folder), "--datasets", "toy", "--sizes", "2", "--seeds", "2", "--trained"]
+    words += ["--cases", "1", "--slices", "3", "--out", str(out), "--base", a_tiny_base, "--models", support.GMISEG]
+    assert support.main([*words, "--tasks", "1", "3"]) == 0
+    assert trained == [support.others("toy", tasks, seed) for seed in (0, 1) for tasks in (1, 3)]
+    assert (a_data_folder / "result-tasks.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_gmiseg_trains_as_the_recipe_of_the_benchmark_says(

@@ -74,9 +74,20 @@ def test_training_on_fewer_data_sets_has_a_table_of_its_own_and_is_in_no_other()
         a_run(4, support_tables.GMISEG, seed, dice, dice) | {"tasks": tasks}
         for tasks, seed, dice in [(2, 0, 0.2), (None, 0, 0.8), (4, 0, 0.4), (4, 1, 0.6)]
     ]
-    _, table = support_tables.tables(runs).split("| data set | slices | data sets trained on | Dice |")
+    head = "| data set | slices | data sets trained on | subsets | Dice | smallest | largest |"
+    _, table = support_tables.tables(runs).split(head)
     rows = table.split("\n\n")[0].splitlines()[2:]
-    assert rows == ["| acdc | 4 | 2 | 20.0 |", "| acdc | 4 | 4 | 50.0 |", "| acdc | 4 | all | 80.0 |"]
+    assert rows == [
+        "| acdc | 4 | 2 | 1 | 20.0 | 20.0 | 20.0 |",
+        "| acdc | 4 | 4 | 2 | 50.0 | 40.0 | 60.0 |",
+        "| acdc | 4 | all | 1 | 80.0 | 80.0 | 80.0 |",
+    ]
+    spreads = support_tables.task_spreads(runs)["acdc, 4 slices"]
+    assert {tasks: pytest.approx(dice) for tasks, dice in spreads.items()} == {
+        "2": [0.2],
+        "4": [0.4, 0.6],
+        "all": [0.8],
+    }
     assert "| acdc | 4 |  |  | 80.0 / 40.0 / 1.5 |" in support_tables.tables(runs)
     assert support_tables._task_table(runs[1:2]) == ""
 
