@@ -421,6 +421,13 @@ MUTANTS = (
         TRAINING + "test_mapped.py::test_half_of_an_answer_to_a_click_is_the_base_models",
     ),
     Mutant(
+        "what was learned misleads the base model's next step",
+        "inference/structure_maps.py",
+        "plain = super().answer(embedding, prompt, frame)",
+        "return super().answer(embedding, prompt, frame, structures)",
+        TRAINING + "test_mapped.py::test_only_the_base_model_corrects_its_mask_point_by_point",
+    ),
+    Mutant(
         "what touches is pasted apart",
         "synthesis/synthesizer.py",
         "if self.recipe.move_together:",

@@ -289,7 +289,7 @@ def _yardstick(size: Size) -> tuple[Callable[[], Any], str]:
 
 
 def _bundled(size: Size) -> Iterator[Measurement]:
-    """TinyViT's encoder and decoding a click: unfused layers and SAM's stock decoder, against ours."""
+    """TinyViT's encoder, a click, one more click: unfused layers, SAM's decoder, all clicks again, against ours."""
     network = load_base("bundled")
     images = network.normalize(torch.from_numpy(a_square(size, size.slices // 2, network.image_size))[None], "unit")
 
@@ -319,6 +319,29 @@ def _bundled(size: Size) -> Iterator[Measurement]:
     note = f"{milliseconds(seconds['plain'])} / {milliseconds(seconds['ours'])}; logits differ by up to {off:.1e}"
     name = "decoding one click: SAM's decoder / ours, float32"
     yield Measurement(name, ratios(seconds["plain"], seconds["ours"]), 2.0, note)
+    yield _fifth_click(network, size)
+
+
+def _fifth_click(network: PromptableNetwork, size: Size) -> Measurement:
+    """One more click on a slice with four: point by point from the first, against only the last step."""
+    predictor = Predictor(network)
+    frame = frame_of(a_patient(size.slices)[0], 0, 0, predictor.image_size)
+    embedding = predictor.encode([a_square(size, 0, predictor.image_size)])[0]
+    points = np.array([[100 + 60 * number, 300 - 40 * number, 0] for number in range(5)], float)
+    four, five = (Prompt(0, 0, points_ijk=points[:n], point_labels=np.arange(n) % 2 == 0) for n in (4, 5))
+
+    def from_the_first() -> None:
+        predictor.forget_images()
+        predictor.answer(embedding, five, frame)
+
+    def one_more() -> None:
+        predictor.answer(embedding, four, frame)  # undone: takes no step
+        predictor.answer(embedding, five, frame)
+
+    seconds = interleaved({"plain": from_the_first, "ours": one_more}, size.repeats)
+    note = f"{milliseconds(seconds['plain'])} / {milliseconds(seconds['ours'])}"
+    name = "fifth click on a slice: all five again / one step more"
+    return Measurement(name, ratios(seconds["plain"], seconds["ours"]), None, note)
 
 
 def _decoded(network: PromptableNetwork, features: Tensor, prompts: PromptBatch) -> Tensor:

@@ -54,6 +54,28 @@ class Masks:
     iou: NDArray[np.float32]
 
 
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """The masks after each point of a prompt, kept so that one more point, or one less, repeats none of them."""
+
+    features: torch.Tensor
+    prompts: PromptBatch
+    structures: tuple[int, ...]
+    masks: list[Masks]
+
+    def shared_with(self, other: _Steps, first: int) -> list[Masks]:
+        """Those that another prompt begins with; `first`: its coordinates in the first step."""
+        old, new = self.prompts, other.prompts
+        if self.features is not other.features or self.structures != other.structures:
+            return []
+        if old.masks is not None or new.masks is not None:
+            return []
+        both = min(old.coords.shape[1], new.coords.shape[1])
+        equal = (old.coords[:, :both] == new.coords[:, :both]).all(-1) & (old.labels[:, :both] == new.labels[:, :both])
+        beginning = int(equal[0].long().cumprod(0).sum())
+        return self.masks[: max(beginning - first + 1, 0)]
+
+
 class Predictor:
     """A network with or without an adapter. Cheap to construct: several can share one network and one cache.
 
@@ -76,6 +98,7 @@ class Predictor:
         self.adaptation: Adaptation | None = None
         self._digest = ""
         self._depth = 0
+        self._last: _Steps | None = None
         self.slice_seconds = 0.0  # encoding time of the last slice
         self.graphs = GraphedInference() if network.device.type == "cuda" else None  # None: eager
         if adapter is not None:
@@ -129,6 +152,7 @@ class Predictor:
     def forget_images(self) -> None:
         """Free all cached embeddings; slices will be re-encoded when needed."""
         self.cache.clear()
+        self._last = None
 
     def encode(self, images01: Sequence[NDArray[np.float32]]) -> list[Embedding]:
         """Embeddings of network squares (S, S) float32 in [0, 1]; from the cache where available."""
@@ -145,8 +169,8 @@ class Predictor:
             self.slice_seconds = (time.perf_counter() - started) / len(missing)
             encoded = Embedding(features, tuple(skips))
             for row, i in enumerate(missing):
-                found[i] = encoded.one(row)
-                self.cache.put(keys[i], encoded.one(row))
+                found[i] = one = encoded.one(row)
+                self.cache.put(keys[i], one)
         return [embedding for embedding in found if embedding is not None]
 
     def _run(
@@ -197,14 +221,17 @@ class Predictor:
         """
         whole = self.user_prompt(prompt, frame)
         first = whole.coords.shape[1] - max(len(prompt.points_ijk) - 1, 0)
-        given = replace(whole, coords=whole.coords[:, :first], labels=whole.labels[:, :first])
-        masks = self.decode_known(embedding, given, structures)
-        for end in range(first + 1, whole.coords.shape[1] + 1):
-            previous = torch.from_numpy(masks.logits).to(self.network.device)
-            previous = mask_prompts(previous, self.network.mask_input_size)
-            given = PromptBatch(whole.coords[:, :end], whole.labels[:, :end], previous)
-            masks = self.decode_known(embedding, given, structures)
-        return masks
+        steps = _Steps(embedding.features, whole, tuple(structures), [])
+        if self._last is not None:
+            steps.masks.extend(self._last.shared_with(steps, first))
+        for end in range(first + len(steps.masks), whole.coords.shape[1] + 1):
+            given = replace(whole, coords=whole.coords[:, :end], labels=whole.labels[:, :end])
+            if steps.masks:
+                previous = torch.from_numpy(steps.masks[-1].logits).to(self.network.device)
+                given = given.with_masks(mask_prompts(previous, self.network.mask_input_size))
+            steps.masks.append(self.decode_known(embedding, given, structures))
+        self._last = steps
+        return steps.masks[-1]
 
     def decode_known(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
         """Target logits of N prompts on one slice, on N structures that the adapter knows, or on unknown ones (none

@@ -18,14 +18,15 @@ from scipy import ndimage
 from torch import Tensor
 
 from FewShotSegLib.data.adapter import Adapter
+from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.errors import InputError
+from FewShotSegLib.imaging.slice_frame import SliceFrame
 from FewShotSegLib.lora.adaptation import Adaptation
 from FewShotSegLib.sam.clicks import FIRST_PROMPT, centre_click, tight_box
 from FewShotSegLib.sam.network import (
     BOX_CORNER_HIGH,
     BOX_CORNER_LOW,
     MOST_LOGIT,
-    NEGATIVE,
     PADDING,
     POSITIVE,
     Embedding,
@@ -39,7 +40,7 @@ from .pixel_classifier import ContextClassifier, PixelClassifier, PixelMaps, pix
 from .predictor import MAPS, Masks, Predictor, restored_adaptation
 
 MAP, CLICK, BOX = "map", "click", "box"
-IN_BOX = 0.125  # most that is learned of an answer to a box
+LEARNED, LEARNED_IN_BOX = 0.5, 0.125  # share of what was learned in an answer; the rest is the base model's
 WAYS = (CLICK, BOX, MAP)  # of decoding a map: the decoder with a click or a box, or the map alone
 
 
@@ -175,17 +176,31 @@ class MapPredictor(Predictor):
             torch.from_numpy(masks.logits).to(device).clamp(-MOST_LOGIT, MOST_LOGIT) for masks in decoded
         )
         answers = F.interpolate(maps[:, None], plain.shape[-2:], mode="bilinear")[:, 0]
-        answers[rows] = _mixed(plain, [answers[rows], *learned], 0.5)
+        answers[rows] = _mixed(plain, [answers[rows], *learned], LEARNED)
         return answers
+
+    def answer(self, embedding: Embedding, prompt: Prompt, frame: SliceFrame, structures: Sequence[int] = ()) -> Masks:
+        """Target logits of a user's prompt on one slice; on structures with maps, the weighted mean of `decode_known`.
+
+        Only the base model answers point by point, correcting its own mask. What was learned sees all points at once
+        and the map: a poor map or decoder would otherwise mislead every following step.
+        """
+        plain = super().answer(embedding, prompt, frame)
+        if not structures:
+            return plain
+        return self._with_learned(plain, embedding, self.user_prompt(prompt, frame), structures)
 
     def decode_known(self, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]) -> Masks:
         """The weighted mean (`learned_shares`) of the base model's own output and of the learned ones: the output with
         the structure's map as a mask prompt, and that of a trained decoder if there is one. A prompt with its own mask,
-        such as the previous output that it corrects, keeps it.
+        such as the one of the slice before, keeps it.
         """
         plain = self.decode(embedding, prompts)
-        if not structures:
-            return plain
+        return self._with_learned(plain, embedding, prompts, structures) if structures else plain
+
+    def _with_learned(
+        self, plain: Masks, embedding: Embedding, prompts: PromptBatch, structures: Sequence[int]
+    ) -> Masks:
         learned = []
         if prompts.masks is None:
             prompts = prompts.with_masks(self._as_prompts(self.maps.log_odds(maps_of(embedding), structures)))
@@ -213,13 +228,10 @@ class MapPredictor(Predictor):
 def learned_shares(labels: NDArray[Any]) -> NDArray[np.float32]:
     """Weights (N,) of the learned outputs in answers to prompts with these labels (N, P); the rest is the base model's.
 
-    Half beside one click, so that a poor map or decoder does little harm. The more a user says, the less is left to
-    guess: 1/n beside n clicks, at most an eighth in a box (measured, see BENCHMARKS.md).
+    Half beside clicks, so that a poor map or decoder does little harm, and an eighth in a box, which leaves little to
+    guess (measured, see BENCHMARKS.md).
     """
-    clicks = ((labels == POSITIVE) | (labels == NEGATIVE)).sum(1)
-    in_box = (labels == BOX_CORNER_LOW).any(1)
-    shares = 1 / np.maximum(clicks, 2)
-    return np.where(in_box, np.minimum(shares, IN_BOX), shares).astype(np.float32)
+    return np.where((labels == BOX_CORNER_LOW).any(1), LEARNED_IN_BOX, LEARNED).astype(np.float32)
 
 
 def _mixed(plain: Any, learned: Sequence[Any], share: Any) -> Any:

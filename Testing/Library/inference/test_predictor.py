@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,6 +172,49 @@ def test_further_points_are_answered_as_corrections_of_the_mask_before(
         np.testing.assert_allclose(found.iou, masks.iou, rtol=1e-6)
         at_once = predictor.decode(embedding, whole, structures)
         assert np.abs(at_once.logits - found.logits).max() > 1e-4
+
+
+def test_one_more_point_or_one_less_repeats_no_step(
+    a_tiny_sam: PromptableNetwork, adapter: Adapter, frame: SliceFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = np.array([[3.0, 10.0, 1.0], [0.0, 31.0, 1.0], [9.0, 20.0, 1.0], [5.0, 12.0, 1.0]])
+    labels = np.array([1, 0, 1, 1])
+    predictor, images = Predictor(a_tiny_sam, adapter), [an_image(0), an_image(1)]
+    steps, plain = [], Predictor.decode_known
+    monkeypatch.setattr(
+        Predictor, "decode_known", lambda self, *given: steps.append(len(given[1].labels[0])) or plain(self, *given)
+    )
+    box = np.array([[2.0, 4.0, 1.0], [9.0, 20.0, 1.0]])
+
+    def asked(image: int, prompt: Prompt, structures: list[int]) -> int:
+        """Steps taken; the answer must be that of a predictor that has answered nothing before."""
+        steps.clear()
+        found = predictor.answer(predictor.encode([images[image]])[0], prompt, frame, structures)
+        taken, fresh = len(steps), Predictor(a_tiny_sam, adapter)
+        expected = fresh.answer(fresh.encode([images[image]])[0], prompt, frame, structures)
+        np.testing.assert_array_equal(found.logits, expected.logits)
+        np.testing.assert_array_equal(found.iou, expected.iou)
+        return taken
+
+    def clicks(count: int, **more: Any) -> Prompt:
+        return Prompt(0, 1, points[:count], labels[:count], **more)
+
+    assert [asked(0, clicks(count), [5]) for count in (1, 2, 4)] == [1, 1, 2]
+    assert [asked(0, clicks(count), [5]) for count in (4, 3, 4)] == [0, 0, 1]  # the same again, undone, redone
+    assert asked(0, clicks(4), []) == 4
+    assert asked(0, clicks(4), [5]) == 4
+    assert asked(1, clicks(4), [5]) == 4
+    assert asked(1, Prompt(0, 1, points[[0, 1, 3]], labels[[0, 1, 3]]), [5]) == 1
+    assert asked(1, Prompt(0, 1, points[:3], np.array([1, 1, 1])), [5]) == 2
+    assert asked(1, clicks(3, box_ijk=box), [5]) == 3
+    assert asked(1, clicks(2), [5]) == 2
+    mask = np.zeros((32, 16), bool)
+    mask[8:20, 4:10] = True
+    assert asked(1, clicks(2, mask=mask), [5]) == 2
+    assert asked(1, clicks(3, mask=~mask), [5]) == 3
+    assert asked(1, clicks(3), [5]) == 3
+    predictor.forget_images()
+    assert asked(1, clicks(3), [5]) == 3
 
 
 def test_a_box_becomes_its_low_and_high_corner_whatever_way_it_was_dragged(
