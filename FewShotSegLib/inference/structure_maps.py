@@ -40,7 +40,9 @@ from .pixel_classifier import ContextClassifier, PixelClassifier, PixelMaps, pix
 from .predictor import MAPS, Masks, Predictor, restored_adaptation
 
 MAP, CLICK, BOX = "map", "click", "box"
-LEARNED, LEARNED_IN_BOX = 0.5, 0.125  # share of what was learned in an answer; the rest is the base model's
+# Shares of what was learned in an answer; the rest is the base model's.
+LEARNED, LEARNED_IN_BOX, LEARNED_IF_UNSURE = 1 / 2, 1 / 8, 1 / 3
+AGREED = 0.6  # IoU of the learned masks from which they are sure
 WAYS = (CLICK, BOX, MAP)  # of decoding a map: the decoder with a click or a box, or the map alone
 
 
@@ -209,7 +211,7 @@ class MapPredictor(Predictor):
             learned.append(self._decode_trained(embedding, prompts, structures))
         if not learned:
             return plain
-        shares = learned_shares(prompts.labels.cpu().numpy())
+        shares = learned_shares(prompts.labels.cpu().numpy(), [masks.logits > 0 for masks in learned])
         return Masks(
             _mixed(plain.logits, [masks.logits for masks in learned], shares[:, None, None]),
             _mixed(plain.iou, [masks.iou for masks in learned], shares),
@@ -225,13 +227,15 @@ class MapPredictor(Predictor):
         return mask_prompts(maps, self.network.mask_input_size)
 
 
-def learned_shares(labels: NDArray[Any]) -> NDArray[np.float32]:
-    """Weights (N,) of the learned outputs in answers to prompts with these labels (N, P); the rest is the base model's.
+def learned_shares(labels: NDArray[Any], masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
+    """Weights (N,) of the learned outputs, masks (N, h, w), in answers to prompts with these labels (N, P).
 
-    Half beside clicks, so that a poor map or decoder does little harm, and an eighth in a box, which leaves little to
-    guess (measured, see BENCHMARKS.md).
+    Half beside clicks, so that a poor map or decoder does little harm; a third where the learned masks contradict each
+    other; an eighth in a box, which leaves little to guess (measured, see BENCHMARKS.md).
     """
-    return np.where((labels == BOX_CORNER_LOW).any(1), LEARNED_IN_BOX, LEARNED).astype(np.float32)
+    common, either = np.logical_and.reduce(masks).sum((1, 2)), np.logical_or.reduce(masks).sum((1, 2))
+    shares = np.where(common >= AGREED * either, LEARNED, LEARNED_IF_UNSURE)
+    return np.where((labels == BOX_CORNER_LOW).any(1), LEARNED_IN_BOX, shares).astype(np.float32)
 
 
 def _mixed(plain: Any, learned: Sequence[Any], share: Any) -> Any:

@@ -15,6 +15,7 @@ from FewShotSegLib.data.intensity import IntensitySpec
 from FewShotSegLib.data.prompt import Prompt
 from FewShotSegLib.errors import Cancelled, InputError, StopAndKeepBest
 from FewShotSegLib.imaging.slice_reader import SliceReader
+from FewShotSegLib.inference import structure_maps
 from FewShotSegLib.inference.load import predictor_of
 from FewShotSegLib.inference.predictor import Masks
 from FewShotSegLib.inference.segment import segment
@@ -109,7 +110,9 @@ def test_the_trained_decoder_answers_clicks_on_what_it_learned_beside_the_base(a
     assert not np.allclose(predictor.decode_structures(embedding, [DISC]).logits, free)
 
 
-def test_half_of_an_answer_to_a_click_is_the_base_models(a_tiny_sam: PromptableNetwork) -> None:
+def test_half_of_an_answer_to_a_click_is_the_base_models(
+    a_tiny_sam: PromptableNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predictor = predictor_of(a_tiny_sam, adapted(a_tiny_sam, cases(), steps=6))
     assert isinstance(predictor, MapPredictor)
     image = cases()[0].volume.array[2].astype(np.float32)
@@ -119,12 +122,17 @@ def test_half_of_an_answer_to_a_click_is_the_base_models(a_tiny_sam: PromptableN
     with_map = click.with_masks(mask_prompts(maps, a_tiny_sam.mask_input_size))
     plain, mapped = (predictor.decode(embedding, prompts) for prompts in (click, with_map))
     trained = predictor._decode_trained(embedding, with_map, [DISC])
-    answer = predictor.decode_known(embedding, click, [DISC])
-    for kind in ("logits", "iou"):
-        parts = (getattr(masks, kind) for masks in (plain, mapped, trained))
-        expected = sum(share * part for share, part in zip((0.5, 0.25, 0.25), parts, strict=True))
-        np.testing.assert_allclose(getattr(answer, kind), expected, rtol=1e-5, atol=1e-5)
-    corrected = predictor.decode_known(embedding, with_map, [DISC])  # the mask it corrects takes the map's place
+    for agreed, learned in ((0.0, 1 / 2), (1.1, 1 / 3)):  # the learned masks count as agreeing, and not
+        monkeypatch.setattr(structure_maps, "AGREED", agreed)
+        answer = predictor.decode_known(embedding, click, [DISC])
+        for kind in ("logits", "iou"):
+            parts = (getattr(masks, kind) for masks in (plain, mapped, trained))
+            shares = (1 - learned, learned / 2, learned / 2)
+            expected = sum(share * part for share, part in zip(shares, parts, strict=True))
+            np.testing.assert_allclose(getattr(answer, kind), expected, rtol=1e-5, atol=1e-5)
+    # One mask agrees with itself; the mask that is corrected takes the map's place.
+    monkeypatch.setattr(structure_maps, "AGREED", 1.0)
+    corrected = predictor.decode_known(embedding, with_map, [DISC])
     np.testing.assert_allclose(corrected.logits, 0.5 * (mapped.logits + trained.logits), rtol=1e-5, atol=1e-5)
 
 
@@ -141,7 +149,7 @@ def test_only_the_base_model_corrects_its_mask_point_by_point(a_tiny_sam: Prompt
     with_map = predictor.user_prompt(prompt, frame).with_masks(maps)
     mapped = predictor.decode(embedding, with_map)
     trained = predictor._decode_trained(embedding, with_map, [DISC])
-    share = learned_shares(with_map.labels.numpy())[0]
+    share = learned_shares(with_map.labels.numpy(), [mapped.logits > 0, trained.logits > 0])[0]
     known = predictor.answer(embedding, prompt, frame, [DISC])
     expected = (1 - share) * plain.logits + share * (mapped.logits + trained.logits) / 2
     np.testing.assert_allclose(known.logits, expected, rtol=1e-5, atol=1e-5)
@@ -149,27 +157,37 @@ def test_only_the_base_model_corrects_its_mask_point_by_point(a_tiny_sam: Prompt
 
 
 @pytest.mark.parametrize(
-    ("labels", "share"),
+    ("labels", "agreed", "share"),
     [
-        ([POSITIVE, PADDING], 1 / 2),
-        ([POSITIVE, NEGATIVE], 1 / 2),
-        ([POSITIVE, NEGATIVE, POSITIVE, POSITIVE, NEGATIVE], 1 / 2),
-        ([BOX_CORNER_LOW, BOX_CORNER_HIGH], 1 / 8),
-        ([BOX_CORNER_LOW, BOX_CORNER_HIGH, POSITIVE], 1 / 8),
+        ([POSITIVE, PADDING], 6, 1 / 2),
+        ([POSITIVE, NEGATIVE, POSITIVE, POSITIVE, NEGATIVE], 6, 1 / 2),
+        ([POSITIVE, PADDING], 5, 1 / 3),
+        ([POSITIVE, NEGATIVE, POSITIVE, POSITIVE, NEGATIVE], 5, 1 / 3),
+        ([BOX_CORNER_LOW, BOX_CORNER_HIGH], 6, 1 / 8),
+        ([BOX_CORNER_LOW, BOX_CORNER_HIGH, POSITIVE], 5, 1 / 8),
     ],
 )
-def test_half_of_an_answer_to_clicks_and_an_eighth_in_a_box_is_learned(
-    labels: list[int], share: float, a_tiny_sam: PromptableNetwork, monkeypatch: pytest.MonkeyPatch
+def test_half_of_an_answer_is_learned_a_third_if_the_learned_masks_disagree_and_an_eighth_in_a_box(
+    labels: list[int], agreed: int, share: float, a_tiny_sam: PromptableNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The learned masks have `agreed` of ten rows in common."""
     predictor = predictor_of(a_tiny_sam, adapted(a_tiny_sam, cases(), steps=1))
-    answers = iter([0.0, 1.0, 1.0])  # of the base model, with the map, of the trained decoder
-    monkeypatch.setattr(
-        predictor, "decode", lambda *given: Masks(np.full((1, 4, 4), found := next(answers)), np.full(1, found))
-    )
+    plain, mapped, trained = np.zeros((1, 10, 4)), np.ones((1, 10, 4)), np.ones((1, 10, 4))
+    trained[:, agreed:] = -1
+    answers = iter([Masks(logits, logits[:, 0, 0]) for logits in (plain, mapped, trained)])
+    monkeypatch.setattr(predictor, "decode", lambda *given: next(answers))
     embedding = predictor.encode([np.zeros((a_tiny_sam.image_size,) * 2, np.float32)])[0]
     prompts = PromptBatch(torch.full((1, len(labels), 2), 9.0), torch.tensor([labels]))
     answer = predictor.decode_known(embedding, prompts, [DISC])
     np.testing.assert_allclose([answer.logits[0, 0, 0], answer.iou[0]], share, rtol=1e-6)
+
+
+def test_learned_masks_that_are_all_empty_agree() -> None:
+    empty, full = np.zeros((1, 4, 4), bool), np.ones((1, 4, 4), bool)
+    labels = np.array([[POSITIVE]])
+    np.testing.assert_allclose(learned_shares(labels, [empty, empty]), 1 / 2)
+    np.testing.assert_allclose(learned_shares(labels, [empty, full]), 1 / 3)
+    np.testing.assert_allclose(learned_shares(labels, [empty]), 1 / 2)
 
 
 def test_left_out_exemplars_are_estimated_and_a_hurried_run_says_that_it_did_not(
