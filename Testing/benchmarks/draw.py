@@ -48,8 +48,10 @@ def support_sizes() -> bytes:
 def support_sets() -> bytes:
     """Distribution over random support sets of four slices (GMISeg, Fig. 7)."""
     columns = ("least", "lower_quartile", "median", "upper_quartile", "most")
-    boxes = {row["base"]: [float(row[column]) for column in columns] for row in rows_of("support_sets.csv")}
-    return boxes_chart({"acdc, four slices": boxes}, "random sets").light
+    boxes: dict[str, dict[str, list[float]]] = defaultdict(dict)
+    for row in rows_of("support_sets.csv"):
+        boxes[f"{row['data_set']}, four slices"][row["base"]] = [float(row[column]) for column in columns]
+    return boxes_chart(boxes, "random sets").light
 
 
 def asap_lengths() -> bytes:
