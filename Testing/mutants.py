@@ -421,6 +421,28 @@ MUTANTS = (
         TRAINING + "test_mapped.py::test_half_of_an_answer_to_a_click_is_the_base_models",
     ),
     Mutant(
+        "learned masks that contradict each other have half of an answer",
+        "inference/structure_maps.py",
+        "shares = np.where(common >= AGREED * either, LEARNED, LEARNED_IF_DISAGREEING)",
+        "shares = LEARNED",
+        TRAINING + "test_mapped.py::"
+        "test_half_of_an_answer_is_learned_a_third_if_the_learned_masks_disagree_and_an_eighth_in_a_box",
+    ),
+    Mutant(
+        "a click that was taken out or in is answered as before",
+        "inference/predictor.py",
+        "& (old.labels[:, :both] == new.labels[:, :both])",
+        "",
+        "inference/test_predictor.py::test_one_more_point_or_one_less_repeats_no_step",
+    ),
+    Mutant(
+        "a click is answered by the steps of another slice",
+        "inference/predictor.py",
+        "(self.features is not other.features) or ",
+        "",
+        "inference/test_predictor.py::test_one_more_point_or_one_less_repeats_no_step",
+    ),
+    Mutant(
         "what was learned misleads the base model's next step",
         "inference/structure_maps.py",
         "plain = super().answer(embedding, prompt, frame)",

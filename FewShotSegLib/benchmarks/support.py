@@ -2,7 +2,7 @@
 
 For each data set and number of support slices: Dice, Jaccard and mean surface distance of every structure of every test
 case, from the support set at once, with and without ensembles of random subsets; from the same support set with a model
-trained by GMISeg on the other data sets (`--tasks`: on how many of them, by lot); from two baselines, a network of
+trained by GMISeg on the other data sets (`--tasks`: on random subsets of them); from two baselines, a network of
 cross-convolutions trained on the other data sets and the labels of the most similar slice; and at some of the sizes, on
 the same slices, the same model adapted with LoRA and a U-Net from scratch. With --random the supports are random, one
 set per seed; `--plane` selects the plane of the slices. With --forgetting instead: LoRA and Loose LoRA on two tasks in
@@ -13,6 +13,7 @@ stopped.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import platform
 import sys
@@ -161,8 +162,8 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks",
         type=int,
         nargs="+",
-        default=[None],
-        help="on how many other data sets GMISeg is trained, by lot for each seed; default: on all",
+        default=[],
+        help="numbers of other data sets to train GMISeg on, another subset for each seed; default: all of them",
     )
     parser.add_argument("--recipe", nargs="*", default=[], metavar="KEY=VALUE", help="recipe of GMISeg's training")
     parser.add_argument("--base", default="bundled-small")
@@ -177,9 +178,9 @@ def _sizes(chosen: argparse.Namespace, setting: Setting, record: Path) -> Iterat
     done = {_key(run) for run in results_in(record) if run["kind"] == "size"}
     network = load_base(setting.base)
     made = _TrainedElsewhere(network, setting)
-    for name, size, model, seed, tasks in _cells(chosen):
+    for name, size, model, seed, subset in list(_cells(chosen)):  # checked before anything is trained
         cell = {"dataset": name, "size": size, "model": model, "seed": seed, "plane": setting.plane}
-        cell |= {"drawn": setting.drawn, "tasks": tasks}
+        cell |= {"drawn": setting.drawn, "trained_on": subset}
         if _key(cell) in done:
             continue
         dataset = setting.known(name)
@@ -197,7 +198,8 @@ def _sizes(chosen: argparse.Namespace, setting: Setting, record: Path) -> Iterat
 
 
 def _key(run: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(run[name] for name in ("dataset", "size", "model", "seed", "plane", "drawn", "tasks"))
+    names = ("dataset", "size", "model", "seed", "plane", "drawn")
+    return *(run[name] for name in names), tuple(run["trained_on"] or ())
 
 
 class _TrainedElsewhere:
@@ -235,17 +237,21 @@ class _TrainedElsewhere:
         return [task for task in made if task is not None]
 
 
-def others(name: str, count: int | None = None, seed: int = 0) -> list[str]:
-    """The volume data sets other than this one: all of them, or `count` drawn with the seed."""
-    found = [other for other in DATASETS if other != name]
-    if count is None:
-        return found
+def others(name: str) -> list[str]:
+    """The volume data sets other than this one."""
+    return [other for other in DATASETS if other != name]
+
+
+def subset_of_others(name: str, count: int, seed: int) -> list[str] | None:
+    """`count` data sets other than this one, another subset for each seed while there are any; None: all of them."""
+    found = others(name)
     if not 1 <= count <= len(found):
         raise InputError(
             f"There are {len(found)} data sets besides {name}, not {count}; give --tasks 1 to {len(found)}."
         )
-    drawn = np.random.default_rng([seed, count]).permutation(len(found))[:count]
-    return [found[index] for index in sorted(drawn)]
+    subsets = list(itertools.combinations(found, count))
+    order = np.random.default_rng(0).permutation(len(subsets))
+    return None if count == len(found) else list(subsets[order[seed % len(subsets)]])
 
 
 def _slices(exemplar: Exemplar, intensity: IntensitySpec) -> list[tuple[NDArray[Any], NDArray[Any]]]:
@@ -255,15 +261,18 @@ def _slices(exemplar: Exemplar, intensity: IntensitySpec) -> list[tuple[NDArray[
     return [(intensity.apply(array[index], given), exemplar.labels_on(index)) for index in exemplar.annotated_slices]
 
 
-def _cells(chosen: argparse.Namespace) -> Iterator[tuple[str, int, str, int, int | None]]:
-    """Data set, size, model, seed, and for GMISeg the number of data sets it is trained on if given."""
+def _cells(chosen: argparse.Namespace) -> Iterator[tuple[str, int, str, int, list[str] | None]]:
+    """Data set, size, model, seed, and for GMISeg the data sets it is trained on, None for all others."""
+    if chosen.tasks and GMISEG not in chosen.models:
+        raise InputError(f'Only "{GMISEG}" is trained on other data sets; add it to --models, or leave --tasks out.')
     for seed in range(chosen.seeds):
         for name in chosen.datasets:
+            subsets = [subset_of_others(name, count, seed) for count in chosen.tasks] or [None]
             for size in chosen.sizes:
                 for model in (SUPPORT, ENSEMBLE, GMISEG, CROSS, NEAREST):
                     if model in chosen.models and (model != ENSEMBLE or size > SUBSET):
-                        for tasks in chosen.tasks if model == GMISEG else [None]:
-                            yield name, size, model, seed, tasks
+                        for subset in subsets if model == GMISEG else [None]:
+                            yield name, size, model, seed, subset
     for size in chosen.trained:
         for name in chosen.datasets:
             for model in (LORA, UNET):
@@ -284,7 +293,7 @@ def _made(
     if model in (CROSS, NEAREST):
         cross = elsewhere.cross(dataset.name) if model == CROSS else None
         return _from_slices(given, dataset, cross), {}
-    trained = elsewhere.gmiseg(others(dataset.name, cell["tasks"], seed)) if model == GMISEG else None
+    trained = elsewhere.gmiseg(cell["trained_on"] or others(dataset.name)) if model == GMISEG else None
     started, used = time.perf_counter(), time.process_time()
     if model == UNET:
         steps = [0]

@@ -51,7 +51,7 @@ def _data_sets(runs: Sequence[Run]) -> list[str]:
 def tables(runs: Sequence[Run]) -> str:
     """All tables with results, as Markdown."""
     every = _of_sizes(runs)
-    sizes = [run for run in every if run["tasks"] is None]
+    sizes = [run for run in every if run["trained_on"] is None]
     parts = [_size_table(sizes), _quartile_table(sizes), _structure_table(sizes), _time_table(sizes)] if sizes else []
     parts += [_task_table(every), _paper_table(sizes)]
     forgotten = [run for run in runs if run["kind"] == "forgetting"]
@@ -95,7 +95,7 @@ def _sets(runs: Sequence[Run]) -> dict[tuple[str, str], dict[int, list[float]]]:
 
 def spreads(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
     """{data set, and model if several: {size: Dice of each set}}, as in the paper's Fig. 7."""
-    sets = _sets([run for run in _of_sizes(runs) if run["tasks"] is None])
+    sets = _sets([run for run in _of_sizes(runs) if run["trained_on"] is None])
     several = len({model for _, model in sets}) > 1
     return {
         f"{name}: {model}" if several else name: {str(size): dice for size, dice in sizes.items()}
@@ -104,35 +104,35 @@ def spreads(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
 
 
 def _by_tasks(runs: Sequence[Run]) -> dict[tuple[str, int], dict[str, list[float]]]:
-    """{(data set, size): {number of GMISeg's training data sets: mean Dice of each subset}}; empty if no run specifies
-    one.
+    """{(data set, size): {number of GMISeg's training data sets: mean Dice of each run}}; empty if no run is trained on
+    a subset.
     """
-    if all(run["tasks"] is None for run in runs):
+    if all(run["trained_on"] is None for run in runs):
         return {}
     trained = _chosen(runs, model=GMISEG)
-    trained.sort(key=lambda run: (run["tasks"] or len(KNOWN), run["seed"]))
+    trained.sort(key=lambda run: (len(run["trained_on"] or KNOWN), run["seed"]))
     found: dict[tuple[str, int], dict[str, list[float]]] = {}
     for run in trained:
-        counts = found.setdefault((run["dataset"], run["size"]), {})
-        counts.setdefault(str(run["tasks"] or "all"), []).append(mean_of(run["scores"], "dsc"))
+        count = "all" if run["trained_on"] is None else str(len(run["trained_on"]))
+        found.setdefault((run["dataset"], run["size"]), {}).setdefault(count, []).append(mean_of(run["scores"], "dsc"))
     return found
 
 
 def _task_table(runs: Sequence[Run]) -> str:
     """Mean, smallest and largest Dice by the number of GMISeg's training data sets (the paper's Fig. 5), in percent;
-    empty if no run specifies one.
+    empty if no run is trained on a subset.
     """
     rows = [
         [name, str(size), tasks, str(len(dice)), *(f"{100 * f(dice):.1f}" for f in (np.mean, np.min, np.max))]
         for (name, size), counts in _by_tasks(runs).items()
         for tasks, dice in counts.items()
     ]
-    head = ["data set", "slices", "data sets trained on", "subsets", "Dice", "smallest", "largest"]
+    head = ["data set", "slices", "data sets trained on", "runs", "Dice", "smallest", "largest"]
     return markdown(head, rows) if rows else ""
 
 
 def task_spreads(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
-    """{data set and support set size: {number of GMISeg's training data sets: Dice of each subset}}, as in the paper's
+    """{data set and support set size: {number of GMISeg's training data sets: Dice of each run}}, as in the paper's
     Fig. 5.
     """
     return {f"{name}, {size} slices": counts for (name, size), counts in _by_tasks(_of_sizes(runs)).items()}
@@ -212,7 +212,7 @@ def _forgetting_table(runs: Sequence[Run]) -> str:
 
 def curves(runs: Sequence[Run]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """{data set: {model: [(size, mean Dice)]}}, the paper's Fig. 6."""
-    sizes = [run for run in _of_sizes(runs) if run["tasks"] is None]
+    sizes = [run for run in _of_sizes(runs) if run["trained_on"] is None]
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for name in _data_sets(sizes):
         found[name] = {}

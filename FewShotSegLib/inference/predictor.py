@@ -56,24 +56,28 @@ class Masks:
 
 @dataclass(frozen=True, eq=False)
 class _Steps:
-    """The masks after each point of a prompt, kept so that one more point, or one less, repeats none of them."""
+    """The masks after each point of a prompt, kept so that one more point repeats none of them.
+
+    The first step takes `first` coordinates of the prompt (1, T, 2), every further step one more.
+    """
 
     features: torch.Tensor
     prompts: PromptBatch
     structures: tuple[int, ...]
+    first: int
     masks: list[Masks]
 
-    def shared_with(self, other: _Steps, first: int) -> list[Masks]:
-        """Those that another prompt begins with; `first`: its coordinates in the first step."""
+    def shared_with(self, other: _Steps) -> list[Masks]:
+        """The masks of the points that both prompts begin with."""
         old, new = self.prompts, other.prompts
-        if self.features is not other.features or self.structures != other.structures:
+        if (self.features is not other.features) or (self.structures, self.first) != (other.structures, other.first):
             return []
         if old.masks is not None or new.masks is not None:
             return []
         both = min(old.coords.shape[1], new.coords.shape[1])
         equal = (old.coords[:, :both] == new.coords[:, :both]).all(-1) & (old.labels[:, :both] == new.labels[:, :both])
         beginning = int(equal[0].long().cumprod(0).sum())
-        return self.masks[: max(beginning - first + 1, 0)]
+        return self.masks[: max(beginning - self.first + 1, 0)]
 
 
 class Predictor:
@@ -221,9 +225,9 @@ class Predictor:
         """
         whole = self.user_prompt(prompt, frame)
         first = whole.coords.shape[1] - max(len(prompt.points_ijk) - 1, 0)
-        steps = _Steps(embedding.features, whole, tuple(structures), [])
+        steps = _Steps(embedding.features, whole, tuple(structures), first, [])
         if self._last is not None:
-            steps.masks.extend(self._last.shared_with(steps, first))
+            steps.masks.extend(self._last.shared_with(steps))
         for end in range(first + len(steps.masks), whole.coords.shape[1] + 1):
             given = replace(whole, coords=whole.coords[:, :end], labels=whole.labels[:, :end])
             if steps.masks:
@@ -305,7 +309,7 @@ def _coords_and_labels(
         middle = np.stack([corners.min(0), corners.max(0)]).astype(np.float32)
         kinds = np.array([BOX_CORNER_LOW, BOX_CORNER_HIGH])
         if not len(xy):
-            padding = padding_points - 1
+            padding = max(padding_points - 1, 0)
             middle = np.concatenate([np.zeros((padding, 2), np.float32), middle])
             kinds = np.concatenate([np.full(padding, PADDING), kinds])
     else:

@@ -41,8 +41,8 @@ from .predictor import MAPS, Masks, Predictor, restored_adaptation
 
 MAP, CLICK, BOX = "map", "click", "box"
 # Shares of what was learned in an answer; the rest is the base model's.
-LEARNED, LEARNED_IN_BOX, LEARNED_IF_UNSURE = 1 / 2, 1 / 8, 1 / 3
-AGREED = 0.6  # IoU of the learned masks from which they are sure
+LEARNED, LEARNED_IN_BOX, LEARNED_IF_DISAGREEING = 1 / 2, 1 / 8, 1 / 3
+AGREED = 0.6  # the learned masks agree from this IoU on
 WAYS = (CLICK, BOX, MAP)  # of decoding a map: the decoder with a click or a box, or the map alone
 
 
@@ -182,10 +182,11 @@ class MapPredictor(Predictor):
         return answers
 
     def answer(self, embedding: Embedding, prompt: Prompt, frame: SliceFrame, structures: Sequence[int] = ()) -> Masks:
-        """Target logits of a user's prompt on one slice; on structures with maps, the weighted mean of `decode_known`.
+        """Target logits of a user's prompt on one slice.
 
-        Only the base model answers point by point, correcting its own mask. What was learned sees all points at once
-        and the map: a poor map or decoder would otherwise mislead every following step.
+        Only the base model answers point by point, correcting its own mask: a poor map or decoder would mislead every
+        following step. On structures with maps, the learned outputs are then mixed in as in `decode_known`; they see
+        all points at once, and the map unless the prompt has a mask of its own.
         """
         plain = super().answer(embedding, prompt, frame)
         if not structures:
@@ -228,13 +229,14 @@ class MapPredictor(Predictor):
 
 
 def learned_shares(labels: NDArray[Any], masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
-    """Weights (N,) of the learned outputs, masks (N, h, w), in answers to prompts with these labels (N, P).
+    """Weights (N,) of the learned outputs in answers to prompts with these labels (N, P); `masks`: the mask (N, h, w)
+    of each learned output.
 
-    Half beside clicks, so that a poor map or decoder does little harm; a third where the learned masks contradict each
-    other; an eighth in a box, which leaves little to guess (measured, see BENCHMARKS.md).
+    Half beside clicks, so that a poor map or decoder does little harm; a third where the learned masks disagree; an
+    eighth in a box, which leaves little to guess (measured, see BENCHMARKS.md).
     """
     common, either = np.logical_and.reduce(masks).sum((1, 2)), np.logical_or.reduce(masks).sum((1, 2))
-    shares = np.where(common >= AGREED * either, LEARNED, LEARNED_IF_UNSURE)
+    shares = np.where(common >= AGREED * either, LEARNED, LEARNED_IF_DISAGREEING)
     return np.where((labels == BOX_CORNER_LOW).any(1), LEARNED_IN_BOX, shares).astype(np.float32)
 
 

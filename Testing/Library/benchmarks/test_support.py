@@ -110,22 +110,32 @@ def test_gmiseg_and_the_peer_never_see_the_data_set_they_are_tested_on() -> None
     for name in support.DATASETS:
         everything = support.others(name)
         assert sorted([*everything, name]) == sorted(support.DATASETS)
-        for count in range(1, len(everything) + 1):
-            subsets = {tuple(support.others(name, count, seed)) for seed in range(8)}
+        for count in range(1, len(everything)):
+            subsets = [support.subset_of_others(name, count, seed) for seed in range(6)]
             assert all(len(set(subset)) == count and set(subset) <= set(everything) for subset in subsets)
-            assert (len(subsets) > 1) == (count < len(everything))  # each seed draws its own
+            assert len(set(map(tuple, subsets))) == 6  # each seed has another one
+        assert support.subset_of_others(name, len(everything), 0) is None
 
 
-@pytest.mark.parametrize("count", ["0", "7"])
-def test_gmiseg_is_not_trained_on_none_or_more_data_sets_than_there_are(
-    a_tiny_base: str, a_data_folder: Path, monkeypatch: pytest.MonkeyPatch, count: str
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tasks", "0"], "6 data sets besides toy, not 0; give --tasks 1 to 6"),
+        (["--tasks", "2", "7"], "6 data sets besides toy, not 7; give --tasks 1 to 6"),
+        (["--tasks", "2", "--models", support.SUPPORT], "add it to --models, or leave --tasks out"),
+    ],
+)
+def test_numbers_of_training_data_sets_are_checked_before_anything_is_trained(
+    a_tiny_base: str, a_data_folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     monkeypatch.setitem(support.KNOWN, "toy", TOY)
-    words = ["--data", str(a_data_folder), "--datasets", "toy", "--sizes", "2", "--seeds", "1", "--trained"]
-    words += ["--out", str(a_data_folder / "result"), "--base", a_tiny_base, "--models", support.GMISEG]
     monkeypatch.setattr(support, "DATASETS", dict(list(support.DATASETS.items())[:6]))
-    with pytest.raises(InputError, match=rf"6 data sets besides toy, not {count}; give --tasks 1 to 6"):
-        support.main([*words, "--tasks", count])
+    monkeypatch.setattr(support, "_made", lambda *given: pytest.fail("nothing may be made before"))
+    out = a_data_folder / "result"
+    given = ["--data", str(a_data_folder), "--datasets", "toy", "--sizes", "2", "--seeds", "1", "--trained"]
+    given += ["--out", str(out), "--base", a_tiny_base, "--models", support.SUPPORT, support.GMISEG]
+    with pytest.raises(InputError, match=message):
+        support.main([*given, *words])
 
 
 def test_subsets_of_the_training_data_are_drawn_as_boxes_by_their_size(
@@ -141,9 +151,18 @@ def test_subsets_of_the_training_data_are_drawn_as_boxes_by_their_size(
     out = a_data_folder / "result"
     words = ["--data", str(a_data_folder), "--datasets", "toy", "--sizes", "2", "--seeds", "2", "--trained"]
     words += ["--cases", "1", "--slices", "3", "--out", str(out), "--base", a_tiny_base, "--models", support.GMISEG]
-    assert support.main([*words, "--tasks", "1", "3"]) == 0
-    assert trained == [support.others("toy", tasks, seed) for seed in (0, 1) for tasks in (1, 3)]
+    count = len(support.DATASETS)
+    assert support.main([*words, "--tasks", "1", "3", str(count)]) == 0
+    drawn = [
+        support.subset_of_others("toy", tasks, seed) or support.others("toy")
+        for seed in (0, 1)
+        for tasks in (1, 3, count)
+    ]
+    assert trained == drawn
     assert (a_data_folder / "result-tasks.png").read_bytes().startswith(b"\x89PNG")
+    before = out.with_suffix(".jsonl").read_bytes()
+    assert support.main([*words, "--tasks", "1", "3", str(count)]) == 0
+    assert out.with_suffix(".jsonl").read_bytes() == before
 
 
 def test_gmiseg_trains_as_the_recipe_of_the_benchmark_says(

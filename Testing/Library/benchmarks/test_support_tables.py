@@ -26,7 +26,7 @@ def a_run(size: int, model: str, seed: int, *dice: float, dataset: str = "acdc")
     ]
     times = {"setup_s": 2.0 + seed, "setup_cpu_s": 4.0, "slice_s": 0.1}
     run = {"kind": "size", "dataset": dataset, "size": size, "model": model, "seed": seed, "scores": scores, **times}
-    return {**run, "plane": 0, "drawn": False, "tasks": None}
+    return {**run, "plane": 0, "drawn": False, "trained_on": None}
 
 
 def test_tables_have_means_over_structures_and_spreads_over_seeds() -> None:
@@ -71,10 +71,10 @@ def test_planes_are_told_apart_in_every_table() -> None:
 
 def test_training_on_fewer_data_sets_has_a_table_of_its_own_and_is_in_no_other() -> None:
     runs = [
-        a_run(4, support_tables.GMISEG, seed, dice, dice) | {"tasks": tasks}
-        for tasks, seed, dice in [(2, 0, 0.2), (None, 0, 0.8), (4, 0, 0.4), (4, 1, 0.6)]
+        a_run(4, support_tables.GMISEG, seed, dice, dice) | {"trained_on": names and list(names)}
+        for names, seed, dice in [("ab", 0, 0.2), (None, 0, 0.8), ("abcd", 0, 0.4), ("bcde", 1, 0.6)]
     ]
-    head = "| data set | slices | data sets trained on | subsets | Dice | smallest | largest |"
+    head = "| data set | slices | data sets trained on | runs | Dice | smallest | largest |"
     _, table = support_tables.tables(runs).split(head)
     rows = table.split("\n\n")[0].splitlines()[2:]
     assert rows == [

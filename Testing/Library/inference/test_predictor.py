@@ -174,9 +174,15 @@ def test_further_points_are_answered_as_corrections_of_the_mask_before(
         assert np.abs(at_once.logits - found.logits).max() > 1e-4
 
 
+@pytest.mark.parametrize("padding_points", [0, 1, 2])
 def test_one_more_point_or_one_less_repeats_no_step(
-    a_tiny_sam: PromptableNetwork, adapter: Adapter, frame: SliceFrame, monkeypatch: pytest.MonkeyPatch
+    a_tiny_sam: PromptableNetwork,
+    adapter: Adapter,
+    frame: SliceFrame,
+    monkeypatch: pytest.MonkeyPatch,
+    padding_points: int,
 ) -> None:
+    a_tiny_sam.padding_points = padding_points
     points = np.array([[3.0, 10.0, 1.0], [0.0, 31.0, 1.0], [9.0, 20.0, 1.0], [5.0, 12.0, 1.0]])
     labels = np.array([1, 0, 1, 1])
     predictor, images = Predictor(a_tiny_sam, adapter), [an_image(0), an_image(1)]
@@ -207,6 +213,8 @@ def test_one_more_point_or_one_less_repeats_no_step(
     assert asked(1, Prompt(0, 1, points[[0, 1, 3]], labels[[0, 1, 3]]), [5]) == 1
     assert asked(1, Prompt(0, 1, points[:3], np.array([1, 1, 1])), [5]) == 2
     assert asked(1, clicks(3, box_ijk=box), [5]) == 3
+    assert asked(1, clicks(1), [5]) == 1  # the first point as before, but without the box
+    assert asked(1, clicks(1, box_ijk=box), [5]) == 1
     assert asked(1, clicks(2), [5]) == 2
     mask = np.zeros((32, 16), bool)
     mask[8:20, 4:10] = True
@@ -224,6 +232,8 @@ def test_a_box_becomes_its_low_and_high_corner_whatever_way_it_was_dragged(
     batch = Predictor(a_tiny_sam).user_prompt(prompt, frame)
     assert batch.labels.tolist() == [[BOX_CORNER_LOW, BOX_CORNER_HIGH]]
     assert batch.coords.tolist() == [[[9.5, 8.5], [37.5, 40.5]]]
+    a_tiny_sam.padding_points = 0
+    assert Predictor(a_tiny_sam).user_prompt(prompt, frame).labels.tolist() == batch.labels.tolist()
     a_tiny_sam.padding_points = 2  # trained with a place for the click, taken or not
     batch = Predictor(a_tiny_sam).user_prompt(prompt, frame)
     assert batch.labels.tolist() == [[PADDING, BOX_CORNER_LOW, BOX_CORNER_HIGH]]

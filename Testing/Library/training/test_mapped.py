@@ -156,6 +156,22 @@ def test_only_the_base_model_corrects_its_mask_point_by_point(a_tiny_sam: Prompt
     assert not np.allclose(known.logits, plain.logits, atol=1e-3)
 
 
+def test_the_mask_of_a_prompt_takes_the_place_of_the_map(a_tiny_sam: PromptableNetwork) -> None:
+    """As when a structure is propagated from slice to slice: the trained decoder sees it with all points."""
+    predictor = predictor_of(a_tiny_sam, adapted(a_tiny_sam, cases(), steps=6))
+    assert isinstance(predictor, MapPredictor)
+    volume, labels = discs(np.random.default_rng(0))
+    reader = SliceReader(volume, IntensitySpec.auto(volume), predictor.image_size)
+    embedding, frame = predictor.encode([reader.square(2)])[0], reader.frame(2)
+    points = np.array([[12.0, 12.0, 2.0], [14.0, 11.0, 2.0]])
+    prompt = Prompt(0, 2, points_ijk=points, point_labels=np.array([1, 1]), mask=labels[2] == DISC)
+    plain = predictor.answer(embedding, prompt, frame)
+    trained = predictor._decode_trained(embedding, predictor.user_prompt(prompt, frame), [DISC])
+    known = predictor.answer(embedding, prompt, frame, [DISC])
+    np.testing.assert_allclose(known.logits, 0.5 * (plain.logits + trained.logits), rtol=1e-5, atol=1e-5)
+    assert not np.allclose(known.logits, plain.logits, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("labels", "agreed", "share"),
     [
