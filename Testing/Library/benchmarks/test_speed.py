@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,26 @@ def test_every_measurement_gives_ratios_of_what_took_turns(name: str, miniatures
     assert rows
     assert all(0 < row.value.low <= row.value.median <= row.value.high for row in rows)
     assert torch.get_num_threads() == threads
+
+
+def test_a_fifth_click_is_compared_with_answering_all_five_again(
+    miniatures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, decode = [], speed.Predictor.decode
+    monkeypatch.setattr(speed.Predictor, "decode", lambda self, *given: steps.append(1) or decode(self, *given))
+    taken: list[tuple[str, int]] = []
+
+    def interleaved(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+        for name in (*contestants, *contestants):
+            steps.clear()
+            contestants[name]()
+            taken.append((name, len(steps)))
+        return {name: [1.0] for name in contestants}
+
+    monkeypatch.setattr(speed, "interleaved", interleaved)
+    row = speed._fifth_click(compact(), SMALL)
+    assert taken == [("plain", 5), ("ours", 1), ("plain", 5), ("ours", 1)]
+    assert row.wanted == 3.0
 
 
 def test_the_table_is_written_and_said(
