@@ -423,10 +423,10 @@ MUTANTS = (
     Mutant(
         "learned masks that contradict each other have half of an answer",
         "inference/structure_maps.py",
-        "shares = np.where(common >= AGREED * either, LEARNED, LEARNED_IF_DISAGREEING)",
+        "shares = np.where(doubtful, LEARNED_IF_DISAGREEING, LEARNED)",
         "shares = LEARNED",
-        TRAINING + "test_mapped.py::"
-        "test_half_of_an_answer_is_learned_a_third_if_the_learned_masks_disagree_and_an_eighth_in_a_box",
+        TRAINING
+        + "test_mapped.py::test_half_of_an_answer_is_learned_a_third_of_a_click_in_doubt_and_an_eighth_in_a_box",
     ),
     Mutant(
         "a click that was taken out or in is answered as before",

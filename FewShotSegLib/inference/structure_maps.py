@@ -27,6 +27,7 @@ from FewShotSegLib.sam.network import (
     BOX_CORNER_HIGH,
     BOX_CORNER_LOW,
     MOST_LOGIT,
+    NEGATIVE,
     PADDING,
     POSITIVE,
     Embedding,
@@ -232,12 +233,15 @@ def learned_shares(labels: NDArray[Any], masks: Sequence[NDArray[np.bool_]]) -> 
     """Weights (N,) of the learned outputs in answers to prompts with these labels (N, P); `masks`: the mask (N, h, w)
     of each learned output.
 
-    Half beside clicks, so that a poor map or decoder does little harm; a third where the learned masks disagree; an
-    eighth in a box, which leaves little to guess (measured, see BENCHMARKS.md).
+    Half beside clicks, so that a poor map or decoder does little harm; a third beside a single click where the learned
+    masks disagree; an eighth in a box, which leaves little to guess (measured, see BENCHMARKS.md).
     """
     common, either = np.logical_and.reduce(masks).sum((1, 2)), np.logical_or.reduce(masks).sum((1, 2))
-    shares = np.where(common >= AGREED * either, LEARNED, LEARNED_IF_DISAGREEING)
-    return np.where((labels == BOX_CORNER_LOW).any(1), LEARNED_IN_BOX, shares).astype(np.float32)
+    clicks = ((labels == POSITIVE) | (labels == NEGATIVE)).sum(1)
+    doubtful = (clicks == 1) & (common < AGREED * either)
+    in_box = (labels == BOX_CORNER_LOW).any(1)
+    shares = np.where(doubtful, LEARNED_IF_DISAGREEING, LEARNED)
+    return np.where(in_box, LEARNED_IN_BOX, shares).astype(np.float32)
 
 
 def _mixed(plain: Any, learned: Sequence[Any], share: Any) -> Any:

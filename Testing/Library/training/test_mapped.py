@@ -178,12 +178,13 @@ def test_the_mask_of_a_prompt_takes_the_place_of_the_map(a_tiny_sam: PromptableN
         ([POSITIVE, PADDING], 6, 1 / 2),
         ([POSITIVE, NEGATIVE, POSITIVE, POSITIVE, NEGATIVE], 6, 1 / 2),
         ([POSITIVE, PADDING], 5, 1 / 3),
-        ([POSITIVE, NEGATIVE, POSITIVE, POSITIVE, NEGATIVE], 5, 1 / 3),
+        ([POSITIVE, NEGATIVE, POSITIVE, POSITIVE, NEGATIVE], 5, 1 / 2),
+        ([POSITIVE, PADDING, NEGATIVE], 5, 1 / 2),
         ([BOX_CORNER_LOW, BOX_CORNER_HIGH], 6, 1 / 8),
         ([BOX_CORNER_LOW, BOX_CORNER_HIGH, POSITIVE], 5, 1 / 8),
     ],
 )
-def test_half_of_an_answer_is_learned_a_third_if_the_learned_masks_disagree_and_an_eighth_in_a_box(
+def test_half_of_an_answer_is_learned_a_third_of_a_click_in_doubt_and_an_eighth_in_a_box(
     labels: list[int], agreed: int, share: float, a_tiny_sam: PromptableNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The learned masks have `agreed` of ten rows in common."""
