@@ -54,6 +54,14 @@ def support_sets() -> bytes:
     return boxes_chart(boxes, "random sets").light
 
 
+def support_tasks() -> bytes:
+    """DSC by the number of data sets that GMISeg is trained on (its Fig. 5); every run is a dot."""
+    boxes: dict[str, list[float]] = defaultdict(list)
+    for row in rows_of("support_tasks.csv"):
+        boxes[row["data_sets"]].append(float(row["dsc"]))
+    return boxes_chart({"acdc, four slices": boxes}, "data sets trained on").light
+
+
 def asap_lengths() -> bytes:
     """DSC by number of training steps: direct fine-tuning and ASAP, fold 0, without lesions, which no row learns."""
     curves: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
@@ -67,6 +75,7 @@ PICTURES = {
     "clicks.png": clicks,
     "support_sizes.png": support_sizes,
     "support_sets.png": support_sets,
+    "support_tasks.png": support_tasks,
     "asap_lengths.png": asap_lengths,
 }
 
